@@ -1,0 +1,5 @@
+"""`python -m unitscope`."""
+
+from unitscope.cli import main
+
+main()

@@ -1,0 +1,188 @@
+"""What to draw of an atlas: which layers, units and boxes. How it is drawn is `unitscope.drawing`'s."""
+
+import random
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from unitscope.drawing import Block, Panel, cut, draw_figure, draw_sheet, missing
+from unitscope.errors import AtlasError
+from unitscope.images import Geometry, Skipped
+from unitscope.images.pixels import Pixels, in_channels
+from unitscope.records import Box, Layer, Peak
+
+if TYPE_CHECKING:
+    from unitscope.atlas.reading import Atlas
+
+PATCHES = ("auto", "field", "effective", "image")
+FIGURE_LAYERS = 6
+FIGURE_UNITS = 9
+
+
+@dataclass(frozen=True, slots=True)
+class FigureChoice:
+    """What the figure shows; None leaves the choice to the atlas and the seed."""
+
+    layers: Sequence[str] | None = None
+    units: Sequence[int] | None = None
+    patch: str = "auto"
+    seed: int = 0
+    size_px: int = 64
+
+
+def patch(atlas: "Atlas", peak: Peak, kind: str, size_px: int) -> Image.Image:
+    kind = _drawn(atlas, atlas.layer(peak.layer), kind)
+    try:
+        image = _picture(atlas.source.open(peak.image))
+    except Skipped as reason:
+        raise AtlasError(f"image {atlas.source.key(peak.image)!r} can't be read any more: {reason}") from reason
+    return cut(image, box_on_source(atlas, peak, kind, image), size_px)
+
+
+def sheet(atlas: "Atlas", layer: str, units: Sequence[int] | None, kind: str, size_px: int) -> Image.Image:
+    known = atlas.layer(layer)
+    chosen = _checked(known, units if units is not None else range(known.units))
+    return draw_sheet(_panel(atlas, known, chosen, kind, size_px), size_px)
+
+
+def figure(atlas: "Atlas", choice: FigureChoice) -> Image.Image:
+    layers = [atlas.layer(name) for name in choice.layers] if choice.layers else spread_layers(atlas.layers)
+    panels = []
+    for layer in layers:
+        units = _checked(layer, choice.units) if choice.units else firing_units(atlas, layer, choice.seed)
+        panels.append(_panel(atlas, layer, units, choice.patch, choice.size_px))
+    return draw_figure(panels, *_words(atlas, choice), choice.size_px)
+
+
+def spread_layers(layers: Sequence[Layer]) -> list[Layer]:
+    """Up to six layers from the first to the last, evenly: those with maps and activations where there are any."""
+    maps = [layer for layer in layers if layer.map_height * layer.map_width > 1] or list(layers)
+    candidates = [layer for layer in maps if layer.activation != "none"] or maps
+    places = np.linspace(0, len(candidates) - 1, min(FIGURE_LAYERS, len(candidates)))
+    return [candidates[round(float(place))] for place in places]
+
+
+def firing_units(atlas: "Atlas", layer: Layer, seed: int) -> list[int]:
+    """Nine units, drawn at random among those with all their peaks or, where those are too few, with any."""
+    peaks = np.bincount(atlas.peaks(layer.name)["unit"].to_numpy(), minlength=layer.units)
+    full, some = np.flatnonzero(peaks == peaks.max()), np.flatnonzero(peaks)
+    candidates = (full if len(full) >= FIGURE_UNITS else some).tolist()
+    chance = random.Random(f"{seed} {layer.name}")
+    return sorted(chance.sample(candidates, min(FIGURE_UNITS, len(candidates))))
+
+
+def box_on_source(atlas: "Atlas", peak: Peak, kind: str, image: Image.Image) -> Box:
+    """The box to draw for a peak, in pixels of the source image, unclipped."""
+    if kind == "field":
+        return peak.source_box
+    geometry = Geometry.of(atlas.preprocessing, image.height, image.width)
+    if kind == "image":
+        return geometry.to_source(Box(0, 0, *geometry.input))
+    layer = atlas.layer(peak.layer)
+    height, width = layer.effective_height or layer.field_height, layer.effective_width or layer.field_width
+    y = centre(peak.top, peak.bottom, (peak.y, layer.map_height), geometry.input[0])
+    x = centre(peak.left, peak.right, (peak.x, layer.map_width), geometry.input[1])
+    return geometry.to_source(Box(y - height / 2, x - width / 2, y + height / 2, x + width / 2))
+
+
+def centre(start: float, stop: float, cell: tuple[int, int], length: int) -> float:
+    """Where a cell, given as (place, places), stands on the input: the middle of its field or, where that is the input, its place."""
+    place, places = cell
+    return (place + 0.5) * length / places if (start, stop) == (0, length) else (start + stop) / 2
+
+
+def _panel(atlas: "Atlas", layer: Layer, units: Sequence[int], kind: str, size_px: int) -> Panel:
+    drawn = _drawn(atlas, layer, kind)
+    peaks: dict[int, list[Peak]] = {unit: [] for unit in units}
+    for row in atlas.peaks(layer.name, units[0] if len(units) == 1 else None).to_pylist():
+        if row["unit"] in peaks:
+            peaks[row["unit"]].append(Peak(**row))
+    patches = _patches(atlas, [peak for of_unit in peaks.values() for peak in of_unit], drawn, size_px)
+    blocks = [_block(unit, of_unit, [patches[unit, peak.rank] for peak in of_unit], atlas.k) for unit, of_unit in peaks.items()]
+    return Panel(layer.name, f"{layer.kind} · {layer.units:,} units · {_field_words(atlas, layer, drawn)}", blocks)
+
+
+def _block(unit: int, peaks: Sequence[Peak], patches: Sequence[Image.Image], places: int) -> Block:
+    return Block(str(unit), f"{peaks[0].value:.3g}" if peaks else "silent", patches[:places], places)
+
+
+def _patches(atlas: "Atlas", peaks: Sequence[Peak], kind: str, size_px: int) -> dict[tuple[int, int], Image.Image]:
+    """Every peak's patch by unit and rank. Each image is decoded once, several at a time."""
+    by_image = groupby(sorted(peaks, key=lambda peak: peak.image), key=lambda peak: peak.image)
+    work = [(image, list(of_image)) for image, of_image in by_image]
+    source = atlas.source
+
+    def cut_all(image: int, of_image: Sequence[Peak]) -> list[tuple[tuple[int, int], Image.Image]]:
+        try:
+            picture = _picture(source.open(image))
+        except Skipped:
+            return [((peak.unit, peak.rank), missing(size_px)) for peak in of_image]
+        boxes = [box_on_source(atlas, peak, kind, picture) for peak in of_image]
+        return [((p.unit, p.rank), cut(picture, box, size_px)) for p, box in zip(of_image, boxes, strict=True)]
+
+    with ThreadPoolExecutor(thread_name_prefix="draw") as pool:
+        return dict(pair for pairs in pool.map(cut_all, *zip(*work, strict=True)) for pair in pairs) if work else {}
+
+
+def _picture(opened: Image.Image | Pixels) -> Image.Image:
+    """What a person looks at; tensors are spread from their lowest to their highest value, the first three channels as colours."""
+    if isinstance(opened, Image.Image):
+        return in_channels(opened, 3)
+    shown = opened[:3] if len(opened) >= 3 else opened[:1].repeat(3, axis=0)
+    low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
+    spread = (np.nan_to_num(shown) - low) / (high - low or 1.0)
+    return Image.fromarray((spread.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0))
+
+
+def _drawn(atlas: "Atlas", layer: Layer, kind: str) -> str:
+    """Which box is drawn: unless told otherwise the field or, where that covers the whole input, the effective field."""
+    if kind not in PATCHES:
+        raise AtlasError(f"patch is one of {', '.join(PATCHES)}, not {kind!r}")
+    if kind == "effective" and layer.effective_height is None:
+        raise AtlasError(f"the effective field of layer {layer.name!r} could not be measured; draw its field or the image")
+    if kind != "auto":
+        return kind
+    return "effective" if covers(layer, atlas.input_size) and layer.effective_height else "field"
+
+
+def covers(layer: Layer, input_size: tuple[int, int]) -> bool:
+    """True where an inner cell sees the whole input."""
+    return layer.field_height >= input_size[0] and layer.field_width >= input_size[1]
+
+
+def _field_words(atlas: "Atlas", layer: Layer, drawn: str) -> str:
+    """What a patch shows, in words: the field and, where that isn't what is drawn, what is."""
+    field = f"field {_size(layer.field_height, layer.field_width)}"
+    if covers(layer, atlas.input_size):
+        field += " (whole input)"
+    if drawn == "effective":
+        return f"{field}, drawn: effective field {_size(layer.effective_height or 0, layer.effective_width or 0)}"
+    return f"{field}, drawn: whole image crop" if drawn == "image" else field
+
+
+def _size(height: int, width: int) -> str:
+    return f"{height} px" if height == width else f"{height} x {width} px"
+
+
+def _checked(layer: Layer, units: Sequence[int]) -> Sequence[int]:
+    wrong = [unit for unit in units if not 0 <= unit < layer.units]
+    if wrong:
+        raise AtlasError(f"layer {layer.name!r} has units 0 to {layer.units - 1}, not {wrong[0]}")
+    return units
+
+
+def _words(atlas: "Atlas", choice: FigureChoice) -> tuple[str, list[str]]:
+    network, read = atlas.manifest["network"]["model"], atlas.manifest["read"]
+    how = "as asked" if choice.units else "drawn at random among those that fire"
+    return (
+        f"What the units of {network} look for",
+        [
+            f"Each block is one unit ({how}): the {atlas.k} images among {read:,} in which its activation is highest,",
+            "cut to what the unit sees. Left: unit number, right: its highest activation. Hatched: padding beyond the image.",
+        ],
+    )

@@ -1,0 +1,152 @@
+"""Reading an atlas."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from unitscope.atlas import pictures
+from unitscope.atlas.schema import FORMAT, MANIFEST, TABLES
+from unitscope.errors import AtlasError, LayerNotFound, suggestion
+from unitscope.images import ImageSource, as_source, reopened
+from unitscope.records import Layer, Peak, Preprocessing
+
+
+class Atlas:
+    """An atlas on disk: tables to read, patches to look at.
+
+    Opening reads the manifest alone; tables are read when asked for, images only to draw. `images` gives the source again where
+    it isn't found any more or was a data set in memory.
+
+    Raises `AtlasError` where the folder holds no atlas, or one of another format.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], images: Any = None) -> None:
+        self.folder = Path(folder)
+        self._images = images
+        self.manifest = _manifest(self.folder)
+
+    def __repr__(self) -> str:
+        return f"Atlas({str(self.folder)!r}): {self.manifest['network']['model']}, {len(self.layers)} layers, {self.manifest['read']} images"
+
+    def _repr_png_(self) -> bytes:
+        """The figure, for notebooks."""
+        png = BytesIO()
+        self.figure().save(png, "PNG")
+        return png.getvalue()
+
+    @property
+    def k(self) -> int:
+        """How many peaks a unit has at most."""
+        return int(self.manifest["k"])
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How images became inputs; None where they came as tensors."""
+        said = self.manifest["preprocessing"]
+        if said is None:
+            return None
+        fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+        return Preprocessing(**fields)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the network's input in pixels."""
+        _, height, width = self.manifest["input"]
+        return int(height), int(width)
+
+    @cached_property
+    def layers(self) -> list[Layer]:
+        """All layers in call order."""
+        rows = self.table("layers").to_pylist()
+        return [Layer(name=row.pop("layer"), **row) for row in rows]
+
+    @cached_property
+    def source(self) -> ImageSource:
+        """The images that were scanned. Raises `ImagesError` where they are gone."""
+        return as_source(self._images) if self._images is not None else reopened(self.manifest["images"])
+
+    def layer(self, name: str) -> Layer:
+        """The layer of that name. Raises `LayerNotFound`."""
+        found = next((layer for layer in self.layers if layer.name == name), None)
+        if found is None:
+            names = [layer.name for layer in self.layers]
+            raise LayerNotFound(
+                f"the atlas {str(self.folder)!r} has no layer {name!r}.{suggestion(name, names)} It has: {', '.join(names)}"
+            )
+        return found
+
+    def table(self, name: str, layer: str | None = None) -> pa.Table:
+        """A whole table as Arrow, or the rows of one layer, in stored order."""
+        path = self.folder / f"{name}.parquet"
+        try:
+            return pq.read_table(path, filters=None if layer is None else pc.field("layer") == layer).select(TABLES[name].names)
+        except (OSError, pa.ArrowException, KeyError) as error:
+            raise AtlasError(f"table {str(path)!r} can't be read: {str(error).splitlines()[0]}") from error
+
+    def peaks(self, layer: str, unit: int | None = None) -> pa.Table:
+        """Peaks of a layer, or of one of its units, by unit and rank. Columns as in the `peaks` table.
+
+        Raises `LayerNotFound`, and `AtlasError` for a unit that the layer doesn't have.
+        """
+        known = self.layer(layer)
+        table = self.table("peaks", layer)
+        if unit is None:
+            return table
+        if not 0 <= unit < known.units:
+            raise AtlasError(f"layer {layer!r} has units 0 to {known.units - 1}, not {unit}")
+        return table.filter(pc.field("unit") == unit)
+
+    def units(self, layer: str) -> pa.Table:
+        """Statistics of a layer's units, by unit."""
+        self.layer(layer)
+        return self.table("units", layer)
+
+    def reference(self, layer: str) -> pa.Table:
+        """The layer's peaks in the reference sample, by unit and image."""
+        self.layer(layer)
+        return self.table("reference", layer)
+
+    def patch(self, peak: Peak | Mapping[str, Any], patch: str = "field", size_px: int = 224) -> Image.Image:
+        """The pixels that a peak saw, cut from the source image; beyond its border a neutral pattern.
+
+        `peak` is a `Peak` or a row of `peaks(…).to_pylist()`; `patch` is `field`, `effective` or `image`.
+        """
+        return pictures.patch(self, peak if isinstance(peak, Peak) else Peak(**peak), patch, size_px)
+
+    def sheet(self, layer: str, units: Sequence[int] | None = None, patch: str = "auto", size_px: int = 56) -> Image.Image:
+        """A block of patches for every unit of a layer, or for those given."""
+        return pictures.sheet(self, layer, units, patch, size_px)
+
+    def figure(
+        self,
+        layers: Sequence[str] | None = None,
+        units: Sequence[int] | None = None,
+        patch: str = "auto",
+        seed: int = 0,
+        size_px: int = 64,
+    ) -> Image.Image:
+        """The network from shallow to deep: up to six layers, nine units each, nine patches a unit."""
+        return pictures.figure(self, pictures.FigureChoice(layers, units, patch, seed, size_px))
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise AtlasError(f"{str(folder)!r} holds no atlas: there is no {MANIFEST} in it") from error
+    except (OSError, ValueError) as error:
+        raise AtlasError(f"{str(path)!r} can't be read: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        raise AtlasError(f"the atlas {str(folder)!r} has format {found!r}; this version reads format {FORMAT}")
+    return manifest

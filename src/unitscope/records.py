@@ -1,0 +1,136 @@
+"""The records that cross module borders: frozen, no torch.
+
+Lengths are in pixels. *Network-input pixels* count on the image as the network sees it, after resize and crop; *source pixels*
+count on the image as displayed, after EXIF orientation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+RECTIFIERS = frozenset({"relu", "relu6"})
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle of pixels, half-open: rows `top` to `bottom - 1`, columns `left` to `right - 1`."""
+
+    top: float
+    left: float
+    bottom: float
+    right: float
+
+    @property
+    def height(self) -> float:
+        return self.bottom - self.top
+
+    @property
+    def width(self) -> float:
+        return self.right - self.left
+
+    def clipped(self, height: float, width: float) -> "Box":
+        """The part of the box inside an image of that size.
+
+        >>> Box(-2, 3, 9, 12).clipped(8, 10)
+        Box(top=0, left=3, bottom=8, right=10)
+        """
+        top, left = max(self.top, 0), max(self.left, 0)
+        return Box(top, left, max(min(self.bottom, height), top), max(min(self.right, width), left))
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer, as the `layers` table describes it. Fields and strides are those of an inner cell, in network-input pixels.
+
+    `activation` is what follows the value that is ranked (`relu`, `relu6`, `gelu`, … or `none`). The effective field is None
+    where it wasn't measured.
+    """
+
+    name: str
+    kind: str
+    units: int
+    map_height: int
+    map_width: int
+    field_height: int
+    field_width: int
+    stride_y: int
+    stride_x: int
+    activation: str
+    order: int
+    effective_height: int | None = None
+    effective_width: int | None = None
+
+    @property
+    def rectified(self) -> bool:
+        """True where values at and below zero are silenced by what follows."""
+        return self.activation in RECTIFIERS
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """A unit's highest value in one image and where it stands: one row of the `peaks` table."""
+
+    layer: str
+    unit: int
+    rank: int
+    value: float
+    image: int
+    y: int
+    x: int
+    top: int
+    left: int
+    bottom: int
+    right: int
+    source_top: float
+    source_left: float
+    source_bottom: float
+    source_right: float
+
+    @property
+    def box(self) -> Box:
+        """The unclipped field of the peak's cell, in network-input pixels."""
+        return Box(self.top, self.left, self.bottom, self.right)
+
+    @property
+    def source_box(self) -> Box:
+        """The same box in pixels of the source image as displayed."""
+        return Box(self.source_top, self.source_left, self.source_bottom, self.source_right)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A run of images scanned as one piece of work: images `start` to `stop - 1`."""
+
+    number: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How an image becomes the network's input.
+
+    `resize` is the length of the shorter side (one number) or height and width (two numbers), None to leave the size; `crop`
+    is the height and width cut from the centre. Values are divided by 255, less `mean`, divided by `std`, per channel.
+    `channels` is 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha).
+    """
+
+    resize: int | tuple[int, int] | None
+    crop: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    channels: int = 3
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(
+                f"preprocessing with {self.channels} channels needs as many means and deviations, "
+                f"not {len(self.mean)} and {len(self.std)}"
+            )
+        if min(self.crop) < 1 or min(self.std) <= 0:
+            raise ValueError(f"crop {self.crop} and std {self.std} must be positive")
+
+    @classmethod
+    def of_size(cls, height: int, width: int, mean: Sequence[float], std: Sequence[float]) -> "Preprocessing":
+        """Squeeze every image to one size, whatever its shape."""
+        return cls((height, width), (height, width), tuple(mean), tuple(std), len(mean))

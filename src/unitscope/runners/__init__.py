@@ -1,0 +1,18 @@
+"""How shards are spread over processes and machines. A runner knows nothing of networks, images or atlases."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol, TypeVar
+
+from unitscope.records import Shard
+
+Result = TypeVar("Result", covariant=True)
+Work = Callable[[Iterable[Shard]], Iterator[Result]]
+"""A worker: takes shards as they come and gives one result for each, in the same order. It may look ahead."""
+
+
+class Runner(Protocol):
+    """Gives every shard to some worker and the results to the caller, in any order, each shard once."""
+
+    def map(self, make_worker: Callable[[], Work[Result]], shards: Sequence[Shard]) -> Iterator[Result]:
+        """The results of all shards. `make_worker` is called once in every process that works."""
+        ...

@@ -1,0 +1,13 @@
+"""The runner that works in this process."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from unitscope.records import Shard
+from unitscope.runners import Result, Work
+
+
+class Here:
+    """One worker, in this process, shard after shard."""
+
+    def map(self, make_worker: Callable[[], Work[Result]], shards: Sequence[Shard]) -> Iterator[Result]:
+        yield from make_worker()(shards)

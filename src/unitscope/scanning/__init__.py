@@ -1,0 +1,211 @@
+"""scan(): images → network → taps → top k → atlas."""
+
+import os
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import lru_cache
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unitscope.atlas import Atlas, place_for, write_atlas
+from unitscope.effective import Pick, effective_field
+from unitscope.errors import ImagesError, NetworkError, UnitscopeError
+from unitscope.images import ImageSource, Skipped, as_source, keys_hash
+from unitscope.layers import Trace, TracedLayer, choose, trace
+from unitscope.networks import PREPROCESSING_FLAGS, Network, as_preprocessing, given_network, load_network
+from unitscope.records import Layer, Preprocessing
+from unitscope.runners import Runner
+from unitscope.runners.here import Here
+from unitscope.scanning.loading import Loader
+from unitscope.scanning.parts import Part, merged
+from unitscope.scanning.plans import ScanPlan
+from unitscope.scanning.tables import tables
+from unitscope.scanning.workers import Job, OnImages, Worker
+from unitscope.topk import NO_IMAGE
+
+EFFECTIVE_UNITS, EFFECTIVE_PEAKS = 3, 2
+
+
+def scan(
+    network: "str | nn.Module | Network",
+    images: Any,
+    out: str | os.PathLike[str],
+    *,
+    layers: Sequence[str] | None = None,
+    k: int = 9,
+    preprocess: Any = None,
+    batch_size: int = 32,
+    workers: int = 2,
+    device: str = "auto",
+    precision: str = "fp32",
+    per_image: int = 1,
+    runner: Runner | None = None,
+    limit: int | None = None,
+    on_images: OnImages | None = None,
+) -> Atlas:
+    """One forward-only pass over the images that keeps the `k` patches which excite each unit most, as an atlas in `out`.
+
+    `network` is a model string (with its default weights), an `nn.Module`, or what `load_network` gives. `images` is a folder, a
+    list of paths, or a map-style data set of PIL images or of preprocessed tensors (channel, y, x), alone or with labels.
+    `layers` are glob patterns; without them all default layers are scanned. `preprocess` is a `Preprocessing` or a torchvision
+    preset, and is needed for pictures with a network that has none. `workers` threads decode. Of one image a unit gets one peak,
+    or `per_image` that are half a field apart. `limit` scans the first images only; `on_images` is told of progress.
+
+    The network is left as it was: mode, device and weights. Raises `UnitscopeError` for anything that the caller can mend, before
+    anything is written.
+    """
+    place_for(out)
+    known = _network(network)
+    source = as_source(images)
+    preprocessing = as_preprocessing(preprocess) if preprocess is not None else known.preprocessing
+    count = len(source) if limit is None else min(limit, len(source))
+    loader = _loader(source, preprocessing, count, known.model)
+    target = chosen_device(device)
+    with placed(known.module, target):
+        traced = trace(known.module, torch.zeros(1, *loader.shape, device=target))
+        chosen = choose(traced, layers, known.model)
+        plan = ScanPlan(tuple(t.name for t in chosen), count, k, per_image, batch_size, precision)
+        job = Job(plan, tuple(chosen), loader, target, traced.memory_format, workers, on_images)
+        part = _run(known.module, job, runner or Here())
+        records = _with_effective_fields(known.module, job, part)
+    manifest = _manifest(known, job, part, layers)
+    write_atlas(out, tables(part, chosen, records, loader.preprocessing), manifest)
+    return Atlas(out, images=images)
+
+
+def traced_layers(network: Network, preprocessing: Preprocessing) -> Trace:
+    """The layers of a network on an input of the size that its preprocessing gives."""
+    return trace(network.module, torch.zeros(1, preprocessing.channels, *preprocessing.crop))
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device of that name; `auto` takes a GPU where there is one. Raises `UnitscopeError` where there is none."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    if name.partition(":")[0] not in available:
+        raise UnitscopeError(f"device is auto, cpu, cuda or mps, not {name!r}")
+    if not available[name.partition(":")[0]]:
+        raise UnitscopeError(f"device {name!r} isn't available here; use --device cpu")
+    return torch.device(name)
+
+
+@contextmanager
+def placed(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """The network on a device for as long as the block lasts, then back where it was."""
+    first = next(iter(module.state_dict().values()), None)
+    before = first.device if first is not None else device
+    if before.type != device.type:
+        module.to(device)
+    try:
+        yield
+    finally:
+        if before.type != device.type:
+            module.to(before)
+
+
+def _network(network: "str | nn.Module | Network") -> Network:
+    if isinstance(network, str):
+        return load_network(network)
+    return given_network(network) if isinstance(network, nn.Module) else network
+
+
+def _loader(source: ImageSource, preprocessing: Preprocessing | None, count: int, model: str) -> Loader:
+    """The way from images to inputs; the first image that can be read says whether they are pictures or tensors.
+
+    Raises `ImagesError` where no image can be read.
+    """
+    reason = ""
+    for image in range(count):
+        try:
+            opened = source.open(image)
+        except Skipped as skipped:
+            reason = reason or f"; {source.key(image)!r} {skipped}"
+            continue
+        if isinstance(opened, np.ndarray):
+            return Loader(source, None, (opened.shape[0], opened.shape[1], opened.shape[2]))
+        if preprocessing is None:
+            raise NetworkError(
+                f"nothing is known of how {model!r} wants its images; say it with {PREPROCESSING_FLAGS} (preprocess= in Python)"
+            )
+        return Loader(source, preprocessing, (preprocessing.channels, *preprocessing.crop))
+    raise ImagesError(f"none of {count} files is an image that can be read{reason}")
+
+
+def _run(network: nn.Module, job: Job, runner: Runner) -> Part:
+    parts = runner.map(lambda: Worker(network, job), job.plan.shards())
+    whole = merged(parts, sum(job.units), job.plan.k)
+    if not whole.read:
+        reason = next(iter(whole.skipped.values()), ("", ""))
+        raise ImagesError(f"none of {job.plan.images} images can be read; {reason[0]!r} {reason[1]}")
+    return whole
+
+
+# ── effective fields ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _with_effective_fields(network: nn.Module, job: Job, part: Part) -> list[Layer]:
+    """The layers' records with effective fields, from the gradients of a few of their peaks."""
+
+    @lru_cache(maxsize=512)
+    def pixels(image: int) -> Any:
+        return job.loader.load(image).pixels
+
+    def load(images: Iterable[int]) -> Tensor:
+        return job.loader.normalised([pixels(image) for image in images], job.device, job.memory_format)
+
+    records, start = [], 0
+    for traced in job.layers:
+        picks = _picks(part, traced, start)
+        start += traced.layer.units
+        size = effective_field(network, traced, [p for p in picks if pixels(p.image) is not None], load)
+        records.append(replace(traced.layer, effective_height=size[0], effective_width=size[1]) if size else traced.layer)
+    return records
+
+
+def _picks(part: Part, traced: TracedLayer, start: int) -> list[Pick]:
+    """The strongest peaks of some units that fire, the same for the same peaks."""
+    stop = start + traced.layer.units
+    firing = (part.best.images[start:stop, 0] != NO_IMAGE).nonzero()[:, 0].tolist()
+    units = sorted(random.Random(traced.name).sample(firing, min(EFFECTIVE_UNITS, len(firing))))
+    return [
+        Pick(unit, image, *divmod(cell, traced.layer.map_width))
+        for unit in units
+        for image, cell in zip(
+            part.best.images[start + unit, :EFFECTIVE_PEAKS].tolist(),
+            part.best.cells[start + unit, :EFFECTIVE_PEAKS].tolist(),
+            strict=True,
+        )
+        if image != NO_IMAGE
+    ]
+
+
+# ── the manifest ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _manifest(network: Network, job: Job, part: Part, patterns: Sequence[str] | None) -> dict[str, Any]:
+    """What `atlas.json` says beside the format. No time stands in it, so that the same plan gives the same bytes."""
+    source, plan = job.loader.source, job.plan
+    return {
+        "unitscope": version("unitscope"),
+        "torch": torch.__version__,
+        "network": {"model": network.model, "weights": network.weights, "seed": network.seed, "hash": network.hash()},
+        "preprocessing": job.loader.preprocessing and asdict(job.loader.preprocessing),
+        "input": job.loader.shape,
+        "images": {**source.description, "hash": keys_hash(source, plan.images)},
+        "listed": plan.images,
+        "read": part.read,
+        "skipped": len(part.skipped),
+        "layers": list(patterns) if patterns else None,
+        "k": plan.k,
+        "per_image": plan.per_image,
+        "batch_size": plan.batch_size,
+        "precision": plan.precision,
+        "device": job.device.type,
+    }

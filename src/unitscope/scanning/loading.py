@@ -1,0 +1,100 @@
+"""Decoding ahead of the network: images become input arrays in threads, in order."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unitscope.errors import ImagesError
+from unitscope.images import ImageSource, Skipped, prepare
+from unitscope.images.pixels import Pixels
+from unitscope.records import Preprocessing, Shard
+from unitscope.scanning.parts import ImageNote
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One image: its input before normalisation and what is known of it, or the reason why it was skipped."""
+
+    image: int
+    key: str
+    pixels: Pixels | None
+    note: ImageNote | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """Turns numbers of images into inputs.
+
+    Without preprocessing the source gives arrays that are taken as they are. `shape` is (channel, y, x) of every input.
+    """
+
+    source: ImageSource
+    preprocessing: Preprocessing | None
+    shape: tuple[int, int, int]
+
+    def load(self, image: int) -> Loaded:
+        key = self.source.key(image)
+        try:
+            opened = self.source.open(image)
+            pixels, size = self._pixels(opened, key)
+        except Skipped as reason:
+            return Loaded(image, key, None, None, str(reason))
+        except (OSError, MemoryError, ValueError) as error:
+            return Loaded(image, key, None, None, f"can't be prepared: {type(error).__name__}: {error}")
+        return Loaded(image, key, pixels, ImageNote(key, *size, self.source.label(image)))
+
+    def _pixels(self, opened: Image.Image | Pixels, key: str) -> tuple[Pixels, tuple[int, int]]:
+        """The input and the image's width and height as displayed."""
+        if isinstance(opened, Image.Image):
+            if self.preprocessing is None:
+                raise ImagesError(f"image {key!r} is a picture, but the first one of the data set was a tensor")
+            return prepare(opened, self.preprocessing), opened.size
+        if opened.shape != self.shape:
+            raise ImagesError(f"image {key!r} is a tensor of shape {opened.shape}, where {self.shape} is expected")
+        return opened, (opened.shape[2], opened.shape[1])
+
+    def batches(self, shards: Iterable[Shard], batch_size: int, workers: int) -> Iterator[tuple[Shard, list[Loaded]]]:
+        """Batches of consecutive images, shard by shard, decoded ahead by `workers` threads; none decode in the caller's."""
+        runs = (
+            (shard, range(start, min(start + batch_size, shard.stop)))
+            for shard in shards
+            for start in range(shard.start, shard.stop, batch_size)
+        )
+        if workers == 0:
+            yield from ((shard, [self.load(image) for image in run]) for shard, run in runs)
+            return
+        waiting: deque[tuple[Shard, list[Future[Loaded]]]] = deque()
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        try:
+            for shard, run in runs:
+                waiting.append((shard, [pool.submit(self.load, image) for image in run]))
+                if len(waiting) > 2:  # one batch being decoded, one ready, one in the network
+                    yield _done(waiting.popleft())
+            while waiting:
+                yield _done(waiting.popleft())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def normalised(self, pixels: list[Pixels], device: torch.device, memory_format: torch.memory_format) -> Tensor:
+        """The network's input of shape (image, channel, y, x), computed on the device from 8-bit pixels."""
+        stacked = torch.from_numpy(np.stack(pixels)).to(device)
+        if self.preprocessing is None:
+            return stacked.contiguous(memory_format=memory_format)
+        mean, std = (
+            torch.tensor(v, dtype=torch.float32, device=device)[:, None, None]
+            for v in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        images = stacked.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
+        return images.contiguous(memory_format=memory_format)
+
+
+def _done(batch: tuple[Shard, list[Future[Loaded]]]) -> tuple[Shard, list[Loaded]]:
+    shard, futures = batch
+    return shard, [future.result() for future in futures]

@@ -1,0 +1,204 @@
+"""What a scan keeps: the top k, the statistics, the reference sample and what was met on the way.
+
+Everything here merges: parts in any order and any grouping give the same atlas, bit for bit. The unit axis runs over all units of
+all chosen layers, one layer after the other.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unitscope.topk import TopK
+
+REFERENCE_IMAGES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class ImageNote:
+    """What is known of one image that was read; `width` and `height` in pixels as displayed."""
+
+    key: str
+    width: int
+    height: int
+    label: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """Count, mean and sum of squared deviations per unit, in float64."""
+
+    count: Tensor
+    mean: Tensor
+    squares: Tensor
+
+    @classmethod
+    def of(cls, highest: Float[Tensor, "image unit"]) -> "Sum":
+        """Of each unit's highest values; NaN ones don't count."""
+        values, valid = highest.double(), ~highest.isnan()
+        count = valid.sum(0)
+        mean = torch.where(valid, values, 0).sum(0) / count.clamp(min=1)
+        return cls(count, mean, torch.where(valid, (values - mean) ** 2, 0).sum(0))
+
+    def then(self, later: "Sum") -> "Sum":
+        """Of both together (Chan, Golub & LeVeque 1979)."""
+        count = self.count + later.count
+        share = later.count / count.clamp(min=1)
+        apart = torch.where((self.count > 0) & (later.count > 0), later.mean - self.mean, 0)
+        mean = torch.where(self.count > 0, self.mean + apart * share, later.mean)
+        return Sum(count, mean, self.squares + later.squares + apart**2 * self.count * share)
+
+
+@dataclass(frozen=True, slots=True)
+class Extremes:
+    """Per unit: in how many images it was active and in how many its map held a NaN, its lowest and its highest peak."""
+
+    active: Tensor
+    spoilt: Tensor
+    lowest: Tensor
+    highest: Tensor
+
+    def with_those(self, other: "Extremes") -> "Extremes":
+        """Of both together."""
+        return Extremes(
+            self.active + other.active,
+            self.spoilt + other.spoilt,
+            self.lowest.minimum(other.lowest),
+            self.highest.maximum(other.highest),
+        )
+
+
+@dataclass(slots=True)
+class Moments:
+    """The statistics of the peaks of all images, read or still to come.
+
+    Floating sums depend on their order. So a shard's sum is kept apart until the sum beside it is there: shards 0 and 1 make
+    block 0 of level 1, blocks 0 and 1 of level 1 make block 0 of level 2, and so on. Whatever comes first, the same pairs are
+    added, and no more than two blocks a level wait at the end.
+    """
+
+    blocks: dict[tuple[int, int], Sum] = field(default_factory=dict)
+    images: int = 0
+    extremes: "Extremes | None" = None
+
+    @classmethod
+    def of_shard(cls, number: int, highest: Float[Tensor, "image unit"], spoilt: Tensor) -> "Moments":
+        lowest = highest.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).amin(0)
+        top = highest.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).amax(0)
+        extremes = Extremes((highest > 0).sum(0), spoilt.sum(0), lowest, top)
+        return cls({(0, number): Sum.of(highest)}, len(highest), extremes)
+
+    @classmethod
+    def of_nothing(cls, number: int, units: int) -> "Moments":
+        """Of a shard in which no image could be read: its block must be there for its neighbour."""
+        none = torch.zeros(units, dtype=torch.int64)
+        return cls({(0, number): Sum(none, none.double(), none.double())})
+
+    def merge(self, other: "Moments") -> None:
+        """Take in the statistics of other shards."""
+        self.images += other.images
+        if other.extremes is not None:
+            self.extremes = self.extremes.with_those(other.extremes) if self.extremes else other.extremes
+        for place, block in other.blocks.items():
+            self._put(place, block)
+
+    def _put(self, place: tuple[int, int], block: Sum) -> None:
+        level, number = place
+        neighbour = self.blocks.pop((level, number ^ 1), None)
+        if neighbour is None:
+            self.blocks[place] = block
+        else:
+            pair = block.then(neighbour) if number % 2 == 0 else neighbour.then(block)
+            self._put((level + 1, number // 2), pair)
+
+    def total(self) -> Sum:
+        """The sum over all blocks, from the first image to the last."""
+        in_order = sorted(self.blocks.items(), key=lambda item: item[0][1] << item[0][0])
+        total = in_order[0][1]
+        for _, block in in_order[1:]:
+            total = total.then(block)
+        return total
+
+
+@dataclass(slots=True)
+class Reference:
+    """The peaks of the images whose keys hash lowest: a uniform sample that is the same on every machine."""
+
+    hashes: Tensor
+    images: Tensor
+    values: Float[Tensor, "image unit"]
+    cells: Tensor
+
+    @classmethod
+    def empty(cls, units: int) -> "Reference":
+        none = torch.empty(0, dtype=torch.int64)
+        return cls(none, none, torch.empty(0, units), torch.empty(0, units, dtype=torch.int32))
+
+    def may_take(self, hashes: Tensor) -> Tensor:
+        """True for images that could still come in."""
+        full = len(self.hashes) == REFERENCE_IMAGES
+        return hashes <= self.hashes[-1] if full else torch.ones_like(hashes, dtype=torch.bool)
+
+    def merge(self, other: "Reference") -> None:
+        """Take in other images and keep the lowest hashes; among equal ones the earlier image."""
+        hashes, images = torch.cat([self.hashes, other.hashes]), torch.cat([self.images, other.images])
+        order = images.argsort(stable=True)
+        order = order[hashes[order].argsort(stable=True)][:REFERENCE_IMAGES]
+        self.values = torch.cat([self.values, other.values])[order]
+        self.cells = torch.cat([self.cells, other.cells])[order]
+        self.hashes, self.images = hashes[order], images[order]
+
+
+def key_hash(key: str) -> int:
+    """A number between 0 and 2⁶³ that depends on nothing but the key."""
+    return int.from_bytes(blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big") >> 1
+
+
+@dataclass(slots=True)
+class Part:
+    """The result of some shards: everything that the atlas needs of their images."""
+
+    best: TopK
+    moments: Moments
+    reference: Reference
+    notes: dict[int, ImageNote] = field(default_factory=dict)
+    labels: Counter[str] = field(default_factory=Counter)
+    skipped: dict[int, tuple[str, str]] = field(default_factory=dict)
+    read: int = 0
+
+    @classmethod
+    def empty(cls, units: int, k: int) -> "Part":
+        return cls(TopK.empty(units, k), Moments(), Reference.empty(units))
+
+    def merge(self, other: "Part") -> None:
+        """Take in another part; notes of images that are no longer mentioned are dropped now and then."""
+        self.best.merge(other.best)
+        self.moments.merge(other.moments)
+        self.reference.merge(other.reference)
+        self.labels += other.labels
+        self.skipped |= other.skipped
+        self.read += other.read
+        self.notes |= other.notes
+        if len(self.notes) > 20_000 and len(self.notes) > 2 * self.best.images.numel():
+            self.forget()
+
+    def mentioned(self) -> set[int]:
+        """The images that a peak or the reference sample names."""
+        return set(self.best.images.unique().tolist()) | set(self.reference.images.tolist())
+
+    def forget(self) -> None:
+        """Drop the notes of images that nothing mentions."""
+        mentioned = self.mentioned()
+        self.notes = {image: note for image, note in self.notes.items() if image in mentioned}
+
+
+def merged(parts: Iterable[Part], units: int, k: int) -> Part:
+    """All parts as one."""
+    whole = Part.empty(units, k)
+    for part in parts:
+        whole.merge(part)
+    return whole
