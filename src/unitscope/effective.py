@@ -82,8 +82,6 @@ def _energy(network: nn.Module, traced: TracedLayer, picks: Sequence[Pick], imag
         tap.run(leaf.clone())  # a copy, so that networks may change their input in place
         if not values[0].requires_grad:
             return None
-        (gradient,) = torch.autograd.grad(values[0].sum(), leaf, allow_unused=True)
-    if gradient is None:
-        return None
+        gradient = torch.autograd.grad(values[0].sum(), leaf, allow_unused=True, materialize_grads=True)[0]
     energy = gradient.detach().cpu().double().nan_to_num(0, 0, 0).square().sum(1)
     return energy / energy.sum((1, 2), keepdim=True).clamp(min=1e-300)

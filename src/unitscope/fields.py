@@ -84,7 +84,7 @@ class FieldMode(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.unknown: set[str] = set()
         self._kept: dict[int, tuple[Tensor, Planes, int]] = {}
         self._written: dict[int, Planes] = {}
@@ -134,7 +134,9 @@ class FieldMode(TorchDispatchMode):
         if written:
             whole = _whole(planes)
             before = self._written.get(_storage(tensor))
-            self._written[_storage(tensor)] = [torch.maximum(a, b) for a, b in zip(before, whole)] if before else whole
+            self._written[_storage(tensor)] = (
+                [torch.maximum(a, b) for a, b in zip(before, whole, strict=True)] if before else whole
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +261,7 @@ def reduction(op: Operation) -> list[Planes]:
     dims = op.get("dim", list(range(ndim)))
     dims = [d % ndim for d in ([dims] if isinstance(dims, int) else dims)] or list(range(ndim))
     after = _global_along(before, dims)
-    return [_drop_to([p for p in after], dims, out.shape) for out in op.outputs]
+    return [_drop_to(list(after), dims, out.shape) for out in op.outputs]
 
 
 def normalisation(op: Operation) -> list[Planes]:

@@ -83,10 +83,10 @@ def read(maps: Float[Tensor, "image unit y x"], wanted: Wanted, picks: int = 1, 
     all_cells = torch.zeros(all_values.shape, dtype=torch.int64, device=maps.device)
     all_values[at[0], 0, at[1]] = values[at]  # NaN where nothing fires, in sampled images
     all_cells[at[0], 0, at[1]] = first_equal(looked_at, highest[at])
-    for pick in range(1, picks):
-        assert spacing is not None
-        looked_at = looked_at.masked_fill(spacing.near(all_cells[at[0], pick - 1, at[1]], maps.shape[3]), torch.nan)
-        all_values[at[0], pick, at[1]], all_cells[at[0], pick, at[1]] = _next_highest(looked_at, wanted.rectified)
+    if spacing is not None:
+        for pick in range(1, picks):
+            looked_at = looked_at.masked_fill(spacing.near(all_cells[at[0], pick - 1, at[1]], maps.shape[3]), torch.nan)
+            all_values[at[0], pick, at[1]], all_cells[at[0], pick, at[1]] = _next_highest(looked_at, wanted.rectified)
     return Reading(highest, spoilt, all_values, all_cells)
 
 

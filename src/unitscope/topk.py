@@ -54,8 +54,9 @@ class TopK:
         """Take in candidates, each from one image for all units; NaN where a unit has none."""
         units = enters(values, self.floor()).any(0).nonzero()[:, 0]
         if len(units):
-            rows = images[:, None].expand(values.shape)
-            self._put(units, values[:, units].T, rows[:, units].T, cells[:, units].T)
+            values, cells = values[:, units].T, cells[:, units].T
+            absent = values.isnan()
+            self._put(units, values, images.expand(values.shape).masked_fill(absent, NO_IMAGE), cells.masked_fill(absent, 0))
 
     def merge(self, other: "TopK") -> None:
         """Take in all that another TopK kept."""

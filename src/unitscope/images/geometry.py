@@ -53,4 +53,4 @@ def _crop_offset(length: int, crop: int) -> int:
     """The first row (column) of a centre crop; below zero where the image must be padded."""
     if length < crop:
         return -((crop - length) // 2)
-    return int(round((length - crop) / 2.0))
+    return round((length - crop) / 2)

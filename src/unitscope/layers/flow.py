@@ -79,7 +79,7 @@ class FlowMode(TorchDispatchMode):
     """Watch a forward pass; afterwards `calls` holds every module call, in the order in which they finished."""
 
     def __init__(self, fields: FieldMode) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
         self.operators: list[Operator] = []
         self._fields = fields

@@ -114,7 +114,8 @@ def _traced(network: nn.Module, images: Tensor, memory_format: torch.memory_form
 def _described(call: Call, reading: "Reading", order: int, size: torch.Size) -> TracedLayer:
     inward = reading.activates(call)
     planes, shape = (call.read_planes, call.read_shape) if inward else (call.made_planes, call.made_shape)
-    assert planes is not None  # refusal() has seen to it
+    if planes is None:
+        raise ValueError(f"{call.layer_name} was refused")
     units, *map_size = shape[1:]
     height, width = map_size or (1, 1)
     fields = fields_of(planes, *size)
@@ -127,7 +128,7 @@ def _described(call: Call, reading: "Reading", order: int, size: torch.Size) -> 
 def _step(centres: Array) -> int:
     """The distance of neighbouring cells in the middle of the map, rounded; 0 where there is one cell."""
     middle = len(centres) // 2
-    return int(round(float(centres[middle] - centres[middle - 1]))) if len(centres) > 1 else 0
+    return round(float(centres[middle] - centres[middle - 1])) if len(centres) > 1 else 0
 
 
 def refusal(call: Call, inward: bool) -> str:
