@@ -51,3 +51,13 @@ def test_an_atlas_holds_the_top_nine_of_brute_force(tmp_path: Path, count: int) 
 def test_looking_at_an_atlas_loads_no_torch() -> None:
     code = "import sys, unitscope.drawing, unitscope.atlas; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_a_scan_stored_comes_back(tmp_path: Path) -> None:
+    network, images = small_network(), torch.randn(40, 3, 14, 14)
+    atlas = unitscope.scan(network, images, tmp_path / "atlas")
+    result = unitscope.check(atlas, network, batch_size=7)
+    assert result.peaks == atlas.table("peaks").num_rows > 0
+    assert result.differences == []
+    changed = unitscope.Atlas(tmp_path / "atlas", images=images + 0.1)
+    assert unitscope.check(changed, network).differences

@@ -112,7 +112,9 @@ class Replay:
 
         def keep(number: int, maps: Tensor) -> None:
             name = self.layers[number].name
-            cells = torch.tensor([(i, p.unit, p.y, p.x) for i, p in wanted[name]], device=maps.device).reshape(-1, 4)
+            cells = torch.tensor([(i, p.unit, p.y, p.x) for i, p in wanted[name]], dtype=torch.long, device=maps.device).reshape(
+                -1, 4
+            )
             values[name] = maps[tuple(cells.T)].float().tolist()
 
         images = self.loader.normalised([one.pixels for one in good if one.pixels is not None], self.device, self.memory_format)

@@ -84,9 +84,10 @@ def scan(
 ) -> None:  # fmt: skip
     """Find the patches that excite every unit most, and keep them in an atlas."""
     from unitscope.atlas import place_for
+    from unitscope.images import as_source
 
     place_for(out)
-    source = _images(images)
+    source = as_source(_images(images))
     network, preprocessing = _network(model, weights, seed, _overrides(resize, crop, mean, std, channels))
     options = {"layers": layers, "k": k, "per_image": per_image, "batch_size": batch_size, "workers": workers, "device": device}
     _scan(network, source, out, preprocess=preprocessing, limit=limit, **options)

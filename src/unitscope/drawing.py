@@ -37,15 +37,16 @@ class Panel:
     blocks: Sequence[Block]
 
 
-def cut(image: Image.Image, box: Box, size_px: int) -> Image.Image:
-    """The box's pixels at the size asked for (its longer side), in RGB; a hatched pattern where the box leaves the image.
+def cut(image: Image.Image, box: Box, seen: Box, size_px: int) -> Image.Image:
+    """The box's pixels at the size asked for (its longer side), in RGB; a hatched pattern where the box leaves `seen`.
 
-    The box may begin and end inside pixels; its shape is kept and centred on a square.
+    `seen` is the part of the image that the network got: around it lies padding, whatever the image goes on with. Boxes may
+    begin and end inside pixels; their shape is kept and centred on a square.
     """
     scale = size_px / max(box.height, box.width)
     height, width = (max(1, round(side * scale)) for side in (box.height, box.width))
     patch = hatched(width, height)
-    inside = box.clipped(image.height, image.width)
+    inside = box.within(seen).clipped(image.height, image.width)
     left, right = ((edge - box.left) * width / box.width for edge in (inside.left, inside.right))
     top, bottom = ((edge - box.top) * height / box.height for edge in (inside.top, inside.bottom))
     area = round(left), round(top), round(right), round(bottom)

@@ -27,14 +27,18 @@ class Box:
     def width(self) -> float:
         return self.right - self.left
 
-    def clipped(self, height: float, width: float) -> "Box":
-        """The part of the box inside an image of that size.
+    def within(self, other: "Box") -> "Box":
+        """What both boxes have in common; without height or width where they don't meet.
 
-        >>> Box(-2, 3, 9, 12).clipped(8, 10)
+        >>> Box(-2, 3, 9, 12).within(Box(0, 0, 8, 10))
         Box(top=0, left=3, bottom=8, right=10)
         """
-        top, left = max(self.top, 0), max(self.left, 0)
-        return Box(top, left, max(min(self.bottom, height), top), max(min(self.right, width), left))
+        top, left = max(self.top, other.top), max(self.left, other.left)
+        return Box(top, left, max(min(self.bottom, other.bottom), top), max(min(self.right, other.right), left))
+
+    def clipped(self, height: float, width: float) -> "Box":
+        """The part of the box inside an image of that size."""
+        return self.within(Box(0, 0, height, width))
 
 
 @dataclass(frozen=True, slots=True)

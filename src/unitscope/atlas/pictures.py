@@ -41,7 +41,7 @@ def patch(atlas: "Atlas", peak: Peak, kind: str, size_px: int) -> Image.Image:
         image = _picture(atlas.source.open(peak.image))
     except Skipped as reason:
         raise AtlasError(f"image {atlas.source.key(peak.image)!r} can't be read any more: {reason}") from reason
-    return cut(image, box_on_source(atlas, peak, kind, image), size_px)
+    return cut(image, *boxes_on_source(atlas, peak, kind, image), size_px)
 
 
 def sheet(atlas: "Atlas", layer: str, units: Sequence[int] | None, kind: str, size_px: int) -> Image.Image:
@@ -76,18 +76,29 @@ def firing_units(atlas: "Atlas", layer: Layer, seed: int) -> list[int]:
     return sorted(chance.sample(candidates, min(FIGURE_UNITS, len(candidates))))
 
 
-def box_on_source(atlas: "Atlas", peak: Peak, kind: str, image: Image.Image) -> Box:
-    """The box to draw for a peak, in pixels of the source image, unclipped."""
-    if kind == "field":
-        return peak.source_box
+def boxes_on_source(atlas: "Atlas", peak: Peak, kind: str, image: Image.Image) -> tuple[Box, Box]:
+    """The box to draw for a peak, unclipped, and the crop that the network saw, both in pixels of the source image.
+
+    An effective field is moved so that as much of it as possible lies on the crop: padding is part of a field, but nothing that a
+    layer listens to.
+    """
     geometry = Geometry.of(atlas.preprocessing, image.height, image.width)
+    seen = geometry.to_source(Box(0, 0, *geometry.input))
+    if kind == "field":
+        return peak.source_box, seen
     if kind == "image":
-        return geometry.to_source(Box(0, 0, *geometry.input))
+        return seen, seen
     layer = atlas.layer(peak.layer)
     height, width = layer.effective_height or layer.field_height, layer.effective_width or layer.field_width
     y = centre(peak.top, peak.bottom, (peak.y, layer.map_height), geometry.input[0])
     x = centre(peak.left, peak.right, (peak.x, layer.map_width), geometry.input[1])
-    return geometry.to_source(Box(y - height / 2, x - width / 2, y + height / 2, x + width / 2))
+    top, left = _inside(y - height / 2, height, geometry.input[0]), _inside(x - width / 2, width, geometry.input[1])
+    return geometry.to_source(Box(top, left, top + height, left + width)), seen
+
+
+def _inside(start: float, length: float, available: float) -> float:
+    """Where a range of that length starts when it is moved into the available one, or centred on it where it is longer."""
+    return (available - length) / 2 if length >= available else min(max(start, 0), available - length)
 
 
 def centre(start: float, stop: float, cell: tuple[int, int], length: int) -> float:
@@ -122,8 +133,7 @@ def _patches(atlas: "Atlas", peaks: Sequence[Peak], kind: str, size_px: int) -> 
             picture = _picture(source.open(image))
         except Skipped:
             return [((peak.unit, peak.rank), missing(size_px)) for peak in of_image]
-        boxes = [box_on_source(atlas, peak, kind, picture) for peak in of_image]
-        return [((p.unit, p.rank), cut(picture, box, size_px)) for p, box in zip(of_image, boxes, strict=True)]
+        return [((p.unit, p.rank), cut(picture, *boxes_on_source(atlas, p, kind, picture), size_px)) for p in of_image]
 
     with ThreadPoolExecutor(thread_name_prefix="draw") as pool:
         return dict(pair for pairs in pool.map(cut_all, *zip(*work, strict=True)) for pair in pairs) if work else {}
