@@ -1,24 +1,28 @@
 """What the tests compare with: slow, plain, and independent of the code under test."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unitscope.fields import Fields
 
-def make_transparent(network: nn.Module) -> nn.Module:
+
+def make_transparent(network: nn.Module, spread: float = 0.5) -> nn.Module:
     """Give a network weights with which a change of any pixel shows in every cell that can depend on it.
 
     All weights are positive and all biases zero, so from an input of zeros every activation is zero and any positive change
-    travels on as a positive number, however small. Weights shrink with the square root of the window so that neither the
-    middle of a field overflows nor its corner vanishes in float64.
+    travels on as a positive number, however small. Weights shrink with the window to the power `spread`: with a half neither the
+    middle of a field overflows nor its corner vanishes in float64; with one, activations stay as small as the input, which
+    keeps sigmoids from saturating.
     """
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             window = math.prod(module.weight.shape[2:])
             fan_in = module.weight.shape[1] if not isinstance(module, nn.ConvTranspose2d) else module.weight.shape[0]
-            nn.init.constant_(module.weight, 1 / (math.sqrt(window) * fan_in))
+            nn.init.constant_(module.weight, 1 / (window**spread * fan_in))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
@@ -55,3 +59,18 @@ def first_and_last(moved: Tensor) -> tuple[np.ndarray, np.ndarray]:
     stop = torch.where(moved, places + 1, 0).amax(0)
     start = torch.where(moved, places, len(moved)).amin(0)
     return torch.where(stop > 0, start, 0).numpy(), stop.numpy()
+
+
+def assert_boxes_equal(fields: Fields, moved: Sequence[Tensor], size: tuple[int, int], where: str = "") -> None:
+    """The clipped box of every cell is what perturbation found: `moved` for rows and for columns, each of shape (i, unit, y, x).
+
+    A cell that nothing moves sees padding alone: its box must lie beyond the input, or have no rows or no columns.
+    """
+    known = [np.clip(bounds, 0, length) for bounds, length in zip((fields.rows, fields.columns), size, strict=True)]
+    true = [first_and_last(of_axis) for of_axis in moved]
+    seen = true[0][1] > 0
+    for (start, stop), (true_start, true_stop) in zip(known, true, strict=True):
+        np.testing.assert_array_equal(np.broadcast_to(start, seen.shape)[seen], true_start[seen], err_msg=where)
+        np.testing.assert_array_equal(np.broadcast_to(stop, seen.shape)[seen], true_stop[seen], err_msg=where)
+    empty = (known[0][0] >= known[0][1]) | (known[1][0] >= known[1][1])
+    np.testing.assert_array_equal(np.broadcast_to(empty, seen.shape), ~seen, err_msg=where)

@@ -6,31 +6,52 @@ from pathlib import Path
 from PIL import Image
 
 from unitscope.errors import ImagesError
+from unitscope.records import Box
 
 # Photographs and pictures with something to see; plots, masks and test patterns are left out.
 SCIKIT_IMAGE = (
-    "astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "coffee.png", "coins.png", "color.png", "grass.png",
+    "astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "coffee.png", "coins.png", "grass.png",
     "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "page.png", "retina.jpg", "rocket.jpg",
     "text.png",
 )  # fmt: skip
 SCIKIT_LEARN = ("china.jpg", "flower.jpg")
-TILE_PX = (224, 112)
+ROWS, SMALLEST_PX = 3, 128
 
 
 def demo_images(folder: Path) -> Path:
     """Write the tiles as PNG files below `folder`, one sub-folder a photograph, and give the folder back.
 
-    Tiles come in two sizes, so that things are seen from two distances; tiles of one size don't overlap. A second call finds them
-    there. Raises `ImagesError` where the packages that bring the photographs are missing.
+    A second call finds them there. Raises `ImagesError` where the packages that bring the photographs are missing.
     """
     finished = folder / ".complete"
     if not finished.exists():
         for photograph in _photographs():
             image = Image.open(photograph).convert("RGB")
-            for size in TILE_PX:
-                _write_tiles(image, size, folder / photograph.stem)
+            place = folder / photograph.stem
+            place.mkdir(parents=True, exist_ok=True)
+            for number, box in enumerate(tiles(image.height, image.width)):
+                image.crop((int(box.left), int(box.top), int(box.right), int(box.bottom))).save(place / f"{number:02}.png")
         finished.touch()
     return folder
+
+
+def tiles(height: int, width: int) -> Iterator[Box]:
+    """Boxes that don't overlap on a picture of that size: squares, three in a column, and every other one cut into four.
+
+    So things are seen from two distances. Squares are no smaller than 128 pixels before they are cut.
+    """
+    side = max(min(height, width) // ROWS, SMALLEST_PX) // 2 * 2
+    top, left = height % side // 2, width % side // 2
+    for row in range(height // side):
+        for column in range(width // side):
+            yield from _squares(top + row * side, left + column * side, side, 1 + (row + column) % 2)
+
+
+def _squares(top: int, left: int, side: int, across: int) -> Iterator[Box]:
+    part = side // across
+    for y in range(top, top + side, part):
+        for x in range(left, left + side, part):
+            yield Box(y, x, y + part, x + part)
 
 
 def _photographs() -> Iterator[Path]:
@@ -44,15 +65,3 @@ def _photographs() -> Iterator[Path]:
     places = (Path(skimage.data.__file__).parent, SCIKIT_IMAGE), (Path(sklearn.datasets.__file__).parent / "images", SCIKIT_LEARN)
     for place, names in places:
         yield from (place / name for name in names if (place / name).is_file())
-
-
-def _write_tiles(image: Image.Image, size: int, folder: Path) -> None:
-    """The tiles that fit whole, centred on the photograph; smaller photographs than one tile give none."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows, columns = image.height // size, image.width // size
-    top, left = (image.height - rows * size) // 2, (image.width - columns * size) // 2
-    for row in range(rows):
-        for column in range(columns):
-            corner = left + column * size, top + row * size
-            tile = image.crop((*corner, corner[0] + size, corner[1] + size))
-            tile.save(folder / f"{size}_{row:02}_{column:02}.png")

@@ -31,7 +31,7 @@ class Pick:
 def effective_field(
     network: nn.Module, traced: TracedLayer, picks: Sequence[Pick], load: Callable[[Iterable[int]], Tensor]
 ) -> tuple[int, int] | None:
-    """Height and width of the box in network-input pixels; None where no gradient comes through.
+    """Height and width of the box in network-input pixels, no larger than the input; None where no gradient comes through.
 
     `load` gives the inputs of some images, of shape (image, channel, y, x). The box grows around the cell's own place, which may
     lie between pixels, and keeps the shape of the field: a few gradients say how far a layer listens, not that it listens
@@ -45,7 +45,8 @@ def effective_field(
     shape = traced.layer.field_height, traced.layer.field_width
     centres = [(float(traced.fields.centres_y[p.y]), float(traced.fields.centres_x[p.x])) for p in picks]
     needed = torch.stack([_needed(energy.shape[1:], centre, shape) for centre in centres])
-    return box_holding(energy.flatten(), needed.flatten(), shape)
+    height, width = box_holding(energy.flatten(), needed.flatten(), shape)
+    return min(height, energy.shape[1]), min(width, energy.shape[2])
 
 
 def box_holding(energy: Tensor, needed: Tensor, shape: tuple[int, int]) -> tuple[int, int]:

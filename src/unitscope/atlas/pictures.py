@@ -119,7 +119,7 @@ def _panel(atlas: "Atlas", layer: Layer, units: Sequence[int], kind: str, size_p
 
 
 def _block(unit: int, peaks: Sequence[Peak], patches: Sequence[Image.Image], places: int) -> Block:
-    return Block(str(unit), f"{peaks[0].value:.3g}" if peaks else "silent", patches[:places], places)
+    return Block(str(unit), f"{peaks[0].value:.3g}" if peaks else "dead", patches[:places], places)
 
 
 def _patches(atlas: "Atlas", peaks: Sequence[Peak], kind: str, size_px: int) -> dict[tuple[int, int], Image.Image]:

@@ -1,0 +1,25 @@
+"""Receptive fields: which input pixels every cell of every tensor can depend on.
+
+A `FieldMode` watches one forward pass. For every tensor that derives from the images it keeps, for every element, the first and
+last input row and column that the element depends on. These bounds travel as ordinary tensors ("planes") beside the real ones:
+moving data moves the planes in the same way, arithmetic unites them, convolution and pooling take the union over a window.
+Rows and columns are independent, since fields are boxes. Where a plane doesn't vary along a dimension that dimension has
+stride 0 and costs nothing, so a pass takes little more time than the network's own.
+
+An operation that the mode doesn't know makes every output depend on the whole of its inputs, and its name is kept in `unknown`.
+
+Two kinds of bounds are kept. The *inner* ones count real pixels alone and are the smallest possible. The *outer* ones count
+padding too, as if the map went on beyond its border, so that all cells of a convolution have fields of one size.
+
+`watching` follows the pass, `rules` says what each operator does, `planes` is the arithmetic, `boxes` the result.
+"""
+
+from unitscope.fields.boxes import Fields, fields_of
+from unitscope.fields.planes import COLUMNS, OUTER_START, ROWS, Array, Planes, differs
+from unitscope.fields.rules import operator_name, tensors_in
+from unitscope.fields.watching import FieldMode
+
+__all__ = [
+    "COLUMNS", "OUTER_START", "ROWS", "Array", "FieldMode", "Fields", "Planes", "differs", "fields_of", "operator_name",
+    "tensors_in",
+]  # fmt: skip

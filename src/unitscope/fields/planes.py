@@ -1,0 +1,161 @@
+"""Planes: for every element of a tensor the first and last input row and column that it depends on, and how they unite."""
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# The planes of one axis: the interval of real pixels, the one that counts padding, and whether a global operation came before
+# (then padding no longer counts). Starts are kept negated, so that every union is a maximum.
+INNER_START, INNER_STOP, OUTER_START, OUTER_STOP, WHOLE = range(5)
+ROWS, COLUMNS = 0, 5
+NOTHING = -torch.inf
+OUTER_PLANES = {ROWS + OUTER_START, ROWS + OUTER_STOP, COLUMNS + OUTER_START, COLUMNS + OUTER_STOP}
+
+Planes = list[Tensor]
+"""Ten tensors of the watched tensor's shape: five for rows, five for columns."""
+
+MISSING = -(1 << 40)
+"""A tap that reads nothing at all, neither a pixel nor padding."""
+
+
+def window_taps(cells: int, kernel: int, stride: int, padding: int, dilation: int) -> list[Array]:
+    """For every place in a window, the input cell that each output cell reads there; outside the map it is padding."""
+    return [np.arange(cells) * stride - padding + tap * dilation for tap in range(kernel)]
+
+
+def transposed_taps(cells: int, kernel: int, stride: int, padding: int, dilation: int) -> list[Array]:
+    spread = [np.arange(cells) + padding - tap * dilation for tap in range(kernel)]
+    return [np.where(s % stride == 0, s // stride, MISSING) for s in spread]
+
+
+def windowed(plane: Tensor, number: int, dim: int, taps: list[Array]) -> Tensor:
+    """The union along `dim` over the cells that each output cell reads."""
+    shape = _resized(plane, dim, len(taps[0]))
+    plane = varying(plane)
+    length = plane.shape[dim]
+    if length == 1:
+        return plane.expand(shape)
+    before = max(0, -min(int(t[t != MISSING].min(initial=0)) for t in taps))
+    after = max(0, max(int(t.max(initial=0)) for t in taps) - length + 1)
+    padded = _continued(plane, number, dim, before, after)
+    nothing = padded.shape[dim] - 1
+    index = [torch.from_numpy(np.where(t == MISSING, nothing, t + before)) for t in taps]
+    return reduce(torch.maximum, (padded.index_select(dim, i) for i in index)).expand(shape)
+
+
+def _continued(plane: Tensor, number: int, dim: int, before: int, after: int) -> Tensor:
+    """The plane with `before` and `after` more cells, and one cell that sees nothing at the very end.
+
+    Inner bounds see nothing beyond the border; outer ones go on with the step of the cells at the border.
+    """
+    low, high = plane.narrow(dim, 0, 1), plane.narrow(dim, plane.shape[dim] - 1, 1)
+    nothing = torch.full_like(low, NOTHING)
+    if number not in OUTER_PLANES:
+        return torch.cat([nothing] * before + [plane] + [nothing] * (after + 1), dim)
+    first_step = plane.narrow(dim, 1, 1) - low
+    last_step = high - plane.narrow(dim, plane.shape[dim] - 2, 1)
+    head = [low - first_step * i for i in range(before, 0, -1)]
+    tail = [high + last_step * i for i in range(1, after + 1)]
+    return torch.cat([*head, plane, *tail, nothing], dim)
+
+
+def masked(plane: Tensor, dim: int, mixed: Tensor) -> Tensor:
+    """The union along `dim` over the cells that are True in `mixed`, of shape (after, before)."""
+    shape = _resized(plane, dim, len(mixed))
+    plane = varying(plane)
+    if plane.shape[dim] == 1:
+        return plane.expand(shape)
+    last = plane.movedim(dim, -1)
+    rows = [torch.where(row, last, torch.tensor(NOTHING)).amax(-1) for row in mixed]
+    return torch.stack(rows, -1).movedim(-1, dim).expand(shape)
+
+
+def mixed_channels(plane: Tensor, groups: int, units: int) -> Tensor:
+    """What a convolution's outputs see at one place: the union over the channels of their group."""
+    shape = _resized(plane, 1, units)
+    plane = varying(plane)
+    if plane.shape[1] == 1 or groups == 1:
+        return plane.amax(1, keepdim=True).expand(shape)
+    grouped = plane.reshape(plane.shape[0], groups, -1, *plane.shape[2:]).amax(2)
+    return grouped.repeat_interleave(units // groups, 1).expand(shape)
+
+
+def global_along(planes: Planes, dims: Sequence[int]) -> Planes:
+    """The union along `dims`, kept with length 1. Where it leaves an axis with nothing that varies, that axis is whole."""
+    result = []
+    for axis in (ROWS, COLUMNS):
+        before = planes[axis : axis + 5]
+        after = [varying(p).amax(list(dims), keepdim=True) for p in before]
+        starts = before[OUTER_START]
+        joined = any(differs(starts, d) for d in dims)
+        left = any(differs(after[OUTER_START], d) for d in range(starts.dim()))
+        result += _axis_as_global(after) if joined and not left else after
+    return [p.expand([1 if d in dims else n for d, n in enumerate(planes[0].shape)]) for p in result]
+
+
+def as_global(planes: Planes) -> Planes:
+    return _axis_as_global(planes[ROWS : ROWS + 5]) + _axis_as_global(planes[COLUMNS : COLUMNS + 5])
+
+
+def _axis_as_global(axis: Planes) -> Planes:
+    return [axis[INNER_START], axis[INNER_STOP], axis[INNER_START], axis[INNER_STOP], torch.ones_like(axis[WHOLE])]
+
+
+def no_planes(shape: torch.Size) -> Planes:
+    """The planes of a tensor that holds nothing of the images."""
+    return [torch.full((), NOTHING).expand(shape)] * 10
+
+
+def whole(planes: Planes) -> Planes:
+    """The union over all elements, as scalars."""
+    return [varying(p).amax() if p.numel() else torch.tensor(NOTHING) for p in planes]
+
+
+def union(several: Sequence[Planes]) -> Planes:
+    """The union of planes of one shape."""
+    if len(several) == 1:
+        return several[0]
+    shape = several[0][0].shape
+    return [reduce(torch.maximum, map(varying, same)).expand(shape) for same in zip(*several, strict=True)]
+
+
+def expanded(planes: Planes, shape: torch.Size) -> Planes:
+    return [p.expand(shape) for p in planes]
+
+
+def dropped_to(planes: Planes, dims: Sequence[int], shape: torch.Size) -> Planes:
+    if planes[0].dim() != len(shape):
+        planes = [p.squeeze(tuple(dims)) for p in planes]
+    return expanded(planes, shape)
+
+
+def cat_varying(planes: Sequence[Tensor], dim: int) -> Tensor:
+    """`torch.cat` that leaves dimensions alone along which none of the planes varies."""
+    constant = [d for d in range(planes[0].dim()) if d != dim and all(p.shape[d] == 1 or p.stride(d) == 0 for p in planes)]
+    for d in constant:
+        planes = [p.narrow(d, 0, 1) for p in planes]
+    return torch.cat(list(planes), dim)
+
+
+def _resized(plane: Tensor, dim: int, length: int) -> list[int]:
+    return [length if d == dim else n for d, n in enumerate(plane.shape)]
+
+
+def varying(plane: Tensor) -> Tensor:
+    """The plane without its copies: dimensions of stride 0 get length 1."""
+    for dim in range(plane.dim()):
+        if plane.stride(dim) == 0 and plane.shape[dim] > 1:
+            plane = plane.narrow(dim, 0, 1)
+    return plane
+
+
+def differs(plane: Tensor, dim: int) -> bool:
+    """True where the plane really varies along the dimension."""
+    plane = varying(plane)
+    return plane.shape[dim] > 1 and bool((plane.amax(dim) != plane.amin(dim)).any())
