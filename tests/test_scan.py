@@ -1,28 +1,61 @@
-"""The scan from images to tables, against brute force."""
+"""The scan from images to tables, against brute force: one test a rule of exactness, and the traps that other tools fall into."""
 
-import subprocess
-import sys
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from networks import Reused, see_through, small_network
+from torch import Tensor, nn
 
 import unitscope
+from unitscope.records import Shard
+from unitscope.runners import Work
+
+FEW_VALUES = st.sampled_from([math.nan, -math.inf, math.inf, -3.0, -1.0, 0.0, 0.5, 7.0])
+IMAGES = st.integers(1, 8).flatmap(lambda count: arrays(np.float32, (count, 2, 2, 3), elements=FEW_VALUES))
 
 
-def small_network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1),
-        nn.ReLU(inplace=True),
-        nn.MaxPool2d(2),
-        nn.Conv2d(6, 5, 3),
-        nn.ReLU(inplace=True),
-        nn.Flatten(),
-        nn.Linear(5 * 5 * 5, 4),
-    )
+def peaks_by_brute_force(maps: Tensor, k: int, rectified: bool) -> list[tuple[float, int, int]]:
+    """One unit's k first peaks from its maps of shape (image, y, x), as (value, image, cell): rules 1 to 6, cell by cell."""
+    found = []
+    for image, values in enumerate(maps.flatten(1).tolist()):
+        valid = [(-value, image, cell) for cell, value in enumerate(values) if not math.isnan(value)]
+        if valid and not (rectified and -min(valid)[0] <= 0):
+            found.append(min(valid))
+    return [(-value, image, cell) for value, image, cell in sorted(found)[:k]]
+
+
+def stored_peaks(atlas: unitscope.Atlas, layer: str, unit: int) -> list[tuple[float, int, int]]:
+    width = atlas.layer(layer).map_width
+    rows = atlas.peaks(layer, unit=unit).to_pylist()
+    assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
+    return [(row["value"], row["image"], row["y"] * width + row["x"]) for row in rows]
+
+
+@settings(max_examples=60)
+@given(IMAGES, st.integers(1, 4), st.integers(1, 5), st.booleans())
+def test_peaks_are_those_of_brute_force(values: np.ndarray, k: int, batch_size: int, rectified: bool) -> None:
+    """Rules 1 to 6 at once, on values full of ties, NaN and infinities."""
+    images = torch.from_numpy(values)
+    network = see_through(2, nn.ReLU()) if rectified else see_through(2)
+    with TemporaryDirectory() as folder:
+        atlas = unitscope.scan(network, images, Path(folder, "atlas"), k=k, batch_size=batch_size, workers=0)
+        layer = atlas.layers[0]
+        assert layer.rectified == rectified
+        statistics = atlas.units(layer.name).to_pylist()
+        for unit in range(2):
+            expected = peaks_by_brute_force(images[:, unit], k, rectified)
+            assert stored_peaks(atlas, layer.name, unit) == expected
+            assert statistics[unit]["nans"] == sum(bool(image.isnan().any()) for image in images[:, unit])
+            assert statistics[unit]["dead"] == (not expected)
 
 
 @pytest.mark.parametrize("count", [1, 5, 33, 70])
@@ -30,27 +63,208 @@ def test_an_atlas_holds_the_top_nine_of_brute_force(tmp_path: Path, count: int) 
     network, images = small_network(), torch.randn(count, 3, 14, 14)
     atlas = unitscope.scan(network, images, tmp_path / "atlas", workers=1)
     assert [layer.name for layer in atlas.layers] == ["1", "4", "6"]
-    assert network.training
-    maps, x = {}, images
-    for name, module in network.eval().named_children():
-        if name in ("1", "4"):
-            maps[name] = x.detach().clone().flatten(2)
-        x = module(x)
-    maps["6"] = x.detach()[..., None]
+    maps = maps_of_children(network.eval(), images, {"0": "1", "3": "4", "6": "6"})
     for layer in atlas.layers:
-        highest, cells = maps[layer.name].max(2)
         for unit in range(layer.units):
-            found = atlas.peaks(layer.name, unit=unit).to_pylist()
-            order = sorted(range(count), key=lambda i: (-float(highest[i, unit]), i))
-            best = [i for i in order if not layer.rectified or highest[i, unit] > 0][:9]
-            assert [row["image"] for row in found] == best
-            np.testing.assert_allclose([row["value"] for row in found], highest[best, unit].numpy(), rtol=1e-4, atol=1e-6)
-            assert [row["y"] * layer.map_width + row["x"] for row in found] == cells[best, unit].tolist()
+            expected = peaks_by_brute_force(maps[layer.name][:, unit], 9, layer.rectified)
+            assert_same_peaks(stored_peaks(atlas, layer.name, unit), expected)
 
 
-def test_looking_at_an_atlas_loads_no_torch() -> None:
-    code = "import sys, unitscope.drawing, unitscope.atlas; assert 'torch' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def maps_of_children(network: nn.Module, images: Tensor, wanted: dict[str, str]) -> dict[str, Tensor]:
+    """Outputs of a sequential network's children under the names given for them; copied, since later modules overwrite them."""
+    maps, x = {}, images
+    with torch.no_grad():
+        for name, module in network.named_children():
+            x = module(x)
+            if name in wanted:
+                maps[wanted[name]] = x.clone() if x.dim() == 4 else x.clone()[..., None, None]
+    return maps
+
+
+def assert_same_peaks(found: Sequence[tuple[float, int, int]], expected: Sequence[tuple[float, int, int]]) -> None:
+    assert [place[1:] for place in found] == [place[1:] for place in expected]
+    np.testing.assert_allclose([place[0] for place in found], [place[0] for place in expected], rtol=1e-4, atol=1e-6)
+
+
+def test_rule_1_the_value_is_what_goes_into_the_activation(tmp_path: Path) -> None:
+    images = torch.tensor([5.0, 9.0, 7.0]).reshape(3, 1, 1, 1)
+    atlas = unitscope.scan(see_through(1, nn.ReLU6(inplace=True)), images, tmp_path / "atlas")
+    assert atlas.layers[0].activation == "relu6"
+    assert [value for value, *_ in stored_peaks(atlas, "1", 0)] == [9.0, 7.0, 5.0]
+
+
+def test_rule_1_a_float32_value_keeps_all_its_bits(tmp_path: Path) -> None:
+    value = np.float32(1.0000001)
+    atlas = unitscope.scan(see_through(1), torch.full((1, 1, 1, 1), float(value)), tmp_path / "atlas")
+    assert atlas.peaks("0", unit=0)["value"].to_pylist() == [float(value)]
+
+
+def test_rule_2_equal_images_keep_the_earlier_one_and_equal_cells_the_first(tmp_path: Path) -> None:
+    atlas = unitscope.scan(see_through(1), torch.ones(20, 1, 3, 3), tmp_path / "atlas", k=3, batch_size=6)
+    assert stored_peaks(atlas, "0", 0) == [(1.0, 0, 0), (1.0, 1, 0), (1.0, 2, 0)]
+
+
+def test_rule_4_a_unit_that_is_always_negative_has_nine_peaks_below_zero(tmp_path: Path) -> None:
+    images = -torch.arange(1.0, 13).reshape(12, 1, 1, 1)
+    atlas = unitscope.scan(see_through(1), images, tmp_path / "atlas")
+    assert stored_peaks(atlas, "0", 0) == [(-float(i + 1), i, 0) for i in range(9)]
+    assert not atlas.units("0")["dead"][0].as_py()
+
+
+def test_rule_5_a_unit_that_fires_in_three_images_has_three_peaks(tmp_path: Path) -> None:
+    images = torch.zeros(12, 2, 2, 2)
+    images[[3, 5, 8], 0, 1, 0] = torch.tensor([1.0, 3.0, 2.0])
+    atlas = unitscope.scan(see_through(2, nn.ReLU()), images, tmp_path / "atlas")
+    assert stored_peaks(atlas, "1", 0) == [(3.0, 5, 2), (2.0, 8, 2), (1.0, 3, 2)]
+    assert stored_peaks(atlas, "1", 1) == []
+    assert atlas.units("1")["dead"].to_pylist() == [False, True]
+    assert atlas.units("1")["active"].to_pylist() == [0.25, 0.0]
+
+
+def test_rule_6_several_peaks_of_one_image_are_half_a_field_apart(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 1, 4, stride=1, bias=False))
+    nn.init.ones_(network[0].weight)
+    images = torch.rand(6, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    atlas = unitscope.scan(network, images, tmp_path / "atlas", per_image=3, k=18)
+    rows = atlas.peaks("0", unit=0).to_pylist()
+    assert len(rows) == 18
+    for image in range(6):
+        own = [row for row in rows if row["image"] == image]
+        assert len(own) == 3
+        assert own[0]["value"] == pytest.approx(float(network(images[image : image + 1]).detach().max()))
+        for first in own:
+            for second in own:
+                if first is not second:
+                    apart = max(abs(first["top"] - second["top"]), abs(first["left"] - second["left"]))
+                    assert apart >= 2
+
+
+def test_a_reused_rectifier_gives_a_layer_for_every_call(tmp_path: Path) -> None:
+    network, images = Reused().eval(), torch.randn(7, 3, 6, 6)
+    atlas = unitscope.scan(network, images, tmp_path / "atlas", batch_size=3)
+    named = [(layer.name, layer.activation) for layer in atlas.layers]
+    assert named == [("relu", "relu"), ("second", "none"), ("relu#2", "relu"), ("last", "relu")]
+    with torch.no_grad():
+        into_first = network.norm(network.first(images))
+        into_second = network.second(into_first.relu()) + into_first.relu()
+        into_third = network.last(into_second.relu())
+    for name, maps in (("relu", into_first), ("relu#2", into_second), ("last", into_third)):
+        for unit in range(maps.shape[1]):
+            assert_same_peaks(stored_peaks(atlas, name, unit), peaks_by_brute_force(maps[:, unit], 9, rectified=True))
+
+
+def test_the_network_is_left_as_it_was(tmp_path: Path) -> None:
+    network = small_network()
+    network[3].eval()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    images = torch.randn(3, 3, 14, 14)
+    state = torch.get_rng_state()
+    unitscope.scan(network, images, tmp_path / "atlas")
+    assert [module.training for module in network] == [True, True, True, False, True, True, True]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_statistics_are_those_of_all_images(tmp_path: Path) -> None:
+    images = torch.randn(77, 3, 4, 4) * 3
+    atlas = unitscope.scan(see_through(3, nn.ReLU()), images, tmp_path / "atlas", batch_size=4)
+    highest = images.amax((2, 3)).double().numpy()
+    table = atlas.units("1")
+    assert table["images"].to_pylist() == [77] * 3
+    np.testing.assert_allclose(table["active"], (highest > 0).mean(0))
+    np.testing.assert_allclose(table["mean"], highest.mean(0))
+    np.testing.assert_allclose(table["std"], highest.std(0))
+    np.testing.assert_array_equal(table["lowest"], highest.min(0))
+    np.testing.assert_array_equal(table["highest"], highest.max(0))
+
+
+def test_the_reference_sample_is_the_same_images_for_every_unit(tmp_path: Path) -> None:
+    images = torch.randn(450, 2, 2, 2)
+    atlas = unitscope.scan(see_through(2), images, tmp_path / "atlas", batch_size=16)
+    rows = atlas.reference("0").to_pylist()
+    by_unit = [[row["image"] for row in rows if row["unit"] == unit] for unit in range(2)]
+    assert by_unit[0] == by_unit[1] == sorted(by_unit[0])
+    assert len(set(by_unit[0])) == 200
+    for row in rows:
+        maps = images[row["image"], row["unit"]]
+        assert row["value"] == maps.max()
+        assert maps[row["y"], row["x"]] == maps.max()
+    known = set(atlas.table("images")["image"].to_pylist())
+    assert known == set(by_unit[0]) | set(atlas.table("peaks")["image"].to_pylist())
+
+
+def test_the_reference_sample_depends_on_keys_alone(tmp_path: Path) -> None:
+    samples = []
+    for name, batch_size in (("one", 7), ("two", 64)):
+        atlas = unitscope.scan(see_through(1), torch.randn(300, 1, 1, 1), tmp_path / name, batch_size=batch_size)
+        samples.append(atlas.reference("0")["image"].to_pylist())
+    assert samples[0] == samples[1]
+
+
+class Shuffled:
+    """A runner whose shards go to three workers, and whose results come in some other order."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def map(self, make_worker: Callable[[], Work[object]], shards: Sequence[Shard]) -> Iterator[object]:
+        results: list[object] = []
+        for start in range(3):
+            results += make_worker()(shards[start::3])
+        random.Random(self.seed).shuffle(results)
+        yield from results
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_bytes_of_an_atlas_do_not_depend_on_who_scanned_which_shard(tmp_path: Path) -> None:
+    images = torch.randn(100, 3, 14, 14).round(decimals=1)
+    for name, runner, workers in (("here", None, 0), ("again", None, 3), ("one", Shuffled(1), 1), ("two", Shuffled(2), 1)):
+        unitscope.scan(small_network(), images, tmp_path / name, batch_size=4, runner=runner, workers=workers)
+    first = bytes_of(tmp_path / "here")
+    assert len(first) == 8
+    for name in ("again", "one", "two"):
+        assert bytes_of(tmp_path / name) == first
+
+
+def test_labels_are_counted_for_all_images(tmp_path: Path) -> None:
+    class Labelled:
+        classes = ("cat", "dog")
+
+        def __len__(self) -> int:
+            return 30
+
+        def __getitem__(self, image: int) -> tuple[Tensor, int]:
+            return torch.full((1, 1, 1), float(image)), int(image % 3 == 0)
+
+    atlas = unitscope.scan(see_through(1), Labelled(), tmp_path / "atlas", k=2)
+    assert atlas.table("labels").to_pylist() == [{"label": "cat", "images": 20}, {"label": "dog", "images": 10}]
+    labels = {row["image"]: row["label"] for row in atlas.table("images").to_pylist()}
+    assert labels[29] == "cat"
+    assert labels[27] == "dog"
+
+
+def test_limit_scans_the_first_images_only_and_progress_is_told(tmp_path: Path) -> None:
+    told: list[int] = []
+    images = torch.arange(10.0).reshape(10, 1, 1, 1)
+    atlas = unitscope.scan(see_through(1), images, tmp_path / "atlas", limit=4, batch_size=3, on_images=told.append)
+    assert told == [3, 1]
+    assert stored_peaks(atlas, "0", 0)[0] == (3.0, 3, 0)
+    assert atlas.manifest["read"] == 4
+
+
+def test_a_nan_in_one_image_spoils_no_other(tmp_path: Path) -> None:
+    images = torch.ones(5, 1, 2, 2)
+    images[2] = torch.nan
+    images[3, 0, 0, 0] = torch.nan
+    images[3, 0, 1, 1] = 4
+    atlas = unitscope.scan(see_through(1), images, tmp_path / "atlas")
+    assert stored_peaks(atlas, "0", 0) == [(4.0, 3, 3), (1.0, 0, 0), (1.0, 1, 0), (1.0, 4, 0)]
+    unit = atlas.units("0").to_pylist()[0]
+    assert (unit["nans"], unit["highest"], unit["lowest"], unit["mean"]) == (2, 4.0, 1.0, 1.75)
 
 
 def test_what_a_scan_stored_comes_back(tmp_path: Path) -> None:
@@ -61,3 +275,14 @@ def test_what_a_scan_stored_comes_back(tmp_path: Path) -> None:
     assert result.differences == []
     changed = unitscope.Atlas(tmp_path / "atlas", images=images + 0.1)
     assert unitscope.check(changed, network).differences
+    with torch.no_grad():
+        network[0].weight += 1
+    with pytest.raises(unitscope.UnitscopeError, match="weights"):
+        unitscope.check(atlas, network)
+
+
+@pytest.mark.parametrize("name", ["k", "per_image", "batch_size"])
+def test_numbers_that_make_no_sense_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(unitscope.UnitscopeError, match=f"{name} must be at least 1, not 0"):
+        unitscope.scan(see_through(1), torch.ones(1, 1, 1, 1), tmp_path / "atlas", **{name: 0})
+    assert not (tmp_path / "atlas").exists()

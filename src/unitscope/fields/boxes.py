@@ -69,13 +69,19 @@ def fields_of(planes: Planes, height: int, width: int) -> Fields:
 def _bounds(planes: Planes, length: int) -> Array:
     inner_start, inner_stop, outer_start, outer_stop, whole = (varying(p[0]).numpy() for p in planes)
     inner_start, outer_start = -inner_start, -outer_start
+    nowhere = ~np.isfinite(inner_start) & ~np.isfinite(outer_start)
+    outer_start, outer_stop = (
+        np.where(nowhere, 0, np.where(np.isfinite(outer), outer, inner))
+        for outer, inner in ((outer_start, inner_start), (outer_stop, inner_stop))
+    )
     inner_only = whole > 0
     start = np.where((inner_start <= 0) & ~inner_only, np.minimum(outer_start, 0), inner_start)
     stop = np.where((inner_stop >= length) & ~inner_only, np.maximum(outer_stop, length), inner_stop)
-    empty = inner_start >= inner_stop  # sees padding alone
-    start, stop = np.where(empty, outer_start, start), np.where(empty, outer_stop, stop)
-    lost = ~(np.isfinite(start) & np.isfinite(stop))
-    return np.stack([np.where(lost, 0, start), np.where(lost, 0, stop)]).astype(np.int64)
+    blind = inner_start >= inner_stop  # sees padding alone, or nothing at all: its box is moved off the input
+    before = outer_start + outer_stop < length
+    away = np.where(before, np.minimum(0, -outer_stop), np.maximum(0, length - outer_start))
+    start, stop = np.where(blind, outer_start + away, start), np.where(blind, outer_stop + away, stop)
+    return np.stack([start, stop]).astype(np.int64)
 
 
 def _centres(bounds: Array, cells: int, length: int) -> Array:

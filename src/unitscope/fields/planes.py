@@ -36,17 +36,31 @@ def transposed_taps(cells: int, kernel: int, stride: int, padding: int, dilation
 
 def windowed(plane: Tensor, number: int, dim: int, taps: list[Array]) -> Tensor:
     """The union along `dim` over the cells that each output cell reads."""
-    shape = _resized(plane, dim, len(taps[0]))
+    shape, cells = _resized(plane, dim, len(taps[0])), plane.shape[dim]
     plane = varying(plane)
     length = plane.shape[dim]
     if length == 1:
-        return plane.expand(shape)
+        return _blinded(plane, dim, _reaches(taps, cells if number not in OUTER_PLANES else None)).expand(shape)
     before = max(0, -min(int(t[t != MISSING].min(initial=0)) for t in taps))
     after = max(0, max(int(t.max(initial=0)) for t in taps) - length + 1)
     padded = _continued(plane, number, dim, before, after)
     nothing = padded.shape[dim] - 1
     index = [torch.from_numpy(np.where(t == MISSING, nothing, t + before)) for t in taps]
     return reduce(torch.maximum, (padded.index_select(dim, i) for i in index)).expand(shape)
+
+
+def _reaches(taps: list[Array], cells: int | None) -> Array:
+    """Which output cells read any of the input's `cells` or, where that is None, of a map without end."""
+    reached: Array = np.any([(t != MISSING) if cells is None else (t >= 0) & (t < cells) for t in taps], axis=0)
+    return reached
+
+
+def _blinded(plane: Tensor, dim: int, reaching: Array) -> Tensor:
+    """A plane of length 1 along `dim`, spread over cells; those that reach nothing see nothing."""
+    if reaching.all():
+        return plane
+    shape = [-1 if d == dim else 1 for d in range(plane.dim())]
+    return torch.where(torch.from_numpy(reaching).reshape(shape), plane, NOTHING)
 
 
 def _continued(plane: Tensor, number: int, dim: int, before: int, after: int) -> Tensor:
@@ -58,11 +72,16 @@ def _continued(plane: Tensor, number: int, dim: int, before: int, after: int) ->
     nothing = torch.full_like(low, NOTHING)
     if number not in OUTER_PLANES:
         return torch.cat([nothing] * before + [plane] + [nothing] * (after + 1), dim)
-    first_step = plane.narrow(dim, 1, 1) - low
-    last_step = high - plane.narrow(dim, plane.shape[dim] - 2, 1)
+    first_step = _step(low, plane.narrow(dim, 1, 1))
+    last_step = _step(plane.narrow(dim, plane.shape[dim] - 2, 1), high)
     head = [low - first_step * i for i in range(before, 0, -1)]
     tail = [high + last_step * i for i in range(1, after + 1)]
     return torch.cat([*head, plane, *tail, nothing], dim)
+
+
+def _step(before: Tensor, after: Tensor) -> Tensor:
+    """The difference of neighbouring cells; none where one of them sees nothing, as between strides of a transposed convolution."""
+    return (after - before).nan_to_num(0, 0, 0)
 
 
 def masked(plane: Tensor, dim: int, mixed: Tensor) -> Tensor:
@@ -110,6 +129,26 @@ def _axis_as_global(axis: Planes) -> Planes:
 def no_planes(shape: torch.Size) -> Planes:
     """The planes of a tensor that holds nothing of the images."""
     return [torch.full((), NOTHING).expand(shape)] * 10
+
+
+def laid_out(memory: Planes, shape: torch.Size, strides: Sequence[int], offset: int) -> Planes:
+    """What a tensor of that layout sees, from planes in the order of its memory; constant dimensions get stride 0 again."""
+    return [_flattened(p.as_strided(shape, strides, offset)).expand(shape) for p in memory]
+
+
+def unlaid(memory: Planes, planes: Planes, tensor: Tensor) -> None:
+    """Write the tensor's planes into those of its memory."""
+    for place, plane in zip(memory, planes, strict=True):
+        place.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).copy_(plane)
+
+
+def _flattened(plane: Tensor) -> Tensor:
+    """The plane, copied, with length 1 in the dimensions along which it doesn't vary."""
+    for dim in range(plane.dim()):
+        first = plane.narrow(dim, 0, min(1, plane.shape[dim]))
+        if plane.shape[dim] > 1 and torch.equal(first.expand(plane.shape), plane):
+            plane = first
+    return plane.clone()
 
 
 def whole(planes: Planes) -> Planes:

@@ -6,22 +6,26 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unitscope.fields.planes import Planes, expanded, union, whole
+from unitscope.fields.planes import Planes, laid_out, no_planes, unlaid
 from unitscope.fields.rules import GLOBAL, Operation, everything, operator_name, rule_for, tensors_in
 
 
 class FieldMode(TorchDispatchMode):
-    """Watch a forward pass; afterwards `planes(tensor)` and `fields(planes)` tell what each tensor can see.
+    """Watch a forward pass; afterwards `planes(tensor)` and `fields_of(planes, …)` tell what each tensor can see.
 
     Tensors are told apart by identity and kept alive for the length of the pass, so use it on one image. Call `start` with
     the images first.
+
+    An in-place operation changes what other tensors in the same memory hold. Such a tensor is older than its memory, by torch's
+    version counter; what it sees is then read from planes laid out like the memory itself.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.unknown: set[str] = set()
         self._kept: dict[int, tuple[Tensor, Planes, int]] = {}
-        self._written: dict[int, Planes] = {}
+        self._sharing: dict[int, list[int]] = {}
+        self._memory: dict[int, Planes] = {}
 
     def start(self, images: Tensor) -> None:
         """Take `images`, of shape (1, channel, y, x), as the input whose pixels are counted."""
@@ -29,18 +33,15 @@ class FieldMode(TorchDispatchMode):
         rows = torch.arange(height, dtype=torch.float32)[:, None]
         columns = torch.arange(width, dtype=torch.float32)
         planes = [p for axis in (rows, columns) for p in (-axis, axis + 1, -axis, axis + 1, torch.zeros(1))]
-        self._keep(images, [p.expand(images.shape) for p in planes])
+        self._keep(images, [p.expand(images.shape) for p in planes], images._version)
 
     def planes(self, tensor: Tensor) -> Planes | None:
         """The planes of a tensor of this pass; None where it doesn't depend on the images."""
-        kept = self._kept.get(id(tensor))
-        written = self._written.get(_storage(tensor))
-        if kept is not None and tensor._version <= kept[2]:
-            return kept[1]
-        if written is None:
+        if self._fresh(id(tensor)):
+            return self._kept[id(tensor)][1]
+        if _storage(tensor) not in self._sharing:
             return None
-        anywhere = expanded(written, tensor.shape)  # a view of this memory was changed in place, who knows where
-        return union([kept[1], anywhere]) if kept else anywhere
+        return laid_out(self._remembered(tensor), tensor.shape, tensor.stride(), int(tensor.storage_offset()))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
@@ -59,18 +60,36 @@ class FieldMode(TorchDispatchMode):
         followed = rule(operation) if operation.outputs else []
         if rule is everything and operation.name not in GLOBAL:
             self.unknown.add(operation.name)
+        # A view shares its base's version from when this call returns, and an in-place operation raises it then.
+        versions = {_storage(tensor): tensor._version for tensor in tensors_in(arguments.values())}
         for tensor, planes in zip(operation.outputs, followed, strict=False):
-            self._keep(tensor, planes, written=func._schema.is_mutable)
+            in_place = _storage(tensor) in versions and func._schema.is_mutable
+            if in_place:
+                self._write(tensor, planes)
+            self._keep(tensor, planes, versions.get(_storage(tensor), tensor._version) + in_place)
 
-    def _keep(self, tensor: Tensor, planes: Planes, written: bool = False) -> None:
-        # An in-place operation raises the version after this call returns, hence the one more.
-        self._kept[id(tensor)] = (tensor, planes, tensor._version + written)
-        if written:
-            anywhere = whole(planes)
-            before = self._written.get(_storage(tensor))
-            self._written[_storage(tensor)] = (
-                [torch.maximum(a, b) for a, b in zip(before, anywhere, strict=True)] if before else anywhere
-            )
+    def _keep(self, tensor: Tensor, planes: Planes, version: int) -> None:
+        self._kept[id(tensor)] = (tensor, planes, version)
+        self._sharing.setdefault(_storage(tensor), []).append(id(tensor))
+
+    def _write(self, tensor: Tensor, planes: Planes) -> None:
+        """Note that an operation wrote into this tensor. Where that is all of its memory, nothing else is left there."""
+        if _storage(tensor) in self._memory or not _fills_its_memory(tensor):
+            unlaid(self._remembered(tensor), planes, tensor)
+
+    def _remembered(self, tensor: Tensor) -> Planes:
+        """Planes in the order of the tensor's memory, put together from all tensors that are not older than it."""
+        storage = _storage(tensor)
+        if storage not in self._memory:
+            memory = [p.clone() for p in no_planes(torch.Size([_length(tensor)]))]
+            for number in self._sharing.get(storage, []):
+                if self._fresh(number):
+                    unlaid(memory, self._kept[number][1], self._kept[number][0])
+            self._memory[storage] = memory
+        return self._memory[storage]
+
+    def _fresh(self, number: int) -> bool:
+        return number in self._kept and self._kept[number][0]._version <= self._kept[number][2]
 
 
 def _named_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -80,3 +99,13 @@ def _named_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
+
+
+def _length(tensor: Tensor) -> int:
+    """How many elements of the tensor's type its memory holds."""
+    return tensor.untyped_storage().nbytes() // tensor.element_size()
+
+
+def _fills_its_memory(tensor: Tensor) -> bool:
+    repeats = any(n > 1 and step == 0 for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.numel() == _length(tensor) and not repeats

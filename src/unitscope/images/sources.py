@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -17,6 +17,7 @@ from unitscope.errors import ImagesError
 from unitscope.images.pixels import Pixels, Skipped, display
 
 
+@runtime_checkable
 class ImageSource(Protocol):
     """A numbered collection of images.
 
@@ -152,9 +153,8 @@ def as_source(images: Any) -> ImageSource:
         return FolderSource(images)
     if isinstance(images, (list, tuple)) and all(isinstance(p, (str, os.PathLike)) for p in images):
         return ListSource(images)
-    if all(hasattr(images, member) for member in ("description", "key", "label", "open", "__len__")):
-        source: ImageSource = images
-        return source
+    if isinstance(images, ImageSource):
+        return images
     if hasattr(images, "__getitem__") and hasattr(images, "__len__"):
         return DatasetSource(images)
     raise ImagesError(f"images are a folder, a list of paths or a map-style data set, not a {type(images).__name__}")

@@ -1,7 +1,7 @@
 """How shards are spread over processes and machines. A runner knows nothing of networks, images or atlases."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from unitscope.records import Shard
 
@@ -10,6 +10,7 @@ Work = Callable[[Iterable[Shard]], Iterator[Result]]
 """A worker: takes shards as they come and gives one result for each, in the same order. It may look ahead."""
 
 
+@runtime_checkable
 class Runner(Protocol):
     """Gives every shard to some worker and the results to the caller, in any order, each shard once."""
 

@@ -1,0 +1,84 @@
+"""What is read of one batch of maps, against looking at every cell in turn."""
+
+import math
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from torch import Tensor
+
+from unitscope.readings import Spacing, Wanted, read
+
+FEW_VALUES = st.sampled_from([math.nan, -math.inf, math.inf, -3.0, -0.5, 0.0, 0.5, 2.0])
+MAPS = arrays(np.float32, array_shapes(min_dims=4, max_dims=4, min_side=1, max_side=4), elements=FEW_VALUES)
+
+
+def everywhere(maps: Tensor, rectified: bool = False) -> Wanted:
+    """A wish for every map's cells."""
+    return Wanted(torch.full((maps.shape[1],), torch.nan), torch.ones(len(maps), dtype=torch.bool), rectified)
+
+
+def highest_cell(values: list[float]) -> tuple[float, int] | None:
+    """The highest value that isn't NaN and the first cell where it stands."""
+    valid = [(-value, cell) for cell, value in enumerate(values) if not math.isnan(value)]
+    return (-min(valid)[0], min(valid)[1]) if valid else None
+
+
+@given(MAPS, st.booleans())
+def test_every_peak_is_the_highest_cell_and_nan_never_wins(values: np.ndarray, rectified: bool) -> None:
+    maps = torch.from_numpy(values)
+    found = read(maps, everywhere(maps, rectified))
+    for image in range(maps.shape[0]):
+        for unit in range(maps.shape[1]):
+            cells = maps[image, unit].flatten().tolist()
+            expected = highest_cell(cells)
+            assert bool(found.spoilt[image, unit]) == any(map(math.isnan, cells))
+            if expected is None:
+                assert found.highest[image, unit].isnan()
+                assert found.values[image, 0, unit].isnan()
+                continue
+            assert found.highest[image, unit] == expected[0]
+            assert found.cells[image, 0, unit] == expected[1]
+            if rectified and expected[0] <= 0:
+                assert found.values[image, 0, unit].isnan()
+            else:
+                assert found.values[image, 0, unit] == expected[0]
+
+
+@given(MAPS, st.sampled_from([-1.0, 0.0, 2.0]))
+def test_leaving_out_what_cannot_come_in_changes_nothing_else(values: np.ndarray, floor: float) -> None:
+    maps = torch.from_numpy(values)
+    whole = read(maps, everywhere(maps))
+    wanted = Wanted(torch.full((maps.shape[1],), floor), torch.zeros(len(maps), dtype=torch.bool), False)
+    screened = read(maps, wanted)
+    torch.testing.assert_close(screened.highest, whole.highest, rtol=0, atol=0, equal_nan=True)
+    enters = whole.values >= floor
+    assert screened.values[~enters].isnan().all()
+    assert torch.equal(screened.values[enters], whole.values[enters])
+    assert torch.equal(screened.cells[enters], whole.cells[enters])
+
+
+def test_peaks_of_one_image_are_half_a_field_apart() -> None:
+    maps = torch.tensor([[[[9.0, 8, 7, 6], [1, 1, 1, 5], [1, 1, 1, 4], [1, 1, 1, 3]]]])
+    centres = torch.tensor([0.0, 2, 4, 6])
+    spacing = Spacing(centres, centres, half_height=4.0, half_width=4.0)
+    found = read(maps, everywhere(maps), picks=4, spacing=spacing)
+    assert found.values[0, :, 0].tolist() == [9, 7, 4, 1]
+    assert found.cells[0, :, 0].tolist() == [0, 2, 11, 8]
+
+
+def test_no_more_peaks_than_fit_apart() -> None:
+    maps = torch.ones(1, 1, 3, 3)
+    spacing = Spacing(torch.arange(3.0), torch.arange(3.0), half_height=5.0, half_width=5.0)
+    found = read(maps, everywhere(maps), picks=3, spacing=spacing)
+    assert found.values[0, 0, 0] == 1
+    assert found.values[0, 1:, 0].isnan().all()
+
+
+def test_half_precision_maps_are_read_as_float32() -> None:
+    maps = torch.tensor([[[[1.5, 2.5]]]], dtype=torch.bfloat16)
+    found = read(maps, everywhere(maps))
+    assert found.values.dtype == torch.float32
+    assert found.values[0, 0, 0] == 2.5
