@@ -41,9 +41,10 @@ def display(file: Path | BinaryIO) -> Image.Image:
     try:
         with _large_images_allowed():
             image = Image.open(file)
-        _check_size(image)
-        image.load()
-        return upright(image)
+        with image:
+            _check_size(image)
+            image.load()
+            return upright(image)
     except Skipped:
         raise
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, MemoryError) as error:
@@ -53,11 +54,11 @@ def display(file: Path | BinaryIO) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says; broken EXIF data leaves it as it is."""
+    """A copy of the image, turned as its EXIF orientation says; broken EXIF data turns nothing."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:
-        return image
+        return image.copy()
 
 
 def in_channels(image: Image.Image, channels: int) -> Image.Image:

@@ -191,8 +191,8 @@ class Reading:
     def activation(self, call: Call) -> str:
         """What is applied to the ranked value: one activation and nothing else, or `none`."""
         if self.activates(call):
-            named = {activation_of(o) for o in call.operators} - {"none"}
-            return named.pop() if len(named) == 1 else type(call.module).__name__.lower()
+            named = activation_of(call.operators[0]) if len(call.operators) == 1 else "none"
+            return named if named != "none" else type(call.module).__name__.lower()
         names = {activation_of(o) for o in self._uses.get(call.made, [])} if call.made is not None else set()
         return names.pop() if len(names) == 1 else "none"
 

@@ -1,0 +1,312 @@
+"""Sources, decoding, geometry: what is read, what is skipped, and where a box lies."""
+
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision import transforms
+
+from unitscope.errors import ImagesError
+from unitscope.images import (
+    DatasetSource,
+    FolderSource,
+    Geometry,
+    ImageSource,
+    ListSource,
+    Skipped,
+    as_source,
+    display,
+    keys_hash,
+    prepare,
+)
+from unitscope.records import Box, Preprocessing
+
+GREY, RGB = ((0.5,), (0.5,)), ((0.5,) * 3, (0.5,) * 3)
+
+
+def photograph(height: int = 40, width: int = 60) -> Image.Image:
+    """A picture with no two corners alike: red grows to the right, green downwards."""
+    y, x = np.mgrid[:height, :width]
+    pixels = np.stack([x * 255 // (width - 1), y * 255 // (height - 1), np.full_like(x, 90)], -1)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+FILES: dict[str, Callable[[Path], None]] = {
+    "rgb.jpg": lambda p: photograph().save(p, quality=95),
+    "grey.jpg": lambda p: photograph().convert("L").save(p),
+    "cmyk.jpg": lambda p: photograph().convert("CMYK").save(p, quality=95),
+    "rgb.png": lambda p: photograph().save(p),
+    "alpha.png": lambda p: photograph().convert("RGBA").save(p),
+    "grey_alpha.png": lambda p: photograph().convert("LA").save(p),
+    "bits.png": lambda p: photograph().convert("1").save(p),
+    "palette.png": lambda p: photograph().quantize(200).save(p),
+    "palette_with_transparency.png": lambda p: photograph().quantize(200).save(p, transparency=bytes([0, 255, 128])),
+    "sixteen.png": lambda p: Image.fromarray(np.arange(2400, dtype=np.uint16).reshape(40, 60) * 27).save(p),
+    "sixteen.tiff": lambda p: Image.fromarray(np.arange(2400, dtype=np.uint16).reshape(40, 60) * 27).save(p),
+    "rgb.tiff": lambda p: photograph().save(p),
+    "lossless.webp": lambda p: photograph().save(p, lossless=True),
+    "alpha.webp": lambda p: photograph().convert("RGBA").save(p, lossless=True),
+    "rgb.bmp": lambda p: photograph().save(p),
+    "palette.gif": lambda p: photograph().quantize(64).save(p),
+    "animated.gif": lambda p: photograph().quantize(64).save(p, save_all=True, append_images=[Image.new("P", (60, 40))]),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_format_and_mode_becomes_the_same_picture(tmp_path: Path, name: str, channels: int) -> None:
+    FILES[name](tmp_path / name)
+    mean, std = GREY if channels == 1 else RGB
+    pixels = prepare(display(tmp_path / name), Preprocessing(None, (40, 60), mean, std, channels))
+    assert pixels.shape == (40, 60, channels)
+    assert pixels.dtype == np.uint8
+    if name.startswith(("grey", "bits", "sixteen")):
+        grey = pixels.astype(int)
+        assert (np.ptp(grey, axis=2) == 0).all()
+    if name.startswith("bits"):
+        assert set(np.unique(pixels)) == {0, 255}
+    elif name.startswith("sixteen"):
+        expected = np.arange(2400).reshape(40, 60) * 27 / 257
+        assert np.abs(pixels[..., 0] - expected).max() <= 1
+    else:
+        expected = np.asarray(photograph().convert("L" if channels == 1 or "grey" in name else "RGB")).reshape(40, 60, -1)
+        assert np.abs(pixels - expected.astype(int)).mean() < 8
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_alpha_is_a_channel_where_it_is_asked_for(channels: int) -> None:
+    image = photograph().convert("RGBA")
+    image.putalpha(77)
+    pixels = prepare(image, Preprocessing(None, (40, 60), (0.5,) * channels, (0.5,) * channels, channels))
+    assert pixels.shape == (40, 60, channels)
+    assert (pixels[..., -1] == 77).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_shown_upright_by_its_exif_orientation(tmp_path: Path, orientation: int) -> None:
+    upright = photograph()
+    turned = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # how Pillow must turn the upright picture so that EXIF turns it back
+    stored = upright if orientation == 1 else upright.transpose(Image.Transpose(turned[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "turned.png", exif=exif)
+    shown = display(tmp_path / "turned.png")
+    assert shown.size == (60, 40)
+    np.testing.assert_array_equal(np.asarray(shown), np.asarray(upright))
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    """A PNG file of that size by its header, with hardly any pixels in it."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+
+
+def truncated(path: Path) -> None:
+    photograph(400, 600).save(path, quality=95)
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "truncated.jpg": (truncated, "can't be decoded: .*truncated"),
+    "empty.png": (lambda p: p.write_bytes(b""), "is not an image"),
+    "text.jpg": (lambda p: p.write_text("not an image"), "is not an image"),
+    "huge.png": (lambda p: p.write_bytes(png_that_claims(30_000, 20_000)), "has 30000 x 20000 pixels, more than 500 million"),
+    "flat.png": (lambda p: p.write_bytes(png_that_claims(0, 20)), "."),
+    "folder.png": (lambda p: p.mkdir(), "."),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_cannot_be_read_is_skipped_with_its_reason(tmp_path: Path, name: str) -> None:
+    write, reason = BROKEN[name]
+    write(tmp_path / name)
+    with pytest.raises(Skipped, match=reason):
+        display(tmp_path / name)
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pixels_whose_range_is_not_known_are_skipped(mode: str) -> None:
+    image = Image.new(mode, (4, 4), 100_000)
+    with pytest.raises(Skipped, match="range isn't known"):
+        prepare(image, Preprocessing(None, (4, 4), *RGB))
+
+
+def test_pillows_own_limit_is_as_it_was(tmp_path: Path) -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    photograph().save(tmp_path / "a.png")
+    display(tmp_path / "a.png")
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("size", [(40, 60), (60, 40), (375, 500), (97, 97), (30, 200), (256, 256)])
+@pytest.mark.parametrize(("resize", "crop"), [(256, 224), (232, 224), (64, 64), (40, 56)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_inputs_are_those_of_torchvisions_evaluation_transforms(
+    size: tuple[int, int], resize: int, crop: int, interpolation: str
+) -> None:
+    image = photograph(*size)
+    mode = transforms.InterpolationMode(interpolation)
+    expected = transforms.Compose([transforms.Resize(resize, mode), transforms.CenterCrop(crop)])(image)
+    preprocessing = Preprocessing(resize, (crop, crop), *RGB, interpolation=interpolation)
+    np.testing.assert_array_equal(prepare(image, preprocessing), np.asarray(expected))
+
+
+@given(st.integers(20, 400), st.integers(20, 400), st.integers(16, 300), st.integers(16, 300))
+def test_a_box_is_mapped_back_to_where_its_pixels_came_from(height: int, width: int, resize: int, crop: int) -> None:
+    """The corners of the whole resized image are those of the source, wherever the crop lies."""
+    way = Geometry.of(Preprocessing(resize, (crop, crop), *RGB), height, width)
+    whole = Box(-way.offset[0], -way.offset[1], way.resized[0] - way.offset[0], way.resized[1] - way.offset[1])
+    back = way.to_source(whole)
+    assert (back.top, back.left, back.bottom, back.right) == pytest.approx((0, 0, height, width))
+    assert min(way.resized) == resize
+
+
+def test_a_bright_spot_lies_in_the_box_that_its_pixel_maps_to() -> None:
+    preprocessing = Preprocessing(64, (48, 48), *RGB)
+    for y, x in ((100, 150), (200, 333), (60, 250)):
+        pixels = np.zeros((300, 450, 3), np.uint8)
+        pixels[y : y + 4, x : x + 4] = 255
+        prepared = prepare(Image.fromarray(pixels), preprocessing)[..., 0]
+        row, column = np.unravel_index(prepared.argmax(), prepared.shape)
+        box = Geometry.of(preprocessing, 300, 450).to_source(Box(int(row), int(column), int(row) + 1, int(column) + 1))
+        assert box.top - 4 <= y <= box.bottom
+        assert box.left - 4 <= x <= box.right
+
+
+def test_a_folder_is_read_in_one_order_with_labels_from_its_folders(tmp_path: Path) -> None:
+    for name in ("b/2.png", "b/10.png", "a/deep/1.png", "top.png", ".hidden/3.png", "b/.DS_Store"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        photograph().save(tmp_path / name, format="PNG")
+    source = FolderSource(tmp_path)
+    assert [source.key(i) for i in range(len(source))] == ["a/deep/1.png", "b/10.png", "b/2.png", "top.png"]
+    assert [source.label(i) for i in range(len(source))] == ["a", "b", "b", None]
+
+
+def test_a_link_that_leads_back_ends_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    photograph().save(tmp_path / "a" / "1.png")
+    (tmp_path / "a" / "back").symlink_to(tmp_path)
+    assert len(FolderSource(tmp_path)) == 1
+
+
+def test_folders_that_are_missing_or_empty_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImagesError, match=r"no folder '.*nowhere'"):
+        FolderSource(tmp_path / "nowhere")
+    with pytest.raises(ImagesError, match="holds no files"):
+        FolderSource(tmp_path)
+    with pytest.raises(ImagesError, match="empty"):
+        as_source([])
+    with pytest.raises(ImagesError, match="not a int"):
+        as_source(3)
+
+
+class Classes:
+    """A map-style data set in torchvision's manner."""
+
+    classes = ("cat", "dog")
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, image: int) -> tuple[Image.Image, int]:
+        return photograph(10 + image, 20), image % 2
+
+
+class ImageSourceContract:
+    """What every image source must do. Subclasses make one with four images."""
+
+    def source(self, folder: Path) -> ImageSource:
+        raise NotImplementedError
+
+    def test_it_is_a_source(self, tmp_path: Path) -> None:
+        source = self.source(tmp_path)
+        assert isinstance(source, ImageSource)
+        assert as_source(source) is source
+
+    def test_it_gives_the_same_images_in_the_same_order_twice(self, tmp_path: Path) -> None:
+        first, second = self.source(tmp_path), self.source(tmp_path)
+        assert len(first) == len(second) == 4
+        for image in (2, 0, 3, 1):
+            assert first.key(image) == second.key(image)
+            assert first.label(image) == second.label(image)
+            np.testing.assert_array_equal(np.asarray(first.open(image)), np.asarray(second.open(image)))
+        assert keys_hash(first, 4) == keys_hash(second, 4)
+        assert keys_hash(first, 3) != keys_hash(second, 4)
+
+    def test_keys_are_all_different(self, tmp_path: Path) -> None:
+        source = self.source(tmp_path)
+        assert len({source.key(image) for image in range(4)}) == 4
+
+    def test_its_description_is_plain_data(self, tmp_path: Path) -> None:
+        description = self.source(tmp_path).description
+        assert isinstance(description["kind"], str)
+
+
+def written(folder: Path) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"{i}.png" for i in range(4)]
+    for i, path in enumerate(paths):
+        photograph(10 + i, 20).save(path)
+    return paths
+
+
+class TestFolderSource(ImageSourceContract):
+    def source(self, folder: Path) -> ImageSource:
+        written(folder / "images")
+        return FolderSource(folder / "images")
+
+
+class TestListSource(ImageSourceContract):
+    def source(self, folder: Path) -> ImageSource:
+        return ListSource(written(folder))
+
+
+class TestDatasetOfPictures(ImageSourceContract):
+    def source(self, folder: Path) -> ImageSource:
+        return DatasetSource(Classes())
+
+    def test_labels_are_looked_up_in_its_classes(self, tmp_path: Path) -> None:
+        assert [self.source(tmp_path).label(i) for i in range(4)] == ["cat", "dog", "cat", "dog"]
+
+
+class TestDatasetOfTensors(ImageSourceContract):
+    def source(self, folder: Path) -> ImageSource:
+        return DatasetSource(torch.arange(4 * 3 * 2 * 2.0).reshape(4, 3, 2, 2))
+
+
+def test_a_dataset_of_something_else_is_refused() -> None:
+    with pytest.raises(ImagesError, match="PIL images"):
+        DatasetSource([np.zeros((2, 2), np.float32)]).open(0)
+    with pytest.raises(ImagesError, match="int64"):
+        DatasetSource(torch.zeros(1, 3, 2, 2, dtype=torch.int64)).open(0)
+
+
+def test_an_image_that_a_dataset_cannot_give_is_skipped() -> None:
+    class Failing(Classes):
+        def __getitem__(self, image: int) -> tuple[Image.Image, int]:
+            raise OSError("disk on fire")
+
+    with pytest.raises(Skipped, match="OSError: disk on fire"):
+        DatasetSource(Failing()).open(0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names with other bytes exist on POSIX only")
+def test_names_that_are_no_text_are_keys_too(tmp_path: Path) -> None:
+    photograph().save(tmp_path / "a.png")
+    os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xff\xfe.png")
+    source = FolderSource(tmp_path)
+    assert source.open(0).size == (60, 40)
+    assert keys_hash(source, 1)

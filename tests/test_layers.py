@@ -1,0 +1,231 @@
+"""Listing, choosing and reading layers."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from networks import Reused, small_network
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unitscope.errors import LayerNotFound, LayoutError, NetworkError
+from unitscope.layers import Trace, choose, tapped, trace
+from unitscope.networks import load_network
+
+
+def traced(model: str, size: int = 224) -> Trace:
+    return trace(load_network(model, "none").module, torch.zeros(1, 3, size, size))
+
+
+def default_names(trace: Trace) -> list[str]:
+    return [layer.name for layer in choose(trace)]
+
+
+def test_alexnet_gives_the_layers_of_the_contract() -> None:
+    names = "features.1 features.4 features.7 features.9 features.11 classifier.2 classifier.5 classifier.6"
+    assert " ".join(default_names(traced("torchvision:alexnet"))) == names
+
+
+def test_a_residual_block_gives_both_calls_of_its_rectifier_and_the_branch_before_the_sum() -> None:
+    names = default_names(traced("torchvision:resnet18"))
+    assert names[:4] == ["relu", "layer1.0.relu", "layer1.0.bn2", "layer1.0.relu#2"]
+    assert names[names.index("layer2.0.relu") :][:4] == [
+        "layer2.0.relu",
+        "layer2.0.bn2",
+        "layer2.0.downsample.1",
+        "layer2.0.relu#2",
+    ]
+    assert names[-1] == "fc"
+    assert len(names) == 1 + 8 * 3 + 3 + 1
+
+
+def test_activations_called_as_functions_keep_the_name_of_the_module_before() -> None:
+    found = {layer.name: layer for layer in choose(traced("torchvision:googlenet"))}
+    assert list(found)[:3] == ["conv1.bn", "conv2.bn", "conv3.bn"]
+    assert found["conv1.bn"].layer.activation == "relu"
+    assert found["fc"].layer.activation == "none"
+    assert len(found) == 3 + 9 * 6 + 1
+
+
+def test_efficientnet_lite_reuses_its_rectifiers() -> None:
+    names = default_names(traced("demo:efficientnet-lite0"))
+    assert names[:5] == ["_swish", "_blocks.0._swish", "_blocks.0._bn2", "_blocks.1._swish", "_blocks.1._swish#2"]
+    assert names[-2:] == ["_swish#2", "_fc"]
+    assert len(names) == 50
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "kind", "units", "map_size", "field", "stride", "activation"),
+    [
+        ("torchvision:alexnet", "features.4", "ReLU", 192, 27, 51, 8, "relu"),
+        ("torchvision:mobilenet_v2", "features.0.2", "ReLU6", 32, 112, 3, 2, "relu6"),
+        ("torchvision:mobilenet_v3_small", "features.0.2", "Hardswish", 16, 112, 3, 2, "hardswish"),
+        ("torchvision:efficientnet_b0", "features.0.2", "SiLU", 32, 112, 3, 2, "silu"),
+        ("torchvision:densenet121", "features.denseblock1.denselayer1.conv2", "Conv2d", 32, 56, 19, 4, "none"),
+    ],
+)
+def test_a_layer_is_described(
+    model: str, layer: str, kind: str, units: int, map_size: int, field: int, stride: int, activation: str
+) -> None:
+    found = next(one.layer for one in traced(model).layers if one.name == layer)
+    assert (found.kind, found.units, found.activation) == (kind, units, activation)
+    assert (found.map_height, found.map_width) == (map_size, map_size)
+    assert (found.field_height, found.field_width) == (field, field)
+    assert (found.stride_y, found.stride_x) == (stride, stride)
+
+
+class Functional(nn.Module):
+    """Every activation as a function, in place and not, and one clamp that is no rectifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("relu", "relu_", "relu6", "gelu", "silu", "leaky_relu", "clamp", "minus"):
+            self.add_module(name, nn.Conv2d(3, 3, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.relu(x))
+        x = self.relu_(x).relu_()
+        x = F.relu6(self.relu6(x))
+        x = F.gelu(self.gelu(x))
+        x = F.silu(self.silu(x))
+        x = F.leaky_relu(self.leaky_relu(x), 0.1)
+        x = self.clamp(x).clamp(min=0)
+        return self.minus(x).clamp(min=-1)
+
+
+def test_the_activation_column_says_what_follows() -> None:
+    found = {layer.name: layer.layer.activation for layer in choose(trace(Functional(), torch.zeros(1, 3, 4, 4)))}
+    assert found == {
+        "relu": "relu", "relu_": "relu", "relu6": "relu6", "gelu": "gelu", "silu": "silu", "leaky_relu": "leaky_relu",
+        "clamp": "relu", "minus": "none",
+    }  # fmt: skip
+
+
+class Own(nn.Module):
+    """A user's own activation module."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps * torch.sigmoid(1.7 * maps)
+
+
+def test_a_users_own_activation_module_is_one() -> None:
+    found = choose(trace(nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), Own()), torch.zeros(1, 3, 4, 4)))
+    assert [(layer.name, layer.layer.activation, layer.reads_input) for layer in found] == [("2", "own", True)]
+
+
+def test_patterns_are_globs_and_keep_call_order() -> None:
+    found = trace(small_network(), torch.zeros(1, 3, 14, 14))
+    assert [layer.name for layer in choose(found, ["6", "[14]"])] == ["1", "4", "6"]
+    assert [layer.name for layer in choose(found, ["*"])] == ["0", "1", "2", "3", "4", "5", "6"]
+
+
+def test_a_near_miss_gets_suggestions() -> None:
+    with pytest.raises(LayerNotFound) as caught:
+        choose(traced("torchvision:alexnet"), ["feature.4"], "torchvision:alexnet")
+    assert "'torchvision:alexnet' has no layer 'feature.4'." in str(caught.value)
+    assert "'features.4'" in str(caught.value)
+    assert "List all 21 with: unitscope layers torchvision:alexnet" in str(caught.value)
+
+
+class Tokens(nn.Module):
+    """A layer whose output has no units that could be told apart, behind one that has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.tokens = nn.Conv2d(3, 4, 2, stride=2), nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tokens(self.first(images).flatten(2).transpose(1, 2))
+
+
+def test_a_layout_that_has_no_units_is_refused_by_name() -> None:
+    found = trace(Tokens(), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(LayoutError, match=r"'tokens'.*\(1, 16, 5\).*--layers"):
+        choose(found)
+    assert [layer.name for layer in choose(found, ["first"])] == ["first"]
+
+
+class ChannelsLast(nn.Module):
+    """Maps laid out (image, y, x, unit)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 2, stride=2), nn.Linear(4, 5)
+        self.act = nn.GELU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.act(self.last(self.first(images).permute(0, 2, 3, 1)))
+
+
+def test_maps_with_their_units_last_are_refused() -> None:
+    found = trace(ChannelsLast(), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(LayoutError, match=r"\(image, y, x, unit\)"):
+        choose(found)
+
+
+def test_a_network_that_cannot_run_on_such_images_says_so() -> None:
+    with pytest.raises(NetworkError, match=r"doesn't run on an input of shape \(1, 1, 14, 14\).*channels"):
+        trace(small_network(), torch.zeros(1, 1, 14, 14))
+
+
+def read_everything(network: nn.Module, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    """What taps see, copied."""
+    layers = choose(trace(network, images[:1]), names)
+    seen: dict[str, Tensor] = {}
+    with torch.no_grad(), tapped(network, layers, lambda number, maps: seen.update({layers[number].name: maps.clone()})) as tap:
+        tap.run(images)
+    return seen
+
+
+def test_taps_see_what_goes_into_every_call_of_a_reused_rectifier() -> None:
+    network, images = Reused().eval(), torch.randn(2, 3, 6, 6)
+    seen = read_everything(network, images, ["relu", "relu#2", "last"])
+    with torch.no_grad():
+        first = network.norm(network.first(images))
+        second = network.second(first.relu()) + first.relu()
+        last = network.last(second.relu())
+    for name, maps in (("relu", first), ("relu#2", second), ("last", last)):
+        torch.testing.assert_close(seen[name], maps)
+
+
+def test_the_pass_stops_after_the_last_layer_wanted() -> None:
+    class Trap(nn.Module):
+        armed = False
+
+        def forward(self, maps: Tensor) -> Tensor:
+            assert not self.armed
+            return maps
+
+    network, images = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), Trap()), torch.randn(2, 3, 4, 4)
+    layers = choose(trace(network, images[:1]), ["1"])
+    network[2].armed = True
+    seen: list[Tensor] = []
+    with torch.no_grad(), tapped(network, layers, lambda _, maps: seen.append(maps.clone())) as tap:
+        tap.run(images)
+    torch.testing.assert_close(seen[0], network[0](images).detach())
+
+
+def test_a_layer_that_images_may_not_reach_is_named() -> None:
+    class Wayward(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.always, self.sometimes = nn.Conv2d(3, 2, 1), nn.Conv2d(2, 2, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            maps = self.always(images)
+            return self.sometimes(maps) if float(images.sum()) == 0 else maps
+
+    network = Wayward()
+    layers = choose(trace(network, torch.zeros(1, 3, 4, 4)))
+    with (
+        pytest.raises(NetworkError, match="never came to 'sometimes'"),
+        torch.no_grad(),
+        tapped(network, layers, lambda *_: None) as tap,
+    ):
+        tap.run(torch.ones(1, 3, 4, 4))
+
+
+def test_no_hook_stays_behind() -> None:
+    network = small_network()
+    read_everything(network, torch.zeros(1, 3, 14, 14), ["*"])
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())

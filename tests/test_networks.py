@@ -1,0 +1,286 @@
+"""Model strings, weights, preprocessing."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from networks import small_network
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from torchvision import models
+
+from unitscope.errors import NetworkError
+from unitscope.images import prepare
+from unitscope.networks import Overrides, as_preprocessing, evaluating, load_network, preprocessing_for
+from unitscope.records import Preprocessing
+
+FACTORY = """
+from torch import nn
+from beside import WIDTH
+
+def network():
+    return nn.Sequential(nn.Conv2d(3, WIDTH, 3), nn.ReLU())
+
+def text():
+    return "no network"
+"""
+
+
+@pytest.fixture
+def factory(tmp_path: Path) -> str:
+    """A file with functions that build networks, which imports a file beside it."""
+    (tmp_path / "mine.py").write_text(FACTORY)
+    (tmp_path / "beside.py").write_text("WIDTH = 5\n")
+    return str(tmp_path / "mine.py")
+
+
+def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
+    state = other.state_dict()
+    assert one.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in one.state_dict().items())
+
+
+def test_random_weights_depend_on_the_seed_alone() -> None:
+    before = torch.get_rng_state()
+    first, second, third = (load_network("torchvision:squeezenet1_1", "none", seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first.hash() == second.hash() != third.hash()
+    torch.manual_seed(0)
+    assert_same_weights(first.module, models.squeezenet1_1())
+    assert not first.module.training
+
+
+def test_torchvision_weights_come_from_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    stored = models.squeezenet1_1()
+    name = Path(models.SqueezeNet1_1_Weights.DEFAULT.url).name
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(stored.state_dict(), tmp_path / "hub" / "checkpoints" / name)
+    network = load_network("torchvision:squeezenet1_1")
+    assert_same_weights(network.module, stored)
+    assert network.preprocessing == Preprocessing(256, (224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_weights_that_cannot_be_downloaded_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", _no_network)
+    with pytest.raises(NetworkError, match="'torchvision:squeezenet1_1' can't be built: URLError: .*--weights PATH or none"):
+        load_network("torchvision:squeezenet1_1")
+
+
+def _no_network(*_: object, **__: object) -> None:
+    from urllib.error import URLError
+
+    raise URLError("no route")
+
+
+def test_a_pickled_object_in_the_hubs_cache_is_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    place = tmp_path / "hub" / "checkpoints" / Path(models.SqueezeNet1_1_Weights.DEFAULT.url).name
+    place.parent.mkdir(parents=True)
+    torch.save({"weights": Trap(tmp_path / "sprung")}, place)
+    with pytest.raises(NetworkError, match="nothing of them was executed"):
+        load_network("torchvision:squeezenet1_1")
+    assert not (tmp_path / "sprung").exists()
+
+
+class Trap:
+    """An object whose unpickling makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("save", [lambda o, p: torch.save(o, p), lambda o, p: p.write_bytes(pickle.dumps(o))])
+@pytest.mark.parametrize("ending", [".pt", ".pth", ".safetensors"])
+def test_a_pickled_object_in_a_weights_file_is_not_executed(tmp_path: Path, factory: str, save: object, ending: str) -> None:
+    save({"0.weight": Trap(tmp_path / "sprung")}, tmp_path / f"weights{ending}")
+    with pytest.raises(NetworkError, match="pickled objects|can't be read"):
+        load_network(f"{factory}:network", str(tmp_path / f"weights{ending}"))
+    assert not (tmp_path / "sprung").exists()
+
+
+TIMM = """
+import sys, timm, torch
+from pathlib import Path
+from safetensors.torch import save_file
+from unitscope.networks import load_network
+
+torch.manual_seed(3)
+stored = timm.create_model("test_vit")
+config = stored.pretrained_cfg
+repository = "models--" + config["hf_hub_id"].replace("/", "--")
+place = Path(sys.argv[1]) / "hub" / repository
+(place / "refs").mkdir(parents=True)
+(place / "refs" / "main").write_text("0" * 40)
+(place / "snapshots" / ("0" * 40)).mkdir(parents=True)
+save_file(stored.state_dict(), place / "snapshots" / ("0" * 40) / "model.safetensors")
+found = load_network("timm:test_vit")
+assert all(torch.equal(t, found.module.state_dict()[n]) for n, t in stored.state_dict().items())
+assert found.preprocessing is not None
+print(found.preprocessing)
+"""
+
+
+def test_timm_weights_come_from_the_hubs_cache(tmp_path: Path) -> None:
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    ran = subprocess.run(
+        [sys.executable, "-c", TIMM, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "crop=(160, 160)" in ran.stdout
+
+
+def test_a_timm_model_brings_its_preprocessing() -> None:
+    assert load_network("timm:resnet18", "none").preprocessing == Preprocessing(
+        235, (224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), interpolation="bicubic"
+    )
+
+
+def test_the_demos_network_has_its_imagenet_weights() -> None:
+    network = load_network("demo:efficientnet-lite0")
+    assert network.preprocessing is not None
+    assert network.preprocessing.interpolation == "bicubic"
+    assert network.hash() != load_network("demo:efficientnet-lite0", "none").hash()
+
+
+def test_a_file_with_a_factory(factory: str) -> None:
+    network = load_network(f"{factory}:network")
+    assert network.module[0].out_channels == 5
+    assert not network.module.training
+    assert network.preprocessing is None
+
+
+def test_a_package_with_a_factory() -> None:
+    network = load_network("torchvision.models.squeezenet:squeezenet1_1", "none")
+    assert isinstance(network.module, models.SqueezeNet)
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pt", ".pth"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_weights_from_a_file(tmp_path: Path, factory: str, ending: str, wrapped: bool) -> None:
+    stored = load_network(f"{factory}:network", seed=7).module
+    path = tmp_path / f"weights{ending}"
+    if ending == ".safetensors":
+        save_file(stored.state_dict(), path)
+    elif wrapped:  # a training checkpoint of a network in DataParallel
+        torch.save({"epoch": 3, "state_dict": {f"module.{n}": t for n, t in stored.state_dict().items()}}, path)
+    else:
+        torch.save(stored.state_dict(), path)
+    assert_same_weights(load_network(f"{factory}:network", str(path)).module, stored)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("alexnet", "'alexnet' isn't one of the forms .* Did you mean 'torchvision:alexnet'"),
+        ("torchvision:alexnett", "torchvision has no model 'alexnett'. Close: 'alexnet'"),
+        ("timm:resnet19", "timm has no model 'resnet19'. Close: 'resnet18'"),
+        ("demo:nothing", "the demo's is 'demo:efficientnet-lite0'"),
+        ("no.such.package:thing", "'no.such.package' .* can't be imported: No module named 'no'"),
+        ("torchvision.models:nothing", "has no function or class 'nothing'"),
+        ("nowhere.py:network", "there is no file 'nowhere.py'"),
+        (":", "isn't one of the forms"),
+    ],
+)
+def test_a_model_that_does_not_exist_is_one_line_with_what_to_do(model: str, message: str) -> None:
+    with pytest.raises(NetworkError, match=message) as caught:
+        load_network(model, "none")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_factory_that_gives_no_network_is_refused(factory: str) -> None:
+    with pytest.raises(NetworkError, match=r"gave a str, not a torch\.nn\.Module"):
+        load_network(f"{factory}:text")
+
+
+def test_weights_that_do_not_fit_are_named_with_their_shapes(tmp_path: Path, factory: str) -> None:
+    torch.save({"0.weight": torch.zeros(5, 3, 1, 1), "1.weight": torch.zeros(2)}, tmp_path / "w.pt")
+    with pytest.raises(NetworkError) as caught:
+        load_network(f"{factory}:network", str(tmp_path / "w.pt"))
+    for said in ("lacks 0.bias", "has unknown 1.weight", "0.weight is (5, 3, 1, 1), not (5, 3, 3, 3)"):
+        assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "can't be read"), (b"nonsense", "pickled objects|can't be read"), (None, "there is no weights file")],
+)
+def test_weights_that_cannot_be_read_are_one_line(tmp_path: Path, factory: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(NetworkError, match=message) as caught:
+        load_network(f"{factory}:network", str(tmp_path / "w.pt"))
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_no_state_dict_are_refused(tmp_path: Path, factory: str) -> None:
+    torch.save([torch.zeros(2)], tmp_path / "w.pt")
+    with pytest.raises(NetworkError, match="a list, not a state dict"):
+        load_network(f"{factory}:network", str(tmp_path / "w.pt"))
+
+
+@pytest.mark.parametrize("name", ["alexnet", "resnet50", "inception_v3", "efficientnet_b0", "mobilenet_v3_small"])
+def test_images_are_prepared_as_torchvision_does_with_the_default_weights(name: str) -> None:
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (300, 411, 3), dtype=np.uint8)).resize((822, 600))
+    transform = models.get_model_weights(name).DEFAULT.transforms()
+    known = load_network(f"torchvision:{name}", "none").preprocessing
+    assert known is not None
+    pixels = torch.tensor(prepare(image, known)).permute(2, 0, 1).float() / 255
+    mean, std = (torch.tensor(v)[:, None, None] for v in (known.mean, known.std))
+    torch.testing.assert_close((pixels - mean) / std, transform(image), atol=1e-6, rtol=1e-6)
+
+
+def test_what_a_user_says_of_the_preprocessing_wins(factory: str) -> None:
+    network = load_network("torchvision:alexnet", "none")
+    changed = preprocessing_for(network, Overrides(mean=(0.5,), std=(0.5,), channels=1))
+    assert changed == Preprocessing(256, (224, 224), (0.5,), (0.5,), 1)
+    changed = preprocessing_for(network, Overrides(crop=(64, 96)))
+    assert (changed.resize, changed.crop) == (None, (64, 96))
+    with pytest.raises(NetworkError, match=r"nothing is known .*mine.py:network.*--crop H,W --mean"):
+        preprocessing_for(load_network(f"{factory}:network"), Overrides(crop=(8, 8)))
+    with pytest.raises(NetworkError, match="3 channels needs as many means"):
+        preprocessing_for(network, Overrides(channels=3, mean=(0.5,)))
+
+
+def test_transforms_of_an_unknown_kind_are_refused() -> None:
+    with pytest.raises(NetworkError, match=r"'function' is neither a unitscope\.Preprocessing nor a torchvision preset"):
+        as_preprocessing(lambda image: image)
+
+
+def test_the_hash_knows_names_shapes_types_and_values() -> None:
+    first = small_network()
+    hashes = {load_network_hash(first)}
+    with torch.no_grad():
+        first[0].bias[0] += 1e-6
+    hashes.add(load_network_hash(first))
+    hashes.add(load_network_hash(first.double()))
+    hashes.add(load_network_hash(nn.Sequential(first)))
+    assert len(hashes) == 4
+
+
+def load_network_hash(module: nn.Module) -> str:
+    from unitscope.networks import given_network
+
+    return given_network(module).hash()
+
+
+def test_eval_mode_lasts_as_long_as_the_block_even_where_it_fails() -> None:
+    network = small_network()
+    network[1].eval()
+    with evaluating(network):
+        assert not any(module.training for module in network.modules())
+    with pytest.raises(KeyError), evaluating(network):
+        raise KeyError
+    assert network.training
+    assert not network[1].training
