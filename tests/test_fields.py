@@ -59,6 +59,8 @@ CHAINS: dict[str, Callable[[], nn.Module]] = {
     "branches of unequal fields": lambda: nn.Sequential(Branches(), nn.Conv2d(8, 4, 3, padding=1)),
     "strips": lambda: nn.Sequential(Strips()),
     "written by slices": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), Slices(), nn.Conv2d(4, 4, 3)),
+    "antialiased": lambda: nn.Sequential(nn.Conv2d(3, 4, 2), Antialiased()),
+    "gated": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.GLU(1)),
     "shifted": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), Shifted()),
 }
 
@@ -117,6 +119,20 @@ class Slices(nn.Module):
         return result
 
 
+class Antialiased(nn.Module):
+    """Interpolation whose window grows with the step."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return F.interpolate(maps, size=(7, 9), mode="bilinear", antialias=True)
+
+
+class OwnWeights(nn.Module):
+    """A convolution whose weights are made from all of the image."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return F.conv2d(maps, 1 + maps.mean((2, 3))[:, :, None, None].expand(-1, -1, 2, 2))
+
+
 class Shifted(nn.Module):
     """A map and the same map moved by a cell."""
 
@@ -157,8 +173,19 @@ def test_fields_are_what_perturbation_finds(name: str) -> None:
     assert_fields_are_exact(CHAINS[name](), (29, 22))
 
 
-def test_a_gate_that_sees_everything_makes_every_cell_see_it() -> None:
-    assert_fields_are_exact(nn.Sequential(SqueezeExcitation()), (15, 12), base=0.1)  # a gate times nothing would not move
+@pytest.mark.parametrize(
+    "network",
+    [lambda: nn.Sequential(SqueezeExcitation()), lambda: nn.Sequential(Branches(), nn.LocalResponseNorm(3), nn.Conv2d(8, 4, 3))],
+    ids=["squeezed and excited", "normalised across units"],
+)
+def test_what_multiplies_maps_counts(network: Callable[[], nn.Module]) -> None:
+    assert_fields_are_exact(network(), (15, 12), base=0.1)  # nothing times a gate would not move
+
+
+def test_weights_made_of_the_images_make_every_cell_see_them() -> None:
+    known, unknown = fields(nn.Sequential(nn.Conv2d(3, 4, 3), OwnWeights()), (9, 7))
+    assert not unknown
+    assert known[1].box(0, 3, 2) == Box(0, 0, 9, 7)
 
 
 @st.composite

@@ -287,6 +287,19 @@ class TestDatasetOfTensors(ImageSourceContract):
         return DatasetSource(torch.arange(4 * 3 * 2 * 2.0).reshape(4, 3, 2, 2))
 
 
+@pytest.mark.parametrize(
+    ("target", "label"),
+    [(1, "dog"), (torch.tensor(0), "cat"), (np.int64(1), "dog"), ("bird", "bird"), (7, "7"), (None, None), ({"boxes": []}, None),
+     (torch.zeros(3), None), (float("nan"), None), (b"cat", None)],
+)  # fmt: skip
+def test_labels_are_classes_and_other_targets_are_none(target: object, label: str | None) -> None:
+    class Targets(Classes):
+        def __getitem__(self, image: int) -> tuple[Image.Image, object]:
+            return photograph(), target
+
+    assert DatasetSource(Targets()).label(0) == label
+
+
 def test_a_dataset_of_something_else_is_refused() -> None:
     with pytest.raises(ImagesError, match="PIL images"):
         DatasetSource([np.zeros((2, 2), np.float32)]).open(0)

@@ -113,6 +113,128 @@ def test_a_users_own_activation_module_is_one() -> None:
     assert [(layer.name, layer.layer.activation, layer.reads_input) for layer in found] == [("2", "own", True)]
 
 
+class Sum(nn.Module):
+    """A rectifier of a sum: what goes into the activation is neither of its inputs."""
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return F.relu(left + right)
+
+
+class Summed(nn.Module):
+    """A network with such a rectifier, behind a container that is rectified as a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.sum, self.block = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 1), Sum(), Block()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.relu(self.block(self.sum(self.left(images), self.right(images))))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.Conv2d(2, 2, 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps + self.inside(maps)
+
+
+def test_an_activation_of_several_inputs_is_a_layer_like_others() -> None:
+    network, images = Summed().eval(), torch.randn(2, 3, 4, 4)
+    found = {layer.name: layer for layer in trace(network, images[:1]).layers}
+    assert [layer.name for layer in choose(trace(network, images[:1]))] == ["left", "right", "block.inside", "block"]
+    assert not found["sum"].reads_input
+    assert (found["block"].layer.activation, found["block.inside"].layer.activation) == ("relu", "none")
+
+
+@pytest.mark.parametrize(
+    ("module", "activation", "rectified"),
+    [
+        (nn.Threshold(0, 0), "relu", True), (nn.Threshold(0.1, 0), "threshold", False), (nn.Hardtanh(0, 20), "relu20", True),
+        (nn.Hardtanh(), "hardtanh", False), (nn.SELU(), "selu", False), (nn.LogSigmoid(), "logsigmoid", False),
+        (nn.Softsign(), "softsign", False), (nn.PReLU(), "prelu", False), (nn.Mish(), "mish", False), (nn.RReLU(), "rrelu", False),
+    ],
+)  # fmt: skip
+def test_activation_modules_are_named_for_what_they_do(module: nn.Module, activation: str, rectified: bool) -> None:
+    found = choose(trace(nn.Sequential(nn.Conv2d(3, 2, 1), module), torch.zeros(1, 3, 4, 4)))
+    assert [(one.name, one.layer.activation, one.layer.rectified) for one in found] == [("1", activation, rectified)]
+
+
+def test_a_users_own_convolution_is_one() -> None:
+    class Convolution(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = nn.Parameter(torch.ones(2, 3, 1, 1))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return F.conv2d(images, self.kernel)
+
+    network = nn.Sequential(Convolution(), nn.BatchNorm2d(2))
+    assert [layer.name for layer in choose(trace(network, torch.zeros(1, 3, 4, 4)))] == ["1"]
+
+
+def test_an_activation_of_weights_is_no_layer() -> None:
+    network = nn.Sequential(torch.nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 2, 1)))
+    torch.nn.utils.parametrize.register_parametrization(network[0], "bias", nn.Softplus())
+    assert [layer.name for layer in choose(trace(network, torch.zeros(1, 3, 4, 4)))] == ["0"]
+
+
+class Grouped(nn.Module):
+    """Splits the units by a `view` that works in the plain layout only, and on one image in any."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.view(len(maps) * 2, -1, *maps.shape[2:]).relu().view_as(maps)
+
+
+def test_a_layout_that_works_for_one_image_only_is_not_used() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), Grouped())
+    images = torch.randn(6, 3, 5, 5)
+    found = trace(network, images[:1])
+    with torch.no_grad(), tapped(network, found.layers, lambda *_: None) as tap:
+        tap.run(found.form.of(images))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_compiled_part_of_a_network_is_run_and_not_listed() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), torch.jit.trace(nn.Conv2d(4, 2, 3).eval(), torch.zeros(1, 4, 5, 5)), nn.ReLU())
+    layers = {layer.name: layer.layer for layer in trace(network, torch.zeros(1, 3, 5, 5)).layers}
+    assert list(layers) == ["0", "2"]
+    assert layers["2"].field_height == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_of_another_precision_gets_images_of_its_own(dtype: torch.dtype) -> None:
+    found = trace(small_network().to(dtype), torch.zeros(1, 3, 14, 14))
+    assert found.form.dtype == dtype
+    assert len(choose(found)) == 3
+
+
+def test_maps_that_depend_on_the_images_shape_are_refused() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(3, 2, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.cat([self.convolution(image[None]) for image in images])
+
+    network = Counting()
+    layers = trace(network, torch.zeros(1, 3, 4, 4)).layers
+    with (
+        torch.no_grad(),
+        tapped(network, layers, lambda *_: None) as tap,
+        pytest.raises(NetworkError, match="depend on the images"),
+    ):
+        tap.run(torch.zeros(3, 3, 4, 4))
+
+
+def test_patterns_that_match_layers_of_another_layout_say_what_they_leave_out() -> None:
+    found = trace(Tokens(), torch.zeros(1, 3, 8, 8))
+    with pytest.warns(UserWarning, match="left out, since they can't be scanned: 'tokens'"):
+        assert [layer.name for layer in choose(found, ["*"])] == ["first"]
+
+
 def test_patterns_are_globs_and_keep_call_order() -> None:
     found = trace(small_network(), torch.zeros(1, 3, 14, 14))
     assert [layer.name for layer in choose(found, ["6", "[14]"])] == ["1", "4", "6"]

@@ -281,6 +281,59 @@ def test_what_a_scan_stored_comes_back(tmp_path: Path) -> None:
         unitscope.check(atlas, network)
 
 
+def test_what_the_caller_switched_on_rounds_nothing(tmp_path: Path) -> None:
+    network, images = small_network(), torch.randn(10, 3, 14, 14)
+    plain = unitscope.scan(network, images, tmp_path / "plain")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+            other = unitscope.scan(network, images, tmp_path / "other")
+            assert torch.get_float32_matmul_precision() == "medium"
+            assert unitscope.check(plain, network).differences == []
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert bytes_of(plain.folder) == bytes_of(other.folder)
+
+
+def test_infinities_come_back_as_infinities_only(tmp_path: Path) -> None:
+    images = torch.tensor([torch.inf, 1.0, 2.0, 3.0]).reshape(4, 1, 1, 1)
+    atlas = unitscope.scan(see_through(1), images, tmp_path / "atlas", batch_size=1)
+    assert unitscope.check(atlas, see_through(1)).differences == []
+    changed = unitscope.Atlas(tmp_path / "atlas", images=torch.tensor([5.0, 100, 2, 3]).reshape(4, 1, 1, 1))
+    assert sorted(one.stored for one in unitscope.check(changed, see_through(1)).differences) == [1.0, torch.inf]
+    assert atlas.units("0")["mean"].to_pylist() == [torch.inf]
+
+
+class NoWayBack(nn.Module):
+    """An operation in place that autograd can't go back through."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        gate = torch.sigmoid(maps)
+        return gate.mul_(2)
+
+
+def test_a_network_without_a_way_back_has_no_effective_fields(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 2, 1), NoWayBack(), nn.Conv2d(2, 2, 3))
+    atlas = unitscope.scan(network, torch.randn(3, 3, 5, 5), tmp_path / "atlas", layers=["1", "2"])
+    assert [layer.effective_height for layer in atlas.layers] == [1, None]
+
+
+class Stateful(nn.Conv2d):
+    """A module with state that is no tensor."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 3}
+
+    def set_extra_state(self, state: object) -> None:
+        pass
+
+
+def test_state_that_is_no_tensor_is_in_nobodys_way(tmp_path: Path) -> None:
+    atlas = unitscope.scan(nn.Sequential(Stateful(3, 2, 1)), torch.randn(3, 3, 5, 5), tmp_path / "atlas")
+    assert len(atlas.manifest["network"]["hash"]) == 64
+
+
 @pytest.mark.parametrize("name", ["k", "per_image", "batch_size"])
 def test_numbers_that_make_no_sense_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(unitscope.UnitscopeError, match=f"{name} must be at least 1, not 0"):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from unitscope.atlas import Atlas
 from unitscope.errors import AtlasError
 from unitscope.images import keys_hash
 from unitscope.layers import TracedLayer, choose, tapped, trace
-from unitscope.networks import Network, evaluating, given_network, load_network
+from unitscope.networks import InputForm, Network, exactly, given_network, load_network
 from unitscope.records import Peak
 from unitscope.scanning import chosen_device, placed
 from unitscope.scanning.loading import Loader
@@ -40,6 +41,7 @@ class CheckResult:
     differences: list[Difference]
 
 
+@torch.inference_mode(False)
 def check(atlas: Atlas, network: "nn.Module | Network | None" = None, batch_size: int = 32, device: str = "auto") -> CheckResult:
     """Run the images of the peaks again and compare every stored value with what stands in its cell now.
 
@@ -63,7 +65,7 @@ def check(atlas: Atlas, network: "nn.Module | Network | None" = None, batch_size
     with placed(known.module, target):
         traced = trace(known.module, torch.zeros(1, channels, height, width, device=target))
         layers = choose(traced, [layer.name for layer in atlas.layers], known.model)
-        replay = Replay(known.module, layers, loader, target, traced.memory_format)
+        replay = Replay(known.module, layers, loader, traced.form)
         peaks = [Peak(**row) for row in atlas.table("peaks").to_pylist()]
         return CheckResult(len(peaks), list(replay.differences(peaks, batch_size)))
 
@@ -75,23 +77,19 @@ class Replay:
     network: nn.Module
     layers: Sequence[TracedLayer]
     loader: Loader
-    device: torch.device
-    memory_format: torch.memory_format
+    form: InputForm
 
     def differences(self, peaks: Sequence[Peak], batch_size: int) -> Iterator[Difference]:
         """The peaks whose values don't come back, image by image."""
         scale = {layer.name: 0.0 for layer in self.layers}
         for peak in peaks:
-            scale[peak.layer] = max(scale[peak.layer], abs(peak.value))
+            if isfinite(peak.value):
+                scale[peak.layer] = max(scale[peak.layer], abs(peak.value))
         by_image = [(image, list(of)) for image, of in groupby(sorted(peaks, key=_image), key=_image)]
         for start in range(0, len(by_image), batch_size):
             batch = dict(by_image[start : start + batch_size])
             for peak, found, reason in self._found(batch):
-                same = found is not None and (
-                    found == peak.value
-                    or abs(found - peak.value) <= max(RELATIVE * abs(peak.value), ABSOLUTE * scale[peak.layer])
-                )
-                if not same:
+                if found is None or not comes_back(peak.value, found, scale[peak.layer]):
                     key = self.loader.source.key(peak.image)
                     yield Difference(peak.layer, peak.unit, peak.rank, key, peak.value, found, reason)
 
@@ -117,11 +115,18 @@ class Replay:
             )
             values[name] = maps[tuple(cells.T)].float().tolist()
 
-        images = self.loader.normalised([one.pixels for one in good if one.pixels is not None], self.device, self.memory_format)
-        with torch.no_grad(), evaluating(self.network), tapped(self.network, self.layers, keep) as tap:
+        images = self.loader.normalised([one.pixels for one in good if one.pixels is not None], self.form)
+        with torch.no_grad(), exactly(self.network, self.form.device), tapped(self.network, self.layers, keep) as tap:
             tap.run(images)
         for name, found in values.items():
             yield from ((peak, value, "") for (_, peak), value in zip(wanted[name], found, strict=True))
+
+
+def comes_back(stored: float, found: float, scale: float) -> bool:
+    """True where the values agree as far as float32 arithmetic promises; `scale` is the layer's highest finite value."""
+    if not (isfinite(stored) and isfinite(found)):
+        return stored == found
+    return abs(found - stored) <= max(RELATIVE * abs(stored), ABSOLUTE * scale)
 
 
 def _image(peak: Peak) -> int:

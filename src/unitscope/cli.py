@@ -86,9 +86,10 @@ def scan(
     from unitscope.atlas import place_for
     from unitscope.images import as_source
 
+    overrides = _overrides(resize, crop, mean, std, channels)
     place_for(out)
     source = as_source(_images(images))
-    network, preprocessing = _network(model, weights, seed, _overrides(resize, crop, mean, std, channels))
+    network, preprocessing = _network(model, weights, seed, overrides)
     options = {"layers": layers, "k": k, "per_image": per_image, "batch_size": batch_size, "workers": workers, "device": device}
     _scan(network, source, out, preprocess=preprocessing, limit=limit, **options)
 
@@ -159,13 +160,11 @@ def demo(
 
 
 def main() -> None:
-    """Run a command; a `UnitscopeError` becomes one line and exit status 1, Ctrl-C one line and 130."""
+    """Run a command; a `UnitscopeError` becomes one line and exit status 1."""
     try:
         app()
     except UnitscopeError as error:
         _stop(f"{type(error).__name__}: {error}", 1)
-    except KeyboardInterrupt:
-        _stop("stopped; nothing was written", 130)
 
 
 def _stop(text: str, status: int) -> NoReturn:
@@ -180,8 +179,11 @@ def _scan(network: Any, images: Any, out: Path, **options: Any) -> None:
     source = as_source(images)
     total = min(len(source), options.get("limit") or len(source))
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _progress(total) as advance:
-        atlas = scan_images(network, source, out, on_images=advance, **options)
+    try:
+        with _progress(total) as advance:
+            atlas = scan_images(network, source, out, on_images=advance, **options)
+    except KeyboardInterrupt:
+        _stop("stopped; nothing was written", 130)
     skipped = atlas.manifest["skipped"]
     print(
         f"{atlas.manifest['read']:,} images, {len(atlas.layers)} layers, {sum(layer.units for layer in atlas.layers):,} units in {out}"

@@ -76,14 +76,13 @@ def draw_sheet(panel: Panel, size_px: int) -> Image.Image:
     """All blocks of a layer in rows, about four wide for three high, under the layer's name."""
     width, height = _block_size(panel.blocks, size_px)
     columns = max(3, ceil(sqrt(len(panel.blocks) * 4 / 3 * height / width)))
-    columns = min(columns, len(panel.blocks))
     return _with_margin(_draw_panel(panel, columns, size_px, title_px=22), 24)
 
 
 def draw_figure(panels: Sequence[Panel], title: str, caption: Sequence[str], size_px: int) -> Image.Image:
     """Panels from shallow to deep, row by row, with a title above and a caption below."""
     across = 3 if len(panels) > 4 else min(len(panels), 2)
-    drawn = [_draw_panel(panel, min(3, len(panel.blocks)), size_px, title_px=max(12, size_px * 5 // 16)) for panel in panels]
+    drawn = [_draw_panel(panel, 3, size_px, title_px=max(12, size_px * 5 // 16)) for panel in panels]
     rows = [drawn[start : start + across] for start in range(0, len(drawn), across)]
     gap = size_px * 5 // 8
     body = _stacked([_beside(row, gap) for row in rows], gap)
@@ -96,10 +95,10 @@ def _draw_panel(panel: Panel, columns: int, size_px: int, title_px: int) -> Imag
     blocks = [_draw_block(block, size_px) for block in panel.blocks]
     gap = max(6, size_px // 5)
     rows = [_beside(blocks[start : start + columns], gap) for start in range(0, len(blocks), columns)]
-    body = _stacked(rows, gap)
-    title = _text_image(panel.title, title_px, INK, body.width)
-    subtitle = _text_image(panel.subtitle, max(11, title_px * 7 // 10), FAINT, body.width)
-    return _stacked([_stacked([title, subtitle], 2), body], max(6, size_px // 8))
+    width = max([row.width for row in rows], default=3 * size_px)
+    title = _text_image(panel.title, title_px, INK, width)
+    subtitle = _text_image(panel.subtitle, max(11, title_px * 7 // 10), FAINT, width)
+    return _stacked([_stacked([title, subtitle], 2), _stacked(rows, gap)], max(6, size_px // 8))
 
 
 def _draw_block(block: Block, size_px: int) -> Image.Image:

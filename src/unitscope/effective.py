@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unitscope.layers import TracedLayer, tapped
-from unitscope.networks import evaluating
+from unitscope.networks import exactly
 
 SHARE = 0.95
 
@@ -79,10 +79,14 @@ def _energy(network: nn.Module, traced: TracedLayer, picks: Sequence[Pick], imag
         values.append(maps[torch.arange(len(maps), device=maps.device), unit, y, x])
 
     leaf = images.requires_grad_()
-    with torch.enable_grad(), evaluating(network), tapped(network, [traced], keep) as tap:
-        tap.run(leaf.clone())  # a copy, so that networks may change their input in place
-        if not values[0].requires_grad:
-            return None
-        gradient = torch.autograd.grad(values[0].sum(), leaf, allow_unused=True, materialize_grads=True)[0]
+    try:
+        with torch.enable_grad(), exactly(network, images.device):
+            with tapped(network, [traced], keep) as tap:
+                tap.run(leaf.clone())  # a copy, so that networks may change their input in place
+            if not values[0].requires_grad:
+                return None
+            gradient = torch.autograd.grad(values[0].sum(), leaf, allow_unused=True, materialize_grads=True)[0]
+    except RuntimeError:
+        return None  # autograd has no way back, as through some in-place operations
     energy = gradient.detach().cpu().double().nan_to_num(0, 0, 0).square().sum(1)
     return energy / energy.sum((1, 2), keepdim=True).clamp(min=1e-300)

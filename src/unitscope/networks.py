@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -34,10 +35,13 @@ class Network:
     preprocessing: Preprocessing | None
 
     def hash(self) -> str:
-        """SHA-256 over names, types, shapes and bytes of all parameters and buffers, by name."""
+        """SHA-256 over names, types, shapes and bytes of all parameters and buffers, by name; of other state over its text."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.module.state_dict().items()):
-            values = tensor.detach().cpu().contiguous()
+        for name, value in sorted(self.module.state_dict().items()):
+            if not isinstance(value, torch.Tensor) or value.is_quantized:
+                digest.update(f"{name} {value!r}\n".encode())
+                continue
+            values = value.detach().cpu().contiguous()
             digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
             digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
@@ -80,6 +84,41 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+@contextmanager
+def exactly(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Eval mode and full float32 precision for as long as the block lasts, whatever the caller has switched on.
+
+    Autocast rounds activations; TF32 rounds the factors of every product, and is on by default for convolutions on newer GPUs.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    convolutions = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    try:
+        with evaluating(module), torch.autocast(device.type, enabled=False), convolutions:
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@dataclass(frozen=True, slots=True)
+class InputForm:
+    """How a network takes its input: where, in which type, and laid out how in memory."""
+
+    device: torch.device
+    dtype: torch.dtype
+    memory_format: torch.memory_format
+
+    def of(self, images: torch.Tensor) -> torch.Tensor:
+        """Images of shape (image, channel, y, x) in that form."""
+        return images.to(self.device, self.dtype).contiguous(memory_format=self.memory_format)
+
+
+def first_tensor(module: nn.Module) -> torch.Tensor | None:
+    """A parameter, or else a buffer, of floating type: where the network is and in which type it computes."""
+    tensors = (t for t in chain(module.parameters(), module.buffers()) if t.is_floating_point())
+    return next(tensors, None)
 
 
 @dataclass(frozen=True, slots=True)

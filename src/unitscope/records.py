@@ -7,8 +7,6 @@ count on the image as displayed, after EXIF orientation.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-RECTIFIERS = frozenset({"relu", "relu6"})
-
 
 @dataclass(frozen=True, slots=True)
 class Box:
@@ -66,7 +64,7 @@ class Layer:
     @property
     def rectified(self) -> bool:
         """True where values at and below zero are silenced by what follows."""
-        return self.activation in RECTIFIERS
+        return self.activation.startswith("relu")  # relu, relu6 and their like
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ def patch(atlas: "Atlas", peak: Peak, kind: str, size_px: int) -> Image.Image:
 def sheet(atlas: "Atlas", layer: str, units: Sequence[int] | None, kind: str, size_px: int) -> Image.Image:
     known = atlas.layer(layer)
     chosen = _checked(known, units if units is not None else range(known.units))
-    return draw_sheet(_panel(atlas, known, chosen, kind, size_px), size_px)
+    return draw_sheet(panel(atlas, known, chosen, kind, size_px), size_px)
 
 
 def figure(atlas: "Atlas", choice: FigureChoice) -> Image.Image:
@@ -55,7 +55,7 @@ def figure(atlas: "Atlas", choice: FigureChoice) -> Image.Image:
     panels = []
     for layer in layers:
         units = _checked(layer, choice.units) if choice.units else firing_units(atlas, layer, choice.seed)
-        panels.append(_panel(atlas, layer, units, choice.patch, choice.size_px))
+        panels.append(panel(atlas, layer, units, choice.patch, choice.size_px))
     return draw_figure(panels, *_words(atlas, choice), choice.size_px)
 
 
@@ -107,7 +107,7 @@ def centre(start: float, stop: float, cell: tuple[int, int], length: int) -> flo
     return (place + 0.5) * length / places if (start, stop) == (0, length) else (start + stop) / 2
 
 
-def _panel(atlas: "Atlas", layer: Layer, units: Sequence[int], kind: str, size_px: int) -> Panel:
+def panel(atlas: "Atlas", layer: Layer, units: Sequence[int], kind: str, size_px: int) -> Panel:
     drawn = _drawn(atlas, layer, kind)
     peaks: dict[int, list[Peak]] = {unit: [] for unit in units}
     for row in atlas.peaks(layer.name, units[0] if len(units) == 1 else None).to_pylist():
@@ -115,7 +115,8 @@ def _panel(atlas: "Atlas", layer: Layer, units: Sequence[int], kind: str, size_p
             peaks[row["unit"]].append(Peak(**row))
     patches = _patches(atlas, [peak for of_unit in peaks.values() for peak in of_unit], drawn, size_px)
     blocks = [_block(unit, of_unit, [patches[unit, peak.rank] for peak in of_unit], atlas.k) for unit, of_unit in peaks.items()]
-    return Panel(layer.name, f"{layer.kind} · {layer.units:,} units · {_field_words(atlas, layer, drawn)}", blocks)
+    about = f"{layer.kind} · {layer.units:,} units · {_field_words(atlas, layer, drawn)}"
+    return Panel(layer.name, about if blocks else f"{about} · none of them fires", blocks)
 
 
 def _block(unit: int, peaks: Sequence[Peak], patches: Sequence[Image.Image], places: int) -> Block:

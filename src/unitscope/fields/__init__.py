@@ -15,11 +15,11 @@ padding too, as if the map went on beyond its border, so that all cells of a con
 """
 
 from unitscope.fields.boxes import Fields, fields_of
-from unitscope.fields.planes import COLUMNS, OUTER_START, ROWS, Array, Planes, differs
+from unitscope.fields.planes import COLUMNS, PLACE, ROWS, Array, Planes, differs
 from unitscope.fields.rules import operator_name, tensors_in
 from unitscope.fields.watching import FieldMode
 
 __all__ = [
-    "COLUMNS", "OUTER_START", "ROWS", "Array", "FieldMode", "Fields", "Planes", "differs", "fields_of", "operator_name",
+    "COLUMNS", "PLACE", "ROWS", "Array", "FieldMode", "Fields", "Planes", "differs", "fields_of", "operator_name",
     "tensors_in",
 ]  # fmt: skip

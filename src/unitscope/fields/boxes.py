@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from unitscope.fields.planes import COLUMNS, ROWS, Array, Planes, varying
+from unitscope.fields.planes import COLUMNS, PLACE, ROWS, Array, Planes, varying
 from unitscope.records import Box
 
 
@@ -55,8 +55,8 @@ def fields_of(planes: Planes, height: int, width: int) -> Fields:
     """
     if planes[0].dim() == 2:
         planes = [p[..., None, None] for p in planes]
-    rows = _bounds(planes[ROWS : ROWS + 5], height)
-    columns = _bounds(planes[COLUMNS : COLUMNS + 5], width)
+    rows = _bounds(planes[ROWS:COLUMNS], height)
+    columns = _bounds(planes[COLUMNS:], width)
     map_height, map_width = planes[0].shape[-2:]
     return Fields(
         rows,
@@ -67,7 +67,7 @@ def fields_of(planes: Planes, height: int, width: int) -> Fields:
 
 
 def _bounds(planes: Planes, length: int) -> Array:
-    inner_start, inner_stop, outer_start, outer_stop, whole = (varying(p[0]).numpy() for p in planes)
+    inner_start, inner_stop, outer_start, outer_stop, whole = (varying(p[0]).numpy() for p in planes[:PLACE])
     inner_start, outer_start = -inner_start, -outer_start
     nowhere = ~np.isfinite(inner_start) & ~np.isfinite(outer_start)
     outer_start, outer_stop = (

@@ -10,15 +10,16 @@ from torch import Tensor
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# The planes of one axis: the interval of real pixels, the one that counts padding, and whether a global operation came before
-# (then padding no longer counts). Starts are kept negated, so that every union is a maximum.
-INNER_START, INNER_STOP, OUTER_START, OUTER_STOP, WHOLE = range(5)
-ROWS, COLUMNS = 0, 5
+# The planes of one axis: the interval of real pixels, the one that counts padding, whether a global operation came before (then
+# padding no longer counts), and where an element itself stands, as far as that can be told. Starts are kept negated, so that every
+# union is a maximum.
+INNER_START, INNER_STOP, OUTER_START, OUTER_STOP, WHOLE, PLACE = range(6)
+ROWS, COLUMNS = 0, 6
 NOTHING = -torch.inf
 OUTER_PLANES = {ROWS + OUTER_START, ROWS + OUTER_STOP, COLUMNS + OUTER_START, COLUMNS + OUTER_STOP}
 
 Planes = list[Tensor]
-"""Ten tensors of the watched tensor's shape: five for rows, five for columns."""
+"""Twelve tensors of the watched tensor's shape: six for rows, six for columns."""
 
 MISSING = -(1 << 40)
 """A tap that reads nothing at all, neither a pixel nor padding."""
@@ -108,27 +109,30 @@ def mixed_channels(plane: Tensor, groups: int, units: int) -> Tensor:
 def global_along(planes: Planes, dims: Sequence[int]) -> Planes:
     """The union along `dims`, kept with length 1. Where it leaves an axis with nothing that varies, that axis is whole."""
     result = []
-    for axis in (ROWS, COLUMNS):
-        before = planes[axis : axis + 5]
+    for before in (planes[ROWS:COLUMNS], planes[COLUMNS:]):
         after = [varying(p).amax(list(dims), keepdim=True) for p in before]
         starts = before[OUTER_START]
         joined = any(differs(starts, d) for d in dims)
-        left = any(differs(after[OUTER_START], d) for d in range(starts.dim()))
+        left, standing = (any(differs(after[plane], d) for d in range(starts.dim())) for plane in (OUTER_START, PLACE))
+        if not standing:
+            after[PLACE] = torch.full_like(after[PLACE], NOTHING)
         result += _axis_as_global(after) if joined and not left else after
     return [p.expand([1 if d in dims else n for d, n in enumerate(planes[0].shape)]) for p in result]
 
 
 def as_global(planes: Planes) -> Planes:
-    return _axis_as_global(planes[ROWS : ROWS + 5]) + _axis_as_global(planes[COLUMNS : COLUMNS + 5])
+    """Planes of something that depends on everything that these depend on."""
+    return _axis_as_global(planes[ROWS:COLUMNS]) + _axis_as_global(planes[COLUMNS:])
 
 
 def _axis_as_global(axis: Planes) -> Planes:
-    return [axis[INNER_START], axis[INNER_STOP], axis[INNER_START], axis[INNER_STOP], torch.ones_like(axis[WHOLE])]
+    nowhere = torch.full((), NOTHING).expand(axis[PLACE].shape)
+    return [axis[INNER_START], axis[INNER_STOP], axis[INNER_START], axis[INNER_STOP], torch.ones_like(axis[WHOLE]), nowhere]
 
 
 def no_planes(shape: torch.Size) -> Planes:
     """The planes of a tensor that holds nothing of the images."""
-    return [torch.full((), NOTHING).expand(shape)] * 10
+    return [torch.full((), NOTHING).expand(shape)] * (2 * COLUMNS)
 
 
 def laid_out(memory: Planes, shape: torch.Size, strides: Sequence[int], offset: int) -> Planes:

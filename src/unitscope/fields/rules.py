@@ -51,6 +51,10 @@ class Operation:
     def input(self) -> Planes:
         return self.planes[next(iter(self.planes))]
 
+    def only(self, name: str) -> bool:
+        """True where the argument of that name is the only one that depends on the images."""
+        return self.planes.keys() == {id(self.arguments.get(name))}
+
     def get(self, name: str, default: Any = None) -> Any:
         value = self.arguments.get(name, default)
         return default if value is None else value
@@ -73,7 +77,7 @@ def pointwise(op: Operation) -> list[Planes]:
 def movement(op: Operation) -> list[Planes]:
     """Data is moved and not mixed: do the same to the planes."""
     per_plane = []
-    for number in range(10):
+    for number in range(len(op.input())):
         moved = op.func(**{k: _with_plane(v, op.planes, number) for k, v in op.arguments.items()})
         per_plane.append(list(tensors_in([moved])))
     return [list(planes) for planes in zip(*per_plane, strict=True)]
@@ -114,6 +118,8 @@ def reduction(op: Operation) -> list[Planes]:
 
 def normalisation(op: Operation) -> list[Planes]:
     """Layer and group norm: all that is normalised together depends on all of it."""
+    if not op.only("input"):
+        return everything(op)
     before = op.input()
     ndim = before[0].dim()
     dims = range(ndim - len(op.get("normalized_shape")), ndim) if op.get("normalized_shape") else range(1, ndim)
@@ -122,6 +128,8 @@ def normalisation(op: Operation) -> list[Planes]:
 
 
 def batch_norm(op: Operation) -> list[Planes]:
+    if not op.only("input"):
+        return everything(op)
     before = op.input()
     if not (op.get("training") or op.get("train")) or op.name == "_native_batch_norm_legit_no_training":
         return [before]
@@ -160,6 +168,8 @@ def concatenation(op: Operation) -> list[Planes]:
 
 
 def convolution(op: Operation) -> list[Planes]:
+    if not op.only("input"):
+        return everything(op)  # the weights are made from the images
     weight, groups = op.get("weight"), op.get("groups", 1)
     spatial = weight.dim() - 2
     stride, padding, dilation = (_each(op.get(n, d), spatial) for n, d in (("stride", 1), ("padding", 0), ("dilation", 1)))
@@ -175,9 +185,8 @@ def convolution(op: Operation) -> list[Planes]:
 
 
 def pooling(op: Operation) -> list[Planes]:
-    kernel = op.get("kernel_size")
-    spatial = 1 if op.name.endswith("1d") else 2
-    kernel = _each(kernel, spatial)
+    spatial = _spatial(op)
+    kernel = _each(op.get("kernel_size"), spatial)
     stride = _each(op.get("stride") or kernel, spatial)
     padding, dilation = _each(op.get("padding", 0), spatial), _each(op.get("dilation", 1), spatial)
     planes = op.input()
@@ -192,8 +201,7 @@ def pooling(op: Operation) -> list[Planes]:
 
 
 def adaptive_pooling(op: Operation) -> list[Planes]:
-    planes = op.input()
-    spatial = 1 if op.name.endswith("1d") else 2
+    planes, spatial = op.input(), _spatial(op)
     for dim in range(len(op.shape) - spatial, len(op.shape)):
         cells, before = op.shape[dim], planes[0].shape[dim]
         if cells == 1:
@@ -236,11 +244,24 @@ def interpolation(op: Operation) -> list[Planes]:
     scales = {0: op.get("scales_h", op.get("scales")), 1: op.get("scales_w")}
     for axis, dim in enumerate((len(op.shape) - 2, len(op.shape) - 1)):
         before, after = planes[0].shape[dim], op.shape[dim]
-        lit = torch.eye(before, dtype=torch.float32)[None, :, :, None]
-        arguments = dict(op.arguments, self=lit, output_size=[after, 1], scales_h=scales[axis], scales_w=None)
+        lit = torch.eye(before, dtype=op.get("self").dtype)[None, :, :, None].expand(
+            1, before, before, 2
+        )  # antialiasing goes wrong on one column
+        arguments = dict(op.arguments, self=lit, output_size=[after, 2], scales_h=scales[axis], scales_w=None)
         mixed = op.func(**arguments)[0, :, :, 0].T != 0  # (after, before)
         planes = [masked(p, dim, mixed) for p in planes]
     return [expanded(planes, op.shape)]
+
+
+def gathering(op: Operation) -> list[Planes]:
+    """Indexing with places that are known before; with places that depend on the images, everything may come from anywhere."""
+    return movement(op) if op.only("self") else everything(op)
+
+
+def halving(op: Operation) -> list[Planes]:
+    """A gated linear unit: one half times a gate made of the other."""
+    halves = [list(p.chunk(2, op.get("dim", -1))) for p in op.input()]
+    return [union([[first for first, _ in halves], [second for _, second in halves]])]
 
 
 def rule_for(op: Operation) -> Rule:
@@ -251,7 +272,10 @@ def rule_for(op: Operation) -> Rule:
     return everything
 
 
-POINTWISE = {"hardswish", "_to_copy", "contiguous", "detach", "alias", "lift_fresh", "_prelu_kernel", "dropout"}
+POINTWISE = {
+    "hardswish", "_to_copy", "contiguous", "detach", "alias", "lift_fresh", "_prelu_kernel", "dropout", "log_sigmoid_forward",
+    "rrelu_with_noise",
+}  # fmt: skip
 GLOBAL = {
     "_native_multi_head_attention", "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_efficient_attention", "_scaled_dot_product_attention_math", "_transformer_encoder_layer_fwd",
@@ -259,7 +283,8 @@ GLOBAL = {
 }  # fmt: skip
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution"), convolution),
-    **dict.fromkeys(("max_pool2d_with_indices", "max_pool2d", "avg_pool2d", "max_pool1d", "avg_pool1d"), pooling),
+    **dict.fromkeys(("max_pool2d_with_indices", "max_pool2d", "avg_pool2d", "max_pool1d", "avg_pool1d",
+                     "max_pool3d_with_indices", "avg_pool3d"), pooling),
     **dict.fromkeys(("_adaptive_avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool1d"), adaptive_pooling),
     **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
                      "cudnn_batch_norm", "miopen_batch_norm"), batch_norm),
@@ -272,8 +297,11 @@ RULES: dict[str, Rule] = {
                      "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"), interpolation),
     **dict.fromkeys(("view", "_unsafe_view", "_reshape_alias", "reshape"), reshape),
     **dict.fromkeys(("permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "slice", "select", "split", "split_with_sizes",
-                     "unbind", "flip", "roll", "index_select", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
-                     "native_channel_shuffle", "unfold", "index", "diagonal"), movement),
+                     "unbind", "flip", "roll", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
+                     "native_channel_shuffle", "unfold", "diagonal"), movement),
+    "index": gathering,
+    "index_select": gathering,
+    "glu": halving,
     **dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "prod", "norm", "any", "all",
                      "linalg_vector_norm", "logsumexp", "argmax", "argmin", "_softmax", "_log_softmax", "cumsum", "topk", "sort",
                      "median"), reduction),
@@ -282,6 +310,11 @@ RULES: dict[str, Rule] = {
     "copy": overwrite,
     "as_strided": restriding,
 }  # fmt: skip
+
+
+def _spatial(op: Operation) -> int:
+    """Over how many dimensions a pooling runs, by its name."""
+    return next(n for n in (1, 2, 3) if f"{n}d" in op.name)
 
 
 def _each(value: Any, count: int) -> list[int]:

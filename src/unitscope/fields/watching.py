@@ -1,5 +1,6 @@
 """Following one forward pass, operator by operator."""
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ class FieldMode(TorchDispatchMode):
     Tensors are told apart by identity and kept alive for the length of the pass, so use it on one image. Call `start` with
     the images first.
 
-    An in-place operation changes what other tensors in the same memory hold. Such a tensor is older than its memory, by torch's
-    version counter; what it sees is then read from planes laid out like the memory itself.
+    An in-place operation changes what other tensors in the same memory hold. So writes are counted for every memory; what a tensor
+    sees that was met before the last write is read from planes laid out like the memory itself.
     """
 
     def __init__(self) -> None:
@@ -26,14 +27,15 @@ class FieldMode(TorchDispatchMode):
         self._kept: dict[int, tuple[Tensor, Planes, int]] = {}
         self._sharing: dict[int, list[int]] = {}
         self._memory: dict[int, Planes] = {}
+        self._writes: Counter[int] = Counter()
 
     def start(self, images: Tensor) -> None:
         """Take `images`, of shape (1, channel, y, x), as the input whose pixels are counted."""
         height, width = images.shape[-2:]
         rows = torch.arange(height, dtype=torch.float32)[:, None]
         columns = torch.arange(width, dtype=torch.float32)
-        planes = [p for axis in (rows, columns) for p in (-axis, axis + 1, -axis, axis + 1, torch.zeros(1))]
-        self._keep(images, [p.expand(images.shape) for p in planes], images._version)
+        planes = [p for axis in (rows, columns) for p in (-axis, axis + 1, -axis, axis + 1, torch.zeros(1), axis)]
+        self._keep(images, [p.expand(images.shape) for p in planes])
 
     def planes(self, tensor: Tensor) -> Planes | None:
         """The planes of a tensor of this pass; None where it doesn't depend on the images."""
@@ -56,29 +58,38 @@ class FieldMode(TorchDispatchMode):
 
     def _follow(self, func: Any, arguments: dict[str, Any], seen: list[tuple[Tensor, Planes]], output: Any) -> None:
         operation = Operation(func, arguments, {id(t): p for t, p in seen}, list(tensors_in([output])))
-        rule = rule_for(operation)
-        followed = rule(operation) if operation.outputs else []
-        if rule is everything and operation.name not in GLOBAL:
-            self.unknown.add(operation.name)
-        # A view shares its base's version from when this call returns, and an in-place operation raises it then.
-        versions = {_storage(tensor): tensor._version for tensor in tensors_in(arguments.values())}
-        for tensor, planes in zip(operation.outputs, followed, strict=False):
-            in_place = _storage(tensor) in versions and func._schema.is_mutable
-            if in_place:
+        given = {_storage(tensor) for tensor in tensors_in(arguments.values())}
+        for tensor, planes in zip(operation.outputs, self._followed(operation), strict=False):
+            if func._schema.is_mutable and _storage(tensor) in given:
                 self._write(tensor, planes)
-            self._keep(tensor, planes, versions.get(_storage(tensor), tensor._version) + in_place)
+            self._keep(tensor, planes)
 
-    def _keep(self, tensor: Tensor, planes: Planes, version: int) -> None:
-        self._kept[id(tensor)] = (tensor, planes, version)
+    def _followed(self, operation: Operation) -> list[Planes]:
+        """The planes of the outputs by the operator's rule; an operator that has none, or breaks it, takes everything."""
+        if not operation.outputs:
+            return []
+        rule = rule_for(operation)
+        if rule is not everything:
+            try:
+                return rule(operation)
+            except (RuntimeError, ValueError, IndexError, TypeError, AttributeError):
+                rule = everything
+        if operation.name not in GLOBAL:
+            self.unknown.add(operation.name)
+        return everything(operation)
+
+    def _keep(self, tensor: Tensor, planes: Planes) -> None:
+        self._kept[id(tensor)] = (tensor, planes, self._writes[_storage(tensor)])
         self._sharing.setdefault(_storage(tensor), []).append(id(tensor))
 
     def _write(self, tensor: Tensor, planes: Planes) -> None:
         """Note that an operation wrote into this tensor. Where that is all of its memory, nothing else is left there."""
         if _storage(tensor) in self._memory or not _fills_its_memory(tensor):
             unlaid(self._remembered(tensor), planes, tensor)
+        self._writes[_storage(tensor)] += 1
 
     def _remembered(self, tensor: Tensor) -> Planes:
-        """Planes in the order of the tensor's memory, put together from all tensors that are not older than it."""
+        """Planes in the order of the tensor's memory, put together from all tensors in it that were met after the last write."""
         storage = _storage(tensor)
         if storage not in self._memory:
             memory = [p.clone() for p in no_planes(torch.Size([_length(tensor)]))]
@@ -89,7 +100,7 @@ class FieldMode(TorchDispatchMode):
         return self._memory[storage]
 
     def _fresh(self, number: int) -> bool:
-        return number in self._kept and self._kept[number][0]._version <= self._kept[number][2]
+        return number in self._kept and self._kept[number][2] == self._writes[_storage(self._kept[number][0])]
 
 
 def _named_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

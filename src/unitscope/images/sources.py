@@ -137,14 +137,17 @@ class DatasetSource:
         return _array(first)
 
     def _keep_label(self, image: int, item: Any) -> None:
-        label = item[1] if isinstance(item, (tuple, list)) and len(item) > 1 else None
-        classes = getattr(self.dataset, "classes", None)
-        if label is not None and np.ndim(label) == 0:
-            number = int(label) if not isinstance(label, str) else -1
-            label = str(classes[number]) if isinstance(classes, (list, tuple)) and 0 <= number < len(classes) else str(label)
-            self._labels[image] = label
-        else:
-            self._labels[image] = None
+        said = item[1] if isinstance(item, (tuple, list)) and len(item) > 1 else None
+        self._labels[image] = _label(said, getattr(self.dataset, "classes", None))
+
+
+def _label(said: Any, classes: Any) -> str | None:
+    """A label as text: words as they are, whole numbers by the class of that number; None for targets of other kinds."""
+    if hasattr(said, "item") and np.ndim(said) == 0:
+        said = said.item()
+    if isinstance(said, int) and isinstance(classes, (list, tuple)) and 0 <= said < len(classes):
+        return str(classes[said])
+    return str(said) if isinstance(said, (str, int)) else None
 
 
 def as_source(images: Any) -> ImageSource:

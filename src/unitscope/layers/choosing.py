@@ -1,5 +1,6 @@
 """Which layers to scan: the default ones, or those that patterns name."""
 
+import warnings
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -20,6 +21,10 @@ def choose(trace: Trace, patterns: Sequence[str] | None = None, model: str = "th
         return chosen
     for pattern in patterns:
         _check(pattern, trace, model)
+    left_out = [r.name for r in trace.refused if any(fnmatchcase(r.name, p) for p in patterns)]
+    if left_out:
+        said = f"{', '.join(map(repr, left_out[:3]))}{f' and {len(left_out) - 3} more' if len(left_out) > 3 else ''}"
+        warnings.warn(f"left out, since they can't be scanned: {said}", stacklevel=2)
     return [layer for layer in trace.layers if any(fnmatchcase(layer.name, p) for p in patterns)]
 
 

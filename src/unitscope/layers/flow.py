@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -94,7 +95,8 @@ class FlowMode(TorchDispatchMode):
         """Hook every module below the network for as long as the block lasts."""
         handles = []
         for name, module in network.named_modules():
-            if name:  # the network as a whole is no layer
+            # The network as a whole is no layer, and compiled modules take no such hooks.
+            if name and not isinstance(module, torch.jit.ScriptModule):
                 handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
                 handles.append(module.register_forward_hook(self._leave))
         try:
@@ -110,6 +112,12 @@ class FlowMode(TorchDispatchMode):
             self._values[id(tensor)] = (tensor, self._given)
             self._given += 1
         return self._values[id(tensor)][1]
+
+    @property
+    def constants(self) -> set[int]:
+        """The values of tensors that hold nothing of the images."""
+        depend = {value for tensor, value in self._values.values() if self._fields.planes(tensor) is not None}
+        return {value for _, value in self._values.values()} - depend
 
     def _enter(self, name: str) -> Any:
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -27,10 +27,12 @@ class Tap:
     read: Read
     _counts: dict[str, int] = field(default_factory=dict)
     _missing: set[int] = field(default_factory=set)
+    _images: int = 0
 
     def run(self, images: Tensor) -> None:
         """One pass over images of shape (image, channel, y, x). Raises `NetworkError` where a layer isn't reached."""
         self._counts.clear()
+        self._images = len(images)
         self._missing = set(range(len(self.layers)))
         try:
             self.network(images)
@@ -55,7 +57,15 @@ class Tap:
         return before, after
 
     def _take(self, number: int, maps: Tensor) -> None:
-        self.read(number, maps if maps.dim() == 4 else maps[..., None, None])
+        maps = maps if maps.dim() == 4 else maps[..., None, None]
+        layer = self.layers[number].layer
+        expected = (self._images, layer.units, layer.map_height, layer.map_width)
+        if tuple(maps.shape) != expected:
+            raise NetworkError(
+                f"layer {layer.name!r} gave maps of shape {tuple(maps.shape)} where {expected} was expected: its calls or its maps "
+                "depend on the images, so it can't be scanned"
+            )
+        self.read(number, maps)
         self._missing.discard(number)
         if not self._missing:
             raise PassDone

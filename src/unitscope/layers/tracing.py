@@ -1,14 +1,14 @@
 """One watched forward pass that tells everything about a network's layers before a scan."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from unitscope.errors import NetworkError
-from unitscope.fields import COLUMNS, OUTER_START, ROWS, Array, FieldMode, Fields, Planes, differs, fields_of
+from unitscope.fields import COLUMNS, PLACE, ROWS, Array, FieldMode, Fields, Planes, differs, fields_of
 from unitscope.layers.flow import SAME_VALUES, Call, FlowMode, Operator
-from unitscope.networks import evaluating
+from unitscope.networks import InputForm, exactly, first_tensor
 from unitscope.records import Layer
 
 ACTIVATION_MODULES = (
@@ -20,6 +20,7 @@ ACTIVATION_OPERATORS = {
     "relu", "sigmoid", "tanh", "silu", "mish", "hardswish", "elu", "celu", "selu", "gelu", "leaky_relu", "_prelu_kernel", "softplus",
     "hardsigmoid", "threshold", "log_sigmoid_forward", "softshrink", "hardshrink", "rrelu_with_noise",
 }  # fmt: skip
+RENAMED = {"_prelu_kernel": "prelu", "log_sigmoid_forward": "logsigmoid", "rrelu_with_noise": "rrelu"}
 CLAMPS = {"hardtanh", "clamp", "clamp_min"}
 CURVED = ACTIVATION_OPERATORS | CLAMPS | {"exp", "erf", "pow", "abs", "maximum", "where"}
 POINTWISE = CURVED | SAME_VALUES | {"mul", "add", "sub", "rsub", "div", "neg", "minimum", "reciprocal", "log", "log1p", "gt", "lt", "ge", "le"}  # fmt: skip
@@ -27,6 +28,7 @@ NORMALISING = {
     "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "miopen_batch_norm",
     "native_layer_norm", "native_group_norm",
 }  # fmt: skip
+WEIGHING = {"convolution", "_convolution", "addmm", "mm", "bmm", "baddbmm", "torchvision::deform_conv2d"}
 WEIGHTED = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear, nn.Bilinear
 )  # fmt: skip
@@ -62,14 +64,14 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """The layers of a network in call order, those that can't be scanned, and how the network likes its input laid out.
+    """The layers of a network in call order, those that can't be scanned, and the form in which the network takes its input.
 
     `unknown_operators` are those whose fields were taken to be the whole input for want of a rule.
     """
 
     layers: list[TracedLayer]
     refused: list[Refusal]
-    memory_format: torch.memory_format
+    form: InputForm
     unknown_operators: frozenset[str]
 
 
@@ -78,12 +80,15 @@ def trace(network: nn.Module, images: Tensor) -> Trace:
 
     Raises `NetworkError` where the network doesn't run on such an input.
     """
+    first = first_tensor(network)
+    form = InputForm(images.device, torch.float32 if first is None else first.dtype, torch.channels_last)
     try:
-        return _traced(network, images, torch.channels_last)
-    except RuntimeError:
-        pass  # `x.view(n, -1)` on a map needs the plain format; where that isn't the trouble, the second try says what is
+        return _traced(network, images, form)
+    except Exception:
+        # `x.view(n, -1)` on a map needs the plain layout; where that isn't the trouble, the second try says what is.
+        form = replace(form, memory_format=torch.contiguous_format)
     try:
-        return _traced(network, images, torch.contiguous_format)
+        return _traced(network, images, form)
     except Exception as error:
         said = (str(error).splitlines() or ["no message"])[0]
         raise NetworkError(
@@ -92,23 +97,28 @@ def trace(network: nn.Module, images: Tensor) -> Trace:
         ) from error
 
 
-def _traced(network: nn.Module, images: Tensor, memory_format: torch.memory_format) -> Trace:
-    images = images.contiguous(memory_format=memory_format)
+def _traced(network: nn.Module, images: Tensor, form: InputForm) -> Trace:
     fields = FieldMode()
     flow = FlowMode(fields)
-    with torch.no_grad(), evaluating(network), fields, flow.watching(network):
-        fields.start(images)
-        network(images)
+    with torch.no_grad(), exactly(network, form.device):
+        images = form.of(images)
+        if form.memory_format is torch.channels_last:
+            network(
+                images.expand(2, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+            )  # one image hides a `view` that fails
+        with fields, flow.watching(network):
+            fields.start(images)
+            network(images)
     reading = Reading(flow)
     layers: list[TracedLayer] = []
     refused: list[Refusal] = []
     for call in reading.layer_calls():
         reason = refusal(call, reading.activates(call))
         if reason:
-            refused.append(Refusal(call.layer_name, reason, reading.default(call)))
+            refused.append(Refusal(call.layer_name, reason, reading.default(call) and reading.depends(call)))
         else:
             layers.append(_described(call, reading, len(layers), images.shape[-2:]))
-    return Trace(layers, refused, memory_format, frozenset(fields.unknown))
+    return Trace(layers, refused, form, frozenset(fields.unknown))
 
 
 def _described(call: Call, reading: "Reading", order: int, size: torch.Size) -> TracedLayer:
@@ -142,15 +152,16 @@ def refusal(call: Call, inward: bool) -> str:
         return "it doesn't depend on the images"
     if shape[0] != 1:
         return f"its output has shape {shape} for one image: images and something else share the first dimension"
-    units_last = (isinstance(call.module, nn.Linear) or type(call.module) is nn.LayerNorm) and len(shape) == 4
+    last = isinstance(call.module, nn.Linear) or (type(call.module) is nn.LayerNorm and len(call.module.normalized_shape) == 1)
+    units_last = last and len(shape) == 4
     if units_last or (len(shape) == 4 and not _laid_out(planes)):
         return f"its output of shape {shape} seems to be laid out (image, y, x, unit)"
     return ""
 
 
 def _laid_out(planes: Planes) -> bool:
-    """True where rows run along dimension 2 and columns along dimension 3, as far as either varies."""
-    return not (differs(planes[ROWS + OUTER_START], 3) or differs(planes[COLUMNS + OUTER_START], 2))
+    """True where rows run along dimension 2 and columns along dimension 3, as far as that can be told."""
+    return not (differs(planes[ROWS + PLACE], 3) or differs(planes[COLUMNS + PLACE], 2))
 
 
 class Reading:
@@ -158,6 +169,7 @@ class Reading:
 
     def __init__(self, flow: FlowMode) -> None:
         self._calls = flow.calls
+        self._constants = flow.constants
         self._by_number = {c.number: c for c in flow.calls}
         self._readers: dict[int, list[Call]] = {}
         self._uses: dict[int, list[Operator]] = {}
@@ -181,18 +193,25 @@ class Reading:
         return result
 
     def activates(self, call: Call) -> bool:
-        """True for torch's activation modules and a user's own: leaves without weights, pointwise and curved."""
+        """True for torch's activation modules and a user's own: leaves without weights, pointwise, curved, of one input."""
         if isinstance(call.module, ACTIVATION_MODULES):
             return True
         names = {o.name for o in call.operators}
         weightless = next(call.module.parameters(), None) is None
-        return call.leaf and weightless and names <= POINTWISE and not names.isdisjoint(CURVED)
+        made = {o.made for o in call.operators}
+        given = {value for o in call.operators for value in o.read if value not in made and value not in self._constants}
+        return call.leaf and weightless and names <= POINTWISE and not names.isdisjoint(CURVED) and given == {call.read}
+
+    def depends(self, call: Call) -> bool:
+        """True where what the call reads or makes depends on the images."""
+        return call.read_planes is not None or call.made_planes is not None
 
     def activation(self, call: Call) -> str:
         """What is applied to the ranked value: one activation and nothing else, or `none`."""
         if self.activates(call):
             named = activation_of(call.operators[0]) if len(call.operators) == 1 else "none"
-            return named if named != "none" else type(call.module).__name__.lower()
+            own_name = named == "none" or isinstance(call.module, nn.SELU)  # which torch runs as an ELU
+            return type(call.module).__name__.lower() if own_name else named
         names = {activation_of(o) for o in self._uses.get(call.made, [])} if call.made is not None else set()
         return names.pop() if len(names) == 1 else "none"
 
@@ -200,7 +219,7 @@ class Reading:
         """True for activations, ends of chains that no activation module ends, and modules before a called activation."""
         if self.activates(call) or call.number in self._ends:
             return True
-        if not call.leaf or call.made is None or call.made == call.read or self.activation(call) == "none":
+        if call.made is None or call.made == call.read or self.activation(call) == "none":
             return False
         return not any(self._inside_activation(use) for use in self._uses[call.made])
 
@@ -209,7 +228,7 @@ class Reading:
 
     def _chain_end(self, call: Call) -> Call | None:
         """The last call of convolution → normalisation; None where an activation module ends the chain."""
-        if not isinstance(call.module, WEIGHTED):
+        if not _weighs(call):
             return None
         end, value = call, call.made
         while value is not None:
@@ -223,17 +242,25 @@ class Reading:
         return end
 
 
+def _weighs(call: Call) -> bool:
+    """True for convolutions and linear layers, a user's own too."""
+    own = call.leaf and next(call.module.parameters(), None) is not None
+    return isinstance(call.module, WEIGHTED) or (own and any(o.name in WEIGHING for o in call.operators))
+
+
 def _normalises(call: Call) -> bool:
     return any(o.name in NORMALISING for o in call.operators) or "norm" in type(call.module).__name__.lower()
 
 
 def activation_of(operator: Operator) -> str:
-    """The activation that an operator applies: clamps at zero are rectifiers; `none` for anything else."""
-    if operator.name in ACTIVATION_OPERATORS:
-        return {"_prelu_kernel": "prelu", "log_sigmoid_forward": "logsigmoid"}.get(operator.name, operator.name)
-    if operator.name in CLAMPS:
+    """The activation that an operator applies: clamps at zero are rectifiers, `relu6` one that ends at six; `none` for others."""
+    if operator.name in CLAMPS or operator.name == "threshold":
         low, high = (*operator.bounds, None, None)[:2]
+        if operator.name == "threshold":
+            return "relu" if low == 0 and high == 0 else "threshold"
         if low == 0:
-            return "relu" if high is None else "relu6" if high == 6 else "hardtanh"
+            return "relu" if high is None else f"relu{high:g}"
         return "hardtanh" if operator.name == "hardtanh" else "none"
+    if operator.name in ACTIVATION_OPERATORS:
+        return RENAMED.get(operator.name, operator.name)
     return "none"

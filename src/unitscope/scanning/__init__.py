@@ -18,7 +18,7 @@ from unitscope.effective import Pick, effective_field
 from unitscope.errors import ImagesError, NetworkError, UnitscopeError
 from unitscope.images import ImageSource, Skipped, as_source, keys_hash
 from unitscope.layers import Trace, TracedLayer, choose, trace
-from unitscope.networks import PREPROCESSING_FLAGS, Network, as_preprocessing, given_network, load_network
+from unitscope.networks import PREPROCESSING_FLAGS, Network, as_preprocessing, first_tensor, given_network, load_network
 from unitscope.records import Layer, Preprocessing
 from unitscope.runners import Runner
 from unitscope.runners.here import Here
@@ -32,6 +32,7 @@ from unitscope.topk import NO_IMAGE
 EFFECTIVE_UNITS, EFFECTIVE_PEAKS = 3, 2
 
 
+@torch.inference_mode(False)
 def scan(
     network: "str | nn.Module | Network",
     images: Any,
@@ -61,7 +62,10 @@ def scan(
     anything is written.
     """
     place_for(out)
+    if limit is not None and limit < 1:
+        raise UnitscopeError(f"limit must be at least 1, not {limit}")
     known = _network(network)
+    weights = known.hash()
     source = as_source(images)
     preprocessing = as_preprocessing(preprocess) if preprocess is not None else known.preprocessing
     count = len(source) if limit is None else min(limit, len(source))
@@ -71,10 +75,10 @@ def scan(
         traced = trace(known.module, torch.zeros(1, *loader.shape, device=target))
         chosen = choose(traced, layers, known.model)
         plan = ScanPlan(tuple(t.name for t in chosen), count, k, per_image, batch_size, precision)
-        job = Job(plan, tuple(chosen), loader, target, traced.memory_format, workers, on_images)
+        job = Job(plan, tuple(chosen), loader, traced.form, workers, on_images)
         part = _run(known.module, job, runner or Here())
         records = _with_effective_fields(known.module, job, part)
-    manifest = _manifest(known, job, part, layers)
+    manifest = _manifest(known, weights, job, part, layers)
     write_atlas(out, tables(part, chosen, records, loader.preprocessing), manifest)
     return Atlas(out, images=images)
 
@@ -99,7 +103,7 @@ def chosen_device(name: str) -> torch.device:
 @contextmanager
 def placed(module: nn.Module, device: torch.device) -> Iterator[None]:
     """The network on a device for as long as the block lasts, then back where it was."""
-    first = next(iter(module.state_dict().values()), None)
+    first = first_tensor(module)
     before = first.device if first is not None else device
     if before.type != device.type:
         module.to(device)
@@ -158,7 +162,7 @@ def _with_effective_fields(network: nn.Module, job: Job, part: Part) -> list[Lay
         return job.loader.load(image).pixels
 
     def load(images: Iterable[int]) -> Tensor:
-        return job.loader.normalised([pixels(image) for image in images], job.device, job.memory_format)
+        return job.loader.normalised([pixels(image) for image in images], job.form)
 
     records, start = [], 0
     for traced in job.layers:
@@ -189,13 +193,13 @@ def _picks(part: Part, traced: TracedLayer, start: int) -> list[Pick]:
 # ── the manifest ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _manifest(network: Network, job: Job, part: Part, patterns: Sequence[str] | None) -> dict[str, Any]:
+def _manifest(network: Network, weights: str, job: Job, part: Part, patterns: Sequence[str] | None) -> dict[str, Any]:
     """What `atlas.json` says beside the format. No time stands in it, so that the same plan gives the same bytes."""
     source, plan = job.loader.source, job.plan
     return {
         "unitscope": version("unitscope"),
         "torch": torch.__version__,
-        "network": {"model": network.model, "weights": network.weights, "seed": network.seed, "hash": network.hash()},
+        "network": {"model": network.model, "weights": network.weights, "seed": network.seed, "hash": weights},
         "preprocessing": job.loader.preprocessing and asdict(job.loader.preprocessing),
         "input": job.loader.shape,
         "images": {**source.description, "hash": keys_hash(source, plan.images)},
@@ -207,5 +211,5 @@ def _manifest(network: Network, job: Job, part: Part, patterns: Sequence[str] | 
         "per_image": plan.per_image,
         "batch_size": plan.batch_size,
         "precision": plan.precision,
-        "device": job.device.type,
+        "device": job.form.device.type,
     }

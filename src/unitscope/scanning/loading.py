@@ -13,6 +13,7 @@ from torch import Tensor
 from unitscope.errors import ImagesError
 from unitscope.images import ImageSource, Skipped, prepare
 from unitscope.images.pixels import Pixels
+from unitscope.networks import InputForm
 from unitscope.records import Preprocessing, Shard
 from unitscope.scanning.parts import ImageNote
 
@@ -82,17 +83,16 @@ class Loader:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def normalised(self, pixels: list[Pixels], device: torch.device, memory_format: torch.memory_format) -> Tensor:
-        """The network's input of shape (image, channel, y, x), computed on the device from 8-bit pixels."""
-        stacked = torch.from_numpy(np.stack(pixels)).to(device)
+    def normalised(self, pixels: list[Pixels], form: InputForm) -> Tensor:
+        """The network's input of shape (image, channel, y, x), computed on its device from 8-bit pixels."""
+        stacked = torch.from_numpy(np.stack(pixels)).to(form.device)
         if self.preprocessing is None:
-            return stacked.contiguous(memory_format=memory_format)
+            return form.of(stacked)
         mean, std = (
-            torch.tensor(v, dtype=torch.float32, device=device)[:, None, None]
+            torch.tensor(v, dtype=torch.float32, device=form.device)[:, None, None]
             for v in (self.preprocessing.mean, self.preprocessing.std)
         )
-        images = stacked.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
-        return images.contiguous(memory_format=memory_format)
+        return form.of(stacked.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std))
 
 
 def _done(batch: tuple[Shard, list[Future[Loaded]]]) -> tuple[Shard, list[Loaded]]:

@@ -49,7 +49,8 @@ class Sum:
         count = self.count + later.count
         share = later.count / count.clamp(min=1)
         apart = torch.where((self.count > 0) & (later.count > 0), later.mean - self.mean, 0)
-        mean = torch.where(self.count > 0, self.mean + apart * share, later.mean)
+        mean = torch.where(apart.isfinite(), self.mean + apart * share, self.mean + later.mean)
+        mean = torch.where(self.count > 0, mean, later.mean)
         return Sum(count, mean, self.squares + later.squares + apart**2 * self.count * share)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unitscope.layers import TracedLayer, tapped
-from unitscope.networks import evaluating
+from unitscope.networks import InputForm, exactly
 from unitscope.readings import Reading, Spacing, Wanted, read
 from unitscope.records import Shard
 from unitscope.scanning.loading import Loaded, Loader
@@ -28,8 +28,7 @@ class Job:
     plan: ScanPlan
     layers: tuple[TracedLayer, ...]
     loader: Loader
-    device: torch.device
-    memory_format: torch.memory_format
+    form: InputForm
     workers: int
     on_images: OnImages | None = None
 
@@ -55,15 +54,13 @@ class Worker:
         units = sum(self.job.units)
         self._best = TopK.empty(units, self.job.plan.k)
         self._reference = Reference.empty(units)
-        self._spacings = [_spacing(t, self.job.device) if self.job.plan.per_image > 1 else None for t in self.job.layers]
+        self._spacings = [_spacing(t, self.job.form.device) if self.job.plan.per_image > 1 else None for t in self.job.layers]
 
     def __call__(self, shards: Iterable[Shard]) -> Iterator[Part]:
         """One part a shard, in order."""
         job = self.job
         batches = job.loader.batches(shards, job.plan.batch_size, job.workers)
-        # TF32 would round the factors of every product; it is on by default for convolutions on newer GPUs.
-        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-        with evaluating(self.network), exact:
+        with exactly(self.network, job.form.device):
             for shard, run in groupby(batches, key=lambda batch: batch[0]):
                 yield self._part(shard, (loaded for _, loaded in run))
 
@@ -90,15 +87,15 @@ class Worker:
         """One forward pass; the readings of all layers side by side along the unit axis."""
         job = self.job
         hashes = torch.tensor([key_hash(one.key) for one in batch])
-        sampled = self._reference.may_take(hashes).to(job.device)
-        floors = self._best.floor().to(job.device).split(job.units)
+        sampled = self._reference.may_take(hashes).to(job.form.device)
+        floors = self._best.floor().to(job.form.device).split(job.units)
         readings: dict[int, Reading] = {}
 
         def keep(number: int, maps: Tensor) -> None:
             wanted = Wanted(floors[number], sampled, job.layers[number].layer.rectified)
             readings[number] = read(maps, wanted, job.plan.per_image, self._spacings[number])
 
-        images = job.loader.normalised([one.pixels for one in batch if one.pixels is not None], job.device, job.memory_format)
+        images = job.loader.normalised([one.pixels for one in batch if one.pixels is not None], job.form)
         with torch.no_grad(), tapped(self.network, job.layers, keep) as tap:
             tap.run(images)
         in_order = [readings[number] for number in range(len(job.layers))]

@@ -1,0 +1,216 @@
+"""The atlas on disk: its columns, and that it is there whole or not at all."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from networks import see_through, small_network
+from torch import nn
+
+import unitscope
+from unitscope.atlas import FORMAT, TABLES, Atlas, place_for, write_atlas
+from unitscope.errors import AtlasError, LayerNotFound
+
+CONTRACT = {
+    "layers": "layer kind units map_height map_width field_height field_width effective_height effective_width stride_y stride_x "
+    "activation order",
+    "images": "image:int64 key width height label",
+    "labels": "label images",
+    "peaks": "layer unit:int32 rank:int16 value:float image:int64 y:int32 x:int32 top:int32 left:int32 bottom:int32 right:int32 "
+    "source_top:float source_left:float source_bottom:float source_right:float",
+    "units": "layer unit images active mean std lowest highest nans dead:bool",
+    "reference": "layer unit image value y x",
+    "skipped": "key reason",
+}
+
+
+@pytest.fixture(scope="module")
+def atlas(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
+    images = torch.randn(30, 3, 14, 14, generator=torch.Generator().manual_seed(0))
+    return unitscope.scan(small_network(), images, tmp_path_factory.mktemp("atlas") / "atlas")
+
+
+def test_tables_have_the_columns_of_the_contract(atlas: Atlas) -> None:
+    assert {path.name for path in atlas.folder.iterdir()} == {"atlas.json", *(f"{name}.parquet" for name in CONTRACT)}
+    for name, said in CONTRACT.items():
+        schema = pq.read_schema(atlas.folder / f"{name}.parquet")
+        wanted = [column.partition(":") for column in said.split()]
+        assert schema.names == [column for column, _, _ in wanted]
+        for column, _, kind in wanted:
+            assert not kind or str(schema.field(column).type) == kind
+
+
+def test_rows_are_sorted_by_layer_unit_and_rank(atlas: Atlas) -> None:
+    order = {layer.name: layer.order for layer in atlas.layers}
+    places = [(order[row["layer"]], row["unit"], row["rank"]) for row in atlas.table("peaks").to_pylist()]
+    assert places == sorted(places)
+    assert len(places) == len(set(places))
+
+
+def test_the_manifest_says_what_was_scanned(atlas: Atlas) -> None:
+    said = json.loads((atlas.folder / "atlas.json").read_text())
+    assert said["format"] == FORMAT
+    assert len(said["network"]["hash"]) == len(said["images"]["hash"]) == 64
+    assert (said["k"], said["read"], said["listed"], said["precision"], said["preprocessing"]) == (9, 30, 30, "fp32", None)
+    assert said["torch"] == torch.__version__
+    assert said["input"] == [3, 14, 14]
+
+
+def test_layers_and_peaks_are_read_as_records(atlas: Atlas) -> None:
+    assert [(layer.name, layer.units, layer.order) for layer in atlas.layers] == [("1", 6, 1), ("4", 5, 4), ("6", 4, 6)]
+    peaks = atlas.peaks("4", unit=2)
+    assert peaks["rank"].to_pylist() == list(range(1, len(peaks) + 1))
+    assert atlas.peaks("4").num_rows >= len(peaks)
+    assert unitscope.Peak(**peaks.to_pylist()[0]).box.height == 8
+    assert atlas.reference("4").num_rows == 30 * 5
+    assert repr(atlas).endswith("module:torch.nn.modules.container.Sequential, 3 layers, 30 images")
+
+
+def test_what_is_not_in_an_atlas_is_named(atlas: Atlas, tmp_path: Path) -> None:
+    with pytest.raises(LayerNotFound, match="has no layer '3'.*It has: 1, 4, 6"):
+        atlas.peaks("3")
+    with pytest.raises(AtlasError, match="layer '4' has units 0 to 4, not 5"):
+        atlas.peaks("4", unit=5)
+    with pytest.raises(AtlasError, match="holds no atlas"):
+        Atlas(tmp_path)
+    (tmp_path / "atlas.json").write_text("{")
+    with pytest.raises(AtlasError, match="can't be read"):
+        Atlas(tmp_path)
+    (tmp_path / "atlas.json").write_text('{"format": 99}')
+    with pytest.raises(AtlasError, match=f"has format 99; this version reads format {FORMAT}"):
+        Atlas(tmp_path)
+
+
+def test_a_broken_table_is_one_line(atlas: Atlas, tmp_path: Path) -> None:
+    (tmp_path / "atlas.json").write_bytes((atlas.folder / "atlas.json").read_bytes())
+    (tmp_path / "layers.parquet").write_bytes((atlas.folder / "layers.parquet").read_bytes()[:100])
+    with pytest.raises(AtlasError, match=r"table '.*layers.parquet' can't be read"):
+        _ = Atlas(tmp_path).layers
+
+
+def tables(rows: int = 3) -> dict[str, pa.Table]:
+    """Tables with some made-up rows."""
+    values = {pa.string(): "a", pa.bool_(): True}
+    return {
+        name: pa.table({field.name: pa.array([values.get(field.type, 7)] * rows, field.type) for field in schema}, schema=schema)
+        for name, schema in TABLES.items()
+    }
+
+
+def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+    written = tables()
+    write_atlas(tmp_path / "atlas", written, {"k": 9})
+    atlas = Atlas(tmp_path / "atlas")
+    for name, table in written.items():
+        assert atlas.table(name).equals(table)
+    assert [path.name for path in tmp_path.iterdir()] == ["atlas"]
+
+
+@pytest.mark.parametrize("what", ["an atlas", "something else", "a file"])
+def test_nothing_is_ever_overwritten(tmp_path: Path, what: str) -> None:
+    place = tmp_path / "out"
+    if what == "an atlas":
+        write_atlas(place, tables(), {})
+    elif what == "a file":
+        place.write_text("mine")
+    else:
+        place.mkdir()
+        (place / "mine.txt").write_text("mine")
+    before = sorted((p, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file())
+    with pytest.raises(AtlasError, match="already holds an atlas|is not empty"):
+        unitscope.scan(see_through(1), torch.ones(1, 1, 1, 1), place)
+    assert sorted((p, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file()) == before
+
+
+def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    write_atlas(tmp_path / "out", tables(), {})
+    assert Atlas(tmp_path / "out").table("skipped").num_rows == 3
+
+
+def test_a_place_under_a_file_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AtlasError, match="can't be made"):
+        place_for(tmp_path / "file" / "atlas")
+
+
+FULL_DISK = """
+import resource, signal, sys
+sys.path.insert(0, "tests")
+from test_atlas import tables
+from unitscope.atlas import write_atlas
+from unitscope.errors import AtlasError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+written = tables(int(sys.argv[3]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+try:
+    write_atlas(sys.argv[1], written, {})
+except AtlasError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the limit that stands for a full disk exists on POSIX only")
+@pytest.mark.parametrize("limit", [0, 100, 3000])
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, limit: int) -> None:
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "atlas"), str(limit), "100"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent)
+    assert "can't be written: " in ran.stdout
+    assert "File too large; nothing was kept" in ran.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+WRITER = """
+import sys
+sys.path.insert(0, "tests")
+from test_atlas import tables
+from unitscope.atlas import write_atlas
+written = tables(20_000)
+print("ready", flush=True)
+for number in range(1_000):
+    write_atlas(f"{sys.argv[1]}/{number}", written, {})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_a_kill_while_writing_leaves_a_whole_atlas_or_none(tmp_path: Path) -> None:
+    chance, halves = random.Random(0), 0
+    for attempt in range(10):
+        place = tmp_path / f"{attempt}"
+        place.mkdir()
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(place)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]
+        ) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(chance.random() * 0.3)
+            os.kill(process.pid, signal.SIGKILL)
+        for found in place.glob("[0-9]*"):
+            assert all(Atlas(found).table(name).num_rows == 20_000 for name in TABLES)
+        halves += len(list(place.glob(".*.unfinished")))
+    assert halves > 0  # or no kill came while something was written
+
+
+def test_a_second_scan_clears_what_a_killed_one_left(tmp_path: Path) -> None:
+    (tmp_path / ".atlas.unfinished").mkdir()
+    (tmp_path / ".atlas.unfinished" / "peaks.parquet").write_text("half")
+    write_atlas(tmp_path / "atlas", tables(), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["atlas"]
+
+
+def test_a_network_without_peaks_still_makes_an_atlas(tmp_path: Path) -> None:
+    atlas = unitscope.scan(see_through(2, nn.ReLU()), -torch.ones(4, 2, 3, 3), tmp_path / "atlas")
+    assert atlas.table("peaks").num_rows == 0
+    assert atlas.units("1")["dead"].to_pylist() == [True, True]
+    assert atlas.reference("1").num_rows == 8
+    assert atlas.figure().size[0] > 100

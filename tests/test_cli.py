@@ -1,0 +1,278 @@
+"""The command line: every verb, what bad input gets, and exit statuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from photographs import write_photographs
+from PIL import Image
+
+from unitscope import cli
+from unitscope.atlas import Atlas
+
+NETWORK = """
+import torch
+from torch import nn
+
+def network():
+    return nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 13 * 13, 5))
+
+def spoiling():
+    return nn.Sequential(nn.Conv2d(3, 6, 3), Spoil())
+
+class Spoil(nn.Module):
+    def forward(self, maps):
+        return maps / (maps > 0)
+"""
+PREPROCESSING = ["--resize", "32", "--crop", "32", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How a command ended and what it said."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def line(self) -> str:
+        """The one line of an error that a user can mend."""
+        assert self.err.count("\n") == 1, self.err
+        assert "Traceback" not in self.err
+        return self.err.strip()
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call the command in this process."""
+
+    def call(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["unitscope", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return Ran(int(stopped.value.code or 0), out, err)
+
+    return call
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return write_photographs(tmp_path / "images", 12)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    (tmp_path / "tiny.py").write_text(NETWORK)
+    return f"{tmp_path / 'tiny.py'}:network"
+
+
+def test_from_images_to_pictures(run: Run, model: str, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "atlas"
+    ran = run("scan", model, images, "--out", out, *PREPROCESSING)
+    assert (ran.status, ran.out, ran.err) == (0, f"12 images, 3 layers, 15 units in {out}\n", "")
+    assert {row["label"] for row in Atlas(out).table("labels").to_pylist()} == {"cat", "dog"}
+    assert run("sheet", out, "3", "--out", tmp_path / "sheet.png").out == f"drawn to {tmp_path / 'sheet.png'}\n"
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.format == "PNG"
+    for name, start in (("figure.png", b"\x89PNG"), ("figure.pdf", b"%PDF")):
+        assert run("figure", out, "--out", tmp_path / name, "--layers", "1", "--units", "0,2,3", "--seed", "4").status == 0
+        assert (tmp_path / name).read_bytes().startswith(start)
+    assert run("check", out).out.endswith("peaks come back\n")
+    result = json.loads(run("check", out, "--json").out)
+    assert result["differences"] == []
+    assert result["peaks"] == Atlas(out).table("peaks").num_rows
+
+
+def test_pictures_get_names_where_none_are_given(
+    run: Run, model: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("scan", model, images, *PREPROCESSING).status == 0
+    assert run("sheet", "atlas", "1").out == "drawn to atlas-1.png\n"
+    assert run("figure", "atlas").out == "drawn to atlas.png\n"
+
+
+def test_check_reports_what_does_not_come_back(run: Run, model: str, images: Path, tmp_path: Path) -> None:
+    run("scan", model, images, "--out", tmp_path / "atlas", "--layers", "1", *PREPROCESSING)
+    Image.new("RGB", (64, 48), "white").save(images / "cat" / "000.png")
+    ran = run("check", tmp_path / "atlas")
+    assert ran.status == 1
+    assert "cat/000.png: was " in ran.out
+    (images / "cat" / "000.png").unlink()
+    assert "names or number differ" in run("check", tmp_path / "atlas").line
+
+
+def test_layers_are_listed(run: Run, model: str) -> None:
+    ran = run("layers", model, *PREPROCESSING)
+    assert [line.split()[0] for line in ran.out.splitlines()] == ["layer", "0", "1", "2", "3", "4", "5"]
+    assert ran.out.splitlines()[2].split() == ["1", "ReLU", "6", "15", "x", "15", "3", "x", "3", "2", "x", "2", "relu", "yes"]
+    listed = json.loads(run("layers", model, *PREPROCESSING, "--json").out)
+    assert [one["layer"] for one in listed if one["default"]] == ["1", "3", "5"]
+    assert listed[2]["field_height"] == 7
+
+
+def test_a_list_of_paths_and_random_weights(run: Run, model: str, images: Path, tmp_path: Path) -> None:
+    chosen = sorted(images.rglob("*.png"))[:5]
+    (tmp_path / "list.txt").write_text("\n".join(map(str, chosen)) + "\n")
+    common = [tmp_path / "list.txt", *PREPROCESSING, "--weights", "none", "--limit", "4", "--k", "2"]
+    for name, seed in (("one", 3), ("two", 3), ("three", 4)):
+        assert run("scan", model, *common, "--seed", seed, "--out", tmp_path / name).status == 0
+    tables = [Atlas(tmp_path / name).table("peaks") for name in ("one", "two", "three")]
+    assert tables[0].equals(tables[1])
+    assert not tables[0].equals(tables[2])
+    assert max(tables[0]["rank"].to_pylist()) == 2
+
+
+def test_unreadable_files_are_skipped_counted_and_named(run: Run, model: str, images: Path, tmp_path: Path) -> None:
+    (images / "empty.jpg").write_bytes(b"")
+    (images / "notes.txt").write_text("no image")
+    first = images / "cat" / "000.png"
+    first.write_bytes(first.read_bytes()[:200])
+    ran = run("scan", model, images, "--out", tmp_path / "atlas", *PREPROCESSING)
+    assert ran.status == 0
+    assert ran.out.splitlines() == [
+        f"11 images, 3 layers, 15 units in {tmp_path / 'atlas'}",
+        f"3 files were skipped; why is in {tmp_path / 'atlas' / 'skipped.parquet'}",
+    ]
+    skipped = {row["key"]: row["reason"] for row in pq.read_table(tmp_path / "atlas" / "skipped.parquet").to_pylist()}
+    assert skipped.keys() == {"empty.jpg", "notes.txt", "cat/000.png"}
+    assert skipped["notes.txt"] == "is not an image that Pillow knows"
+
+
+def test_no_readable_image_is_one_line_and_writes_nothing(run: Run, model: str, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_text("nothing")
+    ran = run("scan", model, tmp_path / "images", "--out", tmp_path / "atlas", *PREPROCESSING)
+    assert ran.status == 1
+    assert ran.line == "ImagesError: none of 1 files is an image that can be read; 'a.jpg' is not an image that Pillow knows"
+    assert not (tmp_path / "atlas").exists()
+
+
+def test_nan_in_the_activations_is_counted_and_the_scan_goes_on(run: Run, model: str, images: Path, tmp_path: Path) -> None:
+    spoiling = model.replace(":network", ":spoiling")
+    assert run("scan", spoiling, images, "--out", tmp_path / "atlas", "--layers", "1", *PREPROCESSING).status == 0
+    atlas = Atlas(tmp_path / "atlas")
+    assert sum(atlas.units("1")["nans"].to_pylist()) > 0 or atlas.table("peaks").num_rows > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["scan", "MODEL", "nowhere"], "ImagesError: there is no folder 'nowhere' with images"),
+        (["scan", "torchvision:alexnett", "IMAGES"], "NetworkError: torchvision has no model 'alexnett'. Close: 'alexnet'"),
+        (["scan", "MODEL", "IMAGES"], "NetworkError: nothing is known of how"),
+        (
+            ["scan", "MODEL", "IMAGES", "--weights", "nowhere.pt", *PREPROCESSING],
+            "NetworkError: there is no weights file 'nowhere.pt'",
+        ),
+        (["scan", "MODEL", "IMAGES", "--layers", "conv9", *PREPROCESSING], "LayerNotFound: "),
+        (
+            ["scan", "MODEL", "IMAGES", "--crop", "32", "--mean", "0.5", "--std", "0.5"],
+            "NetworkError: the network doesn't run on an input of shape (1, 1, 32, 32)",
+        ),
+        (
+            ["scan", "MODEL", "IMAGES", "--channels", "1", *PREPROCESSING],
+            "NetworkError: preprocessing with 1 channels needs as many",
+        ),
+        (["scan", "MODEL", "IMAGES", "--k", "0", *PREPROCESSING], "UnitscopeError: k must be at least 1, not 0"),
+        (["scan", "MODEL", "IMAGES", "--limit", "0", *PREPROCESSING], "UnitscopeError: limit must be at least 1, not 0"),
+        (["scan", "MODEL", "IMAGES", "--device", "abacus", *PREPROCESSING], "UnitscopeError: device is auto, cpu, cuda or mps"),
+        (["scan", "MODEL", "IMAGES", "--out", "IMAGES", *PREPROCESSING], "AtlasError: "),
+        (["layers", "alexnet"], "NetworkError: model 'alexnet' isn't one of the forms"),
+        (["sheet", "nowhere", "1"], "AtlasError: 'nowhere' holds no atlas"),
+        (["figure", "nowhere"], "AtlasError: 'nowhere' holds no atlas"),
+        (["check", "nowhere"], "AtlasError: 'nowhere' holds no atlas"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line_and_status_1(
+    run: Run, model: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = run(*({"MODEL": model, "IMAGES": images}.get(argument, argument) for argument in arguments))
+    assert ran.status == 1
+    assert ran.line.startswith(said)
+    assert not (tmp_path / "atlas").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["scan"], ["scann", "a", "b"], ["scan", "a", "b", "--k", "many"], ["scan", "a", "b", "--crop", "wide"], ["figure"]],
+)
+def test_wrong_usage_is_status_2(run: Run, arguments: list[str]) -> None:
+    assert run(*arguments).status == 2
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(run: Run, model: str, images: Path, tmp_path: Path) -> None:
+    run("scan", model, images, "--out", tmp_path / "atlas", *PREPROCESSING)
+    for name in ("nowhere/figure.png", "figure.nothing"):
+        ran = run("figure", tmp_path / "atlas", "--out", tmp_path / name)
+        assert ran.status == 1
+        assert ran.line.startswith("UnitscopeError: the picture can't be written to")
+
+
+def test_weights_that_do_not_fit_are_named(run: Run, model: str, images: Path, tmp_path: Path) -> None:
+    torch.save({"0.weight": torch.zeros(1)}, tmp_path / "w.pt")
+    ran = run("scan", model, images, "--weights", tmp_path / "w.pt", *PREPROCESSING)
+    assert ran.status == 1
+    assert "lacks 0.bias" in ran.line
+    assert "0.weight is (1,), not (6, 3, 3, 3)" in ran.line
+
+
+SLOW_NETWORK = """
+import time
+from torch import nn
+
+class Slow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 3)
+
+    def forward(self, images):
+        time.sleep(0.3)
+        return self.convolution(images)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+def test_ctrl_c_leaves_nothing_behind(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_NETWORK)
+    arguments = ["scan", f"{tmp_path / 'slow.py'}:Slow", images, "--out", tmp_path / "atlas", "--batch-size", "1", *PREPROCESSING]
+    command = [sys.executable, "-m", "unitscope", *map(str, arguments)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        time.sleep(5)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, "stopped; nothing was written\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "slow.py"]
+
+
+@pytest.mark.slow
+def test_the_demo_needs_nothing_but_the_package_index(run: Run, tmp_path: Path) -> None:
+    ran = run("demo", "--out", tmp_path / "demo", "--limit", "40")
+    assert ran.status == 0
+    assert ran.out.splitlines() == [
+        f"40 images, 50 layers, 22,008 units in {tmp_path / 'demo' / 'atlas'}",
+        f"drawn to {tmp_path / 'demo' / 'figure.png'}",
+    ]
+    assert "using the atlas" in run("demo", "--out", tmp_path / "demo").out
+
+
+@pytest.mark.slow
+def test_the_demo_takes_ones_own_images(run: Run, images: Path, tmp_path: Path) -> None:
+    assert run("demo", "--out", tmp_path / "demo", "--images", images).status == 0
+    assert Atlas(tmp_path / "demo" / "atlas").manifest["read"] == 12

@@ -1,0 +1,196 @@
+"""Patches, blocks, sheets and the figure: what is drawn is what the network saw."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from networks import see_through
+from photographs import write_photographs
+from PIL import Image
+from torch import nn
+
+import unitscope
+from unitscope.atlas import Atlas, pictures
+from unitscope.drawing import EMPTY, HATCH, INK, PAPER, Block, Panel, cut, draw_figure, draw_sheet, hatched
+from unitscope.errors import AtlasError
+from unitscope.records import Box, Layer, Peak, Preprocessing
+
+SQUARE = Preprocessing(32, (32, 32), (0.5,) * 3, (0.5,) * 3)
+
+
+def gradient(height: int = 20, width: int = 30) -> Image.Image:
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([x * 8, y * 12, x * 0 + 50], -1).astype(np.uint8))
+
+
+def is_hatched(pixels: np.ndarray) -> bool:
+    return {tuple(p) for p in pixels.reshape(-1, 3).tolist()} <= set(HATCH)
+
+
+def test_a_patch_at_its_own_size_is_the_pixels_of_its_box() -> None:
+    image = gradient()
+    patch = cut(image, Box(4, 6, 14, 16), Box(0, 0, 20, 30), size_px=10)
+    np.testing.assert_array_equal(np.asarray(patch), np.asarray(image)[4:14, 6:16])
+
+
+def test_what_lies_beyond_the_image_is_hatched() -> None:
+    patch = np.asarray(cut(gradient(), Box(-5, 25, 5, 35), Box(0, 0, 20, 30), size_px=10))
+    assert is_hatched(patch[:5])
+    assert is_hatched(patch[:, 5:])
+    np.testing.assert_array_equal(patch[5:, :5], np.asarray(gradient())[:5, 25:])
+
+
+def test_what_the_network_did_not_see_is_hatched_though_the_image_goes_on() -> None:
+    patch = np.asarray(cut(gradient(), Box(0, 0, 10, 10), Box(5, 0, 20, 30), size_px=10))
+    assert is_hatched(patch[:5])
+    assert not is_hatched(patch[5:])
+
+
+def test_a_box_that_misses_the_image_is_all_padding() -> None:
+    assert is_hatched(np.asarray(cut(gradient(), Box(40, 40, 50, 50), Box(0, 0, 20, 30), size_px=12)))
+
+
+@pytest.mark.parametrize("box", [Box(0.25, 0.5, 3.75, 4), Box(-1e3, -1e3, 1e3, 1e3), Box(3, 3, 4, 4), Box(0, 0, 1e-3, 1e-3)])
+def test_every_patch_has_the_size_asked_for(box: Box) -> None:
+    assert cut(gradient(), box, Box(0, 0, 20, 30), size_px=24).size == (24, 24)
+
+
+def test_a_box_that_is_not_square_keeps_its_shape() -> None:
+    patch = np.asarray(cut(gradient(), Box(0, 0, 10, 20), Box(0, 0, 20, 30), size_px=20))
+    assert (patch[:5] == EMPTY).all()
+    assert (patch[15:] == EMPTY).all()
+    np.testing.assert_array_equal(patch[5:15], np.asarray(gradient())[:10, :20])
+
+
+def block(patches: int, places: int = 9) -> Block:
+    return Block("17", "3.21", [hatched(20, 20)] * patches, places)
+
+
+def test_a_sheet_has_a_place_for_every_patch_of_every_unit() -> None:
+    drawn = draw_sheet(Panel("features.4", "ReLU", [block(9)] * 7), 20)
+    assert drawn.mode == "RGB"
+    few = np.asarray(draw_sheet(Panel("features.4", "ReLU", [block(2)]), 20))
+    assert (few == EMPTY).all(-1).sum() == 7 * 20 * 20
+    assert drawn.width > few.shape[1]
+
+
+def test_the_figure_puts_panels_in_rows_from_shallow_to_deep() -> None:
+    panels = [Panel(f"layer {n}", "about it", [block(9)] * 9) for n in range(6)]
+    drawn = np.asarray(draw_figure(panels, "What it looks for", ["How to read it"], 20))
+    one = np.asarray(draw_figure(panels[:1], "What it looks for", ["How to read it"], 20))
+    assert drawn.shape[1] > 2.5 * one.shape[1] - 60
+    assert (drawn[0] == PAPER).all()
+    assert (drawn == INK).all(-1).any()
+
+
+@pytest.fixture(scope="module")
+def atlas(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
+    """An atlas of two layers over six pictures: fields of 3 pixels, and of the whole input."""
+    folder = tmp_path_factory.mktemp("drawn")
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 4, 32, padding=31), nn.ReLU())
+    images = write_photographs(folder / "images")
+    return unitscope.scan(network, images, folder / "atlas", preprocess=SQUARE)
+
+
+def first_peak(atlas: Atlas, layer: str) -> Peak:
+    return Peak(**atlas.peaks(layer).to_pylist()[0])
+
+
+def test_a_patch_is_cut_from_the_source_at_its_own_resolution(tmp_path: Path) -> None:
+    """One bright spot with detail that the network's input has no pixels for; the patch shows it."""
+    pixels = np.zeros((256, 256, 3), np.uint8)
+    pixels[96:104, 160:168] = 255
+    pixels[96:104:2, 160:168] = 180  # stripes of one source pixel, an eighth of an input pixel
+    (tmp_path / "images").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "images" / "spot.png")
+    network = see_through(3)
+    found = unitscope.scan(network, tmp_path / "images", tmp_path / "atlas", preprocess=SQUARE)
+    peak = first_peak(found, "0")
+    assert (peak.y, peak.x) == (12, 20)
+    assert (peak.source_top, peak.source_left, peak.source_bottom, peak.source_right) == (96, 160, 104, 168)
+    patch = np.asarray(found.patch(peak, size_px=8))
+    np.testing.assert_array_equal(patch, pixels[96:104, 160:168])
+
+
+def test_patches_of_every_kind(atlas: Atlas) -> None:
+    peak = first_peak(atlas, "3")
+    pixels = {kind: np.asarray(atlas.patch(peak, kind)) for kind in ("field", "effective", "image")}
+    assert not np.array_equal(pixels["field"], pixels["image"])
+    assert all(p.shape == (224, 224, 3) for p in pixels.values())
+    with pytest.raises(AtlasError, match="patch is one of auto, field, effective, image, not 'nothing'"):
+        atlas.patch(peak, "nothing")
+
+
+def test_a_sheet_shows_the_units_asked_for(atlas: Atlas) -> None:
+    whole, some = atlas.sheet("1"), atlas.sheet("1", units=[3, 5])
+    assert whole.height > some.height
+    assert whole._repr_png_()
+    with pytest.raises(AtlasError, match="layer '1' has units 0 to 11, not 12"):
+        atlas.sheet("1", units=[12])
+
+
+def test_the_figure_depends_on_the_seed_alone(atlas: Atlas) -> None:
+    first, again, other = (np.asarray(atlas.figure(layers=["1"], seed=seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_a_notebook_shows_an_atlas_as_its_figure(atlas: Atlas) -> None:
+    assert atlas._repr_png_().startswith(b"\x89PNG")
+
+
+def test_the_figure_says_which_field_is_drawn(atlas: Atlas) -> None:
+    shallow, deep = atlas.layers
+    assert deep.field_height > 32
+    assert deep.effective_height is not None
+    assert deep.effective_height <= 32
+    words = {kind: pictures.panel(atlas, deep, [0], kind, 20).subtitle for kind in ("auto", "field", "effective", "image")}
+    assert (
+        words["auto"]
+        == words["effective"]
+        == f"ReLU · 4 units · field {deep.field_height} px (whole input), drawn: "
+        + (f"effective field {deep.effective_height} px")
+    )
+    assert words["field"] == f"ReLU · 4 units · field {deep.field_height} px (whole input)"
+    assert words["image"].endswith("drawn: whole image crop")
+    assert pictures.panel(atlas, shallow, [0], "auto", 20).subtitle == "ReLU · 12 units · field 3 px"
+
+
+def layer(order: int, cells: int = 4, activation: str = "relu") -> Layer:
+    return Layer(f"layer{order}", "ReLU", 5, cells, cells, 3, 3, 1, 1, activation, order)
+
+
+def test_up_to_six_layers_are_spread_over_the_depth() -> None:
+    chosen = pictures.spread_layers([layer(n) for n in range(20)] + [layer(20, cells=1), layer(21, activation="none")])
+    assert [one.order for one in chosen] == [0, 4, 8, 11, 15, 19]
+    assert [one.order for one in pictures.spread_layers([layer(n) for n in range(3)])] == [0, 1, 2]
+    assert [one.order for one in pictures.spread_layers([layer(7, cells=1, activation="none")])] == [7]
+
+
+def test_an_image_that_is_gone_leaves_a_mark_and_the_rest_is_drawn(tmp_path: Path) -> None:
+    images = write_photographs(tmp_path / "images")
+    found = unitscope.scan(see_through(3), images, tmp_path / "atlas", preprocess=SQUARE)
+    before = np.asarray(found.sheet("0"))
+    gone = first_peak(found, "0")
+    (images / found.source.key(gone.image)).write_bytes(b"")
+    again = Atlas(tmp_path / "atlas")
+    after = np.asarray(again.sheet("0"))
+    assert after.shape == before.shape
+    assert not np.array_equal(before, after)
+    with pytest.raises(AtlasError, match="can't be read any more"):
+        again.patch(gone)
+
+
+def test_dead_units_are_drawn_empty(tmp_path: Path) -> None:
+    found = unitscope.scan(see_through(1, nn.ReLU()), -torch.ones(2, 1, 4, 4), tmp_path / "atlas")
+    drawn = np.asarray(found.sheet("1", size_px=20))
+    assert (drawn == EMPTY).all(-1).sum() == 9 * 20 * 20
+
+
+def test_tensors_are_drawn_from_their_lowest_to_their_highest_value(tmp_path: Path) -> None:
+    images = torch.tensor([[[-4.0, 4.0], [0.0, 2.0]]])[None]
+    found = unitscope.scan(see_through(1), images, tmp_path / "atlas")
+    patch = np.asarray(found.patch(found.peaks("0").to_pylist()[0], "image", size_px=2))
+    assert patch[..., 0].tolist() == [[0, 255], [128, 191]]
