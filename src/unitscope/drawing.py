@@ -15,6 +15,7 @@ from unitscope.records import Box
 
 PAPER, INK, FAINT, EMPTY = (255, 255, 255), (32, 34, 38), (120, 124, 130), (243, 244, 246)
 HATCH = (226, 228, 231), (211, 214, 218)
+ACCENT = (226, 112, 58)
 GAP_PX = 2
 
 
@@ -30,11 +31,12 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One layer's blocks under its name and a line about it."""
+    """One layer's blocks under its name and a line about it; `share` is how much of the input a patch shows, down and across."""
 
     title: str
     subtitle: str
     blocks: Sequence[Block]
+    share: tuple[float, float] = (1, 1)
 
 
 def cut(image: Image.Image, box: Box, seen: Box, size_px: int) -> Image.Image:
@@ -96,9 +98,22 @@ def _draw_panel(panel: Panel, columns: int, size_px: int, title_px: int) -> Imag
     gap = max(6, size_px // 5)
     rows = [_beside(blocks[start : start + columns], gap) for start in range(0, len(blocks), columns)]
     width = max([row.width for row in rows], default=3 * size_px)
-    title = _text_image(panel.title, title_px, INK, width)
-    subtitle = _text_image(panel.subtitle, max(11, title_px * 7 // 10), FAINT, width)
-    return _stacked([_stacked([title, subtitle], 2), _stacked(rows, gap)], max(6, size_px // 8))
+    subtitle_px = max(11, title_px * 7 // 10)
+    key = _draw_share(panel.share, (title_px + subtitle_px) * 5 // 4)
+    words = [(panel.title, title_px, INK), (panel.subtitle, subtitle_px, FAINT)]
+    heading = _stacked([_text_image(text, size, colour, width - key.width - gap) for text, size, colour in words], 2)
+    return _stacked([_beside([heading, key], gap), _stacked(rows, gap)], max(6, size_px // 8))
+
+
+def _draw_share(share: tuple[float, float], side: int) -> Image.Image:
+    """The network's input as a square and, to scale in its middle, what a patch shows of it."""
+    image = Image.new("RGB", (side, side), PAPER)
+    pen = ImageDraw.Draw(image)
+    pen.rectangle((0, 0, side - 1, side - 1), outline=HATCH[1])
+    height, width = (max(2, round(min(part, 1) * side)) for part in share)
+    top, left = (side - height) // 2, (side - width) // 2
+    pen.rectangle((left, top, left + width - 1, top + height - 1), fill=ACCENT)
+    return image
 
 
 def _draw_block(block: Block, size_px: int) -> Image.Image:

@@ -89,7 +89,7 @@ def boxes_on_source(atlas: "Atlas", peak: Peak, kind: str, image: Image.Image) -
     if kind == "image":
         return seen, seen
     layer = atlas.layer(peak.layer)
-    height, width = layer.effective_height or layer.field_height, layer.effective_width or layer.field_width
+    height, width = _size_drawn(atlas, layer, kind)
     y = centre(peak.top, peak.bottom, (peak.y, layer.map_height), geometry.input[0])
     x = centre(peak.left, peak.right, (peak.x, layer.map_width), geometry.input[1])
     top, left = _inside(y - height / 2, height, geometry.input[0]), _inside(x - width / 2, width, geometry.input[1])
@@ -116,7 +116,9 @@ def panel(atlas: "Atlas", layer: Layer, units: Sequence[int], kind: str, size_px
     patches = _patches(atlas, [peak for of_unit in peaks.values() for peak in of_unit], drawn, size_px)
     blocks = [_block(unit, of_unit, [patches[unit, peak.rank] for peak in of_unit], atlas.k) for unit, of_unit in peaks.items()]
     about = f"{layer.kind} · {layer.units:,} units · {_field_words(atlas, layer, drawn)}"
-    return Panel(layer.name, about if blocks else f"{about} · none of them fires", blocks)
+    shown = _size_drawn(atlas, layer, drawn)
+    share = shown[0] / atlas.input_size[0], shown[1] / atlas.input_size[1]
+    return Panel(layer.name, about if blocks else f"{about} · none of them fires", blocks, share)
 
 
 def _block(unit: int, peaks: Sequence[Peak], patches: Sequence[Image.Image], places: int) -> Block:
@@ -161,6 +163,15 @@ def _drawn(atlas: "Atlas", layer: Layer, kind: str) -> str:
     return "effective" if covers(layer, atlas.input_size) and layer.effective_height else "field"
 
 
+def _size_drawn(atlas: "Atlas", layer: Layer, kind: str) -> tuple[int, int]:
+    """Height and width of what a patch shows, in network-input pixels."""
+    if kind == "image":
+        return atlas.input_size
+    if kind == "effective":
+        return layer.effective_height or layer.field_height, layer.effective_width or layer.field_width
+    return layer.field_height, layer.field_width
+
+
 def covers(layer: Layer, input_size: tuple[int, int]) -> bool:
     """True where an inner cell sees the whole input."""
     return layer.field_height >= input_size[0] and layer.field_width >= input_size[1]
@@ -194,6 +205,7 @@ def _words(atlas: "Atlas", choice: FigureChoice) -> tuple[str, list[str]]:
         f"What the units of {network} look for",
         [
             f"Each block is one unit ({how}): the {atlas.k} images among {read:,} in which its activation is highest,",
-            "cut to what the unit sees. Left: unit number, right: its highest activation. Hatched: padding beyond the image.",
+            "cut to what the unit sees and drawn at one size; the square at the right of a layer's name shows how much of the input that is.",
+            "Left: unit number, right: its highest activation. Hatched: padding beyond the image.",
         ],
     )
