@@ -23,6 +23,7 @@ bench: .venv/ready  ## a scan beside a plain evaluation loop
 	$(BIN)/python benchmarks/evaluation_loop.py
 
 docs: .venv/ready  ## the documentation, as pages in docs/_build
+	$(BIN)/typer unitscope.cli utils docs --name unitscope --title "Command line" --output docs/cli.md
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build
 	@echo "docs/_build/index.html"
 

@@ -1,0 +1,11 @@
+"""How Sphinx builds the pages."""
+
+project = "unitscope"
+author = "The unitscope developers"
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "unitscope"
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+suppress_warnings = ["myst.xref_missing", "myst.header"]
