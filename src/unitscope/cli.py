@@ -195,14 +195,17 @@ def _scan(network: Any, images: Any, out: Path, **options: Any) -> None:
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
     """A bar with images per second and time left; nothing where nobody looks."""
-    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
-    with Progress(TextColumn("scanning"), *columns, disable=not sys.stdout.isatty()) as progress:
+    words, columns = TextColumn("{task.description}"), (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(
+        words, *columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not sys.stderr.isatty()
+    ) as progress:
         task = progress.add_task("scanning", total=total, rate="")
 
         def advance(images: int) -> None:
             progress.advance(task, images)
             speed = progress.tasks[0].speed
-            progress.update(task, rate=f"{speed:.1f} images/s" if speed else "")
+            doing = "measuring effective fields" if progress.finished else "scanning"
+            progress.update(task, rate=f"{speed:.1f} images/s" if speed else "", description=doing)
 
         yield advance
 
