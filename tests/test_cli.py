@@ -33,7 +33,7 @@ class Spoil(nn.Module):
     def forward(self, maps):
         return maps / (maps > 0)
 """
-PREPROCESSING = ["--resize", "32", "--crop", "32", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"]
+PREPROCESSING = ["--resize", "32", "--crop", "32", "--mean", "0.5", "0.5", "0.5", "--std", "0.5,0.5,0.5"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +230,30 @@ def test_weights_that_do_not_fit_are_named(run: Run, model: str, images: Path, t
     assert ran.status == 1
     assert "lacks 0.bias" in ran.line
     assert "0.weight is (1,), not (6, 3, 3, 3)" in ran.line
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("scan m i --layers a b --out o", "scan m i --layers a --layers b --out o"),
+        ("scan --layers a m i b", "scan --layers a m i --layers b"),
+        ("scan m i --mean 0.5 0.4 0.3 --crop 32", "scan m i --mean 0.5,0.4,0.3 --crop 32"),
+        ("figure a --units 1 2 --layers 0 3", "figure a --units 1,2 --layers 0 --layers 3"),
+        ("sheet a --units 3 l", "sheet a --units 3 l"),
+        ("check a --json b", "check a --json b"),
+        ("scan m i --k 3 4", "scan m i --k 3 4"),
+        ("nothing --layers a b", "nothing --layers a b"),
+        ("", ""),
+    ],
+)
+def test_words_after_a_list_option_are_its_own(given: str, meant: str) -> None:
+    assert cli.gathered(given.split()) == meant.split()
+
+
+def test_several_patterns_and_units_after_one_option(run: Run, model: str, images: Path, tmp_path: Path) -> None:
+    assert run("scan", model, images, "--out", tmp_path / "atlas", "--layers", "1", "[35]", *PREPROCESSING).status == 0
+    assert [layer.name for layer in Atlas(tmp_path / "atlas").layers] == ["1", "3", "5"]
+    assert run("figure", tmp_path / "atlas", "--layers", "1", "3", "--units", "0", "2", "--out", tmp_path / "f.png").status == 0
 
 
 SLOW_NETWORK = """

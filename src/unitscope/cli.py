@@ -2,9 +2,11 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -14,6 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from unitscope.errors import UnitscopeError
+
+LISTS = {"--layers", "--units", "--mean", "--std", "--crop", "--resize"}
 
 app = typer.Typer(
     add_completion=False,
@@ -28,13 +32,13 @@ Model = Annotated[
 AtlasFolder = Annotated[Path, typer.Argument(metavar="ATLAS", help="The folder of an atlas.")]
 Weights = Annotated[str, typer.Option(help="default, none (random, by --seed), or the path of a state dict.")]
 Seed = Annotated[int, typer.Option(help="Seed of random weights.")]
-Resize = Annotated[str | None, typer.Option(metavar="N|H,W", help="Length of the shorter side, or height and width.")]
-Crop = Annotated[str | None, typer.Option(metavar="N|H,W", help="What is cut from the centre.")]
-Mean = Annotated[str | None, typer.Option(metavar="M,…", help="Mean per channel, for values from 0 to 1.")]
-Std = Annotated[str | None, typer.Option(metavar="S,…", help="Standard deviation per channel.")]
+Resize = Annotated[str | None, typer.Option(metavar="N | H W", help="Length of the shorter side, or height and width.")]
+Crop = Annotated[str | None, typer.Option(metavar="N | H W", help="What is cut from the centre.")]
+Mean = Annotated[str | None, typer.Option(metavar="M …", help="Mean per channel, for values from 0 to 1.")]
+Std = Annotated[str | None, typer.Option(metavar="S …", help="Standard deviation per channel.")]
 Channels = Annotated[int | None, typer.Option(help="1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.")]
-Layers = Annotated[list[str] | None, typer.Option(help="Glob pattern of layer names; may be given again.")]
-Units = Annotated[str | None, typer.Option(metavar="N,…", help="Numbers of units.")]
+Layers = Annotated[list[str] | None, typer.Option(metavar="GLOB …", help="Glob patterns of layer names.")]
+Units = Annotated[str | None, typer.Option(metavar="N …", help="Numbers of units.")]
 Patch = Annotated[str, typer.Option(help="auto, field, effective or image: what of the image is drawn.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -160,11 +164,36 @@ def demo(
 
 
 def main() -> None:
-    """Run a command; a `UnitscopeError` becomes one line and exit status 1."""
+    """Run a command; a `UnitscopeError` becomes one line and exit status 1, a warning one line on the way."""
+    warnings.showwarning = lambda message, *_: print(message, file=sys.stderr)
     try:
-        app()
+        app(args=gathered(sys.argv[1:]))
     except UnitscopeError as error:
         _stop(f"{type(error).__name__}: {error}", 1)
+
+
+def gathered(arguments: Sequence[str]) -> list[str]:
+    """`--layers A B` as `--layers A --layers B`, and `--units 1 2` as `--units 1,2`, since an option takes one word.
+
+    Words are an option's once the command has its own; before that an option takes one.
+    """
+    group = typer.main.get_command(app)
+    command = getattr(group, "commands", {}).get(arguments[0] if arguments else "")
+    if command is None:
+        return list(arguments)
+    valued = {name for p in command.params if p.param_type_name == "option" and not p.is_flag for name in p.opts}
+    missing = sum(p.param_type_name == "argument" for p in command.params)
+    result, option, words = [arguments[0]], "", iter(arguments[1:])
+    for word in words:
+        if word.startswith("--"):
+            option = word
+            result += [word, *islice(words, 1)] if word in valued else [word]
+        elif option in LISTS and not missing:
+            result += [option, word] if option == "--layers" else [f"{result.pop()},{word}"]
+        else:
+            missing = max(0, missing - 1)
+            result.append(word)
+    return result
 
 
 def _stop(text: str, status: int) -> NoReturn:

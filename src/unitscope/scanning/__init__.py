@@ -36,7 +36,7 @@ EFFECTIVE_UNITS, EFFECTIVE_PEAKS = 3, 2
 def scan(
     network: "str | nn.Module | Network",
     images: Any,
-    out: str | os.PathLike[str],
+    out: str | os.PathLike[str] = "atlas",
     *,
     layers: Sequence[str] | None = None,
     k: int = 9,

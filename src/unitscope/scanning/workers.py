@@ -108,9 +108,10 @@ class Worker:
             best.add(reading.values.flatten(0, 1), candidates, reading.cells.flatten(0, 1))
         hashes = torch.tensor([key_hash(one.key) for one in batch])
         taken = self._reference.may_take(hashes)
-        sample = Reference(hashes[taken], images[taken], reading.highest[taken], reading.first_cells[taken].int())
-        part.reference.merge(sample)
-        self._reference.merge(sample)
+        if taken.any():
+            sample = Reference(hashes[taken], images[taken], reading.highest[taken], reading.first_cells[taken].int())
+            part.reference.merge(sample)
+            self._reference.merge(sample)
         part.notes |= {one.image: one.note for one in batch if one.note is not None}
         part.labels += Counter(one.note.label for one in batch if one.note and one.note.label is not None)
         part.read += len(batch)
