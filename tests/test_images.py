@@ -126,6 +126,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "huge.png": (lambda p: p.write_bytes(png_that_claims(30_000, 20_000)), "has 30000 x 20000 pixels, more than 500 million"),
     "flat.png": (lambda p: p.write_bytes(png_that_claims(0, 20)), "."),
     "folder.png": (lambda p: p.mkdir(), "."),
+    "program.eps": (lambda p: photograph().save(p), "is PostScript"),
 }
 
 

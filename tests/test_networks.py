@@ -29,6 +29,9 @@ def network():
 
 def text():
     return "no network"
+
+def failing():
+    return nn.Linear("three", 4)
 """
 
 
@@ -201,6 +204,14 @@ def test_a_model_that_does_not_exist_is_one_line_with_what_to_do(model: str, mes
 def test_a_factory_that_gives_no_network_is_refused(factory: str) -> None:
     with pytest.raises(NetworkError, match=r"gave a str, not a torch\.nn\.Module"):
         load_network(f"{factory}:text")
+
+
+def test_what_a_users_own_code_raises_is_one_line_with_its_place(tmp_path: Path, factory: str) -> None:
+    with pytest.raises(NetworkError, match=r"mine.py:failing' can't be built: TypeError: .* \(.*, line \d+\)$"):
+        load_network(f"{factory}:failing")
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    with pytest.raises(NetworkError, match=r"can't be imported: ZeroDivisionError: division by zero \(broken.py, line 1\)$"):
+        load_network(f"{tmp_path / 'broken.py'}:network")
 
 
 def test_weights_that_do_not_fit_are_named_with_their_shapes(tmp_path: Path, factory: str) -> None:

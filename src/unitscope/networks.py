@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -243,7 +244,10 @@ def _from_factory(model: str, own_weights: bool, seed: int) -> Network:
     factory = getattr(_imported(place, model), name, None)
     if not callable(factory):
         raise NetworkError(f"{place!r} has no function or class {name!r} to build {model!r} with")
-    module = factory()
+    try:
+        module = factory()
+    except Exception as error:
+        raise NetworkError(f"{model!r} can't be built: {_raised(error)}") from error
     if not isinstance(module, nn.Module):
         raise NetworkError(f"{model!r} gave a {type(module).__name__}, not a torch.nn.Module")
     return Network(module, model, "", seed, None)
@@ -268,8 +272,19 @@ def _imported(place: str, model: str) -> Any:
         with _importable(path.parent):
             spec.loader.exec_module(module)
         return module
-    except ImportError as error:
+    except NetworkError:
+        raise
+    except ModuleNotFoundError as error:
         raise NetworkError(f"{place!r} of model {model!r} can't be imported: {error}. The forms are {FORMS}") from error
+    except Exception as error:
+        raise NetworkError(f"{place!r} of model {model!r} can't be imported: {_raised(error)}") from error
+
+
+def _raised(error: Exception) -> str:
+    """What a user's own code raised, and where."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    said = (str(error).splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {said} ({Path(where.filename).name}, line {where.lineno})"
 
 
 @contextmanager

@@ -42,6 +42,8 @@ def display(file: Path | BinaryIO) -> Image.Image:
         with _large_images_allowed():
             image = Image.open(file)
         with image:
+            if image.format == "EPS":
+                raise Skipped("is PostScript, a program that Pillow would run")
             _check_size(image)
             image.load()
             return upright(image)
