@@ -137,6 +137,12 @@ def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
     assert Atlas(tmp_path / "out").table("skipped").num_rows == 3
 
 
+def test_the_current_folder_is_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AtlasError, match="'.' is the folder that you are in"):
+        place_for(".")
+
+
 def test_a_place_under_a_file_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(AtlasError, match="can't be made"):

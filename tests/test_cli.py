@@ -190,6 +190,7 @@ def test_nan_in_the_activations_is_counted_and_the_scan_goes_on(run: Run, model:
         ),
         (["scan", "MODEL", "IMAGES", "--k", "0", *PREPROCESSING], "UnitscopeError: k must be at least 1, not 0"),
         (["scan", "MODEL", "IMAGES", "--limit", "0", *PREPROCESSING], "UnitscopeError: limit must be at least 1, not 0"),
+        (["scan", "MODEL", "IMAGES", "--workers", "-1", *PREPROCESSING], "UnitscopeError: workers must be at least 0, not -1"),
         (["scan", "MODEL", "IMAGES", "--device", "abacus", *PREPROCESSING], "UnitscopeError: device is auto, cpu, cuda or mps"),
         (["scan", "MODEL", "IMAGES", "--out", "IMAGES", *PREPROCESSING], "AtlasError: "),
         (["layers", "alexnet"], "NetworkError: model 'alexnet' isn't one of the forms"),

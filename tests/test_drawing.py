@@ -183,6 +183,12 @@ def test_an_image_that_is_gone_leaves_a_mark_and_the_rest_is_drawn(tmp_path: Pat
         again.patch(gone)
 
 
+def test_no_more_than_nine_patches_are_drawn_of_a_unit(tmp_path: Path) -> None:
+    images = torch.rand(30, 1, 4, 4)
+    drawn = {k: unitscope.scan(see_through(1), images, tmp_path / f"{k}", k=k).sheet("0").size for k in (1, 9, 20)}
+    assert drawn[1] < drawn[9] == drawn[20]
+
+
 def test_dead_units_are_drawn_empty(tmp_path: Path) -> None:
     found = unitscope.scan(see_through(1, nn.ReLU()), -torch.ones(2, 1, 4, 4), tmp_path / "atlas")
     drawn = np.asarray(found.sheet("1", size_px=20))

@@ -89,7 +89,8 @@ def draw_figure(panels: Sequence[Panel], title: str, caption: Sequence[str], siz
     gap = size_px * 5 // 8
     body = _stacked([_beside(row, gap) for row in rows], gap)
     heading = _text_image(title, max(16, size_px * 7 // 16), INK, body.width)
-    lines = [_text_image(line, max(11, size_px // 4), FAINT, body.width) for line in caption]
+    size = min(_fitting(line, max(11, size_px // 4), body.width) for line in caption)
+    lines = [_text_image(line, size, FAINT, body.width) for line in caption]
     return _with_margin(_stacked([heading, body, _stacked(lines, 4)], gap // 2), gap)
 
 
@@ -151,11 +152,17 @@ def _font(size_px: int) -> "ImageFont.FreeTypeFont | ImageFont.ImageFont":
 
 def _text_image(text: str, size_px: int, colour: tuple[int, int, int], width: int) -> Image.Image:
     """The text on one line, made smaller where it would be wider than `width`."""
-    while size_px > 9 and _font(size_px).getlength(text) > width:
-        size_px -= 1
+    size_px = _fitting(text, size_px, width)
     image = Image.new("RGB", (max(width, 1), size_px * 5 // 4 + 1), PAPER)
     ImageDraw.Draw(image).text((0, 0), text, colour, _font(size_px))
     return image
+
+
+def _fitting(text: str, size_px: int, width: int) -> int:
+    """The largest size up to that one at which the text is no wider than `width`; no less than nine pixels."""
+    while size_px > 9 and _font(size_px).getlength(text) > width:
+        size_px -= 1
+    return size_px
 
 
 def _beside(images: Sequence[Image.Image], gap: int) -> Image.Image:

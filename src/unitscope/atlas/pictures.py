@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PATCHES = ("auto", "field", "effective", "image")
 FIGURE_LAYERS = 6
 FIGURE_UNITS = 9
+MOST_PATCHES = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +110,13 @@ def centre(start: float, stop: float, cell: tuple[int, int], length: int) -> flo
 
 def panel(atlas: "Atlas", layer: Layer, units: Sequence[int], kind: str, size_px: int) -> Panel:
     drawn = _drawn(atlas, layer, kind)
+    places = min(atlas.k, MOST_PATCHES)
     peaks: dict[int, list[Peak]] = {unit: [] for unit in units}
     for row in atlas.peaks(layer.name, units[0] if len(units) == 1 else None).to_pylist():
-        if row["unit"] in peaks:
+        if row["unit"] in peaks and row["rank"] <= places:
             peaks[row["unit"]].append(Peak(**row))
     patches = _patches(atlas, [peak for of_unit in peaks.values() for peak in of_unit], drawn, size_px)
-    blocks = [_block(unit, of_unit, [patches[unit, peak.rank] for peak in of_unit], atlas.k) for unit, of_unit in peaks.items()]
+    blocks = [_block(unit, of_unit, [patches[unit, peak.rank] for peak in of_unit], places) for unit, of_unit in peaks.items()]
     about = f"{layer.kind} · {layer.units:,} units · {_field_words(atlas, layer, drawn)}"
     shown = _size_drawn(atlas, layer, drawn)
     share = shown[0] / atlas.input_size[0], shown[1] / atlas.input_size[1]
@@ -122,7 +124,7 @@ def panel(atlas: "Atlas", layer: Layer, units: Sequence[int], kind: str, size_px
 
 
 def _block(unit: int, peaks: Sequence[Peak], patches: Sequence[Image.Image], places: int) -> Block:
-    return Block(str(unit), f"{peaks[0].value:.3g}" if peaks else "dead", patches[:places], places)
+    return Block(str(unit), f"{peaks[0].value:.3g}" if peaks else "dead", patches, places)
 
 
 def _patches(atlas: "Atlas", peaks: Sequence[Peak], kind: str, size_px: int) -> dict[tuple[int, int], Image.Image]:
@@ -201,10 +203,11 @@ def _checked(layer: Layer, units: Sequence[int]) -> Sequence[int]:
 def _words(atlas: "Atlas", choice: FigureChoice) -> tuple[str, list[str]]:
     network, read = atlas.manifest["network"]["model"], atlas.manifest["read"]
     how = "as asked" if choice.units else "drawn at random among those that fire"
+    images = "image" if atlas.k == 1 else f"{min(atlas.k, MOST_PATCHES)} images"
     return (
         f"What the units of {network} look for",
         [
-            f"Each block is one unit ({how}): the {atlas.k} images among {read:,} in which its activation is highest,",
+            f"Each block is one unit ({how}): the {images} among {read:,} in which its activation is highest,",
             "cut to what the unit sees and drawn at one size; the square at the right of a layer's name shows how much of the input that is.",
             "Left: unit number, right: its highest activation. Hatched: padding beyond the image.",
         ],

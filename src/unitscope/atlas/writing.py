@@ -24,6 +24,8 @@ def place_for(out: str | os.PathLike[str]) -> Path:
         raise AtlasError(f"{str(out)!r} already holds an atlas; give another --out, or remove it first")
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise AtlasError(f"{str(out)!r} is not empty and holds no atlas; give another --out")
+    if place.exists() and place.samefile(Path.cwd()):
+        raise AtlasError(f"{str(out)!r} is the folder that you are in; give a folder to make, such as --out atlas")
     parent = place.absolute().parent
     existing = next(p for p in (parent, *parent.parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):

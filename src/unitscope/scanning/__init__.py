@@ -64,6 +64,8 @@ def scan(
     place_for(out)
     if limit is not None and limit < 1:
         raise UnitscopeError(f"limit must be at least 1, not {limit}")
+    if workers < 0:
+        raise UnitscopeError(f"workers must be at least 0, not {workers}")
     known = _network(network)
     weights = known.hash()
     source = as_source(images)
