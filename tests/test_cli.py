@@ -132,6 +132,7 @@ def test_a_list_of_paths_and_random_weights(run: Run, model: str, images: Path, 
     for name, seed in (("one", 3), ("two", 3), ("three", 4)):
         assert run("scan", model, *common, "--seed", seed, "--out", tmp_path / name).status == 0
     tables = [Atlas(tmp_path / name).table("peaks") for name in ("one", "two", "three")]
+    assert "of " in run("check", tmp_path / "one").out
     assert tables[0].equals(tables[1])
     assert not tables[0].equals(tables[2])
     assert max(tables[0]["rank"].to_pylist()) == 2

@@ -13,7 +13,7 @@ from torch import nn
 import unitscope
 from unitscope.atlas import Atlas, pictures
 from unitscope.drawing import EMPTY, HATCH, INK, PAPER, Block, Panel, cut, draw_figure, draw_sheet, hatched
-from unitscope.errors import AtlasError
+from unitscope.errors import AtlasError, ImagesError
 from unitscope.records import Box, Layer, Peak, Preprocessing
 
 SQUARE = Preprocessing(32, (32, 32), (0.5,) * 3, (0.5,) * 3)
@@ -179,8 +179,33 @@ def test_an_image_that_is_gone_leaves_a_mark_and_the_rest_is_drawn(tmp_path: Pat
     after = np.asarray(again.sheet("0"))
     assert after.shape == before.shape
     assert not np.array_equal(before, after)
-    with pytest.raises(AtlasError, match="can't be read any more"):
+    with pytest.raises(AtlasError, match="can't be drawn any more: it is not an image"):
         again.patch(gone)
+
+
+def test_an_image_is_found_by_its_name_though_others_came_before_it(tmp_path: Path) -> None:
+    images = write_photographs(tmp_path / "images")
+    found = unitscope.scan(see_through(3), images, tmp_path / "atlas", preprocess=SQUARE)
+    before, peak = np.asarray(found.sheet("0")), first_peak(found, "0")
+    Image.new("RGB", (64, 48)).save(images / "aardvark.png")
+    np.testing.assert_array_equal(np.asarray(Atlas(tmp_path / "atlas").sheet("0")), before)
+    key = found.source.key(peak.image)
+    Image.new("RGB", (64, 50)).save(images / key)
+    with pytest.raises(AtlasError, match="it is 64 x 50 pixels now and was 64 x 48"):
+        Atlas(tmp_path / "atlas").patch(peak)
+    (images / key).unlink()
+    with pytest.raises(AtlasError, match="it is no longer there"):
+        Atlas(tmp_path / "atlas").patch(peak)
+
+
+def test_images_that_have_moved_are_given_again(tmp_path: Path) -> None:
+    images = write_photographs(tmp_path / "images")
+    found = unitscope.scan(see_through(3), images, tmp_path / "atlas", preprocess=SQUARE)
+    before = np.asarray(found.sheet("0"))
+    images.rename(tmp_path / "elsewhere")
+    with pytest.raises(ImagesError, match="there is no folder"):
+        Atlas(tmp_path / "atlas").sheet("0")
+    np.testing.assert_array_equal(np.asarray(Atlas(tmp_path / "atlas", images=tmp_path / "elsewhere").sheet("0")), before)
 
 
 def test_no_more_than_nine_patches_are_drawn_of_a_unit(tmp_path: Path) -> None:

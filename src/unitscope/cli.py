@@ -41,6 +41,7 @@ Layers = Annotated[list[str] | None, typer.Option(metavar="GLOB …", help="Glob
 Units = Annotated[str | None, typer.Option(metavar="N …", help="Numbers of units.")]
 Patch = Annotated[str, typer.Option(help="auto, field, effective or image: what of the image is drawn.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Images = Annotated[Path | None, typer.Option(help="Where the images are now, if they have moved.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -102,12 +103,12 @@ def scan(
 def sheet(
     atlas: AtlasFolder, layer: Annotated[str, typer.Argument(help="Name of a layer.")],
     out: Annotated[Path | None, typer.Option(help="The PNG file to write; ATLAS-LAYER.png if not given.")] = None,
-    units: Units = None, patch: Patch = "auto",
+    units: Units = None, patch: Patch = "auto", images: Images = None,
 ) -> None:  # fmt: skip
     """Draw all units of a layer, nine patches each."""
     from unitscope.atlas import Atlas
 
-    image = Atlas(atlas).sheet(layer, units=_numbers(units, int, "--units"), patch=patch)
+    image = Atlas(atlas, images=images and _images(images)).sheet(layer, units=_numbers(units, int, "--units"), patch=patch)
     _save(image, out or Path(f"{atlas.absolute().name}-{layer.replace('/', '_')}.png"))
 
 
@@ -115,22 +116,24 @@ def sheet(
 def figure(
     atlas: AtlasFolder, out: Annotated[Path | None, typer.Option(help="The PNG or PDF file to write; ATLAS.png if not given.")] = None,
     layers: Layers = None, units: Units = None, patch: Patch = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of the choice of units.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of units.")] = 0, images: Images = None,
 ) -> None:  # fmt: skip
     """Draw the network from shallow to deep: up to six layers, nine units each, nine patches a unit."""
     from unitscope.atlas import Atlas
 
-    image = Atlas(atlas).figure(layers=layers, units=_numbers(units, int, "--units"), patch=patch, seed=seed, size_px=96)
+    image = Atlas(atlas, images=images and _images(images)).figure(
+        layers=layers, units=_numbers(units, int, "--units"), patch=patch, seed=seed, size_px=96
+    )
     _save(image, out or Path(f"{atlas.absolute().name}.png"))
 
 
 @app.command()
-def check(atlas: AtlasFolder, device: Device = "auto", as_json: AsJson = False) -> None:
+def check(atlas: AtlasFolder, images: Images = None, device: Device = "auto", as_json: AsJson = False) -> None:
     """Run the images of the peaks again and report every value that does not come back."""
     from unitscope.atlas import Atlas
     from unitscope.checking import check as check_atlas
 
-    result = check_atlas(Atlas(atlas), device=device)
+    result = check_atlas(Atlas(atlas, images=images and _images(images)), device=device)
     if as_json:
         print(json.dumps(asdict(result), indent=1))
     else:

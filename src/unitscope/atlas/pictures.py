@@ -39,9 +39,11 @@ class FigureChoice:
 def patch(atlas: "Atlas", peak: Peak, kind: str, size_px: int) -> Image.Image:
     kind = _drawn(atlas, atlas.layer(peak.layer), kind)
     try:
-        image = _picture(atlas.source.open(peak.image))
+        image = _picture(atlas.open_image(peak.image))
     except Skipped as reason:
-        raise AtlasError(f"image {atlas.source.key(peak.image)!r} can't be read any more: {reason}") from reason
+        raise AtlasError(
+            f"image {peak.image} of the atlas {str(atlas.folder)!r} can't be drawn any more: it {reason}"
+        ) from reason
     return cut(image, *boxes_on_source(atlas, peak, kind, image), size_px)
 
 
@@ -131,11 +133,12 @@ def _patches(atlas: "Atlas", peaks: Sequence[Peak], kind: str, size_px: int) -> 
     """Every peak's patch by unit and rank. Each image is decoded once, several at a time."""
     by_image = groupby(sorted(peaks, key=lambda peak: peak.image), key=lambda peak: peak.image)
     work = [(image, list(of_image)) for image, of_image in by_image]
-    source = atlas.source
+    if work:
+        atlas.prepare_images()
 
     def cut_all(image: int, of_image: Sequence[Peak]) -> list[tuple[tuple[int, int], Image.Image]]:
         try:
-            picture = _picture(source.open(image))
+            picture = _picture(atlas.open_image(image))
         except Skipped:
             return [((peak.unit, peak.rank), missing(size_px)) for peak in of_image]
         return [((p.unit, p.rank), cut(picture, *boxes_on_source(atlas, p, kind, picture), size_px)) for p in of_image]

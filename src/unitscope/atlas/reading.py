@@ -16,7 +16,8 @@ from PIL import Image
 from unitscope.atlas import pictures
 from unitscope.atlas.schema import FORMAT, MANIFEST, TABLES
 from unitscope.errors import AtlasError, LayerNotFound, suggestion
-from unitscope.images import ImageSource, as_source, reopened
+from unitscope.images import ImageSource, Skipped, as_source, reopened
+from unitscope.images.pixels import Pixels
 from unitscope.records import Layer, Peak, Preprocessing
 
 
@@ -73,6 +74,35 @@ class Atlas:
     def source(self) -> ImageSource:
         """The images that were scanned. Raises `ImagesError` where they are gone."""
         return as_source(self._images) if self._images is not None else reopened(self.manifest["images"])
+
+    @cached_property
+    def _images_met(self) -> dict[int, tuple[str, tuple[int, int]]]:
+        """Key and size (width, height) of every image that a peak names."""
+        rows = self.table("images").to_pylist()
+        return {row["image"]: (row["key"], (row["width"], row["height"])) for row in rows}
+
+    @cached_property
+    def _places_by_key(self) -> dict[str, int]:
+        return {self.source.key(place): place for place in range(len(self.source))}
+
+    def prepare_images(self) -> None:
+        """Find the images now, before several threads ask for them. Raises `ImagesError` where they are gone."""
+        _ = self.source, self._images_met
+
+    def open_image(self, image: int) -> Image.Image | Pixels:
+        """The source image with that number, found by its key, since files may have come or gone since the scan.
+
+        Raises `Skipped` where it is gone, can't be read or has another size than it had.
+        """
+        key, size = self._images_met[image]
+        place = image if image < len(self.source) and self.source.key(image) == key else self._places_by_key.get(key)
+        if place is None:
+            raise Skipped("is no longer there")
+        opened = self.source.open(place)
+        found = opened.size if isinstance(opened, Image.Image) else (opened.shape[2], opened.shape[1])
+        if found != size:
+            raise Skipped(f"is {found[0]} x {found[1]} pixels now and was {size[0]} x {size[1]}")
+        return opened
 
     def layer(self, name: str) -> Layer:
         """The layer of that name. Raises `LayerNotFound`."""

@@ -71,16 +71,17 @@ class FolderSource:
 
 
 class ListSource:
-    """Files in the order given; a key is the path as given."""
+    """Files in the order given; a key is the path as given, from the working folder or from `folder`."""
 
-    def __init__(self, paths: Sequence[str | os.PathLike[str]]) -> None:
+    def __init__(self, paths: Sequence[str | os.PathLike[str]], folder: str | os.PathLike[str] | None = None) -> None:
+        self._folder = Path(folder or os.getcwd())
         self._paths = [os.fspath(p) for p in paths]
         if not self._paths:
             raise ImagesError("the list of images is empty")
 
     @property
     def description(self) -> Mapping[str, Any]:
-        return {"kind": "list", "working_folder": os.getcwd(), "paths": self._paths}
+        return {"kind": "list", "working_folder": str(self._folder), "paths": self._paths}
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -92,7 +93,7 @@ class ListSource:
         return None
 
     def open(self, image: int) -> Image.Image:
-        return display(Path(self._paths[image]))
+        return display(self._folder / self._paths[image])
 
 
 class DatasetSource:
@@ -168,7 +169,7 @@ def reopened(description: Mapping[str, Any]) -> ImageSource:
     if description["kind"] == "folder":
         return FolderSource(description["folder"])
     if description["kind"] == "list":
-        return ListSource([os.path.join(description["working_folder"], p) for p in description["paths"]])
+        return ListSource(description["paths"], description["working_folder"])
     raise ImagesError(
         f"the images were a data set of type {description.get('type')}; give it again: unitscope.Atlas(folder, images=dataset)"
     )
