@@ -6,6 +6,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "unitscope"
+default_role = "code"
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 suppress_warnings = ["myst.xref_missing", "myst.header"]

@@ -305,6 +305,12 @@ def test_infinities_come_back_as_infinities_only(tmp_path: Path) -> None:
     assert atlas.units("0")["mean"].to_pylist() == [torch.inf]
 
 
+def test_values_that_depend_on_the_batch_are_warned_of(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2, track_running_stats=False))
+    with pytest.warns(UserWarning, match="'1' of .* normalises by its batch"):
+        unitscope.scan(network, torch.randn(3, 3, 5, 5), tmp_path / "atlas")
+
+
 class NoWayBack(nn.Module):
     """An operation in place that autograd can't go back through."""
 

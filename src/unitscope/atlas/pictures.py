@@ -133,8 +133,7 @@ def _patches(atlas: "Atlas", peaks: Sequence[Peak], kind: str, size_px: int) -> 
     """Every peak's patch by unit and rank. Each image is decoded once, several at a time."""
     by_image = groupby(sorted(peaks, key=lambda peak: peak.image), key=lambda peak: peak.image)
     work = [(image, list(of_image)) for image, of_image in by_image]
-    if work:
-        atlas.prepare_images()
+    _ = atlas.source  # found once, before the threads ask for it
 
     def cut_all(image: int, of_image: Sequence[Peak]) -> list[tuple[tuple[int, int], Image.Image]]:
         try:

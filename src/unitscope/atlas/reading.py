@@ -85,10 +85,6 @@ class Atlas:
     def _places_by_key(self) -> dict[str, int]:
         return {self.source.key(place): place for place in range(len(self.source))}
 
-    def prepare_images(self) -> None:
-        """Find the images now, before several threads ask for them. Raises `ImagesError` where they are gone."""
-        _ = self.source, self._images_met
-
     def open_image(self, image: int) -> Image.Image | Pixels:
         """The source image with that number, found by its key, since files may have come or gone since the scan.
 

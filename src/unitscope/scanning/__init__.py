@@ -2,6 +2,7 @@
 
 import os
 import random
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from unitscope.atlas import Atlas, place_for, write_atlas
 from unitscope.effective import Pick, effective_field
@@ -73,6 +75,7 @@ def scan(
     count = len(source) if limit is None else min(limit, len(source))
     loader = _loader(source, preprocessing, count, known.model)
     target = chosen_device(device)
+    _warn_of_batches(known)
     with placed(known.module, target):
         traced = trace(known.module, torch.zeros(1, *loader.shape, device=target))
         chosen = choose(traced, layers, known.model)
@@ -120,6 +123,15 @@ def _network(network: "str | nn.Module | Network") -> Network:
     if isinstance(network, str):
         return load_network(network)
     return given_network(network) if isinstance(network, nn.Module) else network
+
+
+def _warn_of_batches(network: Network) -> None:
+    """Batch norm without running statistics takes those of the batch, in eval mode too."""
+    norms = (n for n, m in network.module.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is None)
+    if name := next(norms, ""):
+        warnings.warn(
+            f"{name!r} of {network.model!r} normalises by its batch, so values depend on the images beside", stacklevel=3
+        )
 
 
 def _loader(source: ImageSource, preprocessing: Preprocessing | None, count: int, model: str) -> Loader:
