@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from torch import Tensor
@@ -67,6 +67,33 @@ def test_peaks_of_one_image_are_half_a_field_apart() -> None:
     found = read(maps, everywhere(maps), picks=4, spacing=spacing)
     assert found.values[0, :, 0].tolist() == [9, 7, 4, 1]
     assert found.cells[0, :, 0].tolist() == [0, 2, 11, 8]
+
+
+@settings(max_examples=50)
+@given(MAPS, st.integers(1, 4), st.sampled_from([0.5, 1.0, 1.5, 2.0]), st.booleans())
+def test_several_peaks_are_the_highest_that_are_far_enough_apart(
+    values: np.ndarray, picks: int, half: float, rectified: bool
+) -> None:
+    """Against going through all cells from the highest down, and keeping what is far from all that was kept."""
+    maps = torch.from_numpy(values)
+    height, width = maps.shape[2:]
+    spacing = Spacing(torch.arange(float(height)), torch.arange(float(width)), half, half)
+    found = read(maps, everywhere(maps, rectified), picks, spacing)
+    for image in range(maps.shape[0]):
+        for unit in range(maps.shape[1]):
+            cells = maps[image, unit].flatten().tolist()
+            ordered = sorted(
+                (-value, cell) for cell, value in enumerate(cells) if not math.isnan(value) and not (rectified and value <= 0)
+            )
+            kept: list[tuple[float, int]] = []
+            for minus, cell in ordered:
+                far = all(
+                    abs(cell // width - other // width) >= half or abs(cell % width - other % width) >= half for _, other in kept
+                )
+                if far and len(kept) < picks:
+                    kept.append((-minus, cell))
+            rows = zip(found.values[image, :, unit].tolist(), found.cells[image, :, unit].tolist(), strict=True)
+            assert [row for row in rows if not math.isnan(row[0])] == kept
 
 
 def test_no_more_peaks_than_fit_apart() -> None:
