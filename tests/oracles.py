@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,41 +34,58 @@ def make_transparent(network: nn.Module, spread: float = 0.5) -> nn.Module:
     return network.double().eval()
 
 
-def moved_cells(network: nn.Module, read, size: tuple[int, int], base: float = 0.0, channels: int = 3) -> list[list[Tensor]]:
-    """For both axes and every layer, whether a change of input row (column) i moves a cell: bool of shape (i, unit, y, x).
+NOWHERE = 1 << 14
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """The first input place that moves each cell and the one after the last, of shape (unit, y, x); `NOWHERE` and 0 where none does."""
+
+    start: Tensor
+    stop: Tensor
+
+    @classmethod
+    def of(cls, moved: Tensor, places: Tensor) -> "Moved":
+        """From what moved, of shape (i, unit, y, x), when the place i was changed."""
+        start = torch.full(moved.shape[1:], NOWHERE, dtype=torch.int16)
+        stop = torch.zeros(moved.shape[1:], dtype=torch.int16)
+        for place, cells in zip(places.tolist(), moved, strict=True):
+            stop.masked_fill_(cells, place + 1)
+        for place, cells in zip(reversed(places.tolist()), moved.flip(0), strict=True):
+            start.masked_fill_(cells, place)
+        return cls(start, stop)
+
+    def with_those(self, other: "Moved") -> "Moved":
+        return Moved(self.start.minimum(other.start), self.stop.maximum(other.stop))
+
+
+def moved_cells(network: nn.Module, read, size: tuple[int, int], base: float = 0.0, channels: int = 3) -> list[list[Moved]]:
+    """For both axes and every layer, which changes of an input row (column) move a cell.
 
     `read(network, images)` gives the layers' maps, each of shape (image, unit, y, x).
     """
     result = []
     for axis in (0, 1):
-        per_layer: dict[int, list[Tensor]] = {}
+        per_layer: list[Moved] = []
         with torch.no_grad():
             calm = read(network, torch.full((1, channels, *size), base, dtype=torch.float64))
-            for chunk in torch.arange(size[axis]).split(16):
+            for chunk in torch.arange(size[axis], dtype=torch.int16).split(16):
                 images = torch.full((len(chunk), channels, *size), base, dtype=torch.float64)
                 for image, place in zip(images, chunk, strict=True):
                     image.select(axis + 1, int(place)).fill_(base + 1.0)
-                for number, (maps, still) in enumerate(zip(read(network, images), calm, strict=True)):
-                    per_layer.setdefault(number, []).append(maps != still)
-        result.append([torch.cat(parts) for parts in per_layer.values()])
+                found = [Moved.of(maps != still, chunk) for maps, still in zip(read(network, images), calm, strict=True)]
+                per_layer = [one.with_those(other) for one, other in zip(per_layer, found, strict=True)] if per_layer else found
+        result.append(per_layer)
     return result
 
 
-def first_and_last(moved: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The half-open range of input places that move each cell, of shape (unit, y, x); (0, 0) where none does."""
-    places = torch.arange(len(moved))[(...,) + (None,) * (moved.dim() - 1)]
-    stop = torch.where(moved, places + 1, 0).amax(0)
-    start = torch.where(moved, places, len(moved)).amin(0)
-    return torch.where(stop > 0, start, 0).numpy(), stop.numpy()
-
-
-def assert_boxes_equal(fields: Fields, moved: Sequence[Tensor], size: tuple[int, int], where: str = "") -> None:
-    """The clipped box of every cell is what perturbation found: `moved` for rows and for columns, each of shape (i, unit, y, x).
+def assert_boxes_equal(fields: Fields, moved: Sequence[Moved], size: tuple[int, int], where: str = "") -> None:
+    """The clipped box of every cell is what perturbation found, `moved` for rows and for columns.
 
     A cell that nothing moves sees padding alone: its box must lie beyond the input, or have no rows or no columns.
     """
     known = [np.clip(bounds, 0, length) for bounds, length in zip((fields.rows, fields.columns), size, strict=True)]
-    true = [first_and_last(of_axis) for of_axis in moved]
+    true = [(of_axis.start.numpy(), of_axis.stop.numpy()) for of_axis in moved]
     seen = true[0][1] > 0
     for (start, stop), (true_start, true_stop) in zip(known, true, strict=True):
         np.testing.assert_array_equal(np.broadcast_to(start, seen.shape)[seen], true_start[seen], err_msg=where)

@@ -18,6 +18,7 @@ from torch import nn
 
 import unitscope
 from unitscope.atlas import FORMAT, TABLES, Atlas, place_for, write_atlas
+from unitscope.atlas.reading import NEEDED
 from unitscope.errors import AtlasError, LayerNotFound
 
 CONTRACT = {
@@ -90,11 +91,20 @@ def test_what_is_not_in_an_atlas_is_named(atlas: Atlas, tmp_path: Path) -> None:
         Atlas(tmp_path)
 
 
+def test_a_manifest_that_lacks_something_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "atlas.json").write_text(json.dumps({"format": FORMAT, "k": 9}))
+    with pytest.raises(AtlasError, match="is broken: atlas.json lacks images, input"):
+        Atlas(tmp_path)
+
+
 def test_a_broken_table_is_one_line(atlas: Atlas, tmp_path: Path) -> None:
     (tmp_path / "atlas.json").write_bytes((atlas.folder / "atlas.json").read_bytes())
     (tmp_path / "layers.parquet").write_bytes((atlas.folder / "layers.parquet").read_bytes()[:100])
     with pytest.raises(AtlasError, match=r"table '.*layers.parquet' can't be read"):
         _ = Atlas(tmp_path).layers
+
+
+MANIFEST = {name: {} for name in NEEDED} | {"k": 9}
 
 
 def tables(rows: int = 3) -> dict[str, pa.Table]:
@@ -108,7 +118,7 @@ def tables(rows: int = 3) -> dict[str, pa.Table]:
 
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     written = tables()
-    write_atlas(tmp_path / "atlas", written, {"k": 9})
+    write_atlas(tmp_path / "atlas", written, MANIFEST)
     atlas = Atlas(tmp_path / "atlas")
     for name, table in written.items():
         assert atlas.table(name).equals(table)
@@ -133,7 +143,7 @@ def test_nothing_is_ever_overwritten(tmp_path: Path, what: str) -> None:
 
 def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    write_atlas(tmp_path / "out", tables(), {})
+    write_atlas(tmp_path / "out", tables(), MANIFEST)
     assert Atlas(tmp_path / "out").table("skipped").num_rows == 3
 
 
@@ -178,12 +188,12 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, limit: int) -> None:
 WRITER = """
 import sys
 sys.path.insert(0, "tests")
-from test_atlas import tables
+from test_atlas import MANIFEST, tables
 from unitscope.atlas import write_atlas
 written = tables(20_000)
 print("ready", flush=True)
 for number in range(1_000):
-    write_atlas(f"{sys.argv[1]}/{number}", written, {})
+    write_atlas(f"{sys.argv[1]}/{number}", written, MANIFEST)
 """
 
 
@@ -207,11 +217,20 @@ def test_a_kill_while_writing_leaves_a_whole_atlas_or_none(tmp_path: Path) -> No
     assert halves > 0  # or no kill came while something was written
 
 
-def test_a_second_scan_clears_what_a_killed_one_left(tmp_path: Path) -> None:
-    (tmp_path / ".atlas.unfinished").mkdir()
-    (tmp_path / ".atlas.unfinished" / "peaks.parquet").write_text("half")
+def test_a_scan_clears_what_a_killed_one_left_and_nothing_of_one_that_runs(tmp_path: Path) -> None:
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
+    for process in (dead.stdout.strip(), "1"):
+        (tmp_path / f".atlas.{process}.unfinished").mkdir()
     write_atlas(tmp_path / "atlas", tables(), {})
-    assert [path.name for path in tmp_path.iterdir()] == ["atlas"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".atlas.1.unfinished", "atlas"]
+
+
+def test_a_link_is_followed_and_a_mount_point_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_atlas(tmp_path / "link", tables(), MANIFEST)
+    assert Atlas(tmp_path / "real").table("skipped").num_rows == 3
+    with pytest.raises(AtlasError, match="is a mount point|is not empty"):
+        place_for("/proc")
 
 
 def test_a_network_without_peaks_still_makes_an_atlas(tmp_path: Path) -> None:

@@ -113,7 +113,10 @@ def test_check_reports_what_does_not_come_back(run: Run, model: str, images: Pat
     assert ran.status == 1
     assert "cat/000.png: was " in ran.out
     (images / "cat" / "000.png").unlink()
-    assert "names or number differ" in run("check", tmp_path / "atlas").line
+    ran = run("check", tmp_path / "atlas")
+    assert ran.status == 1
+    assert "cat/000.png: was " in ran.out
+    assert "is no longer there" in ran.out
 
 
 def test_layers_are_listed(run: Run, model: str) -> None:
@@ -136,6 +139,27 @@ def test_a_list_of_paths_and_random_weights(run: Run, model: str, images: Path, 
     assert tables[0].equals(tables[1])
     assert not tables[0].equals(tables[2])
     assert max(tables[0]["rank"].to_pylist()) == 2
+
+
+def test_an_atlas_beside_the_images_is_checked_from_anywhere(
+    run: Run, model: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.txt").write_bytes("\ufeff".encode() + b"images/cat/000.png\r\n\r\nimages/cat/\xff.png\r\n")
+    assert run("scan", "tiny.py:network", "list.txt", "--out", "listed", *PREPROCESSING).status == 0
+    monkeypatch.chdir(images)
+    assert run("scan", model, ".", *PREPROCESSING).status == 0
+    monkeypatch.chdir("/")
+    for atlas in (tmp_path / "listed", images / "atlas"):
+        assert run("check", atlas).status == 0
+    assert run("scan", model, images, "--out", tmp_path / "again", *PREPROCESSING).out.startswith("12 images")
+
+
+def test_a_picture_that_fails_leaves_the_old_one(run: Run, model: str, images: Path, tmp_path: Path) -> None:
+    run("scan", model, images, "--out", tmp_path / "atlas", *PREPROCESSING)
+    (tmp_path / "folder.png").mkdir()
+    assert run("figure", tmp_path / "atlas", "--out", tmp_path / "folder.png").status == 1
+    assert not list(tmp_path.glob(".unfinished*"))
 
 
 def test_unreadable_files_are_skipped_counted_and_named(run: Run, model: str, images: Path, tmp_path: Path) -> None:
@@ -191,6 +215,7 @@ def test_nan_in_the_activations_is_counted_and_the_scan_goes_on(run: Run, model:
         ),
         (["scan", "MODEL", "IMAGES", "--k", "0", *PREPROCESSING], "UnitscopeError: k must be at least 1, not 0"),
         (["scan", "MODEL", "IMAGES", "--limit", "0", *PREPROCESSING], "UnitscopeError: limit must be at least 1, not 0"),
+        (["scan", "MODEL", "IMAGES", "--resize", "0", "--crop", "32", "--mean", "0", "--std", "1"], "NetworkError: resize 0"),
         (["scan", "MODEL", "IMAGES", "--workers", "-1", *PREPROCESSING], "UnitscopeError: workers must be at least 0, not -1"),
         (["scan", "MODEL", "IMAGES", "--device", "abacus", *PREPROCESSING], "UnitscopeError: device is auto, cpu, cuda or mps"),
         (["scan", "MODEL", "IMAGES", "--out", "IMAGES", *PREPROCESSING], "AtlasError: "),
@@ -212,7 +237,14 @@ def test_what_a_user_can_mend_is_one_line_and_status_1(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["scan"], ["scann", "a", "b"], ["scan", "a", "b", "--k", "many"], ["scan", "a", "b", "--crop", "wide"], ["figure"]],
+    [
+        ["scan"],
+        ["scann", "a", "b"],
+        ["scan", "a", "b", "--k", "many"],
+        ["scan", "a", "b", "--crop", "wide"],
+        ["scan", "a", "b", "--crop", "1,2,3"],
+        ["figure"],
+    ],
 )
 def test_wrong_usage_is_status_2(run: Run, arguments: list[str]) -> None:
     assert run(*arguments).status == 2
@@ -295,7 +327,8 @@ def test_the_demo_needs_nothing_but_the_package_index(run: Run, tmp_path: Path) 
         f"40 images, 50 layers, 22,008 units in {tmp_path / 'demo' / 'atlas'}",
         f"drawn to {tmp_path / 'demo' / 'figure.png'}",
     ]
-    assert "using the atlas" in run("demo", "--out", tmp_path / "demo").out
+    assert "using the atlas" in run("demo", "--out", tmp_path / "demo", "--limit", "40").out
+    assert "one of other images" in run("demo", "--out", tmp_path / "demo").line
 
 
 @pytest.mark.slow

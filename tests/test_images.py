@@ -323,4 +323,35 @@ def test_names_that_are_no_text_are_keys_too(tmp_path: Path) -> None:
     os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xff\xfe.png")
     source = FolderSource(tmp_path)
     assert source.open(0).size == (60, 40)
+    assert source.key(0) == "\\xff\\xfe.png"
     assert keys_hash(source, 1)
+
+
+def test_links_that_lead_round_are_followed_once(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / "in" / name).mkdir(parents=True)
+        photograph().save(tmp_path / "in" / name / "1.png")
+    for name in "abc":
+        for other in "abc":
+            (tmp_path / "in" / name / f"to_{other}").symlink_to(tmp_path / "in" / other)
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    assert len(FolderSource(tmp_path / "link")) < 20
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes with names are POSIX's")
+def test_a_pipe_is_no_image(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(Skipped, match="is no regular file"):
+        display(tmp_path / "pipe.png")
+
+
+def test_an_image_that_would_be_huge_when_resized_is_skipped() -> None:
+    with pytest.raises(Skipped, match="would be 256 x 10240000 pixels"):
+        prepare(Image.new("RGB", (1, 40_000)), Preprocessing(256, (224, 224), *RGB))
+
+
+def test_a_folder_that_holds_an_atlas_holds_no_images(tmp_path: Path) -> None:
+    (tmp_path / "atlas").mkdir()
+    (tmp_path / "atlas" / "atlas.json").write_text("{}")
+    photograph().save(tmp_path / "a.png")
+    assert len(FolderSource(tmp_path)) == 1

@@ -241,6 +241,12 @@ def test_patterns_are_globs_and_keep_call_order() -> None:
     assert [layer.name for layer in choose(found, ["*"])] == ["0", "1", "2", "3", "4", "5", "6"]
 
 
+def test_a_name_with_brackets_is_itself() -> None:
+    network = nn.Sequential()
+    network.add_module("a[0]", nn.Conv2d(3, 2, 1))
+    assert [layer.name for layer in choose(trace(network, torch.zeros(1, 3, 4, 4)), ["a[0]"])] == ["a[0]"]
+
+
 def test_a_near_miss_gets_suggestions() -> None:
     with pytest.raises(LayerNotFound) as caught:
         choose(traced("torchvision:alexnet"), ["feature.4"], "torchvision:alexnet")

@@ -257,7 +257,7 @@ def test_what_a_user_says_of_the_preprocessing_wins(factory: str) -> None:
     changed = preprocessing_for(network, Overrides(mean=(0.5,), std=(0.5,), channels=1))
     assert changed == Preprocessing(256, (224, 224), (0.5,), (0.5,), 1)
     changed = preprocessing_for(network, Overrides(crop=(64, 96)))
-    assert (changed.resize, changed.crop) == (None, (64, 96))
+    assert (changed.resize, changed.crop) == (256, (64, 96))
     with pytest.raises(NetworkError, match=r"nothing is known .*mine.py:network.*--crop H,W --mean"):
         preprocessing_for(load_network(f"{factory}:network"), Overrides(crop=(8, 8)))
     with pytest.raises(NetworkError, match="3 channels needs as many means"):
@@ -267,6 +267,36 @@ def test_what_a_user_says_of_the_preprocessing_wins(factory: str) -> None:
 def test_transforms_of_an_unknown_kind_are_refused() -> None:
     with pytest.raises(NetworkError, match=r"'function' is neither a unitscope\.Preprocessing nor a torchvision preset"):
         as_preprocessing(lambda image: image)
+
+
+def test_a_file_of_torchvisions_own_weights_gives_the_same_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GoogLeNet's file holds heads for training, and its network turns its input round; both come with `weights=` only."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    place = tmp_path / "hub" / "checkpoints" / Path(models.GoogLeNet_Weights.DEFAULT.url).name
+    place.parent.mkdir(parents=True)
+    torch.save(models.googlenet(weights=None, init_weights=False).state_dict(), place)
+    images, own = torch.randn(1, 3, 64, 64), load_network("torchvision:googlenet").module
+    torch.save(own.state_dict(), tmp_path / "own.pt")
+    for path in (place, tmp_path / "own.pt"):
+        with torch.no_grad():
+            torch.testing.assert_close(load_network("torchvision:googlenet", str(path)).module(images), own(images))
+
+
+def test_weights_of_another_kind_are_refused(tmp_path: Path, factory: str) -> None:
+    state = load_network(f"{factory}:network").module.state_dict()
+    torch.save({name: tensor.to(torch.int8) for name, tensor in state.items()}, tmp_path / "w.pt")
+    with pytest.raises(NetworkError, match="0.weight is torch.int8, not torch.float32"):
+        load_network(f"{factory}:network", str(tmp_path / "w.pt"))
+
+
+def test_numbers_that_make_no_preprocessing_are_refused() -> None:
+    network = load_network("torchvision:alexnet", "none")
+    for said in (Overrides(resize=0), Overrides(resize=(-1, 5)), Overrides(crop=(0, 4)), Overrides(channels=0)):
+        with pytest.raises(NetworkError):
+            preprocessing_for(network, said)
+    for said in (Overrides(mean=(float("nan"),) * 3), Overrides(std=(float("inf"),) * 3), Overrides(std=(0.0,) * 3)):
+        with pytest.raises(NetworkError, match="must be positive, and mean"):
+            preprocessing_for(network, said)
 
 
 def test_the_hash_knows_names_shapes_types_and_values() -> None:

@@ -1,16 +1,18 @@
 """check(): do the stored peaks come back?"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import isfinite
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from unitscope.atlas import Atlas
 from unitscope.errors import AtlasError
-from unitscope.images import keys_hash
+from unitscope.images.pixels import Pixels
 from unitscope.layers import TracedLayer, choose, tapped, trace
 from unitscope.networks import InputForm, Network, exactly, given_network, load_network
 from unitscope.records import Peak
@@ -48,19 +50,14 @@ def check(atlas: Atlas, network: "nn.Module | Network | None" = None, batch_size
     `network` is needed where the atlas was made from a module in memory. A value comes back where it agrees to 1e-4 of itself or
     1e-5 of its layer's highest value: the last bits of a convolution depend on the batch that an image is in.
 
-    Raises `AtlasError` where weights or images are not those that were scanned.
+    Images are found by their keys, so others may have come since. Raises `AtlasError` where the weights are not those that were
+    scanned.
     """
     known = _network(atlas, network)
     if known.hash() != atlas.manifest["network"]["hash"]:
         raise AtlasError(f"the weights of {known.model!r} are not those that the atlas {str(atlas.folder)!r} was made with")
-    source = atlas.source
-    listed = atlas.manifest["listed"]
-    if len(source) < listed or keys_hash(source, listed) != atlas.manifest["images"]["hash"]:
-        raise AtlasError(
-            f"the images are not those that the atlas {str(atlas.folder)!r} was made from: their names or number differ"
-        )
     channels, height, width = atlas.manifest["input"]
-    loader = Loader(source, atlas.preprocessing, (channels, height, width))
+    loader = Loader(StoredImages(atlas), atlas.preprocessing, (channels, height, width))
     target = chosen_device(device)
     with placed(known.module, target):
         traced = trace(known.module, torch.zeros(1, channels, height, width, device=target))
@@ -68,6 +65,29 @@ def check(atlas: Atlas, network: "nn.Module | Network | None" = None, batch_size
         replay = Replay(known.module, layers, loader, traced.form)
         peaks = [Peak(**row) for row in atlas.table("peaks").to_pylist()]
         return CheckResult(len(peaks), list(replay.differences(peaks, batch_size)))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImages:
+    """The images that an atlas mentions, as a source, under the numbers that they had."""
+
+    atlas: Atlas
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        return dict(self.atlas.manifest["images"])
+
+    def __len__(self) -> int:
+        return int(self.atlas.manifest["listed"])
+
+    def key(self, image: int) -> str:
+        return self.atlas.key(image)
+
+    def label(self, image: int) -> str | None:
+        return None
+
+    def open(self, image: int) -> Image.Image | Pixels:
+        return self.atlas.open_image(image)
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,13 +155,18 @@ def demo(
     """Scan EfficientNet-Lite0 with its ImageNet weights over photographs that come with Python packages, and draw the figure."""
     from unitscope.atlas import Atlas
     from unitscope.demonstration import demo_images
+    from unitscope.images import as_source
 
-    place = out / "atlas"
+    place, source = out / "atlas", as_source(images or demo_images(out / "images"))
     if (place / "atlas.json").exists():
+        said = Atlas(place).manifest
+        if said["images"].get("folder") != source.description["folder"] or said["listed"] != min(
+            len(source), limit or len(source)
+        ):
+            raise UnitscopeError(f"the atlas in {str(place)!r} is one of other images; give another --out")
         print(f"using the atlas that is in {place} already")
     else:
         network, preprocessing = _network("demo:efficientnet-lite0", "default", 0, _overrides())
-        source = images or demo_images(out / "images")
         _scan(network, source, place, preprocess=preprocessing, limit=limit, device=device)
     _save(Atlas(place).figure(size_px=96), out / "figure.png")
 
@@ -172,6 +177,8 @@ def main() -> None:
     try:
         app(args=gathered(sys.argv[1:]))
     except UnitscopeError as error:
+        _stop(f"{type(error).__name__}: {error}", 1)
+    except (OSError, UnicodeError, MemoryError) as error:  # a file, or memory, that the system doesn't give
         _stop(f"{type(error).__name__}: {error}", 1)
 
 
@@ -259,6 +266,9 @@ def _overrides(
     from unitscope.networks import Overrides
 
     sizes = _numbers(resize, int, "--resize"), _numbers(crop, int, "--crop")
+    for option, size in zip(("--resize", "--crop"), sizes, strict=True):
+        if size is not None and len(size) > 2:
+            raise typer.BadParameter(f"{option} takes one number or two, not {len(size)}")
     resized = None if sizes[0] is None else sizes[0][0] if len(sizes[0]) == 1 else (sizes[0][0], sizes[0][1])
     cropped = None if sizes[1] is None else (sizes[1][0], sizes[1][-1])
     means, stds = _numbers(mean, float, "--mean"), _numbers(std, float, "--std")
@@ -268,7 +278,8 @@ def _overrides(
 def _images(images: Path) -> Any:
     if images.suffix != ".txt" or not images.is_file():
         return images
-    return [line for line in images.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = images.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _numbers(text: str | None, kind: Callable[[str], Any], option: str) -> list[Any] | None:
@@ -281,9 +292,12 @@ def _numbers(text: str | None, kind: Callable[[str], Any], option: str) -> list[
 
 
 def _save(image: Any, path: Path) -> None:
+    aside = path.with_name(f".unfinished{path.suffix}")
     try:
-        image.save(path, **({"resolution": 200, "quality": 95} if path.suffix.lower() == ".pdf" else {}))
+        image.save(aside, **({"resolution": 200, "quality": 95} if path.suffix.lower() == ".pdf" else {}))
+        aside.replace(path)
     except (OSError, ValueError) as error:
+        aside.unlink(missing_ok=True)
         raise UnitscopeError(f"the picture can't be written to {str(path)!r}: {error}") from error
     print(f"drawn to {path}")
 

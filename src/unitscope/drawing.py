@@ -88,6 +88,7 @@ def draw_figure(panels: Sequence[Panel], title: str, caption: Sequence[str], siz
     rows = [drawn[start : start + across] for start in range(0, len(drawn), across)]
     gap = size_px * 5 // 8
     body = _stacked([_beside(row, gap) for row in rows], gap)
+    body = _widened(body, 8 * size_px)  # or the words have no room
     heading = _text_image(title, max(16, size_px * 7 // 16), INK, body.width)
     size = min(_fitting(line, max(11, size_px // 4), body.width) for line in caption)
     lines = [_text_image(line, size, FAINT, body.width) for line in caption]
@@ -98,7 +99,7 @@ def _draw_panel(panel: Panel, columns: int, size_px: int, title_px: int) -> Imag
     blocks = [_draw_block(block, size_px) for block in panel.blocks]
     gap = max(6, size_px // 5)
     rows = [_beside(blocks[start : start + columns], gap) for start in range(0, len(blocks), columns)]
-    width = max([row.width for row in rows], default=3 * size_px)
+    width = max(5 * size_px, *(row.width for row in rows)) if rows else 5 * size_px
     subtitle_px = max(11, title_px * 7 // 10)
     key = _draw_share(panel.share, (title_px + subtitle_px) * 5 // 4)
     words = [(panel.title, title_px, INK), (panel.subtitle, subtitle_px, FAINT)]
@@ -183,6 +184,12 @@ def _stacked(images: Sequence[Image.Image], gap: int) -> Image.Image:
         joined.paste(image, (0, top))
         top += image.height + gap
     return joined
+
+
+def _widened(image: Image.Image, width: int) -> Image.Image:
+    wide = Image.new("RGB", (max(image.width, width), image.height), PAPER)
+    wide.paste(image)
+    return wide
 
 
 def _with_margin(image: Image.Image, margin: int) -> Image.Image:

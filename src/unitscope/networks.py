@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -58,16 +58,23 @@ def load_network(model: str, weights: str = "default", seed: int = 0) -> Network
     """
     scheme, _, name = model.rpartition(":")
     build = BUILDERS.get(scheme, _from_factory)
+    from_file = weights not in ("default", "none")
     if not scheme or not name:
         known = f" Did you mean 'torchvision:{model}'?" if model in _torchvision_names() else ""
         raise NetworkError(f"model {model!r} isn't one of the forms {FORMS}.{known}")
     own = weights == "default"
     with _seeded(seed), _only_weights_unpickled():
         network = build(model, own, seed)
-    if weights not in ("default", "none"):
+    if from_file:
         _fill(network.module, Path(weights), model)
+        filled: Any = network.module
+        if hasattr(filled, "transform_input"):
+            filled.transform_input = True  # GoogLeNet's and Inception's weights want it; torchvision sets it with its own
+        weights = os.path.abspath(weights)
     network.module.eval()
-    return replace(network, weights=weights)
+    if scheme.endswith(".py"):
+        model = f"{os.path.abspath(scheme)}:{name}"  # so that it is found from elsewhere too
+    return replace(network, model=model, weights=weights)
 
 
 def given_network(module: nn.Module) -> Network:
@@ -139,13 +146,13 @@ def preprocessing_for(network: Network, said: Overrides) -> Preprocessing:
     Raises `NetworkError` with the flags to give where nothing is known, since nothing is guessed.
     """
     known = network.preprocessing
-    crop = said.crop or (known.crop if known else None)
-    mean = said.mean or (known.mean if known else None)
-    std = said.std or (known.std if known else None)
+    crop = said.crop if said.crop is not None or known is None else known.crop
+    mean = said.mean if said.mean is not None or known is None else known.mean
+    std = said.std if said.std is not None or known is None else known.std
+    resize = said.resize if said.resize is not None or known is None else known.resize
     if crop is None or mean is None or std is None:
         raise NetworkError(f"nothing is known of how {network.model!r} wants its images; say it with {PREPROCESSING_FLAGS}")
-    channels = said.channels or (len(mean) if said.mean or known is None else known.channels)
-    resize = said.resize or (known.resize if known and not said.crop else None)
+    channels = said.channels if said.channels is not None else len(mean)
     try:
         return Preprocessing(resize, crop, mean, std, channels, known.interpolation if known else "bilinear")
     except ValueError as error:
@@ -263,7 +270,8 @@ BUILDERS: dict[str, Callable[[str, bool, int], Network]] = {
 def _imported(place: str, model: str) -> Any:
     try:
         if not place.endswith(".py"):
-            return importlib.import_module(place)
+            with _importable(Path.cwd()):
+                return importlib.import_module(place)
         path = Path(place).resolve()
         spec = importlib.util.spec_from_file_location(path.stem, path)
         if not path.is_file() or spec is None or spec.loader is None:
@@ -296,24 +304,36 @@ def _importable(folder: Path) -> Iterator[None]:
         sys.path.remove(str(folder))
 
 
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
+"""Heads that torchvision's networks have in training only; a file may hold them or not."""
+
 # ── weights ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _fill(module: nn.Module, path: Path, model: str) -> None:
     """Load a state dict into the network; every name and shape must fit."""
-    state = _unwrapped(_state_dict(path))
     own = module.state_dict()
+    state = _unwrapped(_state_dict(path), own)
+    own, state = ({n: t for n, t in tensors.items() if not n.startswith(AUXILIARY)} for tensors in (own, state))
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [
         f"{n} is {tuple(state[n].shape)}, not {tuple(own[n].shape)}" for n in own if n in state and state[n].shape != own[n].shape
     ]
+    shapes += [f"{n} is {state[n].dtype}, not {own[n].dtype}" for n in own if n in state and _kind(state[n]) != _kind(own[n])]
     missing = [n for n in missing if not n.endswith("num_batches_tracked")]
     if missing or extra or shapes:
         raise NetworkError(
             f"weights {str(path)!r} don't fit {model!r}: "
             + "; ".join(filter(None, (_some("lacks", missing), _some("has unknown", extra), _some("shape of", shapes))))
         )
-    module.load_state_dict(state, strict=False)
+    try:
+        module.load_state_dict(state, strict=False)
+    except (RuntimeError, NotImplementedError) as error:
+        raise NetworkError(f"weights {str(path)!r} can't be put into {model!r}: {' '.join(str(error).split())[:200]}") from error
+
+
+def _kind(tensor: torch.Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
 
 
 def _some(what: str, names: Sequence[str]) -> str:
@@ -328,7 +348,9 @@ def _state_dict(path: Path) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what is refused next
+            return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise NetworkError(
             f"weights {str(path)!r} hold pickled objects or are no state dict; nothing of them was executed. Save the tensors "
@@ -339,20 +361,22 @@ def _state_dict(path: Path) -> Any:
         raise NetworkError(f"weights {str(path)!r} can't be read: {type(error).__name__}: {said}") from error
 
 
-def _unwrapped(state: Any) -> dict[str, torch.Tensor]:
+def _unwrapped(state: Any, own: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The tensors by name, out of the usual training checkpoint (`state_dict` or `model`) and of `DataParallel`'s prefix."""
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise NetworkError(f"the weights are a {type(state).__name__}, not a state dict of names and tensors")
-    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+    parallel = all(str(name).startswith("module.") for name in state) and not any(name.startswith("module.") for name in own)
+    return {str(name).removeprefix("module.") if parallel else str(name): tensor for name, tensor in state.items()}
 
 
 def _hub(build: Callable[[], nn.Module], model: str) -> nn.Module:
     """Build with a library that may download weights, and say in one line where that fails."""
     try:
-        return build()
+        with redirect_stdout(sys.stderr):  # where downloads are told of
+            return build()
     except UnpicklingError as error:
         raise NetworkError(f"the stored weights of {model!r} hold pickled objects; nothing of them was executed") from error
     except Exception as error:
@@ -381,7 +405,7 @@ def _only_weights_unpickled() -> Iterator[None]:
 def _seeded(seed: int) -> Iterator[None]:
     """torch's random state set for as long as the block lasts, then put back."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed % 2**63)
         yield
 
 

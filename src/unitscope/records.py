@@ -6,6 +6,7 @@ count on the image as displayed, after EXIF orientation.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf, isfinite
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +130,11 @@ class Preprocessing:
                 f"preprocessing with {self.channels} channels needs as many means and deviations, "
                 f"not {len(self.mean)} and {len(self.std)}"
             )
-        if min(self.crop) < 1 or min(self.std) <= 0:
-            raise ValueError(f"crop {self.crop} and std {self.std} must be positive")
+        sizes = self.resize if isinstance(self.resize, tuple) else (1 if self.resize is None else self.resize,)
+        if min(*self.crop, *sizes) < 1 or not all(0 < value < inf for value in self.std) or not all(map(isfinite, self.mean)):
+            raise ValueError(
+                f"resize {self.resize}, crop {self.crop} and std {self.std} must be positive, and mean {self.mean} finite numbers"
+            )
 
     @classmethod
     def of_size(cls, height: int, width: int, mean: Sequence[float], std: Sequence[float]) -> "Preprocessing":

@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -54,12 +55,21 @@ def sheet(atlas: "Atlas", layer: str, units: Sequence[int] | None, kind: str, si
 
 
 def figure(atlas: "Atlas", choice: FigureChoice) -> Image.Image:
-    layers = [atlas.layer(name) for name in choice.layers] if choice.layers else spread_layers(atlas.layers)
+    layers = _asked(atlas, choice.layers) if choice.layers else spread_layers(atlas.layers)
     panels = []
     for layer in layers:
-        units = _checked(layer, choice.units) if choice.units else firing_units(atlas, layer, choice.seed)
+        units = _checked(layer, choice.units) if choice.units is not None else firing_units(atlas, layer, choice.seed)
         panels.append(panel(atlas, layer, units, choice.patch, choice.size_px))
     return draw_figure(panels, *_words(atlas, choice), choice.size_px)
+
+
+def _asked(atlas: "Atlas", patterns: Sequence[str]) -> list[Layer]:
+    """The layers of these names, or that these globs match, in the order asked for."""
+    found: dict[str, Layer] = {}
+    for pattern in patterns:
+        matching = [layer for layer in atlas.layers if layer.name == pattern or fnmatchcase(layer.name, pattern)]
+        found |= {layer.name: layer for layer in matching or [atlas.layer(pattern)]}
+    return list(found.values())
 
 
 def spread_layers(layers: Sequence[Layer]) -> list[Layer]:
@@ -204,8 +214,10 @@ def _checked(layer: Layer, units: Sequence[int]) -> Sequence[int]:
 
 def _words(atlas: "Atlas", choice: FigureChoice) -> tuple[str, list[str]]:
     network, read = atlas.manifest["network"]["model"], atlas.manifest["read"]
-    how = "as asked" if choice.units else "drawn at random among those that fire"
-    images = "image" if atlas.k == 1 else f"{min(atlas.k, MOST_PATCHES)} images"
+    how = "as asked" if choice.units is not None else "drawn at random among those that fire"
+    most = min(atlas.k, MOST_PATCHES)
+    patches = "patches" if atlas.manifest.get("per_image", 1) > 1 else "images"
+    images = f"{most} {patches}" if most > 1 else "one"
     return (
         f"What the units of {network} look for",
         [

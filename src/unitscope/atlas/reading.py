@@ -20,6 +20,8 @@ from unitscope.images import ImageSource, Skipped, as_source, reopened
 from unitscope.images.pixels import Pixels
 from unitscope.records import Layer, Peak, Preprocessing
 
+NEEDED = frozenset({"network", "preprocessing", "input", "images", "listed", "read", "k"})
+
 
 class Atlas:
     """An atlas on disk: tables to read, patches to look at.
@@ -85,12 +87,20 @@ class Atlas:
     def _places_by_key(self) -> dict[str, int]:
         return {self.source.key(place): place for place in range(len(self.source))}
 
+    def key(self, image: int) -> str:
+        """The key of the image with that number, of those that the atlas mentions."""
+        if image not in self._images_met:
+            raise AtlasError(
+                f"the atlas {str(self.folder)!r} is broken: a peak names image {image}, which its images table lacks"
+            )
+        return self._images_met[image][0]
+
     def open_image(self, image: int) -> Image.Image | Pixels:
         """The source image with that number, found by its key, since files may have come or gone since the scan.
 
         Raises `Skipped` where it is gone, can't be read or has another size than it had.
         """
-        key, size = self._images_met[image]
+        key, size = self.key(image), self._images_met[image][1]
         place = image if image < len(self.source) and self.source.key(image) == key else self._places_by_key.get(key)
         if place is None:
             raise Skipped("is no longer there")
@@ -112,7 +122,7 @@ class Atlas:
 
     def table(self, name: str, layer: str | None = None) -> pa.Table:
         """A whole table as Arrow, or the rows of one layer, in stored order."""
-        path = self.folder / f"{name}.parquet"
+        path = self.folder.absolute() / f"{name}.parquet"
         try:
             return pq.read_table(path, filters=None if layer is None else pc.field("layer") == layer).select(TABLES[name].names)
         except (OSError, pa.ArrowException, KeyError) as error:
@@ -175,4 +185,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else None
         raise AtlasError(f"the atlas {str(folder)!r} has format {found!r}; this version reads format {FORMAT}")
+    lacking = sorted(NEEDED - manifest.keys())
+    if lacking:
+        raise AtlasError(f"the atlas {str(folder)!r} is broken: {MANIFEST} lacks {', '.join(lacking)}")
     return manifest

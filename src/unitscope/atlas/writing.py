@@ -1,5 +1,6 @@
 """Writing an atlas: whole or not at all."""
 
+import glob
 import json
 import os
 import shutil
@@ -19,11 +20,13 @@ def place_for(out: str | os.PathLike[str]) -> Path:
 
     Raises `AtlasError` where something is there already, so that nothing is ever overwritten.
     """
-    place = Path(out)
+    place = Path(os.path.realpath(out))  # a link would be replaced by the folder
     if (place / MANIFEST).exists():
         raise AtlasError(f"{str(out)!r} already holds an atlas; give another --out, or remove it first")
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise AtlasError(f"{str(out)!r} is not empty and holds no atlas; give another --out")
+    if os.path.ismount(place):
+        raise AtlasError(f"{str(out)!r} is a mount point, which can't be replaced in one step; give a folder inside it")
     if place.exists() and place.samefile(Path.cwd()):
         raise AtlasError(f"{str(out)!r} is the folder that you are in; give a folder to make, such as --out atlas")
     parent = place.absolute().parent
@@ -39,12 +42,12 @@ def write_atlas(out: str | os.PathLike[str], tables: Mapping[str, pa.Table], man
     Raises `AtlasError` where that can't be done, and leaves nothing behind.
     """
     place = place_for(out)
-    aside = place.absolute().parent / f".{place.name}.unfinished"
+    aside = place.parent / f".{place.name}.{os.getpid()}.unfinished"
     try:
-        shutil.rmtree(aside, ignore_errors=True)  # of a scan that was killed here
+        _clear_leftovers(place)
         aside.mkdir(parents=True)
         for name, schema in TABLES.items():
-            _flushed(aside / f"{name}.parquet", lambda path, n=name, s=schema: pq.write_table(tables[n].cast(s), path))
+            _flushed(aside / f"{name}.parquet", lambda path, n=name, s=schema: _write_table(tables[n].cast(s), path))
         text = json.dumps({"format": FORMAT, **manifest}, indent=2, sort_keys=True, default=str)
         _flushed(aside / MANIFEST, lambda path: path.write_text(text + "\n", encoding="utf-8"))
         _flush(aside)
@@ -54,6 +57,29 @@ def write_atlas(out: str | os.PathLike[str], tables: Mapping[str, pa.Table], man
         raise AtlasError(f"the atlas {str(out)!r} can't be written: {error.strerror or error}; nothing was kept") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _clear_leftovers(place: Path) -> None:
+    """Remove what scans to the same place left that were killed; of one that still runs, the process is alive."""
+    for left in place.parent.glob(f".{glob.escape(place.name)}.*.unfinished"):
+        number = left.name.split(".")[-2]
+        if number.isdigit() and not _alive(int(number)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return process != os.getpid()
+
+
+def _write_table(table: pa.Table, path: Path) -> None:
+    with path.open("wb") as file:  # a path would have to be valid text
+        pq.write_table(table, file)
 
 
 def _flushed(path: Path, write: Any) -> None:

@@ -3,6 +3,7 @@
 The pixels are those of torchvision's evaluation transforms on Pillow images: resize with antialiasing, then a crop in the centre.
 """
 
+import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -39,12 +40,14 @@ def display(file: Path | BinaryIO) -> Image.Image:
     Raises `Skipped` for files that are no image, or broken, or larger than 500 million pixels.
     """
     try:
+        if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):
+            raise Skipped("is no regular file")
         with _large_images_allowed():
             image = Image.open(file)
         with image:
             if image.format == "EPS":
                 raise Skipped("is PostScript, a program that Pillow would run")
-            _check_size(image)
+            check_size(image)
             image.load()
             return upright(image)
     except Skipped:
@@ -74,6 +77,8 @@ def in_channels(image: Image.Image, channels: int) -> Image.Image:
         image = _eight_bits(image)
     elif image.mode == "F":
         raise Skipped("pixels are 32-bit floats, whose range isn't known")
+    elif image.mode == "LAB":
+        image = image.convert("RGB")
     elif image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     return image if image.mode == MODES[channels] else image.convert(MODES[channels])
@@ -84,6 +89,8 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     image = in_channels(image, preprocessing.channels)
     geometry = Geometry.of(preprocessing, image.height, image.width)
     height, width = geometry.resized
+    if height * width > MAX_PIXELS:
+        raise Skipped(f"is so long that it would be {width} x {height} pixels when resized")
     if (height, width) != geometry.source:
         image = image.resize((width, height), FILTERS[preprocessing.interpolation])
     (top, left), (crop_height, crop_width) = geometry.offset, geometry.input
@@ -99,7 +106,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
 
 
-def _check_size(image: Image.Image) -> None:
+def check_size(image: Image.Image) -> None:
+    """Raises `Skipped` for an image without pixels or with over 500 million."""
     if image.width * image.height > MAX_PIXELS:
         raise Skipped(f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 1_000_000} million")
     if image.width * image.height == 0:
@@ -110,7 +118,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "is not an image that Pillow knows"
     said = (str(error).splitlines() or [""])[0]
-    return f"can't be decoded: {said or type(error).__name__}"
+    return f"can't be decoded: {said or type(error).__name__}".encode("utf-8", "backslashreplace").decode()
 
 
 @contextmanager

@@ -5,7 +5,7 @@ source; a key says the same to a person.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from unitscope.errors import ImagesError
-from unitscope.images.pixels import Pixels, Skipped, display
+from unitscope.images.pixels import Pixels, Skipped, check_size, display
 
 
 @runtime_checkable
@@ -48,8 +48,8 @@ class FolderSource:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise ImagesError(f"there is no folder {str(folder)!r} with images")
-        self._keys = sorted(_files_below(self.folder))
-        if not self._keys:
+        self._paths = sorted(_files_below(self.folder))
+        if not self._paths:
             raise ImagesError(f"the folder {str(folder)!r} holds no files")
 
     @property
@@ -57,17 +57,17 @@ class FolderSource:
         return {"kind": "folder", "folder": str(self.folder.resolve())}
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._paths)
 
     def key(self, image: int) -> str:
-        return self._keys[image]
+        return as_text(self._paths[image])
 
     def label(self, image: int) -> str | None:
-        first, slash, _ = self._keys[image].partition("/")
+        first, slash, _ = self.key(image).partition("/")
         return first if slash else None
 
     def open(self, image: int) -> Image.Image:
-        return display(self.folder / self._keys[image])
+        return display(self.folder / self._paths[image])
 
 
 class ListSource:
@@ -87,7 +87,7 @@ class ListSource:
         return len(self._paths)
 
     def key(self, image: int) -> str:
-        return self._paths[image]
+        return as_text(self._paths[image])
 
     def label(self, image: int) -> str | None:
         return None
@@ -132,8 +132,9 @@ class DatasetSource:
         except Exception as error:
             raise Skipped(f"the data set raised {type(error).__name__}: {error}") from error
         self._keep_label(image, item)
-        first = item[0] if isinstance(item, (tuple, list)) else item
+        first = item[0] if isinstance(item, (tuple, list)) and item else item
         if isinstance(first, Image.Image):
+            check_size(first)
             return first
         return _array(first)
 
@@ -175,34 +176,49 @@ def reopened(description: Mapping[str, Any]) -> ImageSource:
     )
 
 
+def as_text(name: str) -> str:
+    """A file's name as valid text: bytes that are none are written out."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def keys_hash(source: ImageSource, count: int) -> str:
     """SHA-256 over the first `count` keys in order."""
     digest = sha256()
     for image in range(count):
-        digest.update(source.key(image).encode("utf-8", "surrogateescape") + b"\0")
+        digest.update(source.key(image).encode() + b"\0")
     return digest.hexdigest()
 
 
-def _files_below(folder: Path) -> list[str]:
-    keys = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [f for f in folders if not f.startswith(".") and not _leads_back(Path(place, f), folder)]
-        keys += [Path(place, f).relative_to(folder).as_posix() for f in files if not f.startswith(".")]
-    return keys
+def _files_below(folder: Path, inside: frozenset[tuple[int, int]] = frozenset(), prefix: str = "") -> Iterator[str]:
+    """Paths of all files, from `folder`; hidden ones and folders that hold an atlas left out.
 
-
-def _leads_back(path: Path, top: Path) -> bool:
-    """True for a link to one of the folders that it lies in."""
-    return path.is_symlink() and path.resolve() in (
-        top.resolve(),
-        *path.absolute().parents,
-        *path.parent.resolve().parents,
-        path.parent.resolve(),
-    )
+    A link to a folder that the way leads through is not followed. A folder that can't be read counts as a file, to be skipped with
+    its reason.
+    """
+    known = folder.stat()
+    if (known.st_dev, known.st_ino) in inside:
+        return
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        yield prefix.rstrip("/")
+        return
+    if prefix and any(entry.name == "atlas.json" for entry in entries):
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _files_below(Path(entry), inside | {(known.st_dev, known.st_ino)}, f"{prefix}{entry.name}/")
+        else:
+            yield prefix + entry.name
 
 
 def _array(item: Any) -> Pixels:
-    values = item.detach().cpu().numpy() if hasattr(item, "detach") else np.asarray(item)
+    try:
+        values = item.detach().cpu().numpy() if hasattr(item, "detach") else np.asarray(item)
+    except TypeError as error:
+        raise ImagesError(f"the data set gave a {type(item).__name__} that is no float tensor: {error}") from error
     if values.ndim != 3 or values.dtype.kind != "f":
         raise ImagesError(
             f"the data set gave a {type(item).__name__} of shape {values.shape} and type {values.dtype}; unitscope takes PIL images, "

@@ -21,17 +21,22 @@ def choose(trace: Trace, patterns: Sequence[str] | None = None, model: str = "th
         return chosen
     for pattern in patterns:
         _check(pattern, trace, model)
-    left_out = [r.name for r in trace.refused if any(fnmatchcase(r.name, p) for p in patterns)]
+    left_out = [r.name for r in trace.refused if any(matches(r.name, p) for p in patterns)]
     if left_out:
         said = f"{', '.join(map(repr, left_out[:3]))}{f' and {len(left_out) - 3} more' if len(left_out) > 3 else ''}"
         warnings.warn(f"left out, since they can't be scanned: {said}", stacklevel=2)
-    return [layer for layer in trace.layers if any(fnmatchcase(layer.name, p) for p in patterns)]
+    return [layer for layer in trace.layers if any(matches(layer.name, p) for p in patterns)]
+
+
+def matches(name: str, pattern: str) -> bool:
+    """True where a name is the pattern, or the pattern as a glob matches it."""
+    return name == pattern or fnmatchcase(name, pattern)
 
 
 def _check(pattern: str, trace: Trace, model: str) -> None:
-    if any(fnmatchcase(layer.name, pattern) for layer in trace.layers):
+    if any(matches(layer.name, pattern) for layer in trace.layers):
         return
-    _refuse([r for r in trace.refused if fnmatchcase(r.name, pattern)], model)
+    _refuse([r for r in trace.refused if matches(r.name, pattern)], model)
     names = [layer.name for layer in trace.layers]
     raise LayerNotFound(
         f"{model!r} has no layer {pattern!r}.{suggestion(pattern, names)} List all {len(names)} with: unitscope layers {model}"

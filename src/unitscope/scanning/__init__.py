@@ -64,6 +64,7 @@ def scan(
     anything is written.
     """
     place_for(out)
+    layers = [layers] if isinstance(layers, str) else layers
     if limit is not None and limit < 1:
         raise UnitscopeError(f"limit must be at least 1, not {limit}")
     if workers < 0:
@@ -95,6 +96,7 @@ def traced_layers(network: Network, preprocessing: Preprocessing) -> Trace:
 
 def chosen_device(name: str) -> torch.device:
     """The device of that name; `auto` takes a GPU where there is one. Raises `UnitscopeError` where there is none."""
+    name = str(name)
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
@@ -122,7 +124,11 @@ def placed(module: nn.Module, device: torch.device) -> Iterator[None]:
 def _network(network: "str | nn.Module | Network") -> Network:
     if isinstance(network, str):
         return load_network(network)
-    return given_network(network) if isinstance(network, nn.Module) else network
+    if isinstance(network, nn.Module):
+        return given_network(network)
+    if not isinstance(network, Network):
+        raise NetworkError(f"network is a model string, an nn.Module or what load_network gives, not a {type(network).__name__}")
+    return network
 
 
 def _warn_of_batches(network: Network) -> None:

@@ -57,6 +57,8 @@ class Loader:
             if self.preprocessing is None:
                 raise ImagesError(f"image {key!r} is a picture, but the first one of the data set was a tensor")
             return prepare(opened, self.preprocessing), opened.size
+        if self.preprocessing is not None:
+            raise ImagesError(f"image {key!r} is a tensor, but the first one of the data set was a picture")
         if opened.shape != self.shape:
             raise ImagesError(f"image {key!r} is a tensor of shape {opened.shape}, where {self.shape} is expected")
         return opened, (opened.shape[2], opened.shape[1])
