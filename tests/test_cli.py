@@ -292,15 +292,19 @@ def test_several_patterns_and_units_after_one_option(run: Run, model: str, image
 
 SLOW_NETWORK = """
 import time
+from pathlib import Path
 from torch import nn
 
 class Slow(nn.Module):
     def __init__(self):
         super().__init__()
-        self.convolution = nn.Conv2d(3, 4, 3)
+        self.convolution, self.calls = nn.Conv2d(3, 4, 3), 0
 
     def forward(self, images):
-        time.sleep(0.3)
+        self.calls += 1
+        if self.calls > 4:
+            Path(__file__).with_name("running").touch()
+            time.sleep(1)
         return self.convolution(images)
 """
 
@@ -312,11 +316,13 @@ def test_ctrl_c_leaves_nothing_behind(images: Path, tmp_path: Path) -> None:
     arguments = ["scan", f"{tmp_path / 'slow.py'}:Slow", images, "--out", tmp_path / "atlas", "--batch-size", "1", *PREPROCESSING]
     command = [sys.executable, "-m", "unitscope", *map(str, arguments)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        time.sleep(5)
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "running").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (130, "stopped; nothing was written\n")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "slow.py"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["images", "running", "slow.py"]
 
 
 @pytest.mark.slow

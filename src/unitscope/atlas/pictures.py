@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -213,7 +214,7 @@ def _checked(layer: Layer, units: Sequence[int]) -> Sequence[int]:
 
 
 def _words(atlas: "Atlas", choice: FigureChoice) -> tuple[str, list[str]]:
-    network, read = atlas.manifest["network"]["model"], atlas.manifest["read"]
+    network, read = Path(atlas.manifest["network"]["model"]).name, atlas.manifest["read"]
     how = "as asked" if choice.units is not None else "drawn at random among those that fire"
     most = min(atlas.k, MOST_PATCHES)
     patches = "patches" if atlas.manifest.get("per_image", 1) > 1 else "images"
