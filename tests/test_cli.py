@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -315,7 +316,9 @@ def test_ctrl_c_leaves_nothing_behind(images: Path, tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW_NETWORK)
     arguments = ["scan", f"{tmp_path / 'slow.py'}:Slow", images, "--out", tmp_path / "atlas", "--batch-size", "1", *PREPROCESSING]
     command = [sys.executable, "-m", "unitscope", *map(str, arguments)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    # A shell's background job ignores the signal, and its children with it, unless they are told otherwise.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listen) as process:
         deadline = time.monotonic() + 120
         while not (tmp_path / "running").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
