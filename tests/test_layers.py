@@ -191,8 +191,11 @@ def test_a_layout_that_works_for_one_image_only_is_not_used() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), Grouped())
     images = torch.randn(6, 3, 5, 5)
     found = trace(network, images[:1])
-    with torch.no_grad(), tapped(network, found.layers, lambda *_: None) as tap:
+    assert found.form.memory_format is torch.contiguous_format
+    seen: list[Tensor] = []
+    with torch.no_grad(), tapped(network, choose(found, ["1"]), lambda _, maps: seen.append(maps.clone())) as tap:
         tap.run(found.form.of(images))
+    torch.testing.assert_close(seen[0], network[0](images).detach())  # what goes into its rectifier
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")

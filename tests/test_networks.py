@@ -282,6 +282,13 @@ def test_a_file_of_torchvisions_own_weights_gives_the_same_network(tmp_path: Pat
             torch.testing.assert_close(load_network("torchvision:googlenet", str(path)).module(images), own(images))
 
 
+def test_no_other_network_may_lack_what_looks_like_a_training_head(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("from torch import nn\ndef network(): return nn.ModuleDict({'aux1': nn.Linear(2, 2)})\n")
+    torch.save({}, tmp_path / "w.pt")
+    with pytest.raises(NetworkError, match="lacks aux1.bias, aux1.weight"):
+        load_network(f"{tmp_path / 'own.py'}:network", str(tmp_path / "w.pt"))
+
+
 def test_weights_of_another_kind_are_refused(tmp_path: Path, factory: str) -> None:
     state = load_network(f"{factory}:network").module.state_dict()
     torch.save({name: tensor.to(torch.int8) for name, tensor in state.items()}, tmp_path / "w.pt")

