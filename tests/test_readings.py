@@ -9,15 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from torch import Tensor
 
-from unitscope.readings import Spacing, Wanted, read
+from unitscope.readings import Candidates, Picking, Spacing, by_comparing, by_pooling
 
 FEW_VALUES = st.sampled_from([math.nan, -math.inf, math.inf, -3.0, -0.5, 0.0, 0.5, 2.0])
 MAPS = arrays(np.float32, array_shapes(min_dims=4, max_dims=4, min_side=1, max_side=4), elements=FEW_VALUES)
-
-
-def everywhere(maps: Tensor, rectified: bool = False) -> Wanted:
-    """A wish for every map's cells."""
-    return Wanted(torch.full((maps.shape[1],), torch.nan), torch.ones(len(maps), dtype=torch.bool), rectified)
 
 
 def highest_cell(values: list[float]) -> tuple[float, int] | None:
@@ -26,10 +21,14 @@ def highest_cell(values: list[float]) -> tuple[float, int] | None:
     return (-min(valid)[0], min(valid)[1]) if valid else None
 
 
-@given(MAPS, st.booleans())
-def test_every_peak_is_the_highest_cell_and_nan_never_wins(values: np.ndarray, rectified: bool) -> None:
+def candidates(maps: Tensor, spacing: Spacing, picks: int, rectified: bool = False, floor: float = math.nan) -> Candidates:
+    return Picking(picks, spacing, rectified, torch.full((maps.shape[1],), floor)).of(maps, by_comparing(maps))
+
+
+@given(MAPS)
+def test_every_peak_is_the_highest_cell_and_nan_never_wins(values: np.ndarray) -> None:
     maps = torch.from_numpy(values)
-    found = read(maps, everywhere(maps, rectified))
+    found = by_comparing(maps)
     for image in range(maps.shape[0]):
         for unit in range(maps.shape[1]):
             cells = maps[image, unit].flatten().tolist()
@@ -37,25 +36,36 @@ def test_every_peak_is_the_highest_cell_and_nan_never_wins(values: np.ndarray, r
             assert bool(found.spoilt[image, unit]) == any(map(math.isnan, cells))
             if expected is None:
                 assert found.highest[image, unit].isnan()
-                assert found.values[image, 0, unit].isnan()
-                continue
-            assert found.highest[image, unit] == expected[0]
-            assert found.cells[image, 0, unit] == expected[1]
-            if rectified and expected[0] <= 0:
-                assert found.values[image, 0, unit].isnan()
             else:
-                assert found.values[image, 0, unit] == expected[0]
+                assert (found.highest[image, unit], found.cells[image, unit]) == expected
+
+
+@given(MAPS)
+def test_the_pass_over_channels_equals_plain_operations(values: np.ndarray) -> None:
+    """The fast way on a CPU, and the one that a GPU takes."""
+    for maps in (torch.from_numpy(values), torch.from_numpy(values).contiguous(memory_format=torch.channels_last)):
+        highest, cells = by_pooling(maps)
+        plain = by_comparing(maps)
+        assert torch.equal(highest.isnan(), plain.spoilt)
+        assert torch.equal(highest[~plain.spoilt], plain.highest[~plain.spoilt])
+        assert torch.equal(cells[~plain.spoilt], plain.cells[~plain.spoilt])
+
+
+def test_both_ways_keep_the_first_of_equal_cells_on_large_maps() -> None:
+    maps = torch.randint(0, 3, (2, 37, 61, 45), generator=torch.Generator().manual_seed(0)).float()
+    maps[:, 5] = -torch.inf
+    first = (maps.flatten(2) == maps.flatten(2).amax(2, keepdim=True)).byte().argmax(2)
+    assert torch.equal(by_pooling(maps)[1], first)
+    assert torch.equal(by_comparing(maps).cells, first)
 
 
 @given(MAPS, st.sampled_from([-1.0, 0.0, 2.0]))
 def test_leaving_out_what_cannot_come_in_changes_nothing_else(values: np.ndarray, floor: float) -> None:
     maps = torch.from_numpy(values)
-    whole = read(maps, everywhere(maps))
-    wanted = Wanted(torch.full((maps.shape[1],), floor), torch.zeros(len(maps), dtype=torch.bool), False)
-    screened = read(maps, wanted)
-    torch.testing.assert_close(screened.highest, whole.highest, rtol=0, atol=0, equal_nan=True)
+    spacing = Spacing(torch.arange(float(maps.shape[2])), torch.arange(float(maps.shape[3])), 1.0, 1.0)
+    whole = candidates(maps, spacing, 3)
+    screened = candidates(maps, spacing, 3, floor=floor)
     enters = whole.values >= floor
-    assert screened.values[~enters].isnan().all()
     assert torch.equal(screened.values[enters], whole.values[enters])
     assert torch.equal(screened.cells[enters], whole.cells[enters])
 
@@ -64,7 +74,7 @@ def test_peaks_of_one_image_are_half_a_field_apart() -> None:
     maps = torch.tensor([[[[9.0, 8, 7, 6], [1, 1, 1, 5], [1, 1, 1, 4], [1, 1, 1, 3]]]])
     centres = torch.tensor([0.0, 2, 4, 6])
     spacing = Spacing(centres, centres, half_height=4.0, half_width=4.0)
-    found = read(maps, everywhere(maps), picks=4, spacing=spacing)
+    found = candidates(maps, spacing, 4)
     assert found.values[0, :, 0].tolist() == [9, 7, 4, 1]
     assert found.cells[0, :, 0].tolist() == [0, 2, 11, 8]
 
@@ -78,7 +88,7 @@ def test_several_peaks_are_the_highest_that_are_far_enough_apart(
     maps = torch.from_numpy(values)
     height, width = maps.shape[2:]
     spacing = Spacing(torch.arange(float(height)), torch.arange(float(width)), half, half)
-    found = read(maps, everywhere(maps, rectified), picks, spacing)
+    found = candidates(maps, spacing, picks, rectified)
     for image in range(maps.shape[0]):
         for unit in range(maps.shape[1]):
             cells = maps[image, unit].flatten().tolist()
@@ -99,13 +109,13 @@ def test_several_peaks_are_the_highest_that_are_far_enough_apart(
 def test_no_more_peaks_than_fit_apart() -> None:
     maps = torch.ones(1, 1, 3, 3)
     spacing = Spacing(torch.arange(3.0), torch.arange(3.0), half_height=5.0, half_width=5.0)
-    found = read(maps, everywhere(maps), picks=3, spacing=spacing)
+    found = candidates(maps, spacing, 3)
     assert found.values[0, 0, 0] == 1
     assert found.values[0, 1:, 0].isnan().all()
 
 
 def test_half_precision_maps_are_read_as_float32() -> None:
     maps = torch.tensor([[[[1.5, 2.5]]]], dtype=torch.bfloat16)
-    found = read(maps, everywhere(maps))
-    assert found.values.dtype == torch.float32
-    assert found.values[0, 0, 0] == 2.5
+    for highest in (by_comparing(maps).highest, by_pooling(maps)[0]):
+        assert highest.dtype == torch.float32
+        assert highest[0, 0] == 2.5

@@ -1,11 +1,11 @@
 """Effective fields: how much of its field a layer really listens to.
 
-The smallest box around a cell that holds 95 % of the squared gradient of its value with respect to the input, averaged over some
-peaks (Luo, Li, Urtasun & Zemel 2016, *Understanding the Effective Receptive Field in Deep Convolutional Neural Networks*,
+The smallest box around a cell that holds 95 % of the squared gradient of its value with respect to the input, averaged over the
+peaks of a few images (Luo, Li, Urtasun & Zemel 2016, *Understanding the Effective Receptive Field in Deep Convolutional Neural Networks*,
 arXiv 1701.04128). Deep layers of modern networks have fields larger than the image; this says which part of it matters.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -20,26 +20,55 @@ SHARE = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """One peak whose gradient is looked at."""
+    """One cell whose gradient is looked at; `place` is the image's place in the batch."""
 
     unit: int
-    image: int
+    place: int
     y: int
     x: int
 
 
-def effective_field(
-    network: nn.Module, traced: TracedLayer, picks: Sequence[Pick], load: Callable[[Iterable[int]], Tensor]
-) -> tuple[int, int] | None:
-    """Height and width of the box in network-input pixels, no larger than the input; None where no gradient comes through.
+def energies(
+    network: nn.Module, layers: Sequence[TracedLayer], picks: Sequence[Sequence[Pick]], images: Tensor
+) -> list[Tensor | None]:
+    """For every layer the squared gradients of its picks' values, of shape (pick, y, x), in float64 and each with sum 1.
 
-    `load` gives the inputs of some images, of shape (image, channel, y, x). The box grows around the cell's own place, which may
-    lie between pixels, and keeps the shape of the field: a few gradients say how far a layer listens, not that it listens
-    farther up than sideways.
+    One forward pass serves all layers. None where a layer has no picks, or no gradient comes through.
     """
-    if not picks:
+    values: dict[int, Tensor] = {}
+
+    def keep(number: int, maps: Tensor) -> None:
+        where = [(p.place, p.unit, p.y, p.x) for p in picks[number]]
+        if where:
+            values[number] = maps[tuple(torch.tensor(where, device=maps.device).T)].sum()
+
+    leaf = images.detach().requires_grad_()
+    with torch.enable_grad(), exactly(network, images.device):
+        try:
+            with tapped(network, layers, keep) as tap:
+                tap.run(leaf.clone())  # a copy, so that networks may change their input in place
+        except RuntimeError:
+            pass  # what autograd can't follow comes after the layers that were read by then
+        return [_energy(values.get(number), leaf, layer) for number, layer in enumerate(picks)]
+
+
+def _energy(value: Tensor | None, leaf: Tensor, picks: Sequence[Pick]) -> Tensor | None:
+    if value is None or not value.requires_grad:
         return None
-    energy = _energy(network, traced, picks, load([pick.image for pick in picks]))
+    try:
+        gradient = torch.autograd.grad(value, leaf, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
+    except RuntimeError:
+        return None  # autograd has no way back, as through some in-place operations
+    energy = gradient[[pick.place for pick in picks]].detach().cpu().double().nan_to_num(0, 0, 0).square().sum(1)
+    return energy / energy.sum((1, 2), keepdim=True).clamp(min=1e-300)
+
+
+def effective_size(traced: TracedLayer, picks: Sequence[Pick], energy: Tensor | None) -> tuple[int, int] | None:
+    """Height and width of the box in network-input pixels, no larger than the input; None where there is no energy.
+
+    The box grows around the cell's own place, which may lie between pixels, and keeps the shape of the field: a few gradients say
+    how far a layer listens, not that it listens farther up than sideways.
+    """
     if energy is None or not energy.sum() > 0:
         return None
     shape = traced.layer.field_height, traced.layer.field_width
@@ -68,25 +97,3 @@ def _needed(size: torch.Size, centre: tuple[float, float], shape: tuple[int, int
         for n, middle, side in zip(size, centre, shape, strict=True)
     )
     return torch.maximum(rows[:, None], columns)
-
-
-def _energy(network: nn.Module, traced: TracedLayer, picks: Sequence[Pick], images: Tensor) -> Tensor | None:
-    """The squared gradient of each pick's value, of shape (pick, y, x), in float64 and each with sum 1."""
-    unit, y, x = (torch.tensor([getattr(p, name) for p in picks], device=images.device) for name in ("unit", "y", "x"))
-    values: list[Tensor] = []
-
-    def keep(_: int, maps: Tensor) -> None:
-        values.append(maps[torch.arange(len(maps), device=maps.device), unit, y, x])
-
-    leaf = images.requires_grad_()
-    try:
-        with torch.enable_grad(), exactly(network, images.device):
-            with tapped(network, [traced], keep) as tap:
-                tap.run(leaf.clone())  # a copy, so that networks may change their input in place
-            if not values[0].requires_grad:
-                return None
-            gradient = torch.autograd.grad(values[0].sum(), leaf, allow_unused=True, materialize_grads=True)[0]
-    except RuntimeError:
-        return None  # autograd has no way back, as through some in-place operations
-    energy = gradient.detach().cpu().double().nan_to_num(0, 0, 0).square().sum(1)
-    return energy / energy.sum((1, 2), keepdim=True).clamp(min=1e-300)

@@ -3,11 +3,12 @@
 Axes: `image unit y x`. Cells count row by row, `y * width + x`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from unitscope.topk import enters
 
@@ -33,72 +34,88 @@ class Spacing:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The peaks of one layer in one batch.
+    """The peaks of some units in one batch.
 
-    `highest` is each unit's highest value in each image, NaN where its whole map is NaN; `spoilt` says that the map held a NaN.
-    `values` and `cells`, of shape (image, pick, unit), are the candidates: the highest value first, then those far enough away;
-    NaN and 0 where there is none or it wasn't wanted.
+    `highest` is each unit's highest value in each image, NaN where its whole map is NaN, `cells` the first cell where it stands;
+    `spoilt` says that the map held a NaN.
     """
 
     highest: Float[Tensor, "image unit"]
+    cells: Int[Tensor, "image unit"]
     spoilt: Bool[Tensor, "image unit"]
-    values: Float[Tensor, "image pick unit"]
-    cells: Int[Tensor, "image pick unit"]
 
-    @property
-    def first_cells(self) -> Int[Tensor, "image unit"]:
-        """Where the highest values stand, in images where that was looked for."""
-        return self.cells[:, 0]
+    @classmethod
+    def joined(cls, readings: Sequence["Reading"], axis: int) -> "Reading":
+        """Of several batches (axis 0), or of the units of several layers (axis 1)."""
+        return cls(*(torch.cat([getattr(r, name) for r in readings], axis) for name in cls.__slots__))
+
+
+def by_comparing(maps: Float[Tensor, "image unit y x"]) -> Reading:
+    """Each unit's peak in each image. Among equal values the lowest cell wins; NaN never wins.
+
+    In plain operations, so that the program doesn't have to wait for a GPU.
+    """
+    flat = maps.float().flatten(2)
+    missing = flat.isnan()
+    flat = flat.masked_fill(missing, -torch.inf)
+    highest = flat.amax(2)
+    numbers = torch.arange(flat.shape[2], device=maps.device)
+    cells = torch.where((flat == highest[:, :, None]) & ~missing, numbers, flat.shape[2]).amin(2)
+    nothing = missing.all(2)
+    return Reading(highest.masked_fill(nothing, torch.nan), cells.masked_fill(nothing, 0), missing.any(2))
+
+
+def by_pooling(maps: Float[Tensor, "image unit y x"]) -> tuple[Tensor, Tensor]:
+    """Highest values and their cells as `by_comparing` gives them, but NaN wins: in one pass over maps, on a processor.
+
+    On maps whose channels lie side by side the kernel runs through whole rows of them, and among equal values keeps the first.
+    """
+    if maps.shape[2:] == (1, 1):
+        values = maps.flatten(1).float()
+        return values.clone() if values.data_ptr() == maps.data_ptr() else values, torch.zeros_like(values, dtype=torch.int64)
+    maps = maps.float().contiguous(memory_format=torch.channels_last)
+    values, cells = nn.functional.max_pool2d(maps, maps.shape[2:], return_indices=True)
+    return values.flatten(1), cells.flatten(1)
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Where `read` must look for cells: where a value reaches the unit's `floor`, and in all `sampled` images.
+class Candidates:
+    """Possible peaks, of shape (image, pick, unit): the highest first, then those far enough away. NaN where there is none."""
 
-    With `rectified`, values at and below zero are no candidates (rule 5).
+    values: Float[Tensor, "image pick unit"]
+    cells: Int[Tensor, "image pick unit"]
+
+    @classmethod
+    def joined(cls, candidates: Sequence["Candidates"], axis: int) -> "Candidates":
+        """Of several batches (axis 0), or of the units of several layers (axis 2)."""
+        return cls(*(torch.cat([getattr(c, name) for c in candidates], axis) for name in cls.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class Picking:
+    """How several peaks of one image are picked in one layer.
+
+    `picks` a map, as far apart as `spacing` says; those after the first only where the first comes up to the unit's `floor`, since
+    each costs another look at the map. With `rectified`, values at and below zero are none (rule 5).
     """
 
-    floor: Float[Tensor, " unit"]
-    sampled: Bool[Tensor, " image"]
+    picks: int
+    spacing: Spacing
     rectified: bool
+    floor: Float[Tensor, " unit"]
 
+    def of(self, maps: Float[Tensor, "image unit y x"], first: Reading) -> Candidates:
+        """The candidates of every map, given what `by_comparing` says of it."""
+        values = torch.full((len(maps), self.picks, maps.shape[1]), torch.nan, device=maps.device)
+        cells = torch.zeros(values.shape, dtype=torch.int64, device=maps.device)
+        values[:, 0], cells[:, 0] = self._fires(first.highest), first.cells
+        image, unit = enters(values[:, 0], self.floor).nonzero().unbind(1)
+        left = maps.float().flatten(2)[image, unit]
+        for pick in range(1, self.picks):
+            left = left.masked_fill(self.spacing.near(cells[image, pick - 1, unit], maps.shape[3]), torch.nan)
+            found = by_comparing(left[:, None, :, None])
+            values[image, pick, unit], cells[image, pick, unit] = self._fires(found.highest[:, 0]), found.cells[:, 0]
+        return Candidates(values, cells)
 
-def read(maps: Float[Tensor, "image unit y x"], wanted: Wanted, picks: int = 1, spacing: Spacing | None = None) -> Reading:
-    """Each unit's peaks in each image: the highest, and up to `picks - 1` more as far apart as `spacing` says.
-
-    Among equal values the lowest cell wins; NaN never wins. Finding a cell costs a second look at a map, so cells are found
-    only where they are wanted.
-    """
-    maps = maps.float()
-    highest = maps.amax((2, 3))
-    spoilt = highest.isnan()
-    if spoilt.any():
-        valid = ~maps.isnan()
-        highest = torch.where(valid, maps, -torch.inf).amax((2, 3)).masked_fill(~valid.any(3).any(2), torch.nan)
-    values = highest.masked_fill(highest <= 0, torch.nan) if wanted.rectified else highest
-    pairs = ((enters(values, wanted.floor) | wanted.sampled[:, None]) & ~highest.isnan()).nonzero()
-    at = pairs[:, 0], pairs[:, 1]
-    looked_at = maps.flatten(2)[at]
-    all_values = torch.full((len(maps), picks, maps.shape[1]), torch.nan, device=maps.device)
-    all_cells = torch.zeros(all_values.shape, dtype=torch.int64, device=maps.device)
-    all_values[at[0], 0, at[1]] = values[at]  # NaN where nothing fires, in sampled images
-    all_cells[at[0], 0, at[1]] = first_equal(looked_at, highest[at])
-    if spacing is not None:
-        for pick in range(1, picks):
-            looked_at = looked_at.masked_fill(spacing.near(all_cells[at[0], pick - 1, at[1]], maps.shape[3]), torch.nan)
-            all_values[at[0], pick, at[1]], all_cells[at[0], pick, at[1]] = _next_highest(looked_at, wanted.rectified)
-    return Reading(highest, spoilt, all_values, all_cells)
-
-
-def first_equal(maps: Float[Tensor, "map cell"], values: Float[Tensor, " map"]) -> Int[Tensor, " map"]:
-    """The first cell of each map that holds the value given for it."""
-    return (maps == values[:, None]).byte().argmax(1)
-
-
-def _next_highest(maps: Float[Tensor, "map cell"], rectified: bool) -> tuple[Tensor, Tensor]:
-    """The highest value of each map that isn't NaN, and its first cell; NaN and 0 where none is left."""
-    valid = ~maps.isnan()
-    values = torch.where(valid, maps, -torch.inf).amax(1)
-    cells = first_equal(maps, values)
-    absent = ~valid.any(1) | ((values <= 0) if rectified else torch.zeros_like(values, dtype=torch.bool))
-    return values.masked_fill(absent, torch.nan), cells.masked_fill(absent, 0)
+    def _fires(self, values: Tensor) -> Tensor:
+        return values.masked_fill(values <= 0, torch.nan) if self.rectified else values

@@ -41,6 +41,10 @@ class TopK:
     def k(self) -> int:
         return self.values.shape[1]
 
+    def to(self, device: str | torch.device) -> "TopK":
+        """The same on another device."""
+        return TopK(self.values.to(device), self.images.to(device), self.cells.to(device))
+
     def floor(self) -> Float[Tensor, " unit"]:
         """The value that a candidate must reach to come in; NaN where places are free."""
         return self.values[:, -1]
@@ -50,9 +54,13 @@ class TopK:
         values: Float[Tensor, "candidate unit"],
         images: Int[Tensor, " candidate"],
         cells: Int[Tensor, "candidate unit"],
+        floor: Float[Tensor, " unit"] | None = None,
     ) -> None:
-        """Take in candidates, each from one image for all units; NaN where a unit has none."""
-        units = enters(values, self.floor()).any(0).nonzero()[:, 0]
+        """Take in candidates, each from one image for all units; NaN where a unit has none.
+
+        Units in which none comes up to the `floor`, their own unless another is given, are passed over.
+        """
+        units = enters(values, self.floor() if floor is None else floor).any(0).nonzero()[:, 0]
         if len(units):
             values, cells = values[:, units].T, cells[:, units].T
             absent = values.isnan()
@@ -82,12 +90,18 @@ def enters(values: Float[Tensor, "candidate unit"], floor: Float[Tensor, " unit"
 def ranked(
     values: Float[Tensor, "unit candidate"], images: Int[Tensor, "unit candidate"], cells: Int[Tensor, "unit candidate"], k: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The k first of every unit's candidates in the total order.
+    """The k first of every unit's candidates in the total order."""
+    # By value alone where that decides; `torch.topk` promises nothing about ties. NaN counts as highest, hence the minus.
+    first = (-values).topk(min(k + 1, values.shape[1]), dim=1, largest=False)
+    order = first.indices[:, :k]
+    tied = (first.values[:, 1:] == first.values[:, :-1]).any(1)
+    if tied.any():
+        order[tied] = total_order(values[tied], images[tied], cells[tied])[:, :k]
+    return values.gather(1, order), images.gather(1, order), cells.gather(1, order)
 
-    Three stable sorts from the last key to the first; `torch.topk` promises nothing about ties.
-    """
+
+def total_order(values: Tensor, images: Tensor, cells: Tensor) -> Int[Tensor, "unit candidate"]:
+    """The order of every unit's candidates: three stable sorts from the last key to the first."""
     order = cells.argsort(stable=True, dim=1)
     order = order.gather(1, images.gather(1, order).argsort(stable=True, dim=1))
-    # NaN sorts last on the way up, hence the minus.
-    order = order.gather(1, (-values.gather(1, order)).argsort(stable=True, dim=1))[:, :k]
-    return values.gather(1, order), images.gather(1, order), cells.gather(1, order)
+    return order.gather(1, (-values.gather(1, order)).argsort(stable=True, dim=1))

@@ -7,7 +7,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -59,11 +59,10 @@ def display(file: Path | BinaryIO) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A copy of the image, turned as its EXIF orientation says; broken EXIF data turns nothing."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        return image.copy()
+    """The image itself, turned as its EXIF orientation says; broken EXIF data turns nothing."""
+    with suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def in_channels(image: Image.Image, channels: int) -> Image.Image:

@@ -1,9 +1,11 @@
 """One watched forward pass that tells everything about a network's layers before a scan."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from unitscope.errors import NetworkError
 from unitscope.fields import COLUMNS, PLACE, ROWS, Array, FieldMode, Fields, Planes, differs, fields_of
@@ -63,8 +65,17 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Fold:
+    """A convolution and the batch norm that alone reads what it makes, by the paths of their modules."""
+
+    convolution: str
+    norm: str
+
+
+@dataclass(frozen=True, slots=True)
 class Trace:
-    """The layers of a network in call order, those that can't be scanned, and the form in which the network takes its input.
+    """The layers of a network in call order, those that can't be scanned, and the form in which the network takes its input,
+    whose `shape` is (channel, y, x).
 
     `unknown_operators` are those whose fields were taken to be the whole input for want of a rule.
     """
@@ -72,7 +83,9 @@ class Trace:
     layers: list[TracedLayer]
     refused: list[Refusal]
     form: InputForm
+    shape: tuple[int, int, int]
     unknown_operators: frozenset[str]
+    folds: tuple[Fold, ...]
 
 
 def trace(network: nn.Module, images: Tensor) -> Trace:
@@ -118,7 +131,8 @@ def _traced(network: nn.Module, images: Tensor, form: InputForm) -> Trace:
             refused.append(Refusal(call.layer_name, reason, reading.default(call) and reading.depends(call)))
         else:
             layers.append(_described(call, reading, len(layers), images.shape[-2:]))
-    return Trace(layers, refused, form, frozenset(fields.unknown))
+    channels, height, width = images.shape[1:]
+    return Trace(layers, refused, form, (channels, height, width), frozenset(fields.unknown), reading.folds())
 
 
 def _described(call: Call, reading: "Reading", order: int, size: torch.Size) -> TracedLayer:
@@ -191,6 +205,18 @@ class Reading:
             if call.made is not None:
                 made.add(call.made)
         return result
+
+    def folds(self) -> tuple[Fold, ...]:
+        """Convolutions that could take a batch norm into their weights: both run once, and nothing else reads what lies between."""
+        calls = Counter(call.name for call in self._calls)
+        result = []
+        for call in self._calls:
+            if isinstance(call.module, nn.Conv2d) and call.made is not None and calls[call.name] == 1:
+                uses = {use.call for use in self._uses.get(call.made, [])}
+                norm = self._by_number.get(next(iter(uses)) or -1) if len(uses) == 1 else None
+                if norm and isinstance(norm.module, _BatchNorm) and norm.read == call.made and calls[norm.name] == 1:
+                    result.append(Fold(call.name, norm.name))
+        return tuple(result)
 
     def activates(self, call: Call) -> bool:
         """True for torch's activation modules and a user's own: leaves without weights, pointwise, curved, of one input."""

@@ -1,37 +1,33 @@
 """scan(): images → network → taps → top k → atlas."""
 
 import os
-import random
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from functools import lru_cache
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from unitscope.atlas import Atlas, place_for, write_atlas
-from unitscope.effective import Pick, effective_field
 from unitscope.errors import ImagesError, NetworkError, UnitscopeError
 from unitscope.images import ImageSource, Skipped, as_source, keys_hash
-from unitscope.layers import Trace, TracedLayer, choose, trace
+from unitscope.layers import Trace, choose, copies, trace
 from unitscope.networks import PREPROCESSING_FLAGS, Network, as_preprocessing, first_tensor, given_network, load_network
-from unitscope.records import Layer, Preprocessing
+from unitscope.records import Preprocessing
 from unitscope.runners import Runner
 from unitscope.runners.here import Here
+from unitscope.scanning.effects import with_effective_fields
+from unitscope.scanning.lanes import lane_count
 from unitscope.scanning.loading import Loader
 from unitscope.scanning.parts import Part, merged
 from unitscope.scanning.plans import ScanPlan
 from unitscope.scanning.tables import tables
 from unitscope.scanning.workers import Job, OnImages, Worker
-from unitscope.topk import NO_IMAGE
-
-EFFECTIVE_UNITS, EFFECTIVE_PEAKS = 3, 2
 
 
 @torch.inference_mode(False)
@@ -81,9 +77,10 @@ def scan(
         traced = trace(known.module, torch.zeros(1, *loader.shape, device=target))
         chosen = choose(traced, layers, known.model)
         plan = ScanPlan(tuple(t.name for t in chosen), count, k, per_image, batch_size, precision)
-        job = Job(plan, tuple(chosen), loader, traced.form, workers, on_images)
-        part = _run(known.module, job, runner or Here())
-        records = _with_effective_fields(known.module, job, part)
+        job = Job(plan, traced, tuple(chosen), loader, workers, on_images)
+        networks = copies(known.module, traced, chosen, lane_count(target))
+        part = _run(networks, job, runner or Here())
+        records = with_effective_fields(networks, job, part)
     manifest = _manifest(known, weights, job, part, layers)
     write_atlas(out, tables(part, chosen, records, loader.preprocessing), manifest)
     return Atlas(out, images=images)
@@ -162,52 +159,13 @@ def _loader(source: ImageSource, preprocessing: Preprocessing | None, count: int
     raise ImagesError(f"none of {count} files is an image that can be read{reason}")
 
 
-def _run(network: nn.Module, job: Job, runner: Runner) -> Part:
-    parts = runner.map(lambda: Worker(network, job), job.plan.shards())
+def _run(networks: list[nn.Module], job: Job, runner: Runner) -> Part:
+    parts = runner.map(lambda: Worker(networks, job), job.plan.shards())
     whole = merged(parts, sum(job.units), job.plan.k)
     if not whole.read:
         reason = next(iter(whole.skipped.values()), ("", ""))
         raise ImagesError(f"none of {job.plan.images} images can be read; {reason[0]!r} {reason[1]}")
     return whole
-
-
-# ── effective fields ────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _with_effective_fields(network: nn.Module, job: Job, part: Part) -> list[Layer]:
-    """The layers' records with effective fields, from the gradients of a few of their peaks."""
-
-    @lru_cache(maxsize=512)
-    def pixels(image: int) -> Any:
-        return job.loader.load(image).pixels
-
-    def load(images: Iterable[int]) -> Tensor:
-        return job.loader.normalised([pixels(image) for image in images], job.form)
-
-    records, start = [], 0
-    for traced in job.layers:
-        picks = _picks(part, traced, start)
-        start += traced.layer.units
-        size = effective_field(network, traced, [p for p in picks if pixels(p.image) is not None], load)
-        records.append(replace(traced.layer, effective_height=size[0], effective_width=size[1]) if size else traced.layer)
-    return records
-
-
-def _picks(part: Part, traced: TracedLayer, start: int) -> list[Pick]:
-    """The strongest peaks of some units that fire, the same for the same peaks."""
-    stop = start + traced.layer.units
-    firing = (part.best.images[start:stop, 0] != NO_IMAGE).nonzero()[:, 0].tolist()
-    units = sorted(random.Random(traced.name).sample(firing, min(EFFECTIVE_UNITS, len(firing))))
-    return [
-        Pick(unit, image, *divmod(cell, traced.layer.map_width))
-        for unit in units
-        for image, cell in zip(
-            part.best.images[start + unit, :EFFECTIVE_PEAKS].tolist(),
-            part.best.cells[start + unit, :EFFECTIVE_PEAKS].tolist(),
-            strict=True,
-        )
-        if image != NO_IMAGE
-    ]
 
 
 # ── the manifest ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -231,5 +189,5 @@ def _manifest(network: Network, weights: str, job: Job, part: Part, patterns: Se
         "per_image": plan.per_image,
         "batch_size": plan.batch_size,
         "precision": plan.precision,
-        "device": job.form.device.type,
+        "device": job.device.type,
     }

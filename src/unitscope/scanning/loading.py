@@ -1,8 +1,5 @@
-"""Decoding ahead of the network: images become input arrays in threads, in order."""
+"""From numbers of images to inputs of the network."""
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +11,7 @@ from unitscope.errors import ImagesError
 from unitscope.images import ImageSource, Skipped, prepare
 from unitscope.images.pixels import Pixels
 from unitscope.networks import InputForm
-from unitscope.records import Preprocessing, Shard
+from unitscope.records import Preprocessing
 from unitscope.scanning.parts import ImageNote
 
 
@@ -63,40 +60,16 @@ class Loader:
             raise ImagesError(f"image {key!r} is a tensor of shape {opened.shape}, where {self.shape} is expected")
         return opened, (opened.shape[2], opened.shape[1])
 
-    def batches(self, shards: Iterable[Shard], batch_size: int, workers: int) -> Iterator[tuple[Shard, list[Loaded]]]:
-        """Batches of consecutive images, shard by shard, decoded ahead by `workers` threads; none decode in the caller's."""
-        runs = (
-            (shard, range(start, min(start + batch_size, shard.stop)))
-            for shard in shards
-            for start in range(shard.start, shard.stop, batch_size)
-        )
-        if workers == 0:
-            yield from ((shard, [self.load(image) for image in run]) for shard, run in runs)
-            return
-        waiting: deque[tuple[Shard, list[Future[Loaded]]]] = deque()
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-        try:
-            for shard, run in runs:
-                waiting.append((shard, [pool.submit(self.load, image) for image in run]))
-                if len(waiting) > 2:  # one batch being decoded, one ready, one in the network
-                    yield _done(waiting.popleft())
-            while waiting:
-                yield _done(waiting.popleft())
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
     def normalised(self, pixels: list[Pixels], form: InputForm) -> Tensor:
         """The network's input of shape (image, channel, y, x), computed on its device from 8-bit pixels."""
         stacked = torch.from_numpy(np.stack(pixels)).to(form.device)
         if self.preprocessing is None:
             return form.of(stacked)
+        images, height, width, channels = stacked.shape
+        # Whole rows of colours at a time: on so short an axis as that of the channels nothing is fast.
         mean, std = (
-            torch.tensor(v, dtype=torch.float32, device=form.device)[:, None, None]
+            torch.tensor(v, dtype=torch.float32, device=form.device).repeat(width)
             for v in (self.preprocessing.mean, self.preprocessing.std)
         )
-        return form.of(stacked.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std))
-
-
-def _done(batch: tuple[Shard, list[Future[Loaded]]]) -> tuple[Shard, list[Loaded]]:
-    shard, futures = batch
-    return shard, [future.result() for future in futures]
+        rows = stacked.reshape(images, height, width * channels).float().div_(255).sub_(mean).div_(std)
+        return form.of(rows.reshape(images, height, width, channels).permute(0, 3, 1, 2))

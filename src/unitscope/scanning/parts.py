@@ -39,10 +39,11 @@ class Sum:
     @classmethod
     def of(cls, highest: Float[Tensor, "image unit"]) -> "Sum":
         """Of each unit's highest values; NaN ones don't count."""
-        values, valid = highest.double(), ~highest.isnan()
-        count = valid.sum(0)
-        mean = torch.where(valid, values, 0).sum(0) / count.clamp(min=1)
-        return cls(count, mean, torch.where(valid, (values - mean) ** 2, 0).sum(0))
+        values, missing = highest.double(), highest.isnan()
+        count = len(highest) - missing.sum(0)
+        mean = values.nansum(0) / count.clamp(min=1)
+        squares = values.sub_(mean).square_()
+        return cls(count, mean, squares.masked_fill_(missing, 0).sum(0))
 
     def then(self, later: "Sum") -> "Sum":
         """Of both together (Chan, Golub & LeVeque 1979)."""
@@ -127,7 +128,7 @@ class Moments:
 
 @dataclass(slots=True)
 class Reference:
-    """The peaks of the images whose keys hash lowest: a uniform sample that is the same on every machine."""
+    """The peaks of the images whose keys hash lowest: a uniform sample that is the same on every machine. In no order."""
 
     hashes: Tensor
     images: Tensor
@@ -142,16 +143,32 @@ class Reference:
     def may_take(self, hashes: Tensor) -> Tensor:
         """True for images that could still come in."""
         full = len(self.hashes) == REFERENCE_IMAGES
-        return hashes <= self.hashes[-1] if full else torch.ones_like(hashes, dtype=torch.bool)
+        return hashes <= self.hashes.max() if full else torch.ones_like(hashes, dtype=torch.bool)
 
     def merge(self, other: "Reference") -> None:
         """Take in other images and keep the lowest hashes; among equal ones the earlier image."""
         hashes, images = torch.cat([self.hashes, other.hashes]), torch.cat([self.images, other.images])
         order = images.argsort(stable=True)
         order = order[hashes[order].argsort(stable=True)][:REFERENCE_IMAGES]
-        self.values = torch.cat([self.values, other.values])[order]
-        self.cells = torch.cat([self.cells, other.cells])[order]
-        self.hashes, self.images = hashes[order], images[order]
+        own = len(self.hashes)
+        coming = order[order >= own] - own
+        if len(hashes) <= REFERENCE_IMAGES:
+            self.values, self.cells = torch.cat([self.values, other.values]), torch.cat([self.cells, other.cells])
+            self.hashes, self.images = hashes, images
+        elif len(coming):
+            self._replace(order[order < own], other, coming)
+
+    def _replace(self, staying: Tensor, other: "Reference", coming: Tensor) -> None:
+        """Put images in the places of those that don't stay: no more is copied than what comes in."""
+        free = torch.ones(REFERENCE_IMAGES, dtype=torch.bool)
+        free[staying] = False
+        places = free.nonzero()[:, 0]
+        for name in ("hashes", "images", "values", "cells"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if len(mine) < REFERENCE_IMAGES:
+                mine = torch.cat([mine, mine.new_empty(REFERENCE_IMAGES - len(mine), *mine.shape[1:])])
+                setattr(self, name, mine)
+            mine[places] = theirs[coming]
 
 
 def key_hash(key: str) -> int:

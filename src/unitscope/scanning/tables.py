@@ -12,7 +12,7 @@ from unitscope.fields import Array
 from unitscope.images import Geometry
 from unitscope.layers import TracedLayer
 from unitscope.records import Layer, Preprocessing
-from unitscope.scanning.parts import ImageNote, Part
+from unitscope.scanning.parts import ImageNote, Part, Reference
 from unitscope.topk import NO_IMAGE
 
 Columns = dict[str, Any]
@@ -30,7 +30,7 @@ def tables(
         "labels": _table("labels", [{"label": sorted(part.labels), "images": [part.labels[n] for n in sorted(part.labels)]}]),
         "peaks": _table("peaks", (_peak_columns(part, t, s, places) for t, s in _slices(traced))),
         "units": _table("units", (_unit_columns(part, t, s) for t, s in _slices(traced))),
-        "reference": _table("reference", (_reference_columns(part, t, s) for t, s in _slices(traced))),
+        "reference": _table("reference", _reference_columns(part.reference, traced)),
         "skipped": _table("skipped", [_skipped_columns(part.skipped)]),
     }
 
@@ -106,21 +106,23 @@ def _unit_columns(part: Part, traced: TracedLayer, units: slice) -> Columns:
     }
 
 
-def _reference_columns(part: Part, traced: TracedLayer, units: slice) -> Columns:
-    order = part.reference.images.argsort()
-    values = part.reference.values[order][:, units].numpy().T
-    cells = part.reference.cells[order][:, units].numpy().T
-    unit, sample = np.nonzero(~np.isnan(values))
-    y, x = np.divmod(cells[unit, sample], traced.layer.map_width)
-    images = part.reference.images[order].numpy()[sample]
-    return {
-        "layer": _repeated(traced.name, len(unit)),
-        "unit": unit,
-        "image": images,
-        "value": values[unit, sample],
-        "y": y,
-        "x": x,
-    }
+def _reference_columns(reference: Reference, traced: Sequence[TracedLayer]) -> Iterator[Columns]:
+    order = reference.images.argsort()
+    images = reference.images[order].numpy()
+    by_unit = (np.ascontiguousarray(t.numpy()[order.numpy()].T) for t in (reference.values, reference.cells))
+    all_values, all_cells = by_unit
+    for one, units in _slices(traced):
+        values, cells = all_values[units].ravel(), all_cells[units].ravel()
+        some = ~np.isnan(values)
+        y, x = np.divmod(cells[some], one.layer.map_width)
+        yield {
+            "layer": _repeated(one.name, int(some.sum())),
+            "unit": np.repeat(np.arange(one.layer.units, dtype=np.int32), len(images))[some],
+            "image": np.tile(images, one.layer.units)[some],
+            "value": values[some],
+            "y": y,
+            "x": x,
+        }
 
 
 def _layer_columns(layers: Sequence[Layer]) -> Columns:

@@ -1,0 +1,109 @@
+"""Copies of a network that run faster on a processor and give the same maps, one for each thread.
+
+Weights lie in memory as convolutions like them (channels last), and batch norms are folded into the convolutions before them where
+no layer is read between. The network itself is never changed.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from unitscope.layers.tapping import tapped
+from unitscope.layers.tracing import Fold, Trace, TracedLayer
+from unitscope.networks import exactly
+
+RELATIVE, ABSOLUTE = 1e-4, 1e-5
+LARGEST_MAP_BYTES = 26_000_000
+
+
+def copies(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer], count: int) -> list[nn.Module]:
+    """`count` copies whose chosen layers give the network's own maps; only the network itself where it can't be copied so.
+
+    That the maps are the same is not taken on trust: a copy and the network run on the same noise first, and agree to 1e-4, or
+    1e-5 of a layer's highest value, or the copy is not used. Folded copies are tried before plain ones.
+    """
+    read = {layer.module for layer in chosen}
+    folds = [f for f in traced.folds if f.convolution not in read and _can_fold(network, f)]
+    noise = traced.form.of(torch.randn(2, *traced.shape, generator=torch.Generator().manual_seed(0)))
+    for attempt in [folds, []] if folds else [[]]:
+        try:
+            first = _copy(network, traced.form.memory_format)
+            for fold in attempt:
+                _fold(first, fold)
+            if _alike(network, first, chosen, noise):
+                return [first, *(_copy(first, traced.form.memory_format) for _ in range(count - 1))]
+        except Exception:
+            continue
+    return [network]
+
+
+def pass_images(network: nn.Module, traced: Trace, batch_size: int) -> int:
+    """How many images of a batch go through the network at once on a processor: few, so that a map that was written is still in
+    the cache when the next layer reads it; more, where reading the weights would cost more than that.
+
+    A power of two, or `batch_size` itself where that is lower; the same for the same network everywhere.
+    """
+    sizes = [layer.layer.units * layer.layer.map_height * layer.layer.map_width * 4 for layer in traced.layers] or [1]
+    weights = sum(p.numel() * p.element_size() for p in network.parameters())
+    images = max(LARGEST_MAP_BYTES // max(sizes), weights // sum(sizes), 1)
+    return min(batch_size, 1 << (images.bit_length() - 1))
+
+
+def _copy(network: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """A copy in eval mode, with modules and buffers of its own; it shares the parameters that are laid out so already."""
+
+    def laid_out(tensor: Tensor) -> nn.Parameter:
+        values = tensor.detach()
+        return nn.Parameter(values.contiguous(memory_format=layout) if values.dim() == 4 else values, requires_grad=False)
+
+    return copy.deepcopy(network, {id(p): laid_out(p) for p in network.parameters()}).eval()
+
+
+def _can_fold(network: nn.Module, fold: Fold) -> bool:
+    """True where both keep their numbers as plain convolutions and batch norms do, and no other module shares them."""
+    convolution, norm = network.get_submodule(fold.convolution), network.get_submodule(fold.norm)
+    weight = convolution._parameters.get("weight")
+    owners = [m for m in network.modules() if any(p is weight for p in m._parameters.values())]
+    return weight is not None and len(owners) == 1 and getattr(norm, "running_mean", None) is not None
+
+
+def _fold(network: nn.Module, fold: Fold) -> None:
+    """Put a batch norm's scale and shift into the convolution before it; what stands in the norm's place does nothing."""
+    convolution: Any = network.get_submodule(fold.convolution)
+    norm: Any = network.get_submodule(fold.norm)
+    layout = (
+        torch.channels_last if convolution.weight.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    )
+    weight, bias = fuse_conv_bn_weights(
+        convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    convolution.weight = nn.Parameter(weight.detach().contiguous(memory_format=layout), requires_grad=False)
+    convolution.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    parent, _, name = fold.norm.rpartition(".")
+    setattr(network.get_submodule(parent), name, nn.Identity())
+
+
+def _alike(network: nn.Module, made: nn.Module, chosen: Sequence[TracedLayer], noise: Tensor) -> bool:
+    """True where every chosen layer's maps agree."""
+    plain, fast = (_maps(module, chosen, noise) for module in (network, made))
+    return all(_agree(plain[number], fast[number]) for number in range(len(chosen)))
+
+
+def _maps(network: nn.Module, chosen: Sequence[TracedLayer], images: Tensor) -> dict[int, Tensor]:
+    maps: dict[int, Tensor] = {}
+
+    def keep(number: int, found: Tensor) -> None:
+        maps[number] = found.clone()
+
+    with torch.no_grad(), exactly(network, images.device), tapped(network, chosen, keep) as tap:
+        tap.run(images.clone())
+    return maps
+
+
+def _agree(plain: Tensor, fast: Tensor) -> bool:
+    scale = plain.nan_to_num(0, 0, 0).abs().max()
+    return torch.allclose(plain, fast, rtol=RELATIVE, atol=ABSOLUTE * float(scale), equal_nan=True)
