@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -208,10 +208,11 @@ class Shuffled:
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def map(self, make_worker: Callable[[], Work[object]], shards: Sequence[Shard]) -> Iterator[object]:
+    def map(self, make_worker: Callable[[], Work[object]], shards: Iterable[Shard]) -> Iterator[object]:
+        waiting = list(shards)
         results: list[object] = []
         for start in range(3):
-            results += make_worker()(shards[start::3])
+            results += make_worker()(waiting[start::3])
         random.Random(self.seed).shuffle(results)
         yield from results
 

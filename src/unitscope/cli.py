@@ -1,6 +1,7 @@
 """The command line: one command a verb, each a thin face of the function of the same name."""
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -214,6 +215,7 @@ def _stop(text: str, status: int) -> NoReturn:
 def _scan(network: Any, images: Any, out: Path, **options: Any) -> None:
     from unitscope.images import as_source
     from unitscope.scanning import scan as scan_images
+    from unitscope.scanning.checkpoints import folder_for
 
     source = as_source(images)
     total = min(len(source), options.get("limit") or len(source))
@@ -222,7 +224,8 @@ def _scan(network: Any, images: Any, out: Path, **options: Any) -> None:
         with _progress(total) as advance:
             atlas = scan_images(network, source, out, on_images=advance, **options)
     except KeyboardInterrupt:
-        _stop("stopped; nothing was written", 130)
+        kept = folder_for(Path(os.path.realpath(out))).exists()
+        _stop("stopped; the same command goes on from the last checkpoint" if kept else "stopped; nothing was written", 130)
     skipped = atlas.manifest["skipped"]
     print(
         f"{atlas.manifest['read']:,} images, {len(atlas.layers)} layers, {sum(layer.units for layer in atlas.layers):,} units in {out}"

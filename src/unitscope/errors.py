@@ -5,6 +5,7 @@ UnitscopeError
 ├── LayerNotFound     a pattern that no layer of the network answers to
 ├── LayoutError       a layer whose output isn't (image, unit, y, x) or (image, unit)
 ├── ImagesError       no images, or none that can be read
+├── ScanUnfinished    shards that failed, while the others were scanned and kept
 └── AtlasError        an atlas that is missing, incomplete, or in the way
 """
 
@@ -30,6 +31,10 @@ class LayoutError(UnitscopeError):
 
 class ImagesError(UnitscopeError):
     """The images can't be found, or none of them can be read."""
+
+
+class ScanUnfinished(UnitscopeError):
+    """Some images could not be scanned; what was scanned is kept, and the same scan goes on from there."""
 
 
 class AtlasError(UnitscopeError):

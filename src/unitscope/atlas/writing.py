@@ -50,9 +50,9 @@ def write_atlas(out: str | os.PathLike[str], tables: Mapping[str, pa.Table], man
             _flushed(aside / f"{name}.parquet", lambda path, n=name, s=schema: _write_table(tables[n].cast(s), path))
         text = json.dumps({"format": FORMAT, **manifest}, indent=2, sort_keys=True, default=str)
         _flushed(aside / MANIFEST, lambda path: path.write_text(text + "\n", encoding="utf-8"))
-        _flush(aside)
+        flush(aside)
         os.replace(aside, place)
-        _flush(place.absolute().parent)
+        flush(place.absolute().parent)
     except OSError as error:
         raise AtlasError(f"the atlas {str(out)!r} can't be written: {error.strerror or error}; nothing was kept") from error
     finally:
@@ -84,10 +84,10 @@ def _write_table(table: pa.Table, path: Path) -> None:
 
 def _flushed(path: Path, write: Any) -> None:
     write(path)
-    _flush(path)
+    flush(path)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Have the operating system put a file, or the names in a folder, on the disk."""
     if os.name == "nt" and path.is_dir():
         return  # Windows opens no folders

@@ -14,17 +14,18 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from unitscope.atlas import Atlas, place_for, write_atlas
-from unitscope.errors import ImagesError, NetworkError, UnitscopeError
+from unitscope.errors import ImagesError, NetworkError, ScanUnfinished, UnitscopeError
 from unitscope.images import ImageSource, Skipped, as_source, keys_hash
 from unitscope.layers import Trace, choose, copies, trace
 from unitscope.networks import PREPROCESSING_FLAGS, Network, as_preprocessing, first_tensor, given_network, load_network
 from unitscope.records import Preprocessing
 from unitscope.runners import Runner
 from unitscope.runners.here import Here
+from unitscope.scanning.checkpoints import Checkpoint
 from unitscope.scanning.effects import with_effective_fields
 from unitscope.scanning.lanes import lane_count
 from unitscope.scanning.loading import Loader
-from unitscope.scanning.parts import Part, merged
+from unitscope.scanning.parts import Failed, Part
 from unitscope.scanning.plans import ScanPlan
 from unitscope.scanning.tables import tables
 from unitscope.scanning.workers import Job, OnImages, Worker
@@ -59,7 +60,7 @@ def scan(
     The network is left as it was: mode, device and weights. Raises `UnitscopeError` for anything that the caller can mend, before
     anything is written.
     """
-    place_for(out)
+    place = place_for(out)
     layers = [layers] if isinstance(layers, str) else layers
     if limit is not None and limit < 1:
         raise UnitscopeError(f"limit must be at least 1, not {limit}")
@@ -78,11 +79,15 @@ def scan(
         chosen = choose(traced, layers, known.model)
         plan = ScanPlan(tuple(t.name for t in chosen), count, k, per_image, batch_size, precision)
         job = Job(plan, traced, tuple(chosen), loader, workers, on_images)
-        networks = copies(known.module, traced, chosen, lane_count(target))
-        part = _run(networks, job, runner or Here())
-        records = with_effective_fields(networks, job, part)
-    manifest = _manifest(known, weights, job, part, layers)
-    write_atlas(out, tables(part, chosen, records, loader.preprocessing), manifest)
+        described = _described(known, weights, job, layers)
+        with Checkpoint(place, described | {"scanned": plan.layers}).held() as checkpoint:
+            place_for(out)  # another scan may have come first
+            networks = copies(known.module, traced, chosen, lane_count(target))
+            part = _run(networks, job, runner or Here(), checkpoint)
+            records = with_effective_fields(networks, job, part)
+            counts = {"read": part.read, "skipped": len(part.skipped)}
+            write_atlas(out, tables(part, chosen, records, loader.preprocessing), described | counts)
+            checkpoint.drop()
     return Atlas(out, images=images)
 
 
@@ -159,20 +164,48 @@ def _loader(source: ImageSource, preprocessing: Preprocessing | None, count: int
     raise ImagesError(f"none of {count} files is an image that can be read{reason}")
 
 
-def _run(networks: list[nn.Module], job: Job, runner: Runner) -> Part:
-    parts = runner.map(lambda: Worker(networks, job), job.plan.shards())
-    whole = merged(parts, sum(job.units), job.plan.k)
+def _run(networks: list[nn.Module], job: Job, runner: Runner, checkpoint: Checkpoint) -> Part:
+    """The merged part of all shards, from those that an earlier scan finished on.
+
+    Raises `ScanUnfinished` where shards failed, after the others are done and kept.
+    """
+    whole = checkpoint.load() or Part.empty(sum(job.units), job.plan.k)
+    if job.on_images and whole.read:
+        job.on_images(whole.read + len(whole.skipped))
+    failed = []
+    shards = (shard for shard in job.plan.shards() if not whole.moments.holds(shard.number))
+    for result in runner.map(lambda: Worker(networks, job), shards):
+        if isinstance(result, Failed):
+            failed.append(result)
+        else:
+            whole.merge(result)
+            checkpoint.offer(whole)
+    if failed and not whole.moments.blocks:
+        raise ScanUnfinished(f"nothing could be scanned: {failed[0].reason}")
+    if failed:
+        checkpoint.save(whole)
+        raise ScanUnfinished(_told(failed, job))
     if not whole.read:
         reason = next(iter(whole.skipped.values()), ("", ""))
         raise ImagesError(f"none of {job.plan.images} images can be read; {reason[0]!r} {reason[1]}")
     return whole
 
 
+def _told(failed: Sequence[Failed], job: Job) -> str:
+    first = failed[0]
+    keys = " to ".join(repr(job.loader.source.key(image)) for image in (first.shard.start, first.shard.stop - 1))
+    images = sum(one.shard.stop - one.shard.start for one in failed)
+    return (
+        f"{images:,} images in {len(failed)} shards could not be scanned, among them {keys}: {first.reason}. All others were, and are "
+        "kept: start the same scan again to try these once more"
+    )
+
+
 # ── the manifest ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _manifest(network: Network, weights: str, job: Job, part: Part, patterns: Sequence[str] | None) -> dict[str, Any]:
-    """What `atlas.json` says beside the format. No time stands in it, so that the same plan gives the same bytes."""
+def _described(network: Network, weights: str, job: Job, patterns: Sequence[str] | None) -> dict[str, Any]:
+    """What is scanned, and how, as `atlas.json` says it. No time stands in it, so that the same plan gives the same bytes."""
     source, plan = job.loader.source, job.plan
     return {
         "unitscope": version("unitscope"),
@@ -182,8 +215,6 @@ def _manifest(network: Network, weights: str, job: Job, part: Part, patterns: Se
         "input": job.loader.shape,
         "images": {**source.description, "hash": keys_hash(source, plan.images)},
         "listed": plan.images,
-        "read": part.read,
-        "skipped": len(part.skipped),
         "layers": list(patterns) if patterns else None,
         "k": plan.k,
         "per_image": plan.per_image,

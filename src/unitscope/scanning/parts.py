@@ -5,7 +5,6 @@ all chosen layers, one layer after the other.
 """
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -13,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from unitscope.records import Shard
 from unitscope.topk import TopK
 
 REFERENCE_IMAGES = 200
@@ -117,6 +117,10 @@ class Moments:
             pair = block.then(neighbour) if number % 2 == 0 else neighbour.then(block)
             self._put((level + 1, number // 2), pair)
 
+    def holds(self, number: int) -> bool:
+        """True where the shard of that number is in it."""
+        return any((level, number >> level) in self.blocks for level in {level for level, _ in self.blocks})
+
     def total(self) -> Sum:
         """The sum over all blocks, from the first image to the last."""
         in_order = sorted(self.blocks.items(), key=lambda item: item[0][1] << item[0][0])
@@ -214,9 +218,9 @@ class Part:
         self.notes = {image: note for image, note in self.notes.items() if image in mentioned}
 
 
-def merged(parts: Iterable[Part], units: int, k: int) -> Part:
-    """All parts as one."""
-    whole = Part.empty(units, k)
-    for part in parts:
-        whole.merge(part)
-    return whole
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A shard that gave no part, and why."""
+
+    shard: Shard
+    reason: str

@@ -1,5 +1,6 @@
 """What is to be scanned, cut into shards."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from unitscope.errors import UnitscopeError
@@ -29,8 +30,8 @@ class ScanPlan:
         if self.precision != "fp32":
             raise UnitscopeError(f"precision {self.precision!r} isn't supported; the only one is 'fp32'")
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """Runs of a few batches, in order."""
         length = self.batch_size * SHARD_BATCHES
         starts = range(0, self.images, length)
-        return [Shard(number, start, min(start + length, self.images)) for number, start in enumerate(starts)]
+        return (Shard(number, start, min(start + length, self.images)) for number, start in enumerate(starts))

@@ -13,12 +13,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from unitscope.errors import UnitscopeError
 from unitscope.layers import Trace, TracedLayer, pass_images, tapped
 from unitscope.readings import Candidates, Picking, Reading, Spacing, by_comparing, by_pooling
 from unitscope.records import Shard
 from unitscope.scanning.lanes import ahead, lanes
 from unitscope.scanning.loading import Loaded, Loader
-from unitscope.scanning.parts import Moments, Part, Reference, key_hash
+from unitscope.scanning.parts import Failed, Moments, Part, Reference, key_hash
 from unitscope.scanning.plans import ScanPlan
 from unitscope.topk import TopK
 
@@ -59,13 +60,14 @@ class Pass:
 class Passed:
     """What a pass gave: all its images, and what was read of those that could be loaded, layers side by side along the unit axis.
 
-    `candidates` are None where the readings are the only ones.
+    `candidates` are None where the readings are the only ones. `failure` says why there is nothing.
     """
 
     shard: Shard
     loaded: list[Loaded]
     reading: Reading | None = None
     candidates: Candidates | None = None
+    failure: str = ""
 
 
 @dataclass(slots=True)
@@ -95,10 +97,12 @@ class Worker:
             else []
         )
 
-    def __call__(self, shards: Iterable[Shard]) -> Iterator[Part]:
-        """One part a shard, in order."""
+    def __call__(self, shards: Iterable[Shard]) -> Iterator[Part | Failed]:
+        """One part a shard, in order; what goes wrong in one, other than what a user can mend, leaves the others alone."""
         for shard, passes in groupby(self._passes(shards), key=lambda one: one.shard):
-            yield self._part(shard, passes)
+            done = list(passes)
+            failure = next((one.failure for one in done if one.failure), "")
+            yield Failed(shard, failure) if failure else self._part(shard, done)
 
     def _passes(self, shards: Iterable[Shard]) -> Iterator[Passed]:
         """All passes in order; images are decoded and networks run in threads of their own, some passes ahead."""
@@ -111,7 +115,10 @@ class Worker:
         )
         most = 2 * len(self.networks) + ceil(2 * job.workers / length)
         with self._decoding() as decode, lanes(self.networks, job.device) as submit:
-            yield from ahead(lambda one: submit(self._run, (one, decode(one))), passes, most)
+            for passed in ahead(lambda one: submit(self._run, (one, decode(one))), passes, most):
+                if job.on_images:
+                    job.on_images(len(passed.loaded))
+                yield passed
 
     def _pass_images(self) -> int:
         batch_size = self.job.plan.batch_size
@@ -136,10 +143,16 @@ class Worker:
 
     def _run(self, network: nn.Module, item: tuple[Pass, Callable[[], list[Loaded]]]) -> Passed:
         one, load = item
-        loaded = load()
-        if all(image.pixels is None for image in loaded):
-            return Passed(one.shard, loaded)
-        return self._pooled(network, one.shard, loaded) or self._compared(network, one.shard, loaded)
+        try:
+            loaded = load()
+            if all(image.pixels is None for image in loaded):
+                return Passed(one.shard, loaded)
+            return self._pooled(network, one.shard, loaded) or self._compared(network, one.shard, loaded)
+        except UnitscopeError:
+            raise
+        except Exception as error:
+            said = (str(error).splitlines() or ["no message"])[0]
+            return Passed(one.shard, [], failure=f"{type(error).__name__}: {said}")
 
     def _pooled(self, network: nn.Module, shard: Shard, loaded: list[Loaded]) -> Passed | None:
         """In the fast way; None where that won't do."""
@@ -179,8 +192,6 @@ class Worker:
             loaded += passed.loaded
             if passed.reading is not None:
                 read.append(passed)
-            if self.job.on_images:
-                self.job.on_images(len(passed.loaded))
         part.skipped = {one.image: (one.key, one.reason) for one in loaded if one.note is None}
         if read:
             good = [one for one in loaded if one.note is not None]

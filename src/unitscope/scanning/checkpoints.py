@@ -1,0 +1,185 @@
+"""What a scan has so far, on the disk, so that one that was stopped or killed goes on where it was.
+
+It lies in a folder beside the atlas to be: `plan.json` says what is scanned, `checkpoint` holds the merged part, whole or not at
+all, and `lock` belongs to the scan that runs. The folder goes when the atlas is there.
+"""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from unitscope.atlas import flush
+from unitscope.errors import AtlasError
+from unitscope.scanning.parts import Extremes, ImageNote, Moments, Part, Reference, Sum
+from unitscope.topk import TopK
+
+EVERY_S = 60.0
+MOST_SHARE = 0.01
+
+
+def folder_for(place: Path) -> Path:
+    """Where an unfinished scan to that place keeps what it has."""
+    return place.parent / f".{place.name}.scan"
+
+
+class Checkpoint:
+    """The folder of one scan, held for as long as `held` lasts."""
+
+    def __init__(self, place: Path, plan: Mapping[str, Any]) -> None:
+        self.folder = folder_for(place)
+        self._place = place
+        self._plan = json.loads(json.dumps(plan, default=str))
+        self._due = 0.0
+
+    @contextmanager
+    def held(self) -> Iterator["Checkpoint"]:
+        """The folder belongs to this scan for as long as the block lasts; nothing of it stays but what a later scan can use.
+
+        Raises `AtlasError` where another scan holds it, or where it belongs to a scan of another plan.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.folder / "lock", timeout=0):
+                self._check_plan()
+                self._due = monotonic() + EVERY_S
+                yield self
+        except Timeout as error:
+            raise AtlasError(f"another scan is writing to {str(self._place)!r} right now; give another --out") from error
+        finally:
+            if not (self.folder / "checkpoint").exists():
+                self.drop()
+
+    def load(self) -> Part | None:
+        """What an earlier scan of the same plan had; None where there was none.
+
+        Raises `AtlasError` where it is damaged.
+        """
+        path = self.folder / "checkpoint"
+        if not path.exists():
+            return None
+        digest, _, content = path.read_bytes().partition(b"\n")
+        try:
+            if sha256(content).hexdigest().encode() != digest:
+                raise ValueError("its bytes have changed")
+            return _unpacked(load(content))
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise AtlasError(
+                f"the checkpoint {str(path)!r} is damaged ({error}); remove the folder {str(self.folder)!r} to scan from the beginning"
+            ) from error
+
+    def offer(self, part: Part) -> None:
+        """Save the part if the last time is a minute ago, and long enough for saving to cost less than a hundredth."""
+        if monotonic() >= self._due:
+            started = monotonic()
+            self.save(part)
+            self._due = monotonic() + max(EVERY_S, (monotonic() - started) / MOST_SHARE if EVERY_S else 0)
+
+    def save(self, part: Part) -> None:
+        part.forget()
+        content = save(_packed(part))
+        self._write("plan.json", json.dumps(self._plan, indent=2, sort_keys=True).encode())
+        self._write("checkpoint", sha256(content).hexdigest().encode() + b"\n" + content)
+
+    def drop(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _check_plan(self) -> None:
+        path = self.folder / "plan.json"
+        if not (self.folder / "checkpoint").exists():
+            return
+        with suppress(ValueError, OSError):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            differing = [
+                _difference(name, found.get(name), value) for name, value in self._plan.items() if found.get(name) != value
+            ]
+            if not differing:
+                return
+            raise AtlasError(
+                f"an unfinished scan to {str(self._place)!r} was of another plan: {'; '.join(differing)}. Start that one again, give another "
+                f"--out, or remove the folder {str(self.folder)!r}"
+            )
+        raise AtlasError(f"{str(path)!r} is damaged; remove the folder {str(self.folder)!r} to scan from the beginning")
+
+    def _write(self, name: str, content: bytes) -> None:
+        aside = self.folder / f"{name}.new"
+        try:
+            aside.write_bytes(content)
+            flush(aside)
+            os.replace(aside, self.folder / name)
+            flush(self.folder)
+        except OSError as error:
+            raise AtlasError(f"the checkpoint {str(self.folder / name)!r} can't be written: {error.strerror or error}") from error
+
+
+def _difference(name: str, was: Any, asked: Any) -> str:
+    if isinstance(was, dict) and isinstance(asked, dict):
+        inner = [key for key in {**was, **asked} if was.get(key) != asked.get(key)]
+        return ", ".join(_difference(f"{name}.{key}", was.get(key), asked.get(key)) for key in inner)
+    return f"{name} was {_short(was)} and is {_short(asked)}"
+
+
+def _short(value: Any) -> str:
+    said = json.dumps(value)
+    return said if len(said) < 60 else f"{said[:56]} …"
+
+
+# ── a part as tensors and text ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _packed(part: Part) -> dict[str, Tensor]:
+    groups: dict[str, Any] = {"best": part.best, "reference": part.reference, "extremes": part.moments.extremes}
+    groups |= {f"block {level} {number}": block for (level, number), block in part.moments.blocks.items()}
+    tensors = {
+        f"{group}/{name}": getattr(held, name).contiguous() for group, held in groups.items() if held for name in held.__slots__
+    }
+    words = {
+        "notes": {image: asdict(note) for image, note in part.notes.items()},
+        "labels": part.labels,
+        "skipped": part.skipped,
+        "read": part.read,
+        "images": part.moments.images,
+    }
+    return tensors | {"words": _as_tensor(json.dumps(words))}
+
+
+def _unpacked(tensors: Mapping[str, Tensor]) -> Part:
+    groups: dict[str, dict[str, Tensor]] = {}
+    for path, tensor in tensors.items():
+        group, _, name = path.partition("/")
+        groups.setdefault(group, {})[name] = tensor
+    words = json.loads(bytes(tensors["words"].numpy()).decode())
+    blocks = {
+        (int(level), int(number)): Sum(**held)
+        for group, held in groups.items()
+        if group.startswith("block")
+        for _, level, number in [group.split()]
+    }
+    extremes = Extremes(**groups["extremes"]) if "extremes" in groups else None
+    return Part(
+        TopK(**groups["best"]),
+        Moments(blocks, words["images"], extremes),
+        Reference(**groups["reference"]),
+        {int(image): ImageNote(**note) for image, note in words["notes"].items()},
+        Counter(words["labels"]),
+        {int(image): tuple(why) for image, why in words["skipped"].items()},
+        words["read"],
+    )
+
+
+def _as_tensor(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)

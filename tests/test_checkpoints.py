@@ -1,0 +1,235 @@
+"""A scan that is stopped, killed or hindered goes on where it was, and ends with the same bytes."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from networks import small_network
+from PIL import Image
+from torch import Tensor, nn
+
+import unitscope
+from unitscope.errors import AtlasError, ScanUnfinished
+from unitscope.scanning import checkpoints
+from unitscope.scanning.checkpoints import Checkpoint
+
+IMAGES = torch.randn(60, 3, 14, 14, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return small_network()
+
+
+def scan(out: Path, module: nn.Module | None = None, stop_after: int = 1_000, **options: object) -> list[int]:
+    """Scan in 15 shards; returns how many images each step told of. Stops as Ctrl-C does after some images."""
+    told: list[int] = []
+
+    def on_images(images: int) -> None:
+        told.append(images)
+        if sum(told) > stop_after:
+            raise KeyboardInterrupt
+
+    unitscope.scan(module or network(), IMAGES, out, **({"batch_size": 2, "on_images": on_images} | options))
+    return told
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint after every shard."""
+    monkeypatch.setattr(checkpoints, "EVERY_S", 0.0)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("stop_after", [9, 30, 58])
+def test_a_stopped_scan_goes_on_where_it_was(tmp_path: Path, stop_after: int) -> None:
+    scan(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        scan(tmp_path / "atlas", stop_after=stop_after)
+    assert not (tmp_path / "atlas").exists()
+    told = scan(tmp_path / "atlas")
+    assert told[0] % 4 == 0  # whole shards
+    assert stop_after - 8 < told[0] <= stop_after
+    assert sum(told) == 60
+    assert bytes_of(tmp_path / "atlas") == bytes_of(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["atlas", "whole"]
+
+
+def test_a_scan_that_is_stopped_within_a_minute_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        scan(tmp_path / "atlas", stop_after=30)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("eager")
+def test_skipped_images_and_labels_survive(tmp_path: Path) -> None:
+    photographs = tmp_path / "photographs"
+    for number in range(9):
+        (photographs / f"{number % 2}").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (number * 20, 90, 200)).save(photographs / f"{number % 2}" / f"{number}.png")
+    (photographs / "broken.jpg").write_bytes(b"no image")
+    how = unitscope.Preprocessing(None, (14, 14), (0.5,) * 3, (0.5,) * 3)
+    for name in ("whole", "atlas"):
+        told: list[int] = []
+
+        def stop(images: int, told: list[int] = told, name: str = name) -> None:
+            told.append(images)
+            if name == "atlas" and sum(told) > 3:
+                raise KeyboardInterrupt
+
+        try:
+            unitscope.scan(network(), photographs, tmp_path / name, preprocess=how, batch_size=1, on_images=stop)
+        except KeyboardInterrupt:
+            unitscope.scan(network(), photographs, tmp_path / name, preprocess=how, batch_size=1)
+    assert bytes_of(tmp_path / "atlas") == bytes_of(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("eager")
+def test_another_plan_is_refused_with_what_differs(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        scan(tmp_path / "atlas", stop_after=30)
+    with pytest.raises(AtlasError, match=r"of another plan: k was 9 and is 4\. Start that one again"):
+        scan(tmp_path / "atlas", k=4)
+    other = network()
+    other[0].weight.data[0] += 1
+    with pytest.raises(AtlasError, match=r"of another plan: network\.hash was"):
+        scan(tmp_path / "atlas", other)
+    assert sum(scan(tmp_path / "atlas")) == 60
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("damage", ["cut", "empty", "changed"])
+def test_a_damaged_checkpoint_is_refused_with_the_way_out(tmp_path: Path, damage: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        scan(tmp_path / "atlas", stop_after=30)
+    path = tmp_path / ".atlas.scan" / "checkpoint"
+    content = path.read_bytes()
+    path.write_bytes(
+        {"cut": content[:-5], "empty": b"", "changed": content[:500] + bytes([content[500] ^ 1]) + content[501:]}[damage]
+    )
+    with pytest.raises(AtlasError, match="is damaged .*; remove the folder .* to scan from the beginning"):
+        scan(tmp_path / "atlas")
+    shutil.rmtree(tmp_path / ".atlas.scan")
+    assert sum(scan(tmp_path / "atlas")) == 60
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_damaged_plan_is_refused_too(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        scan(tmp_path / "atlas", stop_after=30)
+    (tmp_path / ".atlas.scan" / "plan.json").write_text("{")
+    with pytest.raises(AtlasError, match=r"plan\.json' is damaged; remove the folder"):
+        scan(tmp_path / "atlas")
+
+
+def test_of_two_scans_into_one_folder_the_second_is_refused(tmp_path: Path) -> None:
+    with Checkpoint(tmp_path / "atlas", {}).held(), pytest.raises(AtlasError, match="another scan is writing to .* right now"):
+        scan(tmp_path / "atlas")
+    assert sum(scan(tmp_path / "atlas")) == 60
+
+
+class Moody(nn.Module):
+    """Fails where an image's first row is in its list."""
+
+    def __init__(self, dislikes: list[int]) -> None:
+        super().__init__()
+        self.network, self.dislikes = network(), set(map(tuple, IMAGES[dislikes, 0, 0].tolist()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.dislikes & set(map(tuple, images[:, 0, 0].tolist())):
+            raise RuntimeError("I don't like that one\nreally")
+        return self.network(images)
+
+
+def test_a_shard_that_fails_leaves_the_others_alone_and_is_tried_again(tmp_path: Path) -> None:
+    scan(tmp_path / "whole", Moody([]))
+    with pytest.raises(
+        ScanUnfinished, match=r"8 images in 2 shards could not be scanned, among them '8' to '11': RuntimeError: I don't like"
+    ):
+        scan(tmp_path / "atlas", Moody([10, 30]))
+    assert not (tmp_path / "atlas").exists()
+    told = scan(tmp_path / "atlas", Moody([]))
+    assert told == [52, 2, 2, 2, 2]
+    assert bytes_of(tmp_path / "atlas") == bytes_of(tmp_path / "whole")
+
+
+def test_where_every_shard_fails_nothing_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(ScanUnfinished, match="nothing could be scanned: RuntimeError: I don't like that one"):
+        scan(tmp_path / "atlas", Moody(list(range(60))))
+    assert list(tmp_path.iterdir()) == []
+
+
+FORKS = """
+import os, random, shutil, signal, sys, time
+from pathlib import Path
+
+sys.path.insert(0, "tests")
+import torch
+import torch._dynamo  # what torch loads late would be loaded again in every child
+from test_checkpoints import IMAGES, bytes_of, network
+import unitscope
+from unitscope.scanning import checkpoints
+
+checkpoints.EVERY_S = 0.0
+torch.set_num_threads(1)  # threads don't survive a fork
+place, kills, whole, started = Path(sys.argv[1]), 0, 0, 0
+chance = random.Random(0)
+
+
+def child(out):
+    pid = os.fork()
+    if pid == 0:
+        unitscope.scan(network(), IMAGES, out, batch_size=2, workers=1)
+        os._exit(0)
+    return pid
+
+
+def finished(pid, seconds):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return True
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return False
+
+
+begun = time.monotonic()
+assert finished(child(place / "undisturbed"), 60)
+length = time.monotonic() - begun
+expected = bytes_of(place / "undisturbed")
+resumed = False
+while kills < 100:
+    if finished(child(place / "atlas"), chance.random() * length * 1.1) or (place / "atlas").exists():
+        assert bytes_of(place / "atlas") == expected
+        whole += resumed
+        resumed = False
+        shutil.rmtree(place / "atlas")
+    else:
+        kills += 1
+        resumed = resumed or (place / ".atlas.scan" / "checkpoint").exists()
+assert finished(child(place / "atlas"), 60) and bytes_of(place / "atlas") == expected
+left = [path.name for path in place.iterdir() if path.name.endswith(".scan")]
+print(f"{kills} kills, {whole} scans ended after some, left over: {left}")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_a_hundred_kills_at_random_moments_change_no_byte(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", FORKS, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=600
+    )
+    assert ran.returncode == 0, ran.stderr
+    kills, ended = ran.stdout.split()[0], int(ran.stdout.split()[2])
+    assert kills == "100"
+    assert ended > 5  # or the kills never came in the middle
+    assert ran.stdout.endswith("left over: []\n")
