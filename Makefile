@@ -19,13 +19,19 @@ check: .venv/ready  ## style, types, imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/ready  ## a scan beside a plain evaluation loop
-	$(BIN)/python benchmarks/evaluation_loop.py
+bench: .venv/ready .bench/ready  ## a scan beside a plain evaluation loop and others, in half an hour
+	$(BIN)/python benchmarks/bench.py
 
 docs: .venv/ready  ## the documentation, as pages in docs/_build
 	$(BIN)/typer unitscope.cli utils docs --name unitscope --title "Command line" --output docs/cli.md
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build
 	@echo "docs/_build/index.html"
+
+# Beside the environment, not in it: zennit-crp asks for versions of other packages that nobody has.
+.bench/ready: .venv/ready
+	$(BIN)/python -m pip install --quiet -e ".[bench]"
+	$(BIN)/python -m pip install --quiet --no-deps --target .bench zennit==0.4.6 zennit-crp==0.6.0
+	touch $@
 
 .venv/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

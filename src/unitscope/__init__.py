@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from unitscope.errors import UnitscopeError
     from unitscope.networks import load_network
     from unitscope.records import Box, Layer, Peak, Preprocessing
+    from unitscope.runners.on_ray import RayRunner
     from unitscope.scanning import scan
 
 _HOMES = {
@@ -23,12 +24,13 @@ _HOMES = {
     "Layer": "records",
     "Peak": "records",
     "Preprocessing": "records",
+    "RayRunner": "runners.on_ray",
     "UnitscopeError": "errors",
     "check": "checking",
     "load_network": "networks",
     "scan": "scanning",
 }
-__all__ = ["Atlas", "Box", "Layer", "Peak", "Preprocessing", "UnitscopeError", "check", "load_network", "scan"]
+__all__ = ["Atlas", "Box", "Layer", "Peak", "Preprocessing", "RayRunner", "UnitscopeError", "check", "load_network", "scan"]
 
 
 def __getattr__(name: str) -> Any:

@@ -86,6 +86,10 @@ def scan(
     batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 32,
     workers: Annotated[int, typer.Option(help="Threads that decode.")] = 2,
     limit: Annotated[int | None, typer.Option(help="Scan the first images only.")] = None,
+    runner: Annotated[str, typer.Option(help="here, or ray: on all machines of a Ray cluster.")] = "here",
+    address: Annotated[str | None, typer.Option(help="The Ray cluster's; auto finds that of this machine, none starts one here.")] = None,
+    cpus_per_worker: Annotated[int, typer.Option(help="Cores of one Ray worker.")] = 1,
+    gpus_per_worker: Annotated[float, typer.Option(help="GPUs of one Ray worker.")] = 0,
     device: Device = "auto", resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, channels: Channels = None,
 ) -> None:  # fmt: skip
     """Find the patches that excite every unit most, and keep them in an atlas."""
@@ -94,10 +98,11 @@ def scan(
 
     overrides = _overrides(resize, crop, mean, std, channels)
     place_for(out)
+    spread = _runner(runner, address, cpus_per_worker, gpus_per_worker)
     source = as_source(_images(images))
     network, preprocessing = _network(model, weights, seed, overrides)
     options = {"layers": layers, "k": k, "per_image": per_image, "batch_size": batch_size, "workers": workers, "device": device}
-    _scan(network, source, out, preprocess=preprocessing, limit=limit, **options)
+    _scan(network, source, out, preprocess=preprocessing, limit=limit, runner=spread, **options)
 
 
 @app.command()
@@ -232,6 +237,16 @@ def _scan(network: Any, images: Any, out: Path, **options: Any) -> None:
     )
     if skipped:
         print(f"{skipped:,} files were skipped; why is in {out / 'skipped.parquet'}")
+
+
+def _runner(name: str, address: str | None, cpus_per_worker: int, gpus_per_worker: float) -> Any:
+    if name == "here":
+        return None
+    if name != "ray":
+        raise typer.BadParameter(f"--runner is here or ray, not {name!r}")
+    from unitscope.runners.on_ray import RayRunner
+
+    return RayRunner(address, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -16,19 +16,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from unitscope.atlas import Atlas, place_for, write_atlas
 from unitscope.errors import ImagesError, NetworkError, ScanUnfinished, UnitscopeError
 from unitscope.images import ImageSource, Skipped, as_source, keys_hash
-from unitscope.layers import Trace, choose, copies, trace
+from unitscope.layers import Trace, choose, trace
 from unitscope.networks import PREPROCESSING_FLAGS, Network, as_preprocessing, first_tensor, given_network, load_network
 from unitscope.records import Preprocessing
-from unitscope.runners import Runner
+from unitscope.runners import Failed, Runner
 from unitscope.runners.here import Here
 from unitscope.scanning.checkpoints import Checkpoint
 from unitscope.scanning.effects import with_effective_fields
-from unitscope.scanning.lanes import lane_count
+from unitscope.scanning.lanes import Networks
 from unitscope.scanning.loading import Loader
-from unitscope.scanning.parts import Failed, Part
+from unitscope.scanning.parts import Part
 from unitscope.scanning.plans import ScanPlan
 from unitscope.scanning.tables import tables
-from unitscope.scanning.workers import Job, OnImages, Worker
+from unitscope.scanning.workers import Job, Worker
 
 
 @torch.inference_mode(False)
@@ -47,7 +47,7 @@ def scan(
     per_image: int = 1,
     runner: Runner | None = None,
     limit: int | None = None,
-    on_images: OnImages | None = None,
+    on_images: Callable[[int], None] | None = None,
 ) -> Atlas:
     """One forward-only pass over the images that keeps the `k` patches which excite each unit most, as an atlas in `out`.
 
@@ -78,12 +78,12 @@ def scan(
         traced = trace(known.module, torch.zeros(1, *loader.shape, device=target))
         chosen = choose(traced, layers, known.model)
         plan = ScanPlan(tuple(t.name for t in chosen), count, k, per_image, batch_size, precision)
-        job = Job(plan, traced, tuple(chosen), loader, workers, on_images)
+        job = Job(plan, traced, tuple(chosen), loader, workers)
         described = _described(known, weights, job, layers)
         with Checkpoint(place, described | {"scanned": plan.layers}).held() as checkpoint:
             place_for(out)  # another scan may have come first
-            networks = copies(known.module, traced, chosen, lane_count(target))
-            part = _run(networks, job, runner or Here(), checkpoint)
+            networks = Networks(known.module, traced, chosen)
+            part = _merged(networks, job, runner or Here(), checkpoint, on_images)
             records = with_effective_fields(networks, job, part)
             counts = {"read": part.read, "skipped": len(part.skipped)}
             write_atlas(out, tables(part, chosen, records, loader.preprocessing), described | counts)
@@ -164,20 +164,24 @@ def _loader(source: ImageSource, preprocessing: Preprocessing | None, count: int
     raise ImagesError(f"none of {count} files is an image that can be read{reason}")
 
 
-def _run(networks: list[nn.Module], job: Job, runner: Runner, checkpoint: Checkpoint) -> Part:
+def _merged(
+    networks: Networks, job: Job, runner: Runner, checkpoint: Checkpoint, on_images: Callable[[int], None] | None
+) -> Part:
     """The merged part of all shards, from those that an earlier scan finished on.
 
     Raises `ScanUnfinished` where shards failed, after the others are done and kept.
     """
     whole = checkpoint.load() or Part.empty(sum(job.units), job.plan.k)
-    if job.on_images and whole.read:
-        job.on_images(whole.read + len(whole.skipped))
+    tell = on_images or (lambda _: None)
+    if whole.listed:
+        tell(whole.listed)
     failed = []
     shards = (shard for shard in job.plan.shards() if not whole.moments.holds(shard.number))
     for result in runner.map(lambda: Worker(networks, job), shards):
         if isinstance(result, Failed):
             failed.append(result)
         else:
+            tell(result.listed)
             whole.merge(result)
             checkpoint.offer(whole)
     if failed and not whole.moments.blocks:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from unitscope.effective import Pick, effective_size, energies
 from unitscope.images.pixels import Pixels
 from unitscope.records import Layer
-from unitscope.scanning.lanes import lanes
+from unitscope.scanning.lanes import Networks, lanes
 from unitscope.scanning.loading import Loader
 from unitscope.scanning.parts import Part, Reference
 from unitscope.scanning.workers import Job
@@ -20,7 +20,7 @@ Picks = list[list[Pick]]
 """For every layer, the cells to look at: at most one an image."""
 
 
-def with_effective_fields(networks: list[nn.Module], job: Job, part: Part) -> list[Layer]:
+def with_effective_fields(networks: Networks, job: Job, part: Part) -> list[Layer]:
     """The layers' records with effective fields.
 
     In each of four images, one unit a layer is looked at: the one whose peak there stands out most among its own peaks.
@@ -32,7 +32,7 @@ def with_effective_fields(networks: list[nn.Module], job: Job, part: Part) -> li
         images = job.loader.normalised([sample[number][1]], job.trace.form)
         return energies(network, job.layers, choices[number], images)
 
-    with lanes(networks, job.device) as submit:
+    with lanes(networks.lanes, job.device) as submit:
         found = [future.result() for future in [submit(measured, number) for number in range(len(sample))]]
     records = []
     for number, traced in enumerate(job.layers):

@@ -10,12 +10,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from unitscope.layers import Trace, TracedLayer, copies
 from unitscope.networks import exactly
 
 MOST_LANES = 8
@@ -24,6 +26,21 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # numbers of glibc's mallopt(3)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Submit = Callable[[Callable[[nn.Module, Any], Any], Any], "Future[Any]"]
+
+
+class Networks:
+    """The network's copies, one a lane, made where and when they are first asked for; other processes make their own."""
+
+    def __init__(self, module: nn.Module, trace: Trace, chosen: Sequence[TracedLayer]) -> None:
+        self.module, self._trace, self._chosen = module, trace, chosen
+
+    @cached_property
+    def lanes(self) -> list[nn.Module]:
+        device = self._trace.form.device
+        return copies(self.module.to(device), self._trace, self._chosen, lane_count(device))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "lanes"}
 
 
 def lane_count(device: torch.device) -> int:

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unitscope.records import Shard
 from unitscope.topk import TopK
 
 REFERENCE_IMAGES = 200
@@ -196,6 +195,11 @@ class Part:
     def empty(cls, units: int, k: int) -> "Part":
         return cls(TopK.empty(units, k), Moments(), Reference.empty(units))
 
+    @property
+    def listed(self) -> int:
+        """How many images it is about, read or not."""
+        return self.read + len(self.skipped)
+
     def merge(self, other: "Part") -> None:
         """Take in another part; notes of images that are no longer mentioned are dropped now and then."""
         self.best.merge(other.best)
@@ -216,11 +220,3 @@ class Part:
         """Drop the notes of images that nothing mentions."""
         mentioned = self.mentioned()
         self.notes = {image: note for image, note in self.notes.items() if image in mentioned}
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A shard that gave no part, and why."""
-
-    shard: Shard
-    reason: str

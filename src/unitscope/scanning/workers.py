@@ -17,15 +17,14 @@ from unitscope.errors import UnitscopeError
 from unitscope.layers import Trace, TracedLayer, pass_images, tapped
 from unitscope.readings import Candidates, Picking, Reading, Spacing, by_comparing, by_pooling
 from unitscope.records import Shard
-from unitscope.scanning.lanes import ahead, lanes
+from unitscope.runners import Failed
+from unitscope.scanning.lanes import Networks, ahead, lanes
 from unitscope.scanning.loading import Loaded, Loader
-from unitscope.scanning.parts import Failed, Moments, Part, Reference, key_hash
+from unitscope.scanning.parts import Moments, Part, Reference, key_hash
 from unitscope.scanning.plans import ScanPlan
 from unitscope.topk import TopK
 
 Result = TypeVar("Result")
-OnImages = Callable[[int], None]
-"""Told how many more images were scanned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,6 @@ class Job:
     layers: tuple[TracedLayer, ...]
     loader: Loader
     workers: int
-    on_images: OnImages | None = None
 
     @property
     def units(self) -> list[int]:
@@ -77,7 +75,7 @@ class Worker:
     What a shard's part leaves out for that reason can't be in the atlas: better peaks went out with earlier parts.
     """
 
-    networks: list[nn.Module]
+    networks: Networks
     job: Job
     _best: TopK = field(init=False)
     _lowest_hashes: Reference = field(init=False)
@@ -113,16 +111,13 @@ class Worker:
             for shard in shards
             for start in range(shard.start, shard.stop, length)
         )
-        most = 2 * len(self.networks) + ceil(2 * job.workers / length)
-        with self._decoding() as decode, lanes(self.networks, job.device) as submit:
-            for passed in ahead(lambda one: submit(self._run, (one, decode(one))), passes, most):
-                if job.on_images:
-                    job.on_images(len(passed.loaded))
-                yield passed
+        most = 2 * len(self.networks.lanes) + ceil(2 * job.workers / length)
+        with self._decoding() as decode, lanes(self.networks.lanes, job.device) as submit:
+            yield from ahead(lambda one: submit(self._run, (one, decode(one))), passes, most)
 
     def _pass_images(self) -> int:
         batch_size = self.job.plan.batch_size
-        return pass_images(self.networks[0], self.job.trace, batch_size) if self.job.device.type == "cpu" else batch_size
+        return pass_images(self.networks.module, self.job.trace, batch_size) if self.job.device.type == "cpu" else batch_size
 
     @contextmanager
     def _decoding(self) -> Iterator[Callable[[Pass], Callable[[], list[Loaded]]]]:

@@ -1,0 +1,129 @@
+"""How long a scan takes beside the other ways, in turn, in one run: A B C A B C …
+
+    python benchmarks/bench.py [--images FOLDER] [--repeats N] [--share S] [--networks NAME …]
+
+Every way is timed in a process of its own, on the same files, and the memory of that process and its children is watched. The
+table is printed and written to `benchmarks/results/`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from time import sleep
+
+import psutil
+
+from unitscope.demonstration import demo_images
+
+HERE = Path(__file__).parent
+SAMPLE = HERE.parents[1] / "shared" / "data" / "imagenet-sample"
+NETWORKS = {"torchvision:alexnet": 2400, "torchvision:resnet18": 1200, "demo:efficientnet-lite0": 1200, "torchvision:vgg16": 480}
+"""The networks, and how many images each gets: so many that start-up doesn't count. Files repeat under other names."""
+WAYS = {"loop": 1, "scan": 1, "hooks": 1, "floor": 4, "crp": 8}
+"""The ways, and the share of the images that each gets: one in so many."""
+WORDS = {
+    "loop": "evaluation loop",
+    "scan": "unitscope scan, fp32",
+    "hooks": "hooks, amax, topk",
+    "floor": "floor",
+    "crp": "zennit-crp 0.6.0",
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Milliseconds an image, and the highest memory in MB."""
+
+    image_ms: float
+    memory_mb: float
+
+
+def measure(way: str, model: str, folder: Path, count: int) -> Measured:
+    images = max(32, count // WAYS[way])
+    command = [sys.executable, str(HERE / "ways.py"), way, model, str(folder), str(images)]
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent / ".bench")}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        most = 0
+        while process.poll() is None:
+            most = max(most, memory_of(process.pid))
+            sleep(0.25)
+        said, errors = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"{way} of {model} failed:\n{errors[-2000:]}")
+    return Measured(json.loads(said.splitlines()[-1])["seconds"] / images * 1e3, most / 1e6)
+
+
+def memory_of(pid: int) -> int:
+    """Bytes of a process and its children; what they share counts once."""
+    total = 0
+    try:
+        root = psutil.Process(pid)
+        for process in (root, *root.children(recursive=True)):
+            memory = process.memory_full_info()
+            total += getattr(memory, "pss", memory.uss)
+    except psutil.Error:
+        pass
+    return total
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    said = Path("/proc/cpuinfo")
+    lines = said.read_text().splitlines() if said.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def table(model: str, count: int, measured: dict[str, list[Measured]]) -> str:
+    """Medians, and medians of the ratios to the loop that ran beside."""
+    lines = [f"### {model}, {count:,} images", "", "| way | ms an image | ÷ loop | memory |", "| --- | ---: | ---: | ---: |"]
+    for way, runs in measured.items():
+        ratio = median(run.image_ms / loop.image_ms for run, loop in zip(runs, measured["loop"], strict=True))
+        memory = f"{median(run.memory_mb for run in runs):,.0f} MB" if way != "floor" else ""
+        lines.append(f"| {WORDS[way]} | {median(run.image_ms for run in runs):.1f} | {ratio:.2f} | {memory} |")
+    scans = measured["scan"]
+    share = median(least.image_ms / scan.image_ms for least, scan in zip(measured["floor"], scans, strict=True))
+    faster = median(other.image_ms / scan.image_ms for other, scan in zip(measured["crp"], scans, strict=True))
+    lines += ["", f"The scan reaches {share:.2f} of the floor and is {faster:.1f} times as fast as zennit-crp.", ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--images", type=Path, help="a folder of images; the ImageNet sample if it is there, else the demo's")
+    arguments.add_argument("--repeats", type=int, default=3)
+    arguments.add_argument("--share", type=float, default=1.0, help="share of the images that a full run takes")
+    arguments.add_argument("--networks", nargs="+", default=list(NETWORKS))
+    said = arguments.parse_args()
+    folder = said.images or (SAMPLE if SAMPLE.is_dir() else demo_images(Path("demo/images")))
+    heading = (
+        f"# {date.today():%Y-%m-%d}: {processor()}, {os.cpu_count()} cores\n\n"
+        f"Python {platform.python_version()}, torch {version('torch')}, torchvision {version('torchvision')}, "
+        f"unitscope {version('unitscope')}; {said.repeats} runs in turn, medians; images: {folder.name}. The ways on fewer images: "
+        "floor a quarter, zennit-crp an eighth.\n"
+    )
+    print(heading, flush=True)
+    written = [heading]
+    for model in said.networks:
+        count = int(NETWORKS[model] * said.share)
+        measured: dict[str, list[Measured]] = {way: [] for way in WAYS}
+        for _ in range(said.repeats):
+            for way in WAYS:
+                measured[way].append(measure(way, model, folder, count))
+                print(f"  {way} {measured[way][-1].image_ms:.1f} ms", file=sys.stderr, flush=True)
+        written.append(table(model, count, measured))
+        print(written[-1], flush=True)
+    results = HERE / "results"
+    results.mkdir(exist_ok=True)
+    (results / f"{date.today():%Y-%m-%d}.md").write_text("\n".join(written))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""The runner on Ray, on a cluster of two nodes that is started on this machine."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from threading import Timer
+from typing import Any
+
+import pytest
+import torch
+from networks import small_network
+from test_runners import SHARDS, RunnerContract
+from torch import Tensor, nn
+
+import unitscope
+from unitscope.errors import ScanUnfinished, UnitscopeError
+from unitscope.records import Shard
+from unitscope.runners import Failed, Runner, Work
+from unitscope.runners.on_ray import RayRunner
+from unitscope.scanning import checkpoints
+
+pytest.importorskip("ray")
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+IMAGES = torch.randn(96, 3, 14, 14, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two nodes with one core each."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.mark.usefixtures("cluster")
+class TestRay(RunnerContract):
+    def runner(self) -> Runner:
+        return RayRunner()
+
+
+def make_deadly() -> Work[int]:
+    """Its process dies over shard 3."""
+
+    def work(shards: Iterable[Shard]) -> Iterator[int]:
+        for shard in shards:
+            if shard.number == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield shard.number
+
+    return work
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_shard_over_which_workers_die_is_given_up_and_the_others_are_done() -> None:
+    results = list(RayRunner().map(make_deadly, SHARDS))
+    assert sorted(r for r in results if isinstance(r, int)) == [0, 1, 2, 4, 5, 6]
+    assert [r for r in results if isinstance(r, Failed)] == [Failed(SHARDS[3], "its worker was lost 3 times")]
+
+
+def make_nothing() -> Work[int]:
+    raise ZeroDivisionError("no worker today")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_workers_that_cannot_start_are_reported() -> None:
+    with pytest.raises(UnitscopeError, match=r"no worker could be started: .*no worker today"):
+        list(RayRunner().map(make_nothing, SHARDS))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_too_large_for_the_cluster_is_refused() -> None:
+    with pytest.raises(UnitscopeError, match="has no room for a single worker"):
+        list(RayRunner(cpus_per_worker=64).map(make_nothing, SHARDS))
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class Slow(nn.Module):
+    """Takes a while, and dislikes some images."""
+
+    def __init__(self, seconds: float = 0.0, dislikes: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network, self.seconds = small_network(), seconds
+        self.dislikes = set(map(tuple, IMAGES[list(dislikes), 0, 0].tolist()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        import time
+
+        time.sleep(self.seconds)
+        if self.dislikes & set(map(tuple, images[:, 0, 0].tolist())):
+            raise RuntimeError("I don't like that one")
+        return self.network(images)
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("local") / "atlas"
+    unitscope.scan(Slow(), IMAGES, folder, batch_size=2)
+    return bytes_of(folder)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_atlas_is_byte_for_byte_the_local_one(tmp_path: Path, local: dict[str, bytes]) -> None:
+    told: list[int] = []
+    unitscope.scan(Slow(), IMAGES, tmp_path / "atlas", batch_size=2, runner=RayRunner(), on_images=told.append)
+    assert bytes_of(tmp_path / "atlas") == local
+    assert sum(told) == 96
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_killed_in_mid_scan_changes_nothing(tmp_path: Path, local: dict[str, bytes]) -> None:
+    import psutil
+
+    killed: list[int] = []
+
+    def kill_one(images: int) -> None:
+        workers = [p for p in psutil.process_iter(["cmdline"]) if "ray::Hired.run" in " ".join(p.info["cmdline"] or [])]
+        if workers and len(killed) < 2:
+            killed.append(workers[0].pid)
+            workers[0].kill()
+
+    unitscope.scan(Slow(0.1), IMAGES, tmp_path / "atlas", batch_size=2, runner=RayRunner(), on_images=kill_one)
+    assert killed
+    assert_same_tables(bytes_of(tmp_path / "atlas"), local)
+
+
+def assert_same_tables(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
+    """All but the manifest, whose hash of the network's name may differ."""
+    assert {n: b for n, b in found.items() if n != "atlas.json"} == {n: b for n, b in expected.items() if n != "atlas.json"}
+
+
+def test_a_node_killed_in_mid_scan_changes_nothing(tmp_path: Path, cluster: Any, local: dict[str, bytes]) -> None:
+    extra = cluster.add_node(num_cpus=2)
+    cluster.wait_for_nodes()
+    timers: list[Timer] = []
+
+    def remove(images: int) -> None:
+        if not timers:
+            timers.append(Timer(1.0, cluster.remove_node, (extra, False)))
+            timers[0].start()
+
+    unitscope.scan(Slow(0.15), IMAGES, tmp_path / "atlas", batch_size=2, runner=RayRunner(), on_images=remove)
+    assert len(timers) == 1
+    timers[0].join()
+    assert_same_tables(bytes_of(tmp_path / "atlas"), local)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_shard_that_always_fails_is_reported_and_the_rest_is_kept(tmp_path: Path, local: dict[str, bytes]) -> None:
+    with pytest.raises(
+        ScanUnfinished, match=r"4 images in 1 shards could not be scanned, among them '8' to '11': RuntimeError: I don't"
+    ):
+        unitscope.scan(Slow(dislikes=(10,)), IMAGES, tmp_path / "atlas", batch_size=2, runner=RayRunner())
+    assert not (tmp_path / "atlas").exists()
+    told: list[int] = []
+    unitscope.scan(Slow(), IMAGES, tmp_path / "atlas", batch_size=2, on_images=told.append)
+    assert told == [92, 4]
+    assert_same_tables(bytes_of(tmp_path / "atlas"), local)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_scan_on_ray_goes_on_where_it_was(tmp_path: Path, local: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "EVERY_S", 0.0)
+    told: list[int] = []
+
+    def stop(images: int) -> None:
+        told.append(images)
+        if len(told) > 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        unitscope.scan(Slow(0.02), IMAGES, tmp_path / "atlas", batch_size=2, runner=RayRunner(), on_images=stop)
+    again: list[int] = []
+    unitscope.scan(Slow(0.02), IMAGES, tmp_path / "atlas", batch_size=2, runner=RayRunner(), on_images=again.append)
+    assert again[0] >= 12
+    assert sum(again) == 96
+    assert_same_tables(bytes_of(tmp_path / "atlas"), local)
+
+
+def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unitscope.runners.on_ray.find_spec", lambda _: None)
+    with pytest.raises(UnitscopeError, match=r"this needs Ray: pip install 'unitscope\[ray\]'"):
+        RayRunner()
+
+
+def test_the_command_line_scans_on_ray(tmp_path: Path, cluster: Any) -> None:
+    """With a network that only a file on this machine knows."""
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    for number in range(6):
+        Image.new("RGB", (16, 16), (40 * number, 80, 120)).save(tmp_path / "images" / f"{number}.png")
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\ndef made():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())\n"
+    )
+    command = [sys.executable, "-m", "unitscope", "scan", f"{tmp_path / 'own.py'}:made", str(tmp_path / "images"), "--crop", "16"]
+    command += ["--mean", "0", "0", "0", "--std", "1", "1", "1", "--runner", "ray", "--address", cluster.address]
+    ran = subprocess.run([*command, "--out", str(tmp_path / "atlas")], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    assert unitscope.Atlas(tmp_path / "atlas").manifest["read"] == 6
