@@ -25,7 +25,7 @@ from unitscope.demonstration import demo_images
 
 HERE = Path(__file__).parent
 SAMPLE = HERE.parents[1] / "shared" / "data" / "imagenet-sample"
-NETWORKS = {"torchvision:alexnet": 2400, "torchvision:resnet18": 1200, "demo:efficientnet-lite0": 1200, "torchvision:vgg16": 480}
+NETWORKS = {"torchvision:alexnet": 4800, "torchvision:resnet18": 1200, "demo:efficientnet-lite0": 1200, "torchvision:vgg16": 480}
 """The networks, and how many images each gets: so many that start-up doesn't count. Files repeat under other names."""
 WAYS = {"loop": 1, "scan": 1, "hooks": 1, "floor": 4, "crp": 8}
 """The ways, and the share of the images that each gets: one in so many."""

@@ -14,7 +14,7 @@ from unitscope.scanning.loading import Loader
 from unitscope.scanning.parts import Part, Reference
 from unitscope.scanning.workers import Job
 
-IMAGES = 4
+IMAGES = 2
 
 Picks = list[list[Pick]]
 """For every layer, the cells to look at: at most one an image."""
@@ -23,7 +23,7 @@ Picks = list[list[Pick]]
 def with_effective_fields(networks: Networks, job: Job, part: Part) -> list[Layer]:
     """The layers' records with effective fields.
 
-    In each of four images, one unit a layer is looked at: the one whose peak there stands out most among its own peaks.
+    In each of two images, one unit a layer is looked at: the one whose peak there stands out most among its own peaks.
     """
     sample = _readable(part.reference, job.loader)
     choices = [_picks(part.reference, place, job) for place, _ in sample]
