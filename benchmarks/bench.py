@@ -25,9 +25,9 @@ from unitscope.demonstration import demo_images
 
 HERE = Path(__file__).parent
 SAMPLE = HERE.parents[1] / "shared" / "data" / "imagenet-sample"
-NETWORKS = {"torchvision:alexnet": 4800, "torchvision:resnet18": 1200, "demo:efficientnet-lite0": 1200, "torchvision:vgg16": 480}
+NETWORKS = {"torchvision:alexnet": 2400, "torchvision:resnet18": 1200, "demo:efficientnet-lite0": 1200, "torchvision:vgg16": 320}
 """The networks, and how many images each gets: so many that start-up doesn't count. Files repeat under other names."""
-WAYS = {"loop": 1, "scan": 1, "hooks": 1, "floor": 4, "crp": 8}
+WAYS = {"loop": 1, "scan": 1, "hooks": 1, "floor": 4, "crp": 4}
 """The ways, and the share of the images that each gets: one in so many."""
 WORDS = {
     "loop": "evaluation loop",
@@ -49,7 +49,7 @@ class Measured:
 def measure(way: str, model: str, folder: Path, count: int) -> Measured:
     images = max(32, count // WAYS[way])
     command = [sys.executable, str(HERE / "ways.py"), way, model, str(folder), str(images)]
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent / ".bench")}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent / "src"), str(HERE.parent / ".bench")])}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
         most = 0
         while process.poll() is None:
@@ -107,7 +107,7 @@ def main() -> None:
         f"# {date.today():%Y-%m-%d}: {processor()}, {os.cpu_count()} cores\n\n"
         f"Python {platform.python_version()}, torch {version('torch')}, torchvision {version('torchvision')}, "
         f"unitscope {version('unitscope')}; {said.repeats} runs in turn, medians; images: {folder.name}. The ways on fewer images: "
-        "floor a quarter, zennit-crp an eighth.\n"
+        "the floor and zennit-crp a quarter.\n"
     )
     print(heading, flush=True)
     written = [heading]

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Thread
 from time import perf_counter, process_time
@@ -35,7 +36,7 @@ BATCH, WORKERS = 32, 2
 
 @dataclass(frozen=True)
 class Files(Dataset[tuple[Tensor, int]]):
-    """Image files as people load them."""
+    """Image files as people load them, labelled by what their names begin with, as ImageNet's are."""
 
     paths: list[Path]
     transform: Callable[[Image.Image], Tensor]
@@ -44,7 +45,13 @@ class Files(Dataset[tuple[Tensor, int]]):
         return len(self.paths)
 
     def __getitem__(self, image: int) -> tuple[Tensor, int]:
-        return self.transform(Image.open(self.paths[image]).convert("RGB")), 0
+        return self.transform(Image.open(self.paths[image]).convert("RGB")), self.labels[self.paths[image].resolve().name]
+
+    @cached_property
+    def labels(self) -> dict[str, int]:
+        words = {path.resolve().name: path.resolve().name.partition("_")[0] for path in self.paths}
+        numbers = {word: number for number, word in enumerate(sorted(set(words.values())))}
+        return {name: numbers[word] % 1000 for name, word in words.items()}
 
 
 def transform_of(said: Preprocessing) -> Callable[[Image.Image], Tensor]:

@@ -18,6 +18,10 @@ from rich.table import Table
 
 from unitscope.errors import UnitscopeError
 
+WHAT_IMAGES = (
+    "A folder of images, a .txt file with one path a line, tar shards or Parquet files, here or behind a URL "
+    "('s3://bucket/train-{000..127}.tar'), or hf:NAME:SPLIT."
+)
 LISTS = {"--layers", "--units", "--mean", "--std", "--crop", "--resize"}
 
 app = typer.Typer(
@@ -42,7 +46,7 @@ Layers = Annotated[list[str] | None, typer.Option(metavar="GLOB …", help="Glob
 Units = Annotated[str | None, typer.Option(metavar="N …", help="Numbers of units.")]
 Patch = Annotated[str, typer.Option(help="auto, field, effective or image: what of the image is drawn.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Images = Annotated[Path | None, typer.Option(help="Where the images are now, if they have moved.")]
+Images = Annotated[str | None, typer.Option(help="Where the images are now, if they have moved.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -78,7 +82,7 @@ def layers(
 
 @app.command()
 def scan(
-    model: Model, images: Annotated[Path, typer.Argument(help="A folder of images, or a .txt file with one path a line.")],
+    model: Model, images: Annotated[str, typer.Argument(help=WHAT_IMAGES)],
     out: Annotated[Path, typer.Option(help="The folder to write the atlas to.")] = Path("atlas"),
     weights: Weights = "default", seed: Seed = 0, layers: Layers = None,
     k: Annotated[int, typer.Option(help="Peaks a unit.")] = 9,
@@ -161,9 +165,9 @@ def demo(
     """Scan EfficientNet-Lite0 with its ImageNet weights over photographs that come with Python packages, and draw the figure."""
     from unitscope.atlas import Atlas
     from unitscope.demonstration import demo_images
-    from unitscope.images import as_source
+    from unitscope.images import FolderSource
 
-    place, source = out / "atlas", as_source(images or demo_images(out / "images"))
+    place, source = out / "atlas", FolderSource(images or demo_images(out / "images"))
     if (place / "atlas.json").exists():
         said = Atlas(place).manifest
         if said["images"].get("folder") != source.description["folder"] or said["listed"] != min(
@@ -218,12 +222,12 @@ def _stop(text: str, status: int) -> NoReturn:
 
 
 def _scan(network: Any, images: Any, out: Path, **options: Any) -> None:
-    from unitscope.images import as_source
+    from unitscope.images import FileSource, as_source
     from unitscope.scanning import scan as scan_images
     from unitscope.scanning.checkpoints import folder_for
 
     source = as_source(images)
-    total = min(len(source), options.get("limit") or len(source))
+    total = None if isinstance(source, FileSource) else min(len(source), options.get("limit") or len(source))
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         with _progress(total) as advance:
@@ -250,7 +254,7 @@ def _runner(name: str, address: str | None, cpus_per_worker: int, gpus_per_worke
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
+def _progress(total: int | None) -> Iterator[Callable[[int], None]]:
     """A bar with images per second and time left; nothing where nobody looks."""
     words, columns = TextColumn("{task.description}"), (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     with Progress(
@@ -293,10 +297,10 @@ def _overrides(
     return Overrides(resized, cropped, tuple(means) if means else None, tuple(stds) if stds else None, channels)
 
 
-def _images(images: Path) -> Any:
-    if images.suffix != ".txt" or not images.is_file():
+def _images(images: str) -> Any:
+    if not images.endswith(".txt") or not Path(images).is_file():
         return images
-    lines = images.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
+    lines = Path(images).read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from unitscope.atlas import pictures
 from unitscope.atlas.schema import FORMAT, MANIFEST, TABLES
 from unitscope.errors import AtlasError, LayerNotFound, suggestion
-from unitscope.images import ImageSource, Skipped, as_source, reopened
+from unitscope.images import FileSource, Skipped, Source, as_source, place_of, reopened
 from unitscope.images.pixels import Pixels
 from unitscope.records import Layer, Peak, Preprocessing
 
@@ -73,7 +73,7 @@ class Atlas:
         return [Layer(name=row.pop("layer"), **row) for row in rows]
 
     @cached_property
-    def source(self) -> ImageSource:
+    def source(self) -> Source:
         """The images that were scanned. Raises `ImagesError` where they are gone."""
         return as_source(self._images) if self._images is not None else reopened(self.manifest["images"])
 
@@ -85,7 +85,9 @@ class Atlas:
 
     @cached_property
     def _places_by_key(self) -> dict[str, int]:
-        return {self.source.key(place): place for place in range(len(self.source))}
+        numbered = self.source
+        assert not isinstance(numbered, FileSource)  # noqa: S101 - for the type checker
+        return {numbered.key(place): place for place in range(len(numbered))}
 
     def key(self, image: int) -> str:
         """The key of the image with that number, of those that the atlas mentions."""
@@ -101,7 +103,9 @@ class Atlas:
         Raises `Skipped` where it is gone, can't be read or has another size than it had.
         """
         key, size = self.key(image), self._images_met[image][1]
-        place = image if image < len(self.source) and self.source.key(image) == key else self._places_by_key.get(key)
+        place = place_of(self.source, image, key)
+        if place is None and not isinstance(self.source, FileSource):
+            place = self._places_by_key.get(key)
         if place is None:
             raise Skipped("is no longer there")
         opened = self.source.open(place)

@@ -1,10 +1,38 @@
-"""Images: where they come from (`sources`), how they become pixels (`pixels`), where a box lies on them (`geometry`)."""
+"""Images: where they come from (`sources`, and `files` that hold many), how they become pixels (`pixels`), where a box lies on them (`geometry`)."""
 
+from unitscope.images.files import FILE_BITS, FileBroken, FileSource, Item
 from unitscope.images.geometry import Geometry
 from unitscope.images.pixels import Skipped, display, prepare
-from unitscope.images.sources import DatasetSource, FolderSource, ImageSource, ListSource, as_source, keys_hash, reopened
+from unitscope.images.sources import (
+    DatasetSource,
+    FolderSource,
+    ImageSource,
+    ListSource,
+    Source,
+    as_source,
+    items_of,
+    keys_hash,
+    place_of,
+    reopened,
+)  # fmt: skip
 
 __all__ = [
-    "DatasetSource", "FolderSource", "Geometry", "ImageSource", "ListSource", "Skipped", "as_source", "display",
-    "keys_hash", "prepare", "reopened",
+    "FILE_BITS",
+    "DatasetSource",
+    "FileBroken",
+    "FileSource",
+    "FolderSource",
+    "Geometry",
+    "ImageSource",
+    "Item",
+    "ListSource",
+    "Skipped",
+    "Source",
+    "as_source",
+    "display",
+    "items_of",
+    "keys_hash",
+    "place_of",
+    "prepare",
+    "reopened",
 ]  # fmt: skip

@@ -8,8 +8,9 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -34,7 +35,7 @@ class Skipped(Exception):
     """An image that can't be read; its text is the reason."""
 
 
-def display(file: Path | BinaryIO) -> Image.Image:
+def display(file: Path | BytesIO) -> Image.Image:
     """The image as people see it: decoded, first frame, upright by its EXIF orientation, in its own mode.
 
     Raises `Skipped` for files that are no image, or broken, or larger than 500 million pixels.

@@ -6,6 +6,7 @@ source; a key says the same to a person.
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,7 +15,9 @@ import numpy as np
 from PIL import Image
 
 from unitscope.errors import ImagesError
+from unitscope.images.files import IMAGE_COLUMNS, LABEL_COLUMNS, FileSource, Item, file_source, form_of
 from unitscope.images.pixels import Pixels, Skipped, check_size, display
+from unitscope.records import Shard
 
 
 @runtime_checkable
@@ -36,6 +39,10 @@ class ImageSource(Protocol):
     def label(self, image: int) -> str | None: ...
 
     def open(self, image: int) -> Image.Image | Pixels: ...
+
+
+Source = ImageSource | FileSource
+"""Images that are numbered one by one, or that lie many to a file."""
 
 
 class FolderSource:
@@ -97,13 +104,15 @@ class ListSource:
 
 
 class DatasetSource:
-    """A map-style data set of PIL images or tensors, alone or as the first of a tuple whose second is the label.
+    """A map-style data set of PIL images or tensors: alone, as the first of a tuple whose second is the label, or in the columns
+    of a row, as Hugging Face's data sets give them.
 
-    Keys are the numbers of the images. Labels are looked up in the data set's `classes` where it has them.
+    `name` is what finds the data set again, where it has one. Keys are the numbers of the images. Labels are looked up in the data set's
+    `classes`, or the names of its column.
     """
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Any, name: str = "") -> None:
+        self.dataset, self._name = dataset, name
         if len(dataset) == 0:
             raise ImagesError("the data set is empty")
         self._labels: dict[int, str | None] = {}
@@ -111,7 +120,8 @@ class DatasetSource:
     @property
     def description(self) -> Mapping[str, Any]:
         kind = type(self.dataset)
-        return {"kind": "dataset", "type": f"{kind.__module__}.{kind.__qualname__}", "length": len(self)}
+        named = {"name": self._name} if self._name else {}
+        return {"kind": "dataset", "type": f"{kind.__module__}.{kind.__qualname__}", "length": len(self), **named}
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -132,15 +142,31 @@ class DatasetSource:
         except Exception as error:
             raise Skipped(f"the data set raised {type(error).__name__}: {error}") from error
         self._keep_label(image, item)
-        first = item[0] if isinstance(item, (tuple, list)) and item else item
+        first = _first(item)
         if isinstance(first, Image.Image):
             check_size(first)
             return first
         return _array(first)
 
     def _keep_label(self, image: int, item: Any) -> None:
+        if isinstance(item, Mapping):
+            name = next((name for name in LABEL_COLUMNS if name in item), "")
+            features = getattr(self.dataset, "features", None) or {}
+            self._labels[image] = _label(item.get(name), getattr(features.get(name), "names", None))
+            return
         said = item[1] if isinstance(item, (tuple, list)) and len(item) > 1 else None
         self._labels[image] = _label(said, getattr(self.dataset, "classes", None))
+
+
+def _first(item: Any) -> Any:
+    """The image in what a data set gives: the item itself, the first of a tuple, or the image column of a row."""
+    if isinstance(item, Mapping):
+        named = [item[name] for name in IMAGE_COLUMNS if name in item]
+        images = named or [value for value in item.values() if isinstance(value, Image.Image)]
+        if not images:
+            raise ImagesError(f"the data set's rows have the columns {', '.join(map(repr, item))}, none of which holds an image")
+        return images[0]
+    return item[0] if isinstance(item, (tuple, list)) and item else item
 
 
 def _label(said: Any, classes: Any) -> str | None:
@@ -152,28 +178,80 @@ def _label(said: Any, classes: Any) -> str | None:
     return str(said) if isinstance(said, (str, int)) else None
 
 
-def as_source(images: Any) -> ImageSource:
-    """The source that a user means: a folder, a list of paths, a map-style data set, or a source."""
+def as_source(images: Any) -> Source:
+    """The source that a user means: a folder, files of many images, a list of paths, a map-style data set, or a source.
+
+    `hf:NAME` or `hf:NAME:SPLIT` is a data set of Hugging Face's `datasets`.
+    """
+    if isinstance(images, str) and images.startswith("hf:"):
+        return _from_hugging_face(images)
     if isinstance(images, (str, os.PathLike)):
-        return FolderSource(images)
+        return file_source([os.fspath(images)]) if form_of(os.fspath(images)) else FolderSource(images)
     if isinstance(images, (list, tuple)) and all(isinstance(p, (str, os.PathLike)) for p in images):
-        return ListSource(images)
-    if isinstance(images, ImageSource):
+        many = bool(images) and all(form_of(os.fspath(path)) for path in images)
+        return file_source([os.fspath(path) for path in images]) if many else ListSource(images)
+    if isinstance(images, (ImageSource, FileSource)):
         return images
     if hasattr(images, "__getitem__") and hasattr(images, "__len__"):
         return DatasetSource(images)
-    raise ImagesError(f"images are a folder, a list of paths or a map-style data set, not a {type(images).__name__}")
+    raise ImagesError(
+        "images are a folder, tar shards or Parquet files, a list of paths or a map-style data set (one with a length), not a "
+        f"{type(images).__name__}"
+    )
 
 
-def reopened(description: Mapping[str, Any]) -> ImageSource:
+def reopened(description: Mapping[str, Any]) -> Source:
     """The source that an atlas was made from. Raises `ImagesError` where it is gone or was a data set in memory."""
     if description["kind"] == "folder":
         return FolderSource(description["folder"])
     if description["kind"] == "list":
         return ListSource(description["paths"], description["working_folder"])
+    if description["kind"] == "files":
+        return file_source(description["files"])
+    if description.get("name"):
+        return as_source(description["name"])
     raise ImagesError(
         f"the images were a data set of type {description.get('type')}; give it again: unitscope.Atlas(folder, images=dataset)"
     )
+
+
+def _from_hugging_face(name: str) -> DatasetSource:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImagesError(f"images {name!r} need Hugging Face's datasets: pip install 'unitscope[hf]'") from error
+    _, path, split = (name + "::").split(":")[:3]
+    try:
+        found = datasets.load_from_disk(path) if os.path.isdir(path) else datasets.load_dataset(path)
+    except Exception as error:
+        said = (str(error).splitlines() or ["no message"])[0]
+        raise ImagesError(f"images {name!r} can't be loaded: {type(error).__name__}: {said}") from error
+    if isinstance(found, Mapping):
+        if (not split and len(found) > 1) or (split and split not in found):
+            raise ImagesError(
+                f"images {name!r}: name one of the splits {', '.join(found)}, as in 'hf:{path}:{next(iter(found))}'"
+            )
+        found = found[split or next(iter(found))]
+    return DatasetSource(found, name)
+
+
+def items_of(source: Source, shard: Shard) -> Iterator[Item]:
+    """The images of a shard, in order: those with its numbers, or all of the file with its number."""
+    if isinstance(source, FileSource):
+        yield from source.items(shard.number)
+        return
+    for image in range(shard.start, shard.stop):
+        yield Item(image, source.key(image), partial(source.open, image), partial(source.label, image))
+
+
+def place_of(source: Source, image: int, key: str) -> int | None:
+    """The number that the image of that key has now: the given one, unless files have come or gone; None where it is gone."""
+    try:
+        if (isinstance(source, FileSource) or image < len(source)) and source.key(image) == key:
+            return image
+    except Skipped:
+        pass
+    return source.find(key) if isinstance(source, FileSource) else None
 
 
 def as_text(name: str) -> str:
@@ -181,8 +259,10 @@ def as_text(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def keys_hash(source: ImageSource, count: int) -> str:
-    """SHA-256 over the first `count` keys in order."""
+def keys_hash(source: Source, count: int) -> str:
+    """SHA-256 over the first `count` keys in order; over the names of the files where images lie many to a file."""
+    if isinstance(source, FileSource):
+        return source.hash
     digest = sha256()
     for image in range(count):
         digest.update(source.key(image).encode() + b"\0")

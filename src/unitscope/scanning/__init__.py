@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from unitscope.atlas import Atlas, place_for, write_atlas
 from unitscope.errors import ImagesError, NetworkError, ScanUnfinished, UnitscopeError
-from unitscope.images import ImageSource, Skipped, as_source, keys_hash
+from unitscope.images import FileSource, Skipped, Source, as_source, keys_hash
 from unitscope.layers import Trace, choose, trace
 from unitscope.networks import PREPROCESSING_FLAGS, Network, as_preprocessing, first_tensor, given_network, load_network
 from unitscope.records import Preprocessing
@@ -70,22 +70,23 @@ def scan(
     weights = known.hash()
     source = as_source(images)
     preprocessing = as_preprocessing(preprocess) if preprocess is not None else known.preprocessing
-    count = len(source) if limit is None else min(limit, len(source))
+    count = _count(source, limit)
     loader = _loader(source, preprocessing, count, known.model)
     target = chosen_device(device)
     _warn_of_batches(known)
     with placed(known.module, target):
         traced = trace(known.module, torch.zeros(1, *loader.shape, device=target))
         chosen = choose(traced, layers, known.model)
-        plan = ScanPlan(tuple(t.name for t in chosen), count, k, per_image, batch_size, precision)
+        files = len(source.files) if isinstance(source, FileSource) else 0
+        plan = ScanPlan(tuple(t.name for t in chosen), count, k, per_image, batch_size, precision, files)
         job = Job(plan, traced, tuple(chosen), loader, workers)
         described = _described(known, weights, job, layers)
-        with Checkpoint(place, described | {"scanned": plan.layers}).held() as checkpoint:
+        with Checkpoint(place, described | {"scanned": plan.layers, "listed": count}).held() as checkpoint:
             place_for(out)  # another scan may have come first
             networks = Networks(known.module, traced, chosen)
             part = _merged(networks, job, runner or Here(), checkpoint, on_images)
             records = with_effective_fields(networks, job, part)
-            counts = {"read": part.read, "skipped": len(part.skipped)}
+            counts = {"listed": part.listed, "read": part.read, "skipped": len(part.skipped)}
             write_atlas(out, tables(part, chosen, records, loader.preprocessing), described | counts)
             checkpoint.drop()
     return Atlas(out, images=images)
@@ -142,12 +143,23 @@ def _warn_of_batches(network: Network) -> None:
         )
 
 
-def _loader(source: ImageSource, preprocessing: Preprocessing | None, count: int, model: str) -> Loader:
+def _count(source: Source, limit: int | None) -> int:
+    """How many images there are to scan; 0 where nobody has counted them."""
+    if not isinstance(source, FileSource):
+        return len(source) if limit is None else min(limit, len(source))
+    if limit is not None:
+        raise UnitscopeError("limit is for images that are numbered one by one; give fewer files instead")
+    return 0
+
+
+def _loader(source: Source, preprocessing: Preprocessing | None, count: int, model: str) -> Loader:
     """The way from images to inputs; the first image that can be read says whether they are pictures or tensors.
 
     Raises `ImagesError` where no image can be read.
     """
     reason = ""
+    if isinstance(source, FileSource):
+        return _of_pictures(source, preprocessing, model)
     for image in range(count):
         try:
             opened = source.open(image)
@@ -156,12 +168,16 @@ def _loader(source: ImageSource, preprocessing: Preprocessing | None, count: int
             continue
         if isinstance(opened, np.ndarray):
             return Loader(source, None, (opened.shape[0], opened.shape[1], opened.shape[2]))
-        if preprocessing is None:
-            raise NetworkError(
-                f"nothing is known of how {model!r} wants its images; say it with {PREPROCESSING_FLAGS} (preprocess= in Python)"
-            )
-        return Loader(source, preprocessing, (preprocessing.channels, *preprocessing.crop))
+        return _of_pictures(source, preprocessing, model)
     raise ImagesError(f"none of {count} files is an image that can be read{reason}")
+
+
+def _of_pictures(source: Source, preprocessing: Preprocessing | None, model: str) -> Loader:
+    if preprocessing is None:
+        raise NetworkError(
+            f"nothing is known of how {model!r} wants its images; say it with {PREPROCESSING_FLAGS} (preprocess= in Python)"
+        )
+    return Loader(source, preprocessing, (preprocessing.channels, *preprocessing.crop))
 
 
 def _merged(
@@ -191,12 +207,17 @@ def _merged(
         raise ScanUnfinished(_told(failed, job))
     if not whole.read:
         reason = next(iter(whole.skipped.values()), ("", ""))
-        raise ImagesError(f"none of {job.plan.images} images can be read; {reason[0]!r} {reason[1]}")
+        raise ImagesError(f"none of {whole.listed} images can be read; {reason[0]!r} {reason[1]}")
     return whole
 
 
 def _told(failed: Sequence[Failed], job: Job) -> str:
     first = failed[0]
+    if job.plan.files:
+        return (
+            f"{len(failed)} of {job.plan.files} files could not be scanned: {first.reason}. All others were, and are kept: start the "
+            "same scan again to try these once more"
+        )
     keys = " to ".join(repr(job.loader.source.key(image)) for image in (first.shard.start, first.shard.stop - 1))
     images = sum(one.shard.stop - one.shard.start for one in failed)
     return (
@@ -218,7 +239,6 @@ def _described(network: Network, weights: str, job: Job, patterns: Sequence[str]
         "preprocessing": job.loader.preprocessing and asdict(job.loader.preprocessing),
         "input": job.loader.shape,
         "images": {**source.description, "hash": keys_hash(source, plan.images)},
-        "listed": plan.images,
         "layers": list(patterns) if patterns else None,
         "k": plan.k,
         "per_image": plan.per_image,

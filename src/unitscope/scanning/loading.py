@@ -1,6 +1,7 @@
 """From numbers of images to inputs of the network."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from unitscope.errors import ImagesError
-from unitscope.images import ImageSource, Skipped, prepare
+from unitscope.images import Item, Skipped, Source, prepare
 from unitscope.images.pixels import Pixels
 from unitscope.networks import InputForm
 from unitscope.records import Preprocessing
@@ -33,20 +34,28 @@ class Loader:
     Without preprocessing the source gives arrays that are taken as they are. `shape` is (channel, y, x) of every input.
     """
 
-    source: ImageSource
+    source: Source
     preprocessing: Preprocessing | None
     shape: tuple[int, int, int]
 
     def load(self, image: int) -> Loaded:
-        key = self.source.key(image)
+        """One image by its number."""
         try:
-            opened = self.source.open(image)
-            pixels, size = self._pixels(opened, key)
+            key = self.source.key(image)
         except Skipped as reason:
-            return Loaded(image, key, None, None, str(reason))
+            return Loaded(image, "", None, None, str(reason))
+        return self.loaded(Item(image, key, partial(self.source.open, image), partial(self.source.label, image)))
+
+    def loaded(self, item: Item) -> Loaded:
+        """One image that its shard gave."""
+        try:
+            opened = item.open()
+            pixels, size = self._pixels(opened, item.key)
+        except Skipped as reason:
+            return Loaded(item.image, item.key, None, None, str(reason))
         except (OSError, MemoryError, ValueError) as error:
-            return Loaded(image, key, None, None, f"can't be prepared: {type(error).__name__}: {error}")
-        return Loaded(image, key, pixels, ImageNote(key, *size, self.source.label(image)))
+            return Loaded(item.image, item.key, None, None, f"can't be prepared: {type(error).__name__}: {error}")
+        return Loaded(item.image, item.key, pixels, ImageNote(item.key, *size, item.label()))
 
     def _pixels(self, opened: Image.Image | Pixels, key: str) -> tuple[Pixels, tuple[int, int]]:
         """The input and the image's width and height as displayed."""

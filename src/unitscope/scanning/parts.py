@@ -47,7 +47,7 @@ class Sum:
     def then(self, later: "Sum") -> "Sum":
         """Of both together (Chan, Golub & LeVeque 1979)."""
         count = self.count + later.count
-        share = later.count / count.clamp(min=1)
+        share = later.count.double() / count.clamp(min=1)
         apart = torch.where((self.count > 0) & (later.count > 0), later.mean - self.mean, 0)
         mean = torch.where(apart.isfinite(), self.mean + apart * share, self.mean + later.mean)
         mean = torch.where(self.count > 0, mean, later.mean)
@@ -108,6 +108,9 @@ class Moments:
             self._put(place, block)
 
     def _put(self, place: tuple[int, int], block: Sum) -> None:
+        if place in self.blocks:  # a later run of the same shard
+            self.blocks[place] = self.blocks[place].then(block)
+            return
         level, number = place
         neighbour = self.blocks.pop((level, number ^ 1), None)
         if neighbour is None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from unitscope.errors import UnitscopeError
+from unitscope.images import FILE_BITS
 from unitscope.records import Shard
 
 SHARD_BATCHES = 2
@@ -12,6 +13,8 @@ SHARD_BATCHES = 2
 @dataclass(frozen=True, slots=True)
 class ScanPlan:
     """Everything that the bytes of an atlas depend on beside network, images and preprocessing.
+
+    There are `images` that are numbered one by one or, where that is 0, `files` that hold many.
 
     Raises `UnitscopeError` for numbers that make no sense.
     """
@@ -22,6 +25,7 @@ class ScanPlan:
     per_image: int = 1
     batch_size: int = 32
     precision: str = "fp32"
+    files: int = 0
 
     def __post_init__(self) -> None:
         for name in ("k", "per_image", "batch_size"):
@@ -30,8 +34,14 @@ class ScanPlan:
         if self.precision != "fp32":
             raise UnitscopeError(f"precision {self.precision!r} isn't supported; the only one is 'fp32'")
 
+    @property
+    def shard_images(self) -> int:
+        """How many images a shard of numbered ones has."""
+        return self.batch_size * SHARD_BATCHES
+
     def shards(self) -> Iterator[Shard]:
-        """Runs of a few batches, in order."""
-        length = self.batch_size * SHARD_BATCHES
-        starts = range(0, self.images, length)
-        return (Shard(number, start, min(start + length, self.images)) for number, start in enumerate(starts))
+        """Runs of a few batches, or one file each, in order."""
+        if self.files:
+            return (Shard(number, number << FILE_BITS, (number + 1) << FILE_BITS) for number in range(self.files))
+        starts = range(0, self.images, self.shard_images)
+        return (Shard(number, start, min(start + self.shard_images, self.images)) for number, start in enumerate(starts))

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from math import ceil
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unitscope.errors import UnitscopeError
+from unitscope.images import FileBroken, Item, items_of
 from unitscope.layers import Trace, TracedLayer, pass_images, tapped
 from unitscope.readings import Candidates, Picking, Reading, Spacing, by_comparing, by_pooling
 from unitscope.records import Shard
@@ -48,10 +49,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Images of one shard that go through the network together."""
+    """Images of one shard that go through the network together, or why there are none."""
 
     shard: Shard
-    images: range
+    items: tuple[Item, ...]
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,22 +100,25 @@ class Worker:
     def __call__(self, shards: Iterable[Shard]) -> Iterator[Part | Failed]:
         """One part a shard, in order; what goes wrong in one, other than what a user can mend, leaves the others alone."""
         for shard, passes in groupby(self._passes(shards), key=lambda one: one.shard):
-            done = list(passes)
-            failure = next((one.failure for one in done if one.failure), "")
-            yield Failed(shard, failure) if failure else self._part(shard, done)
+            yield self._part(shard, passes)
 
     def _passes(self, shards: Iterable[Shard]) -> Iterator[Passed]:
         """All passes in order; images are decoded and networks run in threads of their own, some passes ahead."""
         job = self.job
         length = self._pass_images()
-        passes = (
-            Pass(shard, range(start, min(start + length, shard.stop)))
-            for shard in shards
-            for start in range(shard.start, shard.stop, length)
-        )
+        passes = (one for shard in shards for one in self._cut(shard, length))
         most = 2 * len(self.networks.lanes) + ceil(2 * job.workers / length)
         with self._decoding() as decode, lanes(self.networks.lanes, job.device) as submit:
             yield from ahead(lambda one: submit(self._run, (one, decode(one))), passes, most)
+
+    def _cut(self, shard: Shard, length: int) -> Iterator[Pass]:
+        """The shard in passes; where its images can't be read to the end, the last one says why."""
+        items = items_of(self.job.loader.source, shard)
+        try:
+            while taken := tuple(islice(items, length)):
+                yield Pass(shard, taken)
+        except FileBroken as error:
+            yield Pass(shard, (), str(error))
 
     def _pass_images(self) -> int:
         batch_size = self.job.plan.batch_size
@@ -129,7 +134,7 @@ class Worker:
         with ThreadPoolExecutor(job.workers, thread_name_prefix="decode") as pool:
 
             def begin(one: Pass) -> Callable[[], list[Loaded]]:
-                return partial(_results, [pool.submit(job.loader.load, image) for image in one.images])
+                return partial(_results, [pool.submit(job.loader.loaded, item) for item in one.items])
 
             try:
                 yield begin
@@ -138,11 +143,14 @@ class Worker:
 
     def _run(self, network: nn.Module, item: tuple[Pass, Callable[[], list[Loaded]]]) -> Passed:
         one, load = item
+        if one.failure:
+            return Passed(one.shard, [], failure=one.failure)
         try:
             loaded = load()
             if all(image.pixels is None for image in loaded):
                 return Passed(one.shard, loaded)
-            return self._pooled(network, one.shard, loaded) or self._compared(network, one.shard, loaded)
+            passed = self._pooled(network, one.shard, loaded) or self._compared(network, one.shard, loaded)
+            return replace(passed, loaded=[replace(image, pixels=None) for image in loaded])
         except UnitscopeError:
             raise
         except Exception as error:
@@ -178,16 +186,22 @@ class Worker:
             tap.run(images)
         return [found[number] for number in range(len(self.job.layers))]
 
-    def _part(self, shard: Shard, passes: Iterable[Passed]) -> Part:
-        units = sum(self.job.units)
-        part = Part.empty(units, self.job.plan.k)
-        part.moments = Moments.of_nothing(shard.number, units)
-        loaded, read = [], []
-        for passed in passes:
-            loaded += passed.loaded
-            if passed.reading is not None:
-                read.append(passed)
+    def _part(self, shard: Shard, passes: Iterable[Passed]) -> Part | Failed:
+        """The shard's part, from runs of as many images as a numbered shard has, one run after the other."""
+        whole = Part.empty(sum(self.job.units), self.job.plan.k)
+        whole.moments = Moments.of_nothing(shard.number, sum(self.job.units))
+        failure = ""
+        for run in _runs(passes, self.job.plan.shard_images):
+            failure = failure or next((passed.failure for passed in run if passed.failure), "")
+            if not failure:
+                whole.merge(self._of_run(shard, run))
+        return Failed(shard, failure) if failure else whole
+
+    def _of_run(self, shard: Shard, run: list[Passed]) -> Part:
+        part = Part.empty(sum(self.job.units), self.job.plan.k)
+        loaded = [one for passed in run for one in passed.loaded]
         part.skipped = {one.image: (one.key, one.reason) for one in loaded if one.note is None}
+        read = [passed for passed in run if passed.reading is not None]
         if read:
             good = [one for one in loaded if one.note is not None]
             self._note(part, good)
@@ -229,8 +243,20 @@ class Worker:
         self._lowest_hashes.merge(Reference(hashes[taken], images, highest[:, :0], cells[:, :0]))
 
 
+def _runs(passes: Iterable[Passed], images: int) -> Iterator[list[Passed]]:
+    """Passes of at least so many images together; the last ones may be fewer."""
+    run: list[Passed] = []
+    for passed in passes:
+        run.append(passed)
+        if sum(len(one.loaded) for one in run) >= images or passed.failure:
+            yield run
+            run = []
+    if run:
+        yield run
+
+
 def _loaded(loader: Loader, one: Pass) -> list[Loaded]:
-    return [loader.load(image) for image in one.images]
+    return [loader.loaded(item) for item in one.items]
 
 
 def _results(futures: "list[Future[Loaded]]") -> list[Loaded]:

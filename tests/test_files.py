@@ -1,0 +1,310 @@
+"""Many images to a file: tar shards and Parquet files, here and behind URLs, whole, broken and slow."""
+
+import io
+import tarfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from networks import small_network
+from photographs import write_photographs
+from PIL import Image
+
+import unitscope
+from unitscope.errors import ImagesError, ScanUnfinished, UnitscopeError
+from unitscope.images import FileSource, Skipped, as_source, files, items_of, place_of
+from unitscope.records import Shard
+
+HOW = unitscope.Preprocessing((14, 14), (14, 14), (0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "PATIENCE_S", 0.001)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    """Ten pictures of cats and dogs in their stable order."""
+    return sorted(write_photographs(tmp_path / "pictures", count=10).rglob("*.png"))
+
+
+def tar_of(paths: list[Path], mode: str = "w") -> bytes:
+    """A tar file in WebDataset's form: label before picture, and a member that is neither."""
+    held = io.BytesIO()
+    with tarfile.open(fileobj=held, mode=mode) as tar:
+        for path in paths:
+            for ending, content in (("cls", path.parent.name.encode()), ("png", path.read_bytes()), ("seg.bin", b"1234")):
+                member = tarfile.TarInfo(f"some/{path.stem}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return held.getvalue()
+
+
+def parquet_of(paths: list[Path], paired: bool = True) -> bytes:
+    """A Parquet file as Hugging Face writes them, or with plain bytes; in row groups of two."""
+    images = [{"bytes": p.read_bytes(), "path": p.name} if paired else p.read_bytes() for p in paths]
+    labels = [["cat", "dog"].index(p.parent.name) for p in paths]
+    table = pa.table({"image": images, "label": labels})
+    if paired:
+        said = b'{"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}'
+        table = table.replace_schema_metadata({b"huggingface": said})
+    held = io.BytesIO()
+    pq.write_table(table, held, row_group_size=2)
+    return held.getvalue()
+
+
+def written(folder: Path, paths: list[Path], kind: str) -> list[str]:
+    """Three files of a kind; the last one is short."""
+    make = {"tar": tar_of, "tar.gz": partial(tar_of, mode="w:gz"), "parquet": parquet_of}[kind]
+    folder.mkdir(exist_ok=True)
+    names = []
+    for number, start in enumerate((0, 4, 8)):
+        name = folder / f"shard-{number}.{kind}"
+        name.write_bytes(make(paths[start : start + 4]))
+        names.append(str(name))
+    return names
+
+
+def all_items(source: FileSource) -> list[Any]:
+    return [
+        item for number in range(len(source.files)) for item in items_of(source, Shard(number, number << 32, (number + 1) << 32))
+    ]
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "parquet"])
+def test_images_come_in_order_with_keys_and_labels_and_each_is_found_again(
+    tmp_path: Path, pictures: list[Path], kind: str
+) -> None:
+    source = as_source(written(tmp_path / "shards", pictures, kind))
+    items = all_items(source)
+    assert [item.image for item in items] == [(n // 4 << 32) + n % 4 for n in range(10)]
+    assert len({item.key for item in items}) == 10
+    assert items[5].key == (
+        "shard-1.parquet/1/" + pictures[5].name if kind == "parquet" else f"shard-1.{kind}/some/{pictures[5].name}"
+    )
+    assert [item.label() for item in items] == [path.parent.name for path in pictures]
+    for item, path in zip(items, pictures, strict=True):
+        for opened in (item.open(), source.open(item.image)):
+            np.testing.assert_array_equal(np.asarray(opened), np.asarray(Image.open(path)))
+        assert source.key(item.image) == item.key
+        assert source.label(item.image) == path.parent.name
+        assert source.find(item.key) == item.image
+    assert source.find("shard-1.tar/nothing") is None
+    for beyond in (4, 3 << 32):
+        with pytest.raises(Skipped, match="is no longer there"):
+            source.open(beyond)
+
+
+def peaks(atlas: unitscope.Atlas) -> list[tuple[Any, ...]]:
+    """What the peaks are about, whatever the keys and numbers of the images are called."""
+    return [
+        (row["layer"], row["unit"], row["value"], atlas.key(row["image"]).rpartition("/")[2], row["y"], row["x"])
+        for row in atlas.table("peaks").to_pylist()
+    ]
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_scan_of_files_finds_the_peaks_of_the_folder(tmp_path: Path, pictures: list[Path], kind: str) -> None:
+    folder = unitscope.scan(small_network(), tmp_path / "pictures", tmp_path / "folder", preprocess=HOW, batch_size=1)
+    shards = str(tmp_path / "shards" / f"shard-{{0..2}}.{kind}")
+    written(tmp_path / "shards", pictures, kind)
+    atlas = unitscope.scan(small_network(), shards, tmp_path / "atlas", preprocess=HOW, batch_size=1)
+    assert peaks(atlas) == peaks(folder)
+    assert atlas.table("labels").equals(folder.table("labels"))
+    for table in ("units",):
+        for name in atlas.table(table).column_names:
+            left, right = atlas.table(table)[name].to_numpy(), folder.table(table)[name].to_numpy()
+            if left.dtype.kind == "f":
+                np.testing.assert_allclose(left, right, rtol=1e-12)
+            else:
+                np.testing.assert_array_equal(left, right)
+    assert (atlas.manifest["listed"], atlas.manifest["read"]) == (10, 10)
+    opened = unitscope.Atlas(tmp_path / "atlas")
+    assert opened.figure().tobytes() == folder.figure().tobytes()
+    assert unitscope.check(opened, small_network()).differences == []
+
+
+def test_a_long_file_is_read_in_runs(tmp_path: Path, pictures: list[Path]) -> None:
+    """One file of ten images, in runs of two."""
+    (tmp_path / "all.tar").write_bytes(tar_of(pictures))
+    atlas = unitscope.scan(small_network(), tmp_path / "all.tar", tmp_path / "atlas", preprocess=HOW, batch_size=1)
+    folder = unitscope.scan(small_network(), tmp_path / "pictures", tmp_path / "folder", preprocess=HOW, batch_size=1)
+    assert peaks(atlas) == peaks(folder)
+    np.testing.assert_allclose(atlas.table("units")["std"], folder.table("units")["std"], rtol=1e-12)
+
+
+def test_globs_and_braces_stand_for_many_files(tmp_path: Path, pictures: list[Path]) -> None:
+    names = written(tmp_path / "shards", pictures, "tar")
+    for pattern in ("shard-*.tar", "shard-{0..2}.tar", "shard-{0,1,2}.tar"):
+        assert as_source(str(tmp_path / "shards" / pattern)).files == names
+    with pytest.raises(ImagesError, match="there are no files"):
+        as_source(str(tmp_path / "nothing-*.tar"))
+    with pytest.raises(ImagesError, match="either tar shards or Parquet files, not both"):
+        as_source([names[0], "other.parquet"])
+
+
+def test_files_in_memory_are_files(tmp_path: Path, pictures: list[Path]) -> None:
+    for number, name in enumerate(written(tmp_path / "shards", pictures, "tar")):
+        fsspec.filesystem("memory").pipe(f"/bucket/shard-{number}.tar", Path(name).read_bytes())
+    atlas = unitscope.scan(small_network(), "memory://bucket/shard-*.tar", tmp_path / "atlas", preprocess=HOW)
+    local = unitscope.scan(small_network(), str(tmp_path / "shards" / "*.tar"), tmp_path / "local", preprocess=HOW)
+    assert peaks(atlas) == peaks(local)
+    assert unitscope.Atlas(tmp_path / "atlas").figure().size == local.figure().size
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """A plain server of files, without ranges."""
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class Breaking(BaseHTTPRequestHandler):
+    """Hangs up in the middle of a file for so many times."""
+
+    content = b""
+    breaks = 0
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        kind = type(self)
+        kind.breaks -= 1
+        self.wfile.write(self.content if kind.breaks < 0 else self.content[: len(self.content) // 2])
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def serve() -> Iterator[Any]:
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(handler: Any) -> str:
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_files_behind_http_are_files(tmp_path: Path, pictures: list[Path], serve: Any) -> None:
+    names = written(tmp_path / "shards", pictures, "tar")
+    url = serve(partial(Quiet, directory=str(tmp_path / "shards")))
+    atlas = unitscope.scan(small_network(), f"{url}/shard-{{0..2}}.tar", tmp_path / "atlas", preprocess=HOW)
+    assert peaks(atlas) == peaks(unitscope.scan(small_network(), names, tmp_path / "local", preprocess=HOW))
+    assert unitscope.Atlas(tmp_path / "atlas").figure().size[0] > 100
+    with pytest.raises(ScanUnfinished, match=r"nothing could be scanned: .*nothing\.tar' can't be read: FileNotFoundError"):
+        unitscope.scan(small_network(), f"{url}/nothing.tar", tmp_path / "other", preprocess=HOW)
+
+
+@pytest.mark.parametrize("breaks", [1, 2])
+def test_a_server_that_hangs_up_is_asked_again(tmp_path: Path, pictures: list[Path], serve: Any, breaks: int) -> None:
+    handler = type("Handler", (Breaking,), {"content": tar_of(pictures), "breaks": breaks})
+    atlas = unitscope.scan(small_network(), f"{serve(handler)}/all.tar", tmp_path / "atlas", preprocess=HOW)
+    assert atlas.manifest["read"] == 10
+
+
+@pytest.mark.parametrize("damage", ["cut in a picture", "cut in a header", "wrong header"])
+def test_a_broken_file_is_reported_by_name_and_the_rest_is_kept(tmp_path: Path, pictures: list[Path], damage: str) -> None:
+    names = written(tmp_path / "shards", pictures, "tar")
+    unitscope.scan(small_network(), names, tmp_path / "whole", preprocess=HOW)
+    content = Path(names[1]).read_bytes()
+    second = content.index(b"some/005.png")
+    broken = {
+        "cut in a picture": content[: second + 700],
+        "cut in a header": content[: second + 100],
+        "wrong header": content[: second + 148] + b"nonsense" + content[second + 156 :],
+    }
+    Path(names[1]).write_bytes(broken[damage])
+    with pytest.raises(ScanUnfinished, match=r"1 of 3 files could not be scanned: '.*shard-1\.tar' can't be read: "):
+        unitscope.scan(small_network(), names, tmp_path / "atlas", preprocess=HOW)
+    assert not (tmp_path / "atlas").exists()
+    Path(names[1]).write_bytes(content)
+    told: list[int] = []
+    unitscope.scan(small_network(), names, tmp_path / "atlas", preprocess=HOW, on_images=told.append)
+    assert told == [6, 4]
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "atlas" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_picture_that_cannot_be_decoded_is_skipped_with_its_key(tmp_path: Path, pictures: list[Path]) -> None:
+    pictures[3].write_bytes(b"no picture")
+    (tmp_path / "all.tar").write_bytes(tar_of(pictures))
+    atlas = unitscope.scan(small_network(), tmp_path / "all.tar", tmp_path / "atlas", preprocess=HOW)
+    assert atlas.table("skipped").to_pylist() == [
+        {"key": f"all.tar/some/{pictures[3].name}", "reason": "is not an image that Pillow knows"}
+    ]
+    assert (atlas.manifest["listed"], atlas.manifest["read"]) == (10, 9)
+
+
+def test_the_image_is_found_when_a_file_came_before_it(tmp_path: Path, pictures: list[Path]) -> None:
+    names = written(tmp_path / "shards", pictures, "tar")
+    before, after = as_source(names[1:]), as_source(names)
+    image = 1
+    assert place_of(after, image, before.key(image)) == (1 << 32) + 1
+    assert place_of(before, image, before.key(image)) == image
+
+
+def test_parquet_files_without_pictures_say_what_they_have(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"], "number": [1]}), tmp_path / "words.parquet")
+    with pytest.raises(ScanUnfinished, match="none of its columns 'text', 'number' is known to hold images; call one 'image'"):
+        unitscope.scan(small_network(), tmp_path / "words.parquet", tmp_path / "atlas", preprocess=HOW)
+
+
+def test_plain_bytes_in_parquet_are_images(tmp_path: Path, pictures: list[Path]) -> None:
+    (tmp_path / "plain.parquet").write_bytes(parquet_of(pictures, paired=False))
+    items = all_items(as_source(tmp_path / "plain.parquet"))
+    assert [item.key for item in items][:2] == ["plain.parquet/0", "plain.parquet/1"]
+    assert [item.label() for item in items][:2] == ["0", "0"]
+    np.testing.assert_array_equal(np.asarray(items[3].open()), np.asarray(Image.open(pictures[3])))
+
+
+def test_a_limit_needs_numbered_images(tmp_path: Path, pictures: list[Path]) -> None:
+    (tmp_path / "all.tar").write_bytes(tar_of(pictures))
+    with pytest.raises(UnitscopeError, match="limit is for images that are numbered"):
+        unitscope.scan(small_network(), tmp_path / "all.tar", tmp_path / "atlas", preprocess=HOW, limit=3)
+
+
+def test_hugging_face_data_sets_are_scanned_as_objects_and_by_name(tmp_path: Path, pictures: list[Path]) -> None:
+    datasets = pytest.importorskip("datasets", reason="Hugging Face's datasets aren't installed")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = {"image": [str(path) for path in pictures], "label": [path.parent.name for path in pictures]}
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+    folder = unitscope.scan(small_network(), tmp_path / "pictures", tmp_path / "folder", preprocess=HOW)
+    atlas = unitscope.scan(small_network(), dataset, tmp_path / "atlas", preprocess=HOW)
+    assert atlas.table("peaks").equals(folder.table("peaks"))
+    assert atlas.table("labels").equals(folder.table("labels"))
+    datasets.DatasetDict({"train": dataset, "test": dataset.select(range(3))}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ImagesError, match="name one of the splits train, test"):
+        as_source(f"hf:{tmp_path / 'saved'}")
+    unitscope.scan(small_network(), f"hf:{tmp_path / 'saved'}:train", tmp_path / "named", preprocess=HOW)
+    again = unitscope.Atlas(tmp_path / "named")
+    assert again.table("peaks").equals(folder.table("peaks"))
+    assert again.figure().tobytes() == folder.figure().tobytes()
+    with pytest.raises(ImagesError, match="can't be loaded"):
+        as_source(f"hf:{tmp_path / 'nowhere'}")
+
+
+def test_torchvision_data_sets_are_scanned(tmp_path: Path) -> None:
+    from torchvision.datasets import FakeData
+
+    atlas = unitscope.scan(small_network(), FakeData(12, (3, 20, 20), 4), tmp_path / "atlas", preprocess=HOW)
+    assert atlas.manifest["read"] == 12
+    assert sum(atlas.table("labels")["images"].to_pylist()) == 12
