@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from unitscope.errors import LayerNotFound, LayoutError, NetworkError
 from unitscope.layers import Trace, choose, tapped, trace
 from unitscope.networks import load_network
+from unitscope.records import Box
 
 
 def traced(model: str, size: int = 224) -> Trace:
@@ -233,7 +234,7 @@ def test_maps_that_depend_on_the_images_shape_are_refused() -> None:
 
 
 def test_patterns_that_match_layers_of_another_layout_say_what_they_leave_out() -> None:
-    found = trace(Tokens(), torch.zeros(1, 3, 8, 8))
+    found = trace(Sequences(), torch.zeros(1, 3, 8, 8))
     with pytest.warns(UserWarning, match="left out, since they can't be scanned: 'tokens'"):
         assert [layer.name for layer in choose(found, ["*"])] == ["first"]
 
@@ -259,7 +260,7 @@ def test_a_near_miss_gets_suggestions() -> None:
 
 
 class Tokens(nn.Module):
-    """A layer whose output has no units that could be told apart, behind one that has."""
+    """A layer of tokens, (image, token, unit), behind one of maps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -269,11 +270,40 @@ class Tokens(nn.Module):
         return self.tokens(self.first(images).flatten(2).transpose(1, 2))
 
 
-def test_a_layout_that_has_no_units_is_refused_by_name() -> None:
-    found = trace(Tokens(), torch.zeros(1, 3, 8, 8))
-    with pytest.raises(LayoutError, match=r"'tokens'.*\(1, 16, 5\).*--layers"):
+class Sequences(nn.Module):
+    """Tokens whose places can't be told: every second one is missing, and one more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.tokens = nn.Conv2d(3, 4, 2, stride=2), nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tokens(self.first(images).flatten(2).transpose(1, 2)[:, 1::2][:, 1:])
+
+
+def test_tokens_without_a_grid_are_refused_by_name() -> None:
+    found = trace(Sequences(), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(
+        LayoutError, match=r"'tokens'.*the 7 tokens of its output of shape \(1, 7, 5\) don't stand on a grid.*--layers"
+    ):
         choose(found)
     assert [layer.name for layer in choose(found, ["first"])] == ["first"]
+
+
+class Turned(nn.Module):
+    """Maps whose rows and columns have changed places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 2, stride=2), nn.Conv2d(4, 4, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(self.first(images).transpose(2, 3))
+
+
+def test_maps_that_are_turned_are_refused() -> None:
+    with pytest.raises(LayoutError, match=r"'last'.*holds rows and columns in another order"):
+        choose(trace(Turned(), torch.zeros(1, 3, 8, 8)))
 
 
 class ChannelsLast(nn.Module):
@@ -288,10 +318,35 @@ class ChannelsLast(nn.Module):
         return self.act(self.last(self.first(images).permute(0, 2, 3, 1)))
 
 
-def test_maps_with_their_units_last_are_refused() -> None:
-    found = trace(ChannelsLast(), torch.zeros(1, 3, 8, 8))
-    with pytest.raises(LayoutError, match=r"\(image, y, x, unit\)"):
-        choose(found)
+class ClassToken(nn.Module):
+    """Tokens of (image, token, unit) with a class token before them, or one at each end."""
+
+    def __init__(self, behind: bool = False) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 2, stride=2), nn.Linear(4, 5)
+        self.token, self.act, self.behind = nn.Parameter(torch.full((1, 1, 4), 99.0)), nn.GELU(), behind
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.first(images).flatten(2).transpose(1, 2)
+        more = [self.token.expand(len(images), -1, -1)]
+        return self.act(self.last(torch.cat([*more, tokens, *(more if self.behind else [])], 1)))
+
+
+@pytest.mark.parametrize("network", [ChannelsLast(), Tokens(), ClassToken(), ClassToken(behind=True)])
+def test_units_are_last_and_places_are_found_again(network: nn.Module) -> None:
+    """Maps and fields are those of the same network with its linear layer as a convolution of one pixel."""
+    images = torch.randn(2, 3, 8, 6)
+    found = choose(trace(network, images[:1]))
+    names = [layer.name for layer in found]
+    last = network.last if hasattr(network, "last") else network.tokens
+    with torch.no_grad():
+        expected = torch.einsum("nchw,uc->nuhw", network.first(images), last.weight) + last.bias[:, None, None]
+    seen = read_everything(network, images, names)
+    for layer in found[1:]:
+        torch.testing.assert_close(seen[layer.name], expected)
+        assert (layer.layer.units, layer.layer.map_height, layer.layer.map_width) == (5, 4, 3)
+        assert (layer.layer.field_height, layer.layer.stride_y) == (2, 2)
+        assert layer.fields.box(3, 1, 2) == Box(2, 4, 4, 6)
 
 
 def test_a_network_that_cannot_run_on_such_images_says_so() -> None:

@@ -90,6 +90,7 @@ def scan(
     batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 32,
     workers: Annotated[int, typer.Option(help="Threads that decode.")] = 2,
     limit: Annotated[int | None, typer.Option(help="Scan the first images only.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, or bf16: screen in bfloat16, rank in float32.")] = "fp32",
     runner: Annotated[str, typer.Option(help="here, or ray: on all machines of a Ray cluster.")] = "here",
     address: Annotated[str | None, typer.Option(help="The Ray cluster's; auto finds that of this machine, none starts one here.")] = None,
     cpus_per_worker: Annotated[int, typer.Option(help="Cores of one Ray worker.")] = 1,
@@ -106,6 +107,7 @@ def scan(
     source = as_source(_images(images))
     network, preprocessing = _network(model, weights, seed, overrides)
     options = {"layers": layers, "k": k, "per_image": per_image, "batch_size": batch_size, "workers": workers, "device": device}
+    options["precision"] = precision
     _scan(network, source, out, preprocess=preprocessing, limit=limit, runner=spread, **options)
 
 
@@ -239,6 +241,8 @@ def _scan(network: Any, images: Any, out: Path, **options: Any) -> None:
     print(
         f"{atlas.manifest['read']:,} images, {len(atlas.layers)} layers, {sum(layer.units for layer in atlas.layers):,} units in {out}"
     )
+    if again := atlas.manifest.get("again"):
+        print(f"{again:,} of {atlas.manifest['read']:,} images ran again in fp32 ({again / atlas.manifest['read']:.1%})")
     if skipped:
         print(f"{skipped:,} files were skipped; why is in {out / 'skipped.parquet'}")
 

@@ -3,7 +3,7 @@
 UnitscopeError
 ├── NetworkError      a network that can't be found, built, loaded or run
 ├── LayerNotFound     a pattern that no layer of the network answers to
-├── LayoutError       a layer whose output isn't (image, unit, y, x) or (image, unit)
+├── LayoutError       a layer whose output has no units, or no places, that can be told apart
 ├── ImagesError       no images, or none that can be read
 ├── ScanUnfinished    shards that failed, while the others were scanned and kept
 └── AtlasError        an atlas that is missing, incomplete, or in the way

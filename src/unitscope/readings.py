@@ -73,9 +73,9 @@ def by_pooling(maps: Float[Tensor, "image unit y x"]) -> tuple[Tensor, Tensor]:
     if maps.shape[2:] == (1, 1):
         values = maps.flatten(1).float()
         return values.clone() if values.data_ptr() == maps.data_ptr() else values, torch.zeros_like(values, dtype=torch.int64)
-    maps = maps.float().contiguous(memory_format=torch.channels_last)
+    maps = maps.contiguous(memory_format=torch.channels_last)
     values, cells = nn.functional.max_pool2d(maps, maps.shape[2:], return_indices=True)
-    return values.flatten(1), cells.flatten(1)
+    return values.flatten(1).float(), cells.flatten(1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,8 +85,8 @@ def _bounds(planes: Planes, length: int) -> Array:
 
 
 def _centres(bounds: Array, cells: int, length: int) -> Array:
-    """Where cells stand: the middles of their fields or, where all see the whole input, spread evenly over it."""
+    """Where cells stand: the middles of their fields or, where several have the same one, spread evenly over the input."""
     middles = np.asarray(bounds.mean(axis=0))
-    if cells > 1 and (len(middles) == 1 or np.ptp(middles) == 0):
+    if cells > 1 and (len(middles) == 1 or (np.diff(middles) == 0).any()):
         return (np.arange(cells) + 0.5) * length / cells
     return np.broadcast_to(middles, cells)

@@ -113,8 +113,8 @@ def global_along(planes: Planes, dims: Sequence[int]) -> Planes:
         after = [varying(p).amax(list(dims), keepdim=True) for p in before]
         starts = before[OUTER_START]
         joined = any(differs(starts, d) for d in dims)
-        left, standing = (any(differs(after[plane], d) for d in range(starts.dim())) for plane in (OUTER_START, PLACE))
-        if not standing:
+        left = any(differs(after[OUTER_START], d) for d in range(starts.dim()))
+        if any(differs(before[PLACE], d) for d in dims):  # a mixture of places stands at none of them
             after[PLACE] = torch.full_like(after[PLACE], NOTHING)
         result += _axis_as_global(after) if joined and not left else after
     return [p.expand([1 if d in dims else n for d, n in enumerate(planes[0].shape)]) for p in result]

@@ -56,10 +56,13 @@ class Tap:
 
         return before, after
 
-    def _take(self, number: int, maps: Tensor) -> None:
-        maps = maps if maps.dim() == 4 else maps[..., None, None]
+    def _take(self, number: int, output: Tensor) -> None:
         layer = self.layers[number].layer
         expected = (self._images, layer.units, layer.map_height, layer.map_width)
+        try:
+            maps = self.layers[number].layout.maps(output)
+        except (RuntimeError, IndexError):  # fewer dimensions, or fewer tokens
+            maps = output
         if tuple(maps.shape) != expected:
             raise NetworkError(
                 f"layer {layer.name!r} gave maps of shape {tuple(maps.shape)} where {expected} was expected: its calls or its maps "

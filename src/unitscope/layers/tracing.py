@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from unitscope.errors import NetworkError
-from unitscope.fields import COLUMNS, PLACE, ROWS, Array, FieldMode, Fields, Planes, differs, fields_of
+from unitscope.fields import Array, FieldMode, Fields, Planes, fields_of
 from unitscope.layers.flow import SAME_VALUES, Call, FlowMode, Operator
+from unitscope.layers.layouts import Layout, layout_of
 from unitscope.networks import InputForm, exactly, first_tensor
 from unitscope.records import Layer
 
@@ -40,7 +41,7 @@ WEIGHTED = (
 class TracedLayer:
     """A layer with what it takes to read it: the `count`-th call of `module`, and the fields of its cells.
 
-    `reads_input` is True for calls of activation modules, whose value is what goes in (rule 1).
+    `reads_input` is True for calls of activation modules, whose value is what goes in (rule 1). `layout` makes maps of it.
     """
 
     layer: Layer
@@ -49,6 +50,7 @@ class TracedLayer:
     reads_input: bool
     default: bool
     fields: Fields
+    layout: Layout
 
     @property
     def name(self) -> str:
@@ -122,31 +124,33 @@ def _traced(network: nn.Module, images: Tensor, form: InputForm) -> Trace:
         with fields, flow.watching(network):
             fields.start(images)
             network(images)
-    reading = Reading(flow)
+    reading = Reading(flow, (images.shape[-2], images.shape[-1]))
     layers: list[TracedLayer] = []
     refused: list[Refusal] = []
     for call in reading.layer_calls():
-        reason = refusal(call, reading.activates(call))
-        if reason:
-            refused.append(Refusal(call.layer_name, reason, reading.default(call) and reading.depends(call)))
+        layout = reading.layout(call)
+        if isinstance(layout, str):
+            refused.append(Refusal(call.layer_name, layout, reading.default(call) and reading.depends(call)))
         else:
-            layers.append(_described(call, reading, len(layers), images.shape[-2:]))
+            layers.append(_described(call, reading, layout, len(layers)))
     channels, height, width = images.shape[1:]
     return Trace(layers, refused, form, (channels, height, width), frozenset(fields.unknown), reading.folds())
 
 
-def _described(call: Call, reading: "Reading", order: int, size: torch.Size) -> TracedLayer:
+def _described(call: Call, reading: "Reading", layout: Layout, order: int) -> TracedLayer:
     inward = reading.activates(call)
-    planes, shape = (call.read_planes, call.read_shape) if inward else (call.made_planes, call.made_shape)
-    if planes is None:
-        raise ValueError(f"{call.layer_name} was refused")
-    units, *map_size = shape[1:]
-    height, width = map_size or (1, 1)
-    fields = fields_of(planes, *size)
+    planes = [layout.maps(plane) for plane in _found(call, inward)[0] or []]
+    _, units, height, width = planes[0].shape
+    fields = fields_of(planes, *reading.input_size)
     steps = _step(fields.centres_y), _step(fields.centres_x)
     kind = type(call.module).__name__
     layer = Layer(call.layer_name, kind, units, height, width, *fields.inner_size(), *steps, reading.activation(call), order)
-    return TracedLayer(layer, call.name, call.count, inward, reading.default(call), fields)
+    return TracedLayer(layer, call.name, call.count, inward, reading.default(call), fields, layout)
+
+
+def _found(call: Call, inward: bool) -> tuple[Planes | None, tuple[int, ...]]:
+    """Planes and shape of what is read of a call: what goes in, or what comes out."""
+    return (call.read_planes, call.read_shape) if inward else (call.made_planes, call.made_shape)
 
 
 def _step(centres: Array) -> int:
@@ -155,36 +159,15 @@ def _step(centres: Array) -> int:
     return round(float(centres[middle] - centres[middle - 1])) if len(centres) > 1 else 0
 
 
-def refusal(call: Call, inward: bool) -> str:
-    """Why a layer's output has no units that can be told apart; empty where it has."""
-    planes, shape = (call.read_planes, call.read_shape) if inward else (call.made_planes, call.made_shape)
-    if not shape:
-        return f"its output is a {call.output_type}, not a tensor"
-    if len(shape) not in (2, 4):
-        return f"its output has shape {shape}, which is neither (image, unit, y, x) nor (image, unit)"
-    if planes is None:
-        return "it doesn't depend on the images"
-    if shape[0] != 1:
-        return f"its output has shape {shape} for one image: images and something else share the first dimension"
-    last = isinstance(call.module, nn.Linear) or (type(call.module) is nn.LayerNorm and len(call.module.normalized_shape) == 1)
-    units_last = last and len(shape) == 4
-    if units_last or (len(shape) == 4 and not _laid_out(planes)):
-        return f"its output of shape {shape} seems to be laid out (image, y, x, unit)"
-    return ""
-
-
-def _laid_out(planes: Planes) -> bool:
-    """True where rows run along dimension 2 and columns along dimension 3, as far as that can be told."""
-    return not (differs(planes[ROWS + PLACE], 3) or differs(planes[COLUMNS + PLACE], 2))
-
-
 class Reading:
     """What the log of a pass says about its module calls."""
 
-    def __init__(self, flow: FlowMode) -> None:
+    def __init__(self, flow: FlowMode, input_size: tuple[int, int]) -> None:
+        self.input_size = input_size
         self._calls = flow.calls
         self._constants = flow.constants
         self._by_number = {c.number: c for c in flow.calls}
+        self._makers = {c.made: c for c in flow.calls if c.leaf and c.made is not None and c.made != c.read}
         self._readers: dict[int, list[Call]] = {}
         self._uses: dict[int, list[Operator]] = {}
         for call in flow.calls:
@@ -228,6 +211,19 @@ class Reading:
         given = {value for o in call.operators for value in o.read if value not in made and value not in self._constants}
         return call.leaf and weightless and names <= POINTWISE and not names.isdisjoint(CURVED) and given == {call.read}
 
+    def layout(self, call: Call) -> Layout | str:
+        """How what is read of the call holds units and places, or why it can't be scanned."""
+        inward = self.activates(call)
+        planes, shape = _found(call, inward)
+        if not shape:
+            return f"its output is a {call.output_type}, not a tensor"
+        if planes is None:
+            return "it doesn't depend on the images"
+        if shape[0] != 1:
+            return f"its output has shape {shape} for one image: images and something else share the first dimension"
+        maker = call if not inward else self._makers.get(call.read) if call.read is not None else None
+        return layout_of(shape, planes, maker is not None and _units_last(maker))
+
     def depends(self, call: Call) -> bool:
         """True where what the call reads or makes depends on the images."""
         return call.read_planes is not None or call.made_planes is not None
@@ -266,6 +262,12 @@ class Reading:
             end = norm or end
             value = norm.made if norm else called.made if called else None
         return end
+
+
+def _units_last(call: Call) -> bool:
+    """True for modules that compute along the last dimension."""
+    along_one = type(call.module) is nn.LayerNorm and len(call.module.normalized_shape) == 1
+    return along_one or isinstance(call.module, nn.Linear)
 
 
 def _weighs(call: Call) -> bool:

@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -14,21 +14,22 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from unitscope.atlas import Atlas, place_for, write_atlas
-from unitscope.errors import ImagesError, NetworkError, ScanUnfinished, UnitscopeError
+from unitscope.errors import ImagesError, NetworkError, UnitscopeError
 from unitscope.images import FileSource, Skipped, Source, as_source, keys_hash
 from unitscope.layers import Trace, choose, trace
 from unitscope.networks import PREPROCESSING_FLAGS, Network, as_preprocessing, first_tensor, given_network, load_network
 from unitscope.records import Preprocessing
-from unitscope.runners import Failed, Runner
+from unitscope.runners import Runner
 from unitscope.runners.here import Here
 from unitscope.scanning.checkpoints import Checkpoint
 from unitscope.scanning.effects import with_effective_fields
+from unitscope.scanning.gathering import gather
 from unitscope.scanning.lanes import Networks
 from unitscope.scanning.loading import Loader
-from unitscope.scanning.parts import Part
 from unitscope.scanning.plans import ScanPlan
+from unitscope.scanning.screening import screened, why_not
 from unitscope.scanning.tables import tables
-from unitscope.scanning.workers import Job, Worker
+from unitscope.scanning.workers import Job
 
 
 @torch.inference_mode(False)
@@ -53,11 +54,14 @@ def scan(
 
     `network` is a model string (with its default weights), an `nn.Module`, or what `load_network` gives. `images` is a folder, a
     list of paths, or a map-style data set of PIL images or of preprocessed tensors (channel, y, x), alone or with labels.
+    `images` may also name tar shards or Parquet files, here or behind URLs, or `hf:NAME:SPLIT`.
     `layers` are glob patterns; without them all default layers are scanned. `preprocess` is a `Preprocessing` or a torchvision
     preset, and is needed for pictures with a network that has none. `workers` threads decode. Of one image a unit gets one peak,
-    or `per_image` that are half a field apart. `limit` scans the first images only; `on_images` is told of progress.
+    or `per_image` that are half a field apart. With `precision` bf16 the images are screened in bfloat16 first, and only those that
+    may hold peaks run in float32; where that gains nothing a warning says so. `runner` spreads the work (`RayRunner`). `limit` scans the first images only; `on_images` is told of progress.
 
-    The network is left as it was: mode, device and weights. Raises `UnitscopeError` for anything that the caller can mend, before
+    A scan that was stopped goes on where it was when it is started again. The network is left as it was: mode, device and weights.
+    Raises `ScanUnfinished` where some images couldn't be scanned while the others were and are kept. Raises `UnitscopeError` for anything that the caller can mend, before
     anything is written.
     """
     place = place_for(out)
@@ -79,17 +83,26 @@ def scan(
         chosen = choose(traced, layers, known.model)
         files = len(source.files) if isinstance(source, FileSource) else 0
         plan = ScanPlan(tuple(t.name for t in chosen), count, k, per_image, batch_size, precision, files)
-        job = Job(plan, traced, tuple(chosen), loader, workers)
+        networks = Networks(known.module, traced, chosen)
+        job = _affordable(Job(plan, traced, tuple(chosen), loader, workers), networks)
         described = _described(known, weights, job, layers)
         with Checkpoint(place, described | {"scanned": plan.layers, "listed": count}).held() as checkpoint:
             place_for(out)  # another scan may have come first
-            networks = Networks(known.module, traced, chosen)
-            part = _merged(networks, job, runner or Here(), checkpoint, on_images)
+            run = screened if job.plan.precision == "bf16" else gather
+            part = run(networks, job, runner or Here(), checkpoint, on_images or (lambda _: None))
             records = with_effective_fields(networks, job, part)
-            counts = {"listed": part.listed, "read": part.read, "skipped": len(part.skipped)}
+            counts = {"listed": part.listed, "read": part.read, "skipped": len(part.skipped), "again": part.again}
             write_atlas(out, tables(part, chosen, records, loader.preprocessing), described | counts)
             checkpoint.drop()
     return Atlas(out, images=images)
+
+
+def _affordable(job: Job, networks: Networks) -> Job:
+    """The job as asked for, or in float32 where bfloat16 would gain nothing, which a warning tells."""
+    if job.plan.precision == "bf16" and (reason := why_not(job, networks)):
+        warnings.warn(f"bf16 would gain nothing here, so this runs in fp32: {reason}", stacklevel=3)
+        return replace(job, plan=replace(job.plan, precision="fp32"))
+    return job
 
 
 def traced_layers(network: Network, preprocessing: Preprocessing) -> Trace:
@@ -178,52 +191,6 @@ def _of_pictures(source: Source, preprocessing: Preprocessing | None, model: str
             f"nothing is known of how {model!r} wants its images; say it with {PREPROCESSING_FLAGS} (preprocess= in Python)"
         )
     return Loader(source, preprocessing, (preprocessing.channels, *preprocessing.crop))
-
-
-def _merged(
-    networks: Networks, job: Job, runner: Runner, checkpoint: Checkpoint, on_images: Callable[[int], None] | None
-) -> Part:
-    """The merged part of all shards, from those that an earlier scan finished on.
-
-    Raises `ScanUnfinished` where shards failed, after the others are done and kept.
-    """
-    whole = checkpoint.load() or Part.empty(sum(job.units), job.plan.k)
-    tell = on_images or (lambda _: None)
-    if whole.listed:
-        tell(whole.listed)
-    failed = []
-    shards = (shard for shard in job.plan.shards() if not whole.moments.holds(shard.number))
-    for result in runner.map(lambda: Worker(networks, job), shards):
-        if isinstance(result, Failed):
-            failed.append(result)
-        else:
-            tell(result.listed)
-            whole.merge(result)
-            checkpoint.offer(whole)
-    if failed and not whole.moments.blocks:
-        raise ScanUnfinished(f"nothing could be scanned: {failed[0].reason}")
-    if failed:
-        checkpoint.save(whole)
-        raise ScanUnfinished(_told(failed, job))
-    if not whole.read:
-        reason = next(iter(whole.skipped.values()), ("", ""))
-        raise ImagesError(f"none of {whole.listed} images can be read; {reason[0]!r} {reason[1]}")
-    return whole
-
-
-def _told(failed: Sequence[Failed], job: Job) -> str:
-    first = failed[0]
-    if job.plan.files:
-        return (
-            f"{len(failed)} of {job.plan.files} files could not be scanned: {first.reason}. All others were, and are kept: start the "
-            "same scan again to try these once more"
-        )
-    keys = " to ".join(repr(job.loader.source.key(image)) for image in (first.shard.start, first.shard.stop - 1))
-    images = sum(one.shard.stop - one.shard.start for one in failed)
-    return (
-        f"{images:,} images in {len(failed)} shards could not be scanned, among them {keys}: {first.reason}. All others were, and are "
-        "kept: start the same scan again to try these once more"
-    )
 
 
 # ── the manifest ────────────────────────────────────────────────────────────────────────────────────────────────────

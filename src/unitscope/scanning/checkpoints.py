@@ -39,11 +39,15 @@ def folder_for(place: Path) -> Path:
 class Checkpoint:
     """The folder of one scan, held for as long as `held` lasts."""
 
-    def __init__(self, place: Path, plan: Mapping[str, Any]) -> None:
-        self.folder = folder_for(place)
+    def __init__(self, place: Path, plan: Mapping[str, Any], name: str = "checkpoint") -> None:
+        self.folder, self._name = folder_for(place), name
         self._place = place
         self._plan = json.loads(json.dumps(plan, default=str))
-        self._due = 0.0
+        self._due = monotonic() + EVERY_S
+
+    def named(self, name: str) -> "Checkpoint":
+        """One more in the same folder, for another stage of the scan."""
+        return Checkpoint(self._place, self._plan, name)
 
     @contextmanager
     def held(self) -> Iterator["Checkpoint"]:
@@ -55,12 +59,11 @@ class Checkpoint:
         try:
             with FileLock(self.folder / "lock", timeout=0):
                 self._check_plan()
-                self._due = monotonic() + EVERY_S
                 yield self
         except Timeout as error:
             raise AtlasError(f"another scan is writing to {str(self._place)!r} right now; give another --out") from error
         finally:
-            if not (self.folder / "checkpoint").exists():
+            if not self._begun:
                 self.drop()
 
     def load(self) -> Part | None:
@@ -68,7 +71,7 @@ class Checkpoint:
 
         Raises `AtlasError` where it is damaged.
         """
-        path = self.folder / "checkpoint"
+        path = self.folder / self._name
         if not path.exists():
             return None
         digest, _, content = path.read_bytes().partition(b"\n")
@@ -92,15 +95,20 @@ class Checkpoint:
         part.forget()
         content = save(_packed(part))
         self._write("plan.json", json.dumps(self._plan, indent=2, sort_keys=True).encode())
-        self._write("checkpoint", sha256(content).hexdigest().encode() + b"\n" + content)
+        self._write(self._name, sha256(content).hexdigest().encode() + b"\n" + content)
 
     def drop(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    @property
+    def _begun(self) -> bool:
+        """True where there is something to go on from."""
+        return any((self.folder / name).exists() for name in ("checkpoint", "screened"))
+
     def _check_plan(self) -> None:
         path = self.folder / "plan.json"
-        if not (self.folder / "checkpoint").exists():
+        if not self._begun:
             return
         with suppress(ValueError, OSError):
             found = json.loads(path.read_text(encoding="utf-8"))

@@ -4,6 +4,7 @@ On a processor, several forward passes on one core each are done sooner than one
 slowest thread of every layer. And what a pass computes doesn't depend on how many lanes there are.
 """
 
+import copy
 import ctypes
 import sys
 from collections import deque
@@ -29,15 +30,23 @@ Submit = Callable[[Callable[[nn.Module, Any], Any], Any], "Future[Any]"]
 
 
 class Networks:
-    """The network's copies, one a lane, made where and when they are first asked for; other processes make their own."""
+    """The network's copies, one a lane, made where and when they are first asked for; other processes make their own.
 
-    def __init__(self, module: nn.Module, trace: Trace, chosen: Sequence[TracedLayer]) -> None:
-        self.module, self._trace, self._chosen = module, trace, chosen
+    With a `dtype`, the copies compute in it.
+    """
+
+    def __init__(self, module: nn.Module, trace: Trace, chosen: Sequence[TracedLayer], dtype: torch.dtype | None = None) -> None:
+        self.module, self.trace, self.chosen, self.dtype = module, trace, chosen, dtype
 
     @cached_property
     def lanes(self) -> list[nn.Module]:
-        device = self._trace.form.device
-        return copies(self.module.to(device), self._trace, self._chosen, lane_count(device))
+        device = self.trace.form.device
+        made = copies(self.module.to(device), self.trace, self.chosen, lane_count(device))
+        return made if self.dtype is None else [self.lowered(network) for network in made]
+
+    def lowered(self, network: nn.Module) -> nn.Module:
+        """A copy of a network in the other type."""
+        return copy.deepcopy(network).to(self.dtype)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "lanes"}

@@ -193,6 +193,8 @@ class Part:
     labels: Counter[str] = field(default_factory=Counter)
     skipped: dict[int, tuple[str, str]] = field(default_factory=dict)
     read: int = 0
+    again: int = 0
+    """How many images ran a second time (see `screening`)."""
 
     @classmethod
     def empty(cls, units: int, k: int) -> "Part":

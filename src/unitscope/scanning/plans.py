@@ -31,8 +31,8 @@ class ScanPlan:
         for name in ("k", "per_image", "batch_size"):
             if getattr(self, name) < 1:
                 raise UnitscopeError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.precision != "fp32":
-            raise UnitscopeError(f"precision {self.precision!r} isn't supported; the only one is 'fp32'")
+        if self.precision not in ("fp32", "bf16"):
+            raise UnitscopeError(f"precision is fp32 or bf16, not {self.precision!r}")
 
     @property
     def shard_images(self) -> int:

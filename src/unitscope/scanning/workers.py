@@ -30,13 +30,14 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a worker needs beside the network: which layers to read, how, and on what."""
+    """What a worker needs beside the network: which layers to read, how, and on what: all images, or `only` those."""
 
     plan: ScanPlan
     trace: Trace
     layers: tuple[TracedLayer, ...]
     loader: Loader
     workers: int
+    only: frozenset[int] | None = None
 
     @property
     def units(self) -> list[int]:
@@ -113,7 +114,9 @@ class Worker:
 
     def _cut(self, shard: Shard, length: int) -> Iterator[Pass]:
         """The shard in passes; where its images can't be read to the end, the last one says why."""
-        items = items_of(self.job.loader.source, shard)
+        items, only = items_of(self.job.loader.source, shard), self.job.only
+        if only is not None:
+            items = (item for item in items if item.image in only)
         try:
             while taken := tuple(islice(items, length)):
                 yield Pass(shard, taken)

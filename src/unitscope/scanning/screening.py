@@ -1,0 +1,97 @@
+"""Screening in bfloat16: a fast first look at all images, and an exact second one at those that may hold peaks.
+
+A forward pass in bfloat16 takes half the time where the hardware has it, and its values are right to two or three digits. So it
+can't rank, but it can rule out: an image that comes up to no unit's k-th value, nor near it, holds no peak. The others run again in
+float32, and those values are ranked and stored. The statistics over all images are those of the first look.
+"""
+
+from dataclasses import replace
+from math import exp
+
+import torch
+from torch import Tensor, nn
+
+from unitscope.layers import tapped
+from unitscope.networks import exactly
+from unitscope.runners import Runner
+from unitscope.scanning.checkpoints import Checkpoint
+from unitscope.scanning.gathering import Tell, gather
+from unitscope.scanning.lanes import Networks
+from unitscope.scanning.parts import REFERENCE_IMAGES, Part
+from unitscope.scanning.workers import Job
+from unitscope.topk import NO_IMAGE
+
+MARGIN = 0.03
+"""How far below its k-th value a unit's candidates may be, as a share of it."""
+WORTH = 1 / 3
+"""The share of images to run again from which on screening costs more than it saves."""
+
+
+def why_not(job: Job, networks: Networks) -> str:
+    """Why a scan of this plan would gain nothing from bfloat16; empty where it would."""
+    plan, device = job.plan, job.device
+    if not _has_bfloat16(device):
+        return f"this {device.type} has no bfloat16 arithmetic"
+    images, wanted = plan.images, sum(job.units) * plan.k + REFERENCE_IMAGES
+    if images and (share := 1 - exp(-wanted / images)) > WORTH:
+        return f"about {share:.0%} of the {images:,} images would have to run again for {sum(job.units):,} units"
+    if networks.lanes[0] is networks.module:
+        return "the network can't be copied"
+    return _refuses(networks.lanes[0], job)
+
+
+def screened(networks: Networks, job: Job, runner: Runner, checkpoint: Checkpoint, tell: Tell) -> Part:
+    """The part of a whole scan, screened. `part.again` says how many images ran again."""
+    form = replace(job.trace.form, dtype=torch.bfloat16)
+    look = replace(job, plan=replace(job.plan, k=2 * job.plan.k), trace=replace(job.trace, form=form))
+    first = checkpoint.named("screened")
+    rough = gather(Networks(networks.module, job.trace, networks.chosen, torch.bfloat16), look, runner, first, tell)
+    first.save(rough)
+    only = candidates(rough, job.plan.k)
+    exact = gather(networks, replace(job, only=only), runner, checkpoint, lambda _: None)
+    return _joined(rough, exact)
+
+
+def candidates(rough: Part, k: int) -> frozenset[int]:
+    """The images that may hold peaks: those of every unit's k first, of others near the k-th value, and of the reference sample."""
+    values, images = rough.best.values, rough.best.images
+    floor = values[:, k - 1 : k]
+    near = (values >= floor - MARGIN * floor.abs()) | floor.isnan()
+    kept = images[near & (images != NO_IMAGE)]
+    return frozenset(kept.unique().tolist()) | frozenset(rough.reference.images.tolist())
+
+
+def _joined(rough: Part, exact: Part) -> Part:
+    """Peaks and reference sample of the second look, and the statistics of the first, whose highest values are the exact ones."""
+    extremes, best = rough.moments.extremes, exact.best.values[:, 0]
+    if extremes is not None:
+        rough.moments.extremes = replace(extremes, highest=torch.where(best.isnan(), extremes.highest, best))
+    exact.moments, exact.labels, exact.skipped = rough.moments, rough.labels, rough.skipped
+    exact.again, exact.read = exact.read, rough.read
+    return exact
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """True where products of bfloat16 are faster than those of float32; torch has no public word for it on processors."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in known)
+
+
+def _refuses(network: nn.Module, job: Job) -> str:
+    """What a pass in bfloat16 stumbles over; empty where it runs."""
+    noise = torch.randn(2, *job.trace.shape, generator=torch.Generator().manual_seed(0)).to(job.device)
+    images = replace(job.trace.form, dtype=torch.bfloat16).of(noise)
+
+    def keep(_: int, maps: Tensor) -> None:
+        if maps.dtype != torch.bfloat16:
+            raise TypeError(f"a layer computes in {maps.dtype}")
+
+    try:
+        low = Networks(network, job.trace, job.layers, torch.bfloat16).lowered(network)
+        with torch.no_grad(), exactly(low, job.device), tapped(low, job.layers, keep) as tap:
+            tap.run(images)
+    except Exception as error:
+        return f"the network doesn't run in bfloat16: {(str(error).splitlines() or ['no message'])[0]}"
+    return ""
