@@ -183,7 +183,7 @@ class FileBroken(Exception):
 class Tar:
     """A tar file in WebDataset's form: members whose names are equal up to the first dot after the last slash are one sample.
 
-    Its image is the first member that ends as pictures do, its label what a member `.cls`, `.txt` or `.json` says.
+    Its image is the first member that ends as pictures do, its label what a member `.cls` or `.json` says; captions are no labels.
     """
 
     def read(self, file: Stream) -> Iterator[Sample]:
@@ -254,7 +254,7 @@ def _sample(name: str, members: Iterable[tuple[tarfile.TarInfo, bytes]]) -> Iter
         ending = _ending(member)
         if picture is None and ending in PICTURES:
             picture = (member.name, content)
-        elif ending in ("cls", "txt"):
+        elif ending == "cls":
             label = label or content.decode("utf-8", "backslashreplace").strip()
         elif ending == "json":
             label = label or _label_of(content)

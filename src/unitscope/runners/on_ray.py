@@ -16,7 +16,7 @@ from unitscope.records import Shard
 from unitscope.runners import Failed, Mergeable, Result, Work
 
 TRIES = 3
-CHUNK_S = 10.0
+CHUNK_S = 30.0
 LARGEST_CHUNK = 64
 LOOK_AGAIN_S = 5.0
 
@@ -67,7 +67,7 @@ class RayRunner:
 
 @dataclass(slots=True)
 class Queue:
-    """Shards that wait, and those that must be done again; chunks grow until one takes some ten seconds, and shrink at the end."""
+    """Shards that wait, and those that must be done again; chunks grow until one takes half a minute, and shrink at the end."""
 
     _shards: Iterable[Shard]
     _ready: deque[Shard] = field(default_factory=deque)
