@@ -25,16 +25,25 @@ from unitscope.demonstration import demo_images
 
 HERE = Path(__file__).parent
 SAMPLE = HERE.parents[1] / "shared" / "data" / "imagenet-sample"
-NETWORKS = {"torchvision:alexnet": 2400, "torchvision:resnet18": 1200, "demo:efficientnet-lite0": 1200, "torchvision:vgg16": 320}
+NETWORKS = {"torchvision:alexnet": 4800, "torchvision:resnet18": 1200, "demo:efficientnet-lite0": 1200, "torchvision:vgg16": 320}
 """The networks, and how many images each gets: so many that start-up doesn't count. Files repeat under other names."""
 WAYS = {"loop": 1, "scan": 1, "hooks": 1, "floor": 4, "crp": 4}
 """The ways, and the share of the images that each gets: one in so many."""
+PAIRS = {
+    "Two Ray workers of one core beside one scan on two": ("torchvision:resnet18", 1200, "steady", "ray"),
+    "Screening in bfloat16 beside float32, one layer of 48 units": ("torchvision:googlenet", 4800, "narrow", "screened"),
+}
+"""Other questions: a network, how many images, and two ways."""
 WORDS = {
     "loop": "evaluation loop",
     "scan": "unitscope scan, fp32",
     "hooks": "hooks, amax, topk",
     "floor": "floor",
     "crp": "zennit-crp 0.6.0",
+    "steady": "one scan",
+    "ray": "on Ray",
+    "narrow": "fp32",
+    "screened": "bf16",
 }
 
 
@@ -47,7 +56,7 @@ class Measured:
 
 
 def measure(way: str, model: str, folder: Path, count: int) -> Measured:
-    images = max(32, count // WAYS[way])
+    images = max(32, count // WAYS.get(way, 1))
     command = [sys.executable, str(HERE / "ways.py"), way, model, str(folder), str(images)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent / "src"), str(HERE.parent / ".bench")])}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
@@ -95,6 +104,18 @@ def table(model: str, count: int, measured: dict[str, list[Measured]]) -> str:
     return "\n".join(lines)
 
 
+def pair(title: str, folder: Path, repeats: int, share: float) -> str:
+    model, full, first, second = PAIRS[title]
+    count = int(full * share)
+    runs = [(measure(first, model, folder, count), measure(second, model, folder, count)) for _ in range(repeats)]
+    faster = median(one.image_ms / two.image_ms for one, two in runs)
+    times = [median(both[place].image_ms for both in runs) for place in (0, 1)]
+    return (
+        f"### {title}\n\n{model}, {count:,} images: {WORDS[first]} {times[0]:.1f} ms an image, {WORDS[second]} {times[1]:.1f} ms: "
+        f"{faster:.2f} times as fast.\n"
+    )
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--images", type=Path, help="a folder of images; the ImageNet sample if it is there, else the demo's")
@@ -119,6 +140,9 @@ def main() -> None:
                 measured[way].append(measure(way, model, folder, count))
                 print(f"  {way} {measured[way][-1].image_ms:.1f} ms", file=sys.stderr, flush=True)
         written.append(table(model, count, measured))
+        print(written[-1], flush=True)
+    for title in PAIRS if said.networks == list(NETWORKS) else ():
+        written.append(pair(title, folder, said.repeats, said.share))
         print(written[-1], flush=True)
     results = HERE / "results"
     results.mkdir(exist_ok=True)

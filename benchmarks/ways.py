@@ -102,6 +102,41 @@ def scan(network: Network, paths: list[Path]) -> float:
         return perf_counter() - started
 
 
+def steady(network: Network, paths: list[Path], **options: Any) -> float:
+    """The same, from the first images that are done to the last, and scaled to all: without start-up and tables."""
+    told: list[tuple[float, int]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        unitscope.scan(
+            network, paths, Path(folder, "atlas"), on_images=lambda images: told.append((perf_counter(), images)), **options
+        )
+    seconds, images = told[-1][0] - told[0][0], sum(images for _, images in told[1:])
+    return seconds / images * len(paths)
+
+
+def ray(network: Network, paths: list[Path]) -> float:
+    """As `steady`, on Ray: a worker of one core for every core."""
+    return steady(network, paths, runner=unitscope.RayRunner())
+
+
+NARROW = ["inception5b.branch3.0.bn"]
+"""A layer of GoogLeNet that lies deep and has few units."""
+
+
+def narrow(network: Network, paths: list[Path], precision: str = "fp32") -> float:
+    """One narrow layer, from files to a written atlas."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = perf_counter()
+        atlas = unitscope.scan(network, paths, Path(folder, "atlas"), layers=NARROW, precision=precision)
+        seconds = perf_counter() - started
+    print(f"{atlas.manifest['again']} images ran again", file=sys.stderr)
+    return seconds
+
+
+def screened(network: Network, paths: list[Path]) -> float:
+    """The same, screened in bfloat16."""
+    return narrow(network, paths, "bf16")
+
+
 def crp(network: Network, paths: list[Path]) -> float:
     """zennit-crp over the modules of the same layers."""
     from crp.attribution import CondAttribution
@@ -176,7 +211,7 @@ def default_layers(network: Network) -> tuple[Trace, list[TracedLayer]]:
     return trace, choose(trace)
 
 
-WAYS = {way.__name__: way for way in (loop, hooks, scan, crp, floor)}
+WAYS = {way.__name__: way for way in (loop, hooks, scan, crp, floor, steady, ray, narrow, screened)}
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """What a worker does with a batch: the fast way and the plain one agree, and the plain one never waits for a device."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from unitscope.images import as_source
 from unitscope.layers import choose, trace
 from unitscope.records import Shard
+from unitscope.runners import Failed
 from unitscope.scanning.lanes import Networks
 from unitscope.scanning.loading import Loaded, Loader
+from unitscope.scanning.parts import Part
 from unitscope.scanning.plans import ScanPlan
 from unitscope.scanning.workers import Job, Worker
 
@@ -74,3 +77,29 @@ def test_the_plain_way_never_waits_for_a_device() -> None:
     with mode:
         worker._pooled(worker.networks.module, SHARD, loaded)
     assert mode.waits == ["is_nonzero"] or mode.waits == ["_local_scalar_dense"]  # one look for NaN
+
+
+class Fragile(nn.Module):
+    """Fails where a pixel is above a hundred."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.same = nn.Conv2d(1, 1, 1, bias=False)
+        nn.init.ones_(self.same.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if (images > 100).any():
+            raise RuntimeError("too bright")
+        return self.same(images)
+
+
+def test_a_shard_that_fails_in_its_middle_leaves_nothing_behind() -> None:
+    """Its first images are the brightest; they must not keep others out, since it may come back as another."""
+    images = torch.arange(1.0, 9)[:, None, None, None].flip(0).clone()
+    images[3] = 200
+    worker, _ = worker_for(Fragile(), images)
+    worker = Worker(worker.networks, replace(worker.job, plan=replace(worker.job.plan, batch_size=1, k=2)))
+    failed, done = worker([Shard(0, 0, 4), Shard(1, 4, 8)])
+    assert failed == Failed(Shard(0, 0, 4), "RuntimeError: too bright")
+    assert isinstance(done, Part)
+    assert done.best.values.tolist() == [[4.0, 3.0]]

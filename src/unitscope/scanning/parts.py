@@ -146,6 +146,10 @@ class Reference:
         none = torch.empty(0, dtype=torch.int64)
         return cls(none, none, torch.empty(0, units), torch.empty(0, units, dtype=torch.int32))
 
+    def without_units(self) -> "Reference":
+        """Its images alone."""
+        return Reference(self.hashes, self.images, self.values[:, :0], self.cells[:, :0])
+
     def may_take(self, hashes: Tensor) -> Tensor:
         """True for images that could still come in."""
         full = len(self.hashes) == REFERENCE_IMAGES

@@ -73,9 +73,10 @@ class Passed:
 
 @dataclass(slots=True)
 class Worker:
-    """Holds copies of the network and the best that it has seen, so that later shards keep only what beats it.
+    """Holds copies of the network and the best of the shards that it has done, so that later ones keep only what beats it.
 
-    What a shard's part leaves out for that reason can't be in the atlas: better peaks went out with earlier parts.
+    What a shard's part leaves out for that reason can't be in the atlas: better peaks went out with earlier parts. A shard that
+    fails leaves nothing behind.
     """
 
     networks: Networks
@@ -198,7 +199,11 @@ class Worker:
             failure = failure or next((passed.failure for passed in run if passed.failure), "")
             if not failure:
                 whole.merge(self._of_run(shard, run))
-        return Failed(shard, failure) if failure else whole
+        if failure:
+            return Failed(shard, failure)
+        self._best.merge(whole.best.to(self.job.device))
+        self._lowest_hashes.merge(whole.reference.without_units())
+        return whole
 
     def _of_run(self, shard: Shard, run: list[Passed]) -> Part:
         part = Part.empty(sum(self.job.units), self.job.plan.k)
@@ -225,7 +230,6 @@ class Worker:
         images = torch.tensor([one.image for one in loaded], device=self.job.device).repeat_interleave(self.job.plan.per_image)
         best = TopK.empty(sum(self.job.units), self.job.plan.k, self.job.device)
         best.add(values, images, cells, floor=self._best.floor())
-        self._best.merge(best)
         part.best = best.to("cpu")
 
     def _candidates(self, passed: Passed) -> tuple[Tensor, Tensor]:
@@ -243,7 +247,6 @@ class Worker:
         images = torch.tensor([one.image for one in loaded])[taken]
         highest, cells = reading.highest.cpu()[taken], reading.cells.cpu()[taken].int()
         part.reference = Reference(hashes[taken], images, highest, cells)
-        self._lowest_hashes.merge(Reference(hashes[taken], images, highest[:, :0], cells[:, :0]))
 
 
 def _runs(passes: Iterable[Passed], images: int) -> Iterator[list[Passed]]:
