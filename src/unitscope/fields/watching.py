@@ -21,6 +21,10 @@ class FieldMode(TorchDispatchMode):
     sees that was met before the last write is read from planes laid out like the memory itself.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch loads its compiler, in over a second, to keep it away from this mode
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.unknown: set[str] = set()

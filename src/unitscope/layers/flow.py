@@ -79,6 +79,10 @@ class Call:
 class FlowMode(TorchDispatchMode):
     """Watch a forward pass; afterwards `calls` holds every module call, in the order in which they finished."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch loads its compiler, in over a second, to keep it away from this mode
+
     def __init__(self, fields: FieldMode) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []

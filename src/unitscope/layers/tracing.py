@@ -1,6 +1,9 @@
 """One watched forward pass that tells everything about a network's layers before a scan."""
 
+import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -115,7 +118,7 @@ def trace(network: nn.Module, images: Tensor) -> Trace:
 def _traced(network: nn.Module, images: Tensor, form: InputForm) -> Trace:
     fields = FieldMode()
     flow = FlowMode(fields)
-    with torch.no_grad(), exactly(network, form.device):
+    with torch.no_grad(), exactly(network, form.device), _eagerly():
         images = form.of(images)
         if form.memory_format is torch.channels_last:
             network(
@@ -135,6 +138,14 @@ def _traced(network: nn.Module, images: Tensor, form: InputForm) -> Trace:
             layers.append(_described(call, reading, layout, len(layers)))
     channels, height, width = images.shape[1:]
     return Trace(layers, refused, form, (channels, height, width), frozenset(fields.unknown), reading.folds())
+
+
+@contextmanager
+def _eagerly() -> Iterator[None]:
+    """Compiled parts run as they were written for as long as the block lasts: the modes that watch are not to be compiled in."""
+    loaded = "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")
+    with torch.compiler.set_stance("force_eager") if loaded else nullcontext():
+        yield
 
 
 def _described(call: Call, reading: "Reading", layout: Layout, order: int) -> TracedLayer:
