@@ -25,9 +25,9 @@ from unitscope.demonstration import demo_images
 
 HERE = Path(__file__).parent
 SAMPLE = HERE.parents[1] / "shared" / "data" / "imagenet-sample"
-NETWORKS = {"torchvision:alexnet": 4800, "torchvision:resnet18": 1200, "demo:efficientnet-lite0": 1200, "torchvision:vgg16": 320}
+NETWORKS = {"torchvision:alexnet": 4800, "torchvision:resnet18": 2400, "demo:efficientnet-lite0": 2400, "torchvision:vgg16": 320}
 """The networks, and how many images each gets: so many that start-up doesn't count. Files repeat under other names."""
-WAYS = {"loop": 1, "scan": 1, "hooks": 1, "floor": 4, "crp": 4}
+WAYS = {"loop": 1, "scan": 1, "hooks": 1, "floor": 4, "crp": 8}
 """The ways, and the share of the images that each gets: one in so many."""
 PAIRS = {
     "Two Ray workers of one core beside one scan on two": ("torchvision:resnet18", 1200, "steady", "ray"),
@@ -128,7 +128,7 @@ def main() -> None:
         f"# {date.today():%Y-%m-%d}: {processor()}, {os.cpu_count()} cores\n\n"
         f"Python {platform.python_version()}, torch {version('torch')}, torchvision {version('torchvision')}, "
         f"unitscope {version('unitscope')}; {said.repeats} runs in turn, medians; images: {folder.name}. The ways on fewer images: "
-        "the floor and zennit-crp a quarter.\n"
+        "floor a quarter, zennit-crp an eighth.\n"
     )
     print(heading, flush=True)
     written = [heading]

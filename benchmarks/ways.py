@@ -138,14 +138,14 @@ def screened(network: Network, paths: list[Path]) -> float:
 
 
 def crp(network: Network, paths: list[Path]) -> float:
-    """zennit-crp over the modules of the same layers."""
+    """zennit-crp over all convolutions and linear layers, as its documentation does; reused activations it can't tell apart."""
     from crp.attribution import CondAttribution
     from crp.concepts import ChannelConcept
     from crp.visualization import FeatureVisualization
 
     assert network.preprocessing is not None
     files = Files(paths, transform_of(network.preprocessing))
-    modules = dict.fromkeys(layer.module for layer in default_layers(network)[1])
+    modules = [name for name, module in network.module.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
         concepts = {name: ChannelConcept() for name in modules}
         view = FeatureVisualization(

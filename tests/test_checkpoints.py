@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import unitscope
 from unitscope.errors import AtlasError, ScanUnfinished
 from unitscope.scanning import checkpoints
 from unitscope.scanning.checkpoints import Checkpoint
+from unitscope.scanning.parts import Part
 
 IMAGES = torch.randn(60, 3, 14, 14, generator=torch.Generator().manual_seed(0)).round(decimals=1)
 
@@ -130,9 +132,41 @@ def test_a_damaged_plan_is_refused_too(tmp_path: Path) -> None:
 
 
 def test_of_two_scans_into_one_folder_the_second_is_refused(tmp_path: Path) -> None:
-    with Checkpoint(tmp_path / "atlas", {}).held(), pytest.raises(AtlasError, match="another scan is writing to .* right now"):
-        scan(tmp_path / "atlas")
+    with Checkpoint(tmp_path / "atlas", {}).held() as first:
+        with pytest.raises(AtlasError, match="another scan is writing to .* right now"):
+            scan(tmp_path / "atlas")
+        assert first.folder.exists()
+    assert not first.folder.exists()
     assert sum(scan(tmp_path / "atlas")) == 60
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_scan_killed_when_its_atlas_was_there_is_tidied_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoint, "drop", lambda _: None)
+        scan(tmp_path / "atlas")
+    assert (tmp_path / ".atlas.scan").exists()
+    with pytest.raises(AtlasError, match="already holds an atlas"):
+        scan(tmp_path / "atlas")
+    assert not (tmp_path / ".atlas.scan").exists()
+
+
+def test_saving_takes_less_than_a_hundredth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[float] = []
+
+    def save(self: Checkpoint, part: Part) -> None:
+        saved.append(time.monotonic())
+        time.sleep(0.02)
+
+    monkeypatch.setattr(checkpoints, "EVERY_S", 0.01)
+    monkeypatch.setattr(Checkpoint, "save", save)
+    with Checkpoint(tmp_path / "atlas", {}).held() as checkpoint:
+        begun = time.monotonic()
+        while time.monotonic() < begun + 4.5:
+            checkpoint.offer(Part.empty(1, 1))
+            time.sleep(0.001)
+    assert 2 <= len(saved) <= 3
+    assert saved[1] - saved[0] >= 2
 
 
 class Moody(nn.Module):

@@ -132,7 +132,7 @@ class DatasetSource:
     def label(self, image: int) -> str | None:
         if image not in self._labels:
             self._keep_label(image, self.dataset[image])
-        return self._labels[image]
+        return self._labels.pop(image)  # they would add up
 
     def open(self, image: int) -> Image.Image | Pixels:
         try:

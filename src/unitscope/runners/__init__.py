@@ -30,7 +30,8 @@ class Mergeable(Protocol):
 class Runner(Protocol):
     """Gives every shard to some worker and the results to the caller, in any order, each shard once.
 
-    Mergeable results may come merged. A shard whose worker is lost again and again gives a `Failed`.
+    Mergeable results may come merged. A shard whose worker is lost again and again gives a `Failed`. A runner whose workers are
+    elsewhere says in an attribute `device` on what they compute, in torch's words.
     """
 
     def map(self, make_worker: Callable[[], Work[Result]], shards: Iterable[Shard]) -> Iterator[Result | Failed]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import islice
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 from unitscope.errors import UnitscopeError
@@ -54,6 +54,11 @@ class RayRunner:
         if cpus_per_worker < 1:
             raise UnitscopeError(f"cpus_per_worker must be at least 1, not {cpus_per_worker}")
         self.address, self.cpus_per_worker, self.gpus_per_worker = address, cpus_per_worker, gpus_per_worker
+
+    @property
+    def device(self) -> str:
+        """Where workers compute."""
+        return "cuda" if self.gpus_per_worker else "cpu"
 
     def map(self, make_worker: Callable[[], Work[Result]], shards: Iterable[Shard]) -> Iterator[Result | Failed]:
         with _connected(self.address) as ray:
@@ -107,7 +112,7 @@ class Crew:
         self._hands: dict[Any, Hand] = {}  # by what they are to answer
         self._free: list[Hand] = []
         self._looked = -LOOK_AGAIN_S
-        self._stillborn = 0
+        self._stillborn, self._worked = 0, False
         # Ray gives a worker as many threads as cores, and doesn't start it again by itself.
         self._kind = ray.remote(num_cpus=runner.cpus_per_worker, num_gpus=runner.gpus_per_worker, max_restarts=0)(Hired)
 
@@ -116,14 +121,20 @@ class Crew:
         while True:
             self._hire()
             self._hand_out(queue)
-            if not any(hand.chunk for hand in self._hands.values()) and not self._hands and not self._free:
-                raise UnitscopeError("the Ray cluster has no room for a single worker; lower --cpus-per-worker")
-            busy = [answer for answer, hand in self._hands.items() if hand.chunk]
-            if not busy and self._free:
+            if self._free and not any(hand.chunk for hand in self._hands.values()):
                 return
+            if not self._hands:
+                self._wait_for_room()
+                continue
             answered, _ = self._ray.wait(list(self._hands), num_returns=1, timeout=LOOK_AGAIN_S)
             for answer in answered:
                 yield from self._taken(answer, self._hands.pop(answer), queue)
+
+    def _wait_for_room(self) -> None:
+        """Machines that were there may come back; ones that never were are not waited for."""
+        if not self._worked:
+            raise UnitscopeError("the Ray cluster has no room for a single worker; lower --cpus-per-worker")
+        sleep(LOOK_AGAIN_S)
 
     def dismiss(self) -> None:
         """End all workers."""
@@ -167,7 +178,7 @@ class Crew:
                 raise UnitscopeError(f"no worker could be started: {_last_line(error)}") from error
             return
         self._free.append(hand)
-        self._stillborn = 0
+        self._stillborn, self._worked = 0, True
         if chunk:
             queue.done(chunk)
             yield from results

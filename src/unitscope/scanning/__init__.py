@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from unitscope.networks import PREPROCESSING_FLAGS, Network, as_preprocessing, f
 from unitscope.records import Preprocessing
 from unitscope.runners import Runner
 from unitscope.runners.here import Here
-from unitscope.scanning.checkpoints import Checkpoint
+from unitscope.scanning.checkpoints import Checkpoint, clear_finished
 from unitscope.scanning.effects import with_effective_fields
 from unitscope.scanning.gathering import gather
 from unitscope.scanning.lanes import Networks
@@ -58,12 +59,15 @@ def scan(
     `layers` are glob patterns; without them all default layers are scanned. `preprocess` is a `Preprocessing` or a torchvision
     preset, and is needed for pictures with a network that has none. `workers` threads decode. Of one image a unit gets one peak,
     or `per_image` that are half a field apart. With `precision` bf16 the images are screened in bfloat16 first, and only those that
-    may hold peaks run in float32; where that gains nothing a warning says so. `runner` spreads the work (`RayRunner`). `limit` scans the first images only; `on_images` is told of progress.
+    may hold peaks run in float32; where that gains nothing a warning says so. `runner` spreads the work (`RayRunner`, whose workers
+    have devices of their own). `limit` scans the first images only; `on_images` is told of progress.
 
     A scan that was stopped goes on where it was when it is started again. The network is left as it was: mode, device and weights.
-    Raises `ScanUnfinished` where some images couldn't be scanned while the others were and are kept. Raises `UnitscopeError` for anything that the caller can mend, before
-    anything is written.
+
+    Raises `UnitscopeError` for anything that the caller can mend, before anything is written; `ScanUnfinished`, one of its
+    children, where some images couldn't be scanned while the others were and are kept.
     """
+    clear_finished(Path(os.path.realpath(out)))
     place = place_for(out)
     layers = [layers] if isinstance(layers, str) else layers
     if limit is not None and limit < 1:
@@ -76,7 +80,8 @@ def scan(
     preprocessing = as_preprocessing(preprocess) if preprocess is not None else known.preprocessing
     count = _count(source, limit)
     loader = _loader(source, preprocessing, count, known.model)
-    target = chosen_device(device)
+    away = getattr(runner, "device", None)
+    target = chosen_device("cpu" if away else device)
     _warn_of_batches(known)
     with placed(known.module, target):
         traced = trace(known.module, torch.zeros(1, *loader.shape, device=target))
@@ -85,11 +90,13 @@ def scan(
         plan = ScanPlan(tuple(t.name for t in chosen), count, k, per_image, batch_size, precision, files)
         networks = Networks(known.module, traced, chosen)
         job = _affordable(Job(plan, traced, tuple(chosen), loader, workers), networks)
-        described = _described(known, weights, job, layers)
+        there = _moved(job, torch.device(away)) if away else job
+        described = _described(known, weights, there, layers)
         with Checkpoint(place, described | {"scanned": plan.layers, "listed": count}).held() as checkpoint:
             place_for(out)  # another scan may have come first
             run = screened if job.plan.precision == "bf16" else gather
-            part = run(networks, job, runner or Here(), checkpoint, on_images or (lambda _: None))
+            workers_own = Networks(known.module, there.trace, chosen) if away else networks
+            part = run(workers_own, there, runner or Here(), checkpoint, on_images or (lambda _: None))
             records = with_effective_fields(networks, job, part)
             counts = {"listed": part.listed, "read": part.read, "skipped": len(part.skipped), "again": part.again}
             write_atlas(out, tables(part, chosen, records, loader.preprocessing), described | counts)
@@ -103,6 +110,11 @@ def _affordable(job: Job, networks: Networks) -> Job:
         warnings.warn(f"bf16 would gain nothing here, so this runs in fp32: {reason}", stacklevel=3)
         return replace(job, plan=replace(job.plan, precision="fp32"))
     return job
+
+
+def _moved(job: Job, device: torch.device) -> Job:
+    """The same job for workers on another device."""
+    return replace(job, trace=replace(job.trace, form=replace(job.trace.form, device=device)))
 
 
 def traced_layers(network: Network, preprocessing: Preprocessing) -> Trace:

@@ -23,6 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from unitscope.atlas import flush
+from unitscope.atlas.schema import MANIFEST
 from unitscope.errors import AtlasError
 from unitscope.scanning.parts import Extremes, ImageNote, Moments, Part, Reference, Sum
 from unitscope.topk import TopK
@@ -34,6 +35,14 @@ MOST_SHARE = 0.01
 def folder_for(place: Path) -> Path:
     """Where an unfinished scan to that place keeps what it has."""
     return place.parent / f".{place.name}.scan"
+
+
+def clear_finished(place: Path) -> None:
+    """Remove what a scan left that was killed after its atlas was in its place."""
+    folder = folder_for(place)
+    if (place / MANIFEST).exists() and folder.exists():
+        with suppress(Timeout), FileLock(folder / "lock", timeout=0):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class Checkpoint:
@@ -56,15 +65,18 @@ class Checkpoint:
         Raises `AtlasError` where another scan holds it, or where it belongs to a scan of another plan.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / "lock", timeout=0)
         try:
-            with FileLock(self.folder / "lock", timeout=0):
-                self._check_plan()
-                yield self
+            lock.acquire()
         except Timeout as error:
             raise AtlasError(f"another scan is writing to {str(self._place)!r} right now; give another --out") from error
+        try:
+            self._check_plan()
+            yield self
         finally:
             if not self._begun:
                 self.drop()
+            lock.release()
 
     def load(self) -> Part | None:
         """What an earlier scan of the same plan had; None where there was none.

@@ -15,6 +15,7 @@ from torch import Tensor
 from unitscope.topk import TopK
 
 REFERENCE_IMAGES = 200
+FEW_NOTES = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +200,8 @@ class Part:
     read: int = 0
     again: int = 0
     """How many images ran a second time (see `screening`)."""
+    remembered: int = FEW_NOTES
+    """How many notes were left when they were last looked through."""
 
     @classmethod
     def empty(cls, units: int, k: int) -> "Part":
@@ -218,7 +221,7 @@ class Part:
         self.skipped |= other.skipped
         self.read += other.read
         self.notes |= other.notes
-        if len(self.notes) > 20_000 and len(self.notes) > 2 * self.best.images.numel():
+        if len(self.notes) > 2 * self.remembered:
             self.forget()
 
     def mentioned(self) -> set[int]:
@@ -229,3 +232,4 @@ class Part:
         """Drop the notes of images that nothing mentions."""
         mentioned = self.mentioned()
         self.notes = {image: note for image, note in self.notes.items() if image in mentioned}
+        self.remembered = max(FEW_NOTES, len(self.notes))
