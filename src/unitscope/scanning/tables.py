@@ -150,4 +150,4 @@ def _table(name: str, columns: Any) -> pa.Table:
         pa.table([pa.array(c[f.name]).cast(f.type) if len(c[f.name]) else pa.array([], f.type) for f in schema], schema=schema)
         for c in columns
     ]
-    return pa.concat_tables(batches).combine_chunks()
+    return pa.concat_tables(batches)

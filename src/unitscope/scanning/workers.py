@@ -192,21 +192,26 @@ class Worker:
 
     def _part(self, shard: Shard, passes: Iterable[Passed]) -> Part | Failed:
         """The shard's part, from runs of as many images as a numbered shard has, one run after the other."""
-        whole = Part.empty(sum(self.job.units), self.job.plan.k)
-        whole.moments = Moments.of_nothing(shard.number, sum(self.job.units))
-        failure = ""
+        whole, failure = None, ""
         for run in _runs(passes, self.job.plan.shard_images):
             failure = failure or next((passed.failure for passed in run if passed.failure), "")
-            if not failure:
-                whole.merge(self._of_run(shard, run))
-        if failure:
+            if failure:
+                continue
+            part = self._of_run(shard, run)
+            if whole is None:
+                whole = part
+            else:
+                whole.merge(part)
+        if failure or whole is None:
             return Failed(shard, failure)
         self._best.merge(whole.best.to(self.job.device))
         self._lowest_hashes.merge(whole.reference.without_units())
         return whole
 
     def _of_run(self, shard: Shard, run: list[Passed]) -> Part:
-        part = Part.empty(sum(self.job.units), self.job.plan.k)
+        units = sum(self.job.units)
+        part = Part.empty(units, self.job.plan.k)
+        part.moments = Moments.of_nothing(shard.number, units)
         loaded = [one for passed in run for one in passed.loaded]
         part.skipped = {one.image: (one.key, one.reason) for one in loaded if one.note is None}
         read = [passed for passed in run if passed.reading is not None]
