@@ -123,10 +123,11 @@ def test_a_damaged_checkpoint_is_refused_with_the_way_out(tmp_path: Path, damage
 
 
 @pytest.mark.usefixtures("eager")
-def test_a_damaged_plan_is_refused_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", ["{", "[1]", "null"])
+def test_a_damaged_plan_is_refused_too(tmp_path: Path, damaged: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         scan(tmp_path / "atlas", stop_after=30)
-    (tmp_path / ".atlas.scan" / "plan.json").write_text("{")
+    (tmp_path / ".atlas.scan" / "plan.json").write_text(damaged)
     with pytest.raises(AtlasError, match=r"plan\.json' is damaged; remove the folder"):
         scan(tmp_path / "atlas")
 

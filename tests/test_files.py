@@ -20,7 +20,7 @@ from PIL import Image
 
 import unitscope
 from unitscope.errors import ImagesError, ScanUnfinished, UnitscopeError
-from unitscope.images import FileSource, Skipped, as_source, files, items_of, place_of
+from unitscope.images import FileSource, Skipped, as_source, files, holds, items_of
 from unitscope.records import Shard
 
 HOW = unitscope.Preprocessing((14, 14), (14, 14), (0.5,) * 3, (0.5,) * 3)
@@ -152,6 +152,22 @@ def test_globs_and_braces_stand_for_many_files(tmp_path: Path, pictures: list[Pa
         as_source([names[0], "other.parquet"])
 
 
+def test_tar_files_may_be_compressed_or_not(tmp_path: Path, pictures: list[Path]) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_of(pictures[:5]))
+    (tmp_path / "b.tgz").write_bytes(tar_of(pictures[5:], mode="w:gz"))
+    items = all_items(as_source([str(tmp_path / "a.tar"), str(tmp_path / "b.tgz")]))
+    assert [item.label() for item in items] == [path.parent.name for path in pictures]
+
+
+def test_a_picture_of_no_bytes_is_no_picture(tmp_path: Path, pictures: list[Path]) -> None:
+    pictures[1].write_bytes(b"")
+    (tmp_path / "all.tar").write_bytes(tar_of(pictures))
+    source = as_source(tmp_path / "all.tar")
+    for open_one in (all_items(source)[1].open, lambda: source.open(1)):
+        with pytest.raises(Skipped, match="is not an image that Pillow knows"):
+            open_one()
+
+
 def test_files_in_memory_are_files(tmp_path: Path, pictures: list[Path]) -> None:
     for number, name in enumerate(written(tmp_path / "shards", pictures, "tar")):
         fsspec.filesystem("memory").pipe(f"/bucket/shard-{number}.tar", Path(name).read_bytes())
@@ -257,9 +273,9 @@ def test_a_picture_that_cannot_be_decoded_is_skipped_with_its_key(tmp_path: Path
 def test_the_image_is_found_when_a_file_came_before_it(tmp_path: Path, pictures: list[Path]) -> None:
     names = written(tmp_path / "shards", pictures, "tar")
     before, after = as_source(names[1:]), as_source(names)
-    image = 1
-    assert place_of(after, image, before.key(image)) == (1 << 32) + 1
-    assert place_of(before, image, before.key(image)) == image
+    assert after.find(before.key(1)) == (1 << 32) + 1
+    assert not holds(after, 1, before.key(1))
+    assert holds(before, 1, before.key(1))
 
 
 def test_parquet_files_without_pictures_say_what_they_have(tmp_path: Path) -> None:

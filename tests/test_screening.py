@@ -104,8 +104,11 @@ class Strict(nn.Sequential):
 
 
 def test_a_network_that_does_not_run_in_bfloat16_runs_in_float32(tmp_path: Path) -> None:
+    strict = Strict(nn.Conv2d(3, 1, 3))
     with pytest.warns(UserWarning, match=r"the network doesn't run in bfloat16: float32 only, please"):
-        unitscope.scan(Strict(nn.Conv2d(3, 1, 3)), IMAGES, tmp_path / "atlas", precision="bf16")
+        atlas = unitscope.scan(strict, IMAGES, tmp_path / "atlas", precision="bf16")
+    assert (atlas.manifest["precision"], atlas.manifest["again"]) == ("fp32", 0)
+    assert places(atlas) == places(unitscope.scan(strict, IMAGES, tmp_path / "plain"))
 
 
 def test_candidates_are_the_first_k_and_those_near() -> None:

@@ -224,12 +224,13 @@ def _stop(text: str, status: int) -> NoReturn:
 
 
 def _scan(network: Any, images: Any, out: Path, **options: Any) -> None:
-    from unitscope.images import FileSource, as_source
+    from unitscope.images import as_source, count_of
     from unitscope.scanning import scan as scan_images
     from unitscope.scanning.checkpoints import folder_for
 
     source = as_source(images)
-    total = None if isinstance(source, FileSource) else min(len(source), options.get("limit") or len(source))
+    count, limit = count_of(source), options.get("limit")
+    total = count if count is None or limit is None else min(count, limit)
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         with _progress(total) as advance:

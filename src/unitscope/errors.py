@@ -41,6 +41,11 @@ class AtlasError(UnitscopeError):
     """A folder that isn't an atlas where one is expected, or is in the way where none is."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip().splitlines() or ["no message"])[0]
+
+
 def suggestion(asked: str, known: Iterable[str]) -> str:
     """A sentence that names the known words closest to the asked one; empty where none is close."""
     close = get_close_matches(asked, list(known), n=3, cutoff=0.5)

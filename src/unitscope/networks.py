@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unitscope.errors import NetworkError, suggestion
+from unitscope.errors import NetworkError, first_line, suggestion
 from unitscope.records import Preprocessing
 
 FORMS = "torchvision:NAME, timm:NAME, demo:efficientnet-lite0, PACKAGE.MODULE:FACTORY or PATH.py:FACTORY"
@@ -291,7 +291,7 @@ def _imported(place: str, model: str) -> Any:
 def _raised(error: Exception) -> str:
     """What a user's own code raised, and where."""
     where = traceback.extract_tb(error.__traceback__)[-1]
-    said = (str(error).splitlines() or ["no message"])[0]
+    said = first_line(error)
     return f"{type(error).__name__}: {said} ({Path(where.filename).name}, line {where.lineno})"
 
 
@@ -357,7 +357,7 @@ def _state_dict(path: Path) -> Any:
             "alone: torch.save(network.state_dict(), …) or safetensors"
         ) from error
     except Exception as error:
-        said = (str(error).splitlines() or ["no message"])[0]
+        said = first_line(error)
         raise NetworkError(f"weights {str(path)!r} can't be read: {type(error).__name__}: {said}") from error
 
 
@@ -380,7 +380,7 @@ def _hub(build: Callable[[], nn.Module], model: str) -> nn.Module:
     except UnpicklingError as error:
         raise NetworkError(f"the stored weights of {model!r} hold pickled objects; nothing of them was executed") from error
     except Exception as error:
-        said = (str(error).splitlines() or ["no message"])[0]
+        said = first_line(error)
         raise NetworkError(
             f"{model!r} can't be built: {type(error).__name__}: {said}. Without network access, give --weights PATH or none"
         ) from error

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +16,7 @@ from PIL import Image
 from unitscope.atlas import pictures
 from unitscope.atlas.schema import FORMAT, MANIFEST, TABLES
 from unitscope.errors import AtlasError, LayerNotFound, suggestion
-from unitscope.images import FileSource, Skipped, Source, as_source, place_of, reopened
+from unitscope.images import FileSource, Skipped, Source, as_source, holds, reopened
 from unitscope.images.pixels import Pixels
 from unitscope.records import Layer, Peak, Preprocessing
 
@@ -84,10 +84,10 @@ class Atlas:
         return {row["image"]: (row["key"], (row["width"], row["height"])) for row in rows}
 
     @cached_property
-    def _places_by_key(self) -> dict[str, int]:
-        numbered = self.source
-        assert not isinstance(numbered, FileSource)  # noqa: S101 - for the type checker
-        return {numbered.key(place): place for place in range(len(numbered))}
+    def _find(self) -> Callable[[str], int | None]:
+        """The way from a key to the number that its image has now."""
+        source = self.source
+        return source.find if isinstance(source, FileSource) else {source.key(n): n for n in range(len(source))}.get
 
     def key(self, image: int) -> str:
         """The key of the image with that number, of those that the atlas mentions."""
@@ -103,9 +103,7 @@ class Atlas:
         Raises `Skipped` where it is gone, can't be read or has another size than it had.
         """
         key, size = self.key(image), self._images_met[image][1]
-        place = place_of(self.source, image, key)
-        if place is None and not isinstance(self.source, FileSource):
-            place = self._places_by_key.get(key)
+        place = image if holds(self.source, image, key) else self._find(key)
         if place is None:
             raise Skipped("is no longer there")
         opened = self.source.open(place)

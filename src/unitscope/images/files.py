@@ -8,7 +8,6 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -18,6 +17,7 @@ from time import sleep
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from braceexpand import braceexpand
@@ -34,6 +34,8 @@ Stream = Any
 
 FILE_BITS = 32
 TRIES, PATIENCE_S = 3, 0.5
+UNSEEKABLE = -1
+"""In place of a size: the bytes of that sample are found by reading the file from its beginning."""
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 PARQUET_ENDINGS = (".parquet",)
 PICTURES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm"}
@@ -116,7 +118,7 @@ class FileSource:
         """The images of one file, from its first to its last."""
         for place, sample in enumerate(self._read(file)):
             image = (file << FILE_BITS) + place
-            yield Item(image, self._key(file, sample.name), partial(_opened, sample.content), partial(_said, sample.label))
+            yield Item(image, self._key(file, sample.name), partial(_opened, sample.content), partial(getattr, sample, "label"))
 
     def key(self, image: int) -> str:
         return self._key(image >> FILE_BITS, self._entry(image).name)
@@ -155,7 +157,7 @@ class FileSource:
 
     def _reached(self, file: int, use: Callable[[Stream], Result]) -> Result:
         try:
-            with opened(self.files[file]) as stream:
+            with fsspec.open(self.files[file], "rb") as stream:
                 return use(stream)
         except Exception as error:  # whatever a file system or a broken file leads to
             raise Skipped(f"can't be reached in {self.files[file]!r}: {type(error).__name__}: {error}") from error
@@ -164,7 +166,7 @@ class FileSource:
         done = 0
         for attempt in range(1, TRIES + 1):
             try:
-                with opened(self.files[file]) as stream:
+                with fsspec.open(self.files[file], "rb") as stream:
                     for place, sample in enumerate(self.form.read(stream)):
                         if place == done:
                             done += 1
@@ -174,6 +176,15 @@ class FileSource:
                 if attempt == TRIES or isinstance(error, ImagesError):
                     raise FileBroken(f"{self.files[file]!r} can't be read: {type(error).__name__}: {error}") from error
                 sleep(PATIENCE_S * 4 ** (attempt - 1))
+
+
+def label_text(said: Any, classes: Any = None) -> str | None:
+    """A label as text: words as they are, whole numbers by the class of that number; None for targets of other kinds."""
+    if hasattr(said, "item") and np.ndim(said) == 0:
+        said = said.item()
+    if isinstance(said, int) and isinstance(classes, (list, tuple)) and 0 <= said < len(classes):
+        return str(classes[said])
+    return str(said) if isinstance(said, (str, int)) else None
 
 
 class FileBroken(Exception):
@@ -197,12 +208,12 @@ class Tar:
                 entries = list(_entries(tar))
         except (tarfile.TarError, OSError, ValueError):  # compressed, or a stream that can't go back, or broken
             file.seek(0)
-            entries = [Entry(sample.name, sample.label, (place, 0)) for place, sample in enumerate(self.read(file))]
+            entries = [Entry(sample.name, sample.label, (place, UNSEEKABLE)) for place, sample in enumerate(self.read(file))]
         yield from entries
 
     def fetch(self, file: Stream, entry: Entry) -> bytes | None:
         start, size = entry.where
-        if not size:
+        if size == UNSEEKABLE:
             return next(islice(self.read(file), start, None)).content
         file.seek(start)
         return bytes(file.read(size))
@@ -268,8 +279,7 @@ def _label_of(content: bytes) -> str | None:
         said = json.loads(content)
     except ValueError:
         return None
-    found = next((said[name] for name in LABEL_COLUMNS if name in said), None) if isinstance(said, dict) else None
-    return str(found) if isinstance(found, (str, int)) else None
+    return label_text(next((said[name] for name in LABEL_COLUMNS if name in said), None)) if isinstance(said, dict) else None
 
 
 class Parquet:
@@ -335,10 +345,8 @@ class _Columns:
         image = row.get(self.image)
         path = (image or {}).get("path") if self.paired else None
         content = (image or {}).get("bytes") if self.paired else image
-        said = row.get(self.label) if self.label else None
-        if isinstance(said, int) and self.classes and 0 <= said < len(self.classes):
-            said = self.classes[said]
-        return Sample(f"{place}" + (f"/{path}" if path else ""), content, str(said) if isinstance(said, (str, int)) else None)
+        label = label_text(row.get(self.label), self.classes) if self.label else None
+        return Sample(f"{place}" + (f"/{path}" if path else ""), content, label)
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -356,7 +364,7 @@ def _classes(schema: pa.Schema, label: str | None) -> list[str] | None:
         return None
 
 
-FORMS: dict[str, Form] = {ending: Tar() for ending in TAR_ENDINGS} | {ending: Parquet() for ending in PARQUET_ENDINGS}
+FORMS: dict[str, Form] = dict.fromkeys(TAR_ENDINGS, Tar()) | dict.fromkeys(PARQUET_ENDINGS, Parquet())
 
 
 def form_of(path: str) -> Form | None:
@@ -392,18 +400,7 @@ def _globbed(path: str) -> list[str]:
     return [system.unstrip_protocol(file) if "://" in path else file for file in found]
 
 
-@contextmanager
-def opened(file: str) -> Iterator[Stream]:
-    """A file on this machine or behind a URL, to read."""
-    with fsspec.open(file, "rb") as stream:
-        yield stream
-
-
 def _opened(content: bytes | None) -> Image.Image:
     if content is None:
         raise Skipped("has no bytes in its file")
     return display(io.BytesIO(content))
-
-
-def _said(label: str | None) -> str | None:
-    return label

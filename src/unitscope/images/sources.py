@@ -14,8 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from unitscope.errors import ImagesError
-from unitscope.images.files import IMAGE_COLUMNS, LABEL_COLUMNS, FileSource, Item, file_source, form_of
+from unitscope.errors import ImagesError, first_line
+from unitscope.images.files import IMAGE_COLUMNS, LABEL_COLUMNS, FileSource, Item, file_source, form_of, label_text
 from unitscope.images.pixels import Pixels, Skipped, check_size, display
 from unitscope.records import Shard
 
@@ -152,10 +152,10 @@ class DatasetSource:
         if isinstance(item, Mapping):
             name = next((name for name in LABEL_COLUMNS if name in item), "")
             features = getattr(self.dataset, "features", None) or {}
-            self._labels[image] = _label(item.get(name), getattr(features.get(name), "names", None))
+            self._labels[image] = label_text(item.get(name), getattr(features.get(name), "names", None))
             return
         said = item[1] if isinstance(item, (tuple, list)) and len(item) > 1 else None
-        self._labels[image] = _label(said, getattr(self.dataset, "classes", None))
+        self._labels[image] = label_text(said, getattr(self.dataset, "classes", None))
 
 
 def _first(item: Any) -> Any:
@@ -167,15 +167,6 @@ def _first(item: Any) -> Any:
             raise ImagesError(f"the data set's rows have the columns {', '.join(map(repr, item))}, none of which holds an image")
         return images[0]
     return item[0] if isinstance(item, (tuple, list)) and item else item
-
-
-def _label(said: Any, classes: Any) -> str | None:
-    """A label as text: words as they are, whole numbers by the class of that number; None for targets of other kinds."""
-    if hasattr(said, "item") and np.ndim(said) == 0:
-        said = said.item()
-    if isinstance(said, int) and isinstance(classes, (list, tuple)) and 0 <= said < len(classes):
-        return str(classes[said])
-    return str(said) if isinstance(said, (str, int)) else None
 
 
 def as_source(images: Any) -> Source:
@@ -224,8 +215,7 @@ def _from_hugging_face(name: str) -> DatasetSource:
     try:
         found = datasets.load_from_disk(path) if os.path.isdir(path) else datasets.load_dataset(path)
     except Exception as error:
-        said = (str(error).splitlines() or ["no message"])[0]
-        raise ImagesError(f"images {name!r} can't be loaded: {type(error).__name__}: {said}") from error
+        raise ImagesError(f"images {name!r} can't be loaded: {type(error).__name__}: {first_line(error)}") from error
     if isinstance(found, Mapping):
         if (not split and len(found) > 1) or (split and split not in found):
             raise ImagesError(
@@ -244,14 +234,18 @@ def items_of(source: Source, shard: Shard) -> Iterator[Item]:
         yield Item(image, source.key(image), partial(source.open, image), partial(source.label, image))
 
 
-def place_of(source: Source, image: int, key: str) -> int | None:
-    """The number that the image of that key has now: the given one, unless files have come or gone; None where it is gone."""
+def count_of(source: Source) -> int | None:
+    """How many images there are; None where they lie many to a file, which nobody has counted."""
+    return None if isinstance(source, FileSource) else len(source)
+
+
+def holds(source: Source, image: int, key: str) -> bool:
+    """True where the image of that number has that key."""
+    count = count_of(source)
     try:
-        if (isinstance(source, FileSource) or image < len(source)) and source.key(image) == key:
-            return image
+        return (count is None or image < count) and source.key(image) == key
     except Skipped:
-        pass
-    return source.find(key) if isinstance(source, FileSource) else None
+        return False
 
 
 def as_text(name: str) -> str:

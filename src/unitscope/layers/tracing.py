@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from unitscope.errors import NetworkError
+from unitscope.errors import NetworkError, first_line
 from unitscope.fields import Array, FieldMode, Fields, Planes, fields_of
 from unitscope.layers.flow import SAME_VALUES, Call, FlowMode, Operator
 from unitscope.layers.layouts import Layout, layout_of
@@ -108,7 +108,7 @@ def trace(network: nn.Module, images: Tensor) -> Trace:
     try:
         return _traced(network, images, form)
     except Exception as error:
-        said = (str(error).splitlines() or ["no message"])[0]
+        said = first_line(error)
         raise NetworkError(
             f"the network doesn't run on an input of shape {tuple(images.shape)}: {type(error).__name__}: {said}. "
             "Check the size and the channels that it expects."

@@ -122,8 +122,8 @@ class Checkpoint:
         path = self.folder / "plan.json"
         if not self._begun:
             return
-        with suppress(ValueError, OSError):
-            found = json.loads(path.read_text(encoding="utf-8"))
+        with suppress(ValueError, TypeError, OSError):
+            found = dict(json.loads(path.read_text(encoding="utf-8")))
             differing = [
                 _difference(name, found.get(name), value) for name, value in self._plan.items() if found.get(name) != value
             ]

@@ -11,6 +11,7 @@ from math import exp
 import torch
 from torch import Tensor, nn
 
+from unitscope.errors import first_line
 from unitscope.layers import tapped
 from unitscope.networks import exactly
 from unitscope.runners import Runner
@@ -93,5 +94,5 @@ def _refuses(network: nn.Module, job: Job) -> str:
         with torch.no_grad(), exactly(low, job.device), tapped(low, job.layers, keep) as tap:
             tap.run(images)
     except Exception as error:
-        return f"the network doesn't run in bfloat16: {(str(error).splitlines() or ['no message'])[0]}"
+        return f"the network doesn't run in bfloat16: {first_line(error)}"
     return ""

@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from unitscope.errors import UnitscopeError
+from unitscope.errors import UnitscopeError, first_line
 from unitscope.images import FileBroken, Item, items_of
 from unitscope.layers import Trace, TracedLayer, pass_images, tapped
 from unitscope.readings import Candidates, Picking, Reading, Spacing, by_comparing, by_pooling
@@ -158,8 +158,7 @@ class Worker:
         except UnitscopeError:
             raise
         except Exception as error:
-            said = (str(error).splitlines() or ["no message"])[0]
-            return Passed(one.shard, [], failure=f"{type(error).__name__}: {said}")
+            return Passed(one.shard, [], failure=f"{type(error).__name__}: {first_line(error)}")
 
     def _pooled(self, network: nn.Module, shard: Shard, loaded: list[Loaded]) -> Passed | None:
         """In the fast way; None where that won't do."""
