@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
+from interruptions import IMAGES, Moody, Told, bytes_of
 from networks import small_network
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 import unitscope
 from unitscope.errors import AtlasError, ScanUnfinished
@@ -18,28 +18,13 @@ from unitscope.scanning import checkpoints
 from unitscope.scanning.checkpoints import Checkpoint
 from unitscope.scanning.parts import Part
 
-IMAGES = torch.randn(60, 3, 14, 14, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+SIXTY = IMAGES[:60]
 
 
-def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return small_network()
-
-
-def scan(out: Path, module: nn.Module | None = None, stop_after: int = 1_000, **options: object) -> list[int]:
-    """Scan in 15 shards; returns how many images each step told of. Stops as Ctrl-C does after some images."""
-    told: list[int] = []
-
-    def on_images(images: int) -> None:
-        told.append(images)
-        if sum(told) > stop_after:
-            raise KeyboardInterrupt
-
-    unitscope.scan(module or network(), IMAGES, out, **({"batch_size": 2, "on_images": on_images} | options))
+def scan(out: Path, network: nn.Module | None = None, stop_after: int = 1_000, **options: object) -> Told:
+    """Scan sixty images in 15 shards; returns what was told of them."""
+    told = Told(stop_after)
+    unitscope.scan(network or small_network(), SIXTY, out, **({"batch_size": 2, "on_images": told} | options))
     return told
 
 
@@ -78,18 +63,11 @@ def test_skipped_images_and_labels_survive(tmp_path: Path) -> None:
         Image.new("RGB", (20, 20), (number * 20, 90, 200)).save(photographs / f"{number % 2}" / f"{number}.png")
     (photographs / "broken.jpg").write_bytes(b"no image")
     how = unitscope.Preprocessing(None, (14, 14), (0.5,) * 3, (0.5,) * 3)
-    for name in ("whole", "atlas"):
-        told: list[int] = []
-
-        def stop(images: int, told: list[int] = told, name: str = name) -> None:
-            told.append(images)
-            if name == "atlas" and sum(told) > 3:
-                raise KeyboardInterrupt
-
-        try:
-            unitscope.scan(network(), photographs, tmp_path / name, preprocess=how, batch_size=1, on_images=stop)
-        except KeyboardInterrupt:
-            unitscope.scan(network(), photographs, tmp_path / name, preprocess=how, batch_size=1)
+    options = {"preprocess": how, "batch_size": 1}
+    unitscope.scan(small_network(), photographs, tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        unitscope.scan(small_network(), photographs, tmp_path / "atlas", on_images=Told(3), **options)
+    unitscope.scan(small_network(), photographs, tmp_path / "atlas", **options)
     assert bytes_of(tmp_path / "atlas") == bytes_of(tmp_path / "whole")
 
 
@@ -99,7 +77,7 @@ def test_another_plan_is_refused_with_what_differs(tmp_path: Path) -> None:
         scan(tmp_path / "atlas", stop_after=30)
     with pytest.raises(AtlasError, match=r"of another plan: k was 9 and is 4\. Start that one again"):
         scan(tmp_path / "atlas", k=4)
-    other = network()
+    other = small_network()
     other[0].weight.data[0] += 1
     with pytest.raises(AtlasError, match=r"of another plan: network\.hash was"):
         scan(tmp_path / "atlas", other)
@@ -170,34 +148,21 @@ def test_saving_takes_less_than_a_hundredth_of_the_time(tmp_path: Path, monkeypa
     assert saved[1] - saved[0] >= 2
 
 
-class Moody(nn.Module):
-    """Fails where an image's first row is in its list."""
-
-    def __init__(self, dislikes: list[int]) -> None:
-        super().__init__()
-        self.network, self.dislikes = network(), set(map(tuple, IMAGES[dislikes, 0, 0].tolist()))
-
-    def forward(self, images: Tensor) -> Tensor:
-        if self.dislikes & set(map(tuple, images[:, 0, 0].tolist())):
-            raise RuntimeError("I don't like that one\nreally")
-        return self.network(images)
-
-
 def test_a_shard_that_fails_leaves_the_others_alone_and_is_tried_again(tmp_path: Path) -> None:
-    scan(tmp_path / "whole", Moody([]))
+    scan(tmp_path / "whole", Moody())
     with pytest.raises(
         ScanUnfinished, match=r"8 images in 2 shards could not be scanned, among them '8' to '11': RuntimeError: I don't like"
     ):
-        scan(tmp_path / "atlas", Moody([10, 30]))
+        scan(tmp_path / "atlas", Moody((10, 30)))
     assert not (tmp_path / "atlas").exists()
-    told = scan(tmp_path / "atlas", Moody([]))
+    told = scan(tmp_path / "atlas", Moody())
     assert told == [52, 4, 4]
     assert bytes_of(tmp_path / "atlas") == bytes_of(tmp_path / "whole")
 
 
 def test_where_every_shard_fails_nothing_is_kept(tmp_path: Path) -> None:
     with pytest.raises(ScanUnfinished, match="nothing could be scanned: RuntimeError: I don't like that one"):
-        scan(tmp_path / "atlas", Moody(list(range(60))))
+        scan(tmp_path / "atlas", Moody(tuple(range(60))))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -208,7 +173,9 @@ from pathlib import Path
 sys.path.insert(0, "tests")
 import torch
 import torch._dynamo  # what torch loads late would be loaded again in every child
-from test_checkpoints import IMAGES, bytes_of, network
+from interruptions import bytes_of
+from networks import small_network
+from test_checkpoints import SIXTY
 import unitscope
 from unitscope.scanning import checkpoints
 
@@ -221,7 +188,7 @@ chance = random.Random(0)
 def child(out):
     pid = os.fork()
     if pid == 0:
-        unitscope.scan(network(), IMAGES, out, batch_size=2, workers=1)
+        unitscope.scan(small_network(), SIXTY, out, batch_size=2, workers=1)
         os._exit(0)
     return pid
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from interruptions import bytes_of
 from networks import small_network
 from torch import Tensor, nn
 
@@ -84,6 +85,6 @@ def test_an_atlas_does_not_depend_on_the_number_of_lanes(tmp_path: Path, threads
             unitscope.scan(network, images, tmp_path / f"{count} {len(tables)}", batch_size=4)
         finally:
             torch.set_num_threads(before)
-        tables.append({p.name: p.read_bytes() for p in (tmp_path / f"{count} {len(tables)}").iterdir()})
+        tables.append(bytes_of(tmp_path / f"{count} {len(tables)}"))
     assert tables[0] == tables[1]
     assert network.last is None or network.last.shape[0] <= 2  # of the passes that look at the network itself

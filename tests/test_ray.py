@@ -10,10 +10,8 @@ from threading import Timer
 from typing import Any
 
 import pytest
-import torch
-from networks import small_network
+from interruptions import IMAGES, Moody, Told, bytes_of
 from test_runners import SHARDS, RunnerContract
-from torch import Tensor, nn
 
 import unitscope
 from unitscope.errors import ScanUnfinished, UnitscopeError
@@ -24,8 +22,6 @@ from unitscope.scanning import checkpoints
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-
-IMAGES = torch.randn(96, 3, 14, 14, generator=torch.Generator().manual_seed(0)).round(decimals=1)
 
 
 @pytest.fixture(scope="module")
@@ -84,39 +80,17 @@ def test_a_worker_too_large_for_the_cluster_is_refused() -> None:
         list(RayRunner(cpus_per_worker=64).map(make_nothing, SHARDS))
 
 
-def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-class Slow(nn.Module):
-    """Takes a while, and dislikes some images."""
-
-    def __init__(self, seconds: float = 0.0, dislikes: tuple[int, ...] = ()) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.network, self.seconds = small_network(), seconds
-        self.dislikes = set(map(tuple, IMAGES[list(dislikes), 0, 0].tolist()))
-
-    def forward(self, images: Tensor) -> Tensor:
-        import time
-
-        time.sleep(self.seconds)
-        if self.dislikes & set(map(tuple, images[:, 0, 0].tolist())):
-            raise RuntimeError("I don't like that one")
-        return self.network(images)
-
-
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("local") / "atlas"
-    unitscope.scan(Slow(), IMAGES, folder, batch_size=2)
+    unitscope.scan(Moody(), IMAGES, folder, batch_size=2)
     return bytes_of(folder)
 
 
 @pytest.mark.usefixtures("cluster")
 def test_the_atlas_is_byte_for_byte_the_local_one(tmp_path: Path, local: dict[str, bytes]) -> None:
-    told: list[int] = []
-    unitscope.scan(Slow(), IMAGES, tmp_path / "atlas", batch_size=2, runner=RayRunner(), on_images=told.append)
+    told = Told()
+    unitscope.scan(Moody(), IMAGES, tmp_path / "atlas", batch_size=2, runner=RayRunner(), on_images=told)
     assert bytes_of(tmp_path / "atlas") == local
     assert sum(told) == 96
 
@@ -133,14 +107,9 @@ def test_a_worker_killed_in_mid_scan_changes_nothing(tmp_path: Path, local: dict
             killed.append(workers[0].pid)
             workers[0].kill()
 
-    unitscope.scan(Slow(0.1), IMAGES, tmp_path / "atlas", batch_size=2, runner=RayRunner(), on_images=kill_one)
+    unitscope.scan(Moody(seconds=0.1), IMAGES, tmp_path / "atlas", batch_size=2, runner=RayRunner(), on_images=kill_one)
     assert killed
-    assert_same_tables(bytes_of(tmp_path / "atlas"), local)
-
-
-def assert_same_tables(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
-    """All but the manifest, whose hash of the network's name may differ."""
-    assert {n: b for n, b in found.items() if n != "atlas.json"} == {n: b for n, b in expected.items() if n != "atlas.json"}
+    assert bytes_of(tmp_path / "atlas") == local
 
 
 def test_a_node_killed_in_mid_scan_changes_nothing(tmp_path: Path, cluster: Any, local: dict[str, bytes]) -> None:
@@ -153,10 +122,10 @@ def test_a_node_killed_in_mid_scan_changes_nothing(tmp_path: Path, cluster: Any,
             timers.append(Timer(1.0, cluster.remove_node, (extra, False)))
             timers[0].start()
 
-    unitscope.scan(Slow(0.15), IMAGES, tmp_path / "atlas", batch_size=2, runner=RayRunner(), on_images=remove)
+    unitscope.scan(Moody(seconds=0.15), IMAGES, tmp_path / "atlas", batch_size=2, runner=RayRunner(), on_images=remove)
     assert len(timers) == 1
     timers[0].join()
-    assert_same_tables(bytes_of(tmp_path / "atlas"), local)
+    assert bytes_of(tmp_path / "atlas") == local
 
 
 @pytest.mark.usefixtures("cluster")
@@ -164,31 +133,24 @@ def test_a_shard_that_always_fails_is_reported_and_the_rest_is_kept(tmp_path: Pa
     with pytest.raises(
         ScanUnfinished, match=r"4 images in 1 shards could not be scanned, among them '8' to '11': RuntimeError: I don't"
     ):
-        unitscope.scan(Slow(dislikes=(10,)), IMAGES, tmp_path / "atlas", batch_size=2, runner=RayRunner())
+        unitscope.scan(Moody((10,)), IMAGES, tmp_path / "atlas", batch_size=2, runner=RayRunner())
     assert not (tmp_path / "atlas").exists()
-    told: list[int] = []
-    unitscope.scan(Slow(), IMAGES, tmp_path / "atlas", batch_size=2, on_images=told.append)
+    told = Told()
+    unitscope.scan(Moody(), IMAGES, tmp_path / "atlas", batch_size=2, on_images=told)
     assert told == [92, 4]
-    assert_same_tables(bytes_of(tmp_path / "atlas"), local)
+    assert bytes_of(tmp_path / "atlas") == local
 
 
 @pytest.mark.usefixtures("cluster")
 def test_a_scan_on_ray_goes_on_where_it_was(tmp_path: Path, local: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "EVERY_S", 0.0)
-    told: list[int] = []
-
-    def stop(images: int) -> None:
-        told.append(images)
-        if len(told) > 3:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        unitscope.scan(Slow(0.02), IMAGES, tmp_path / "atlas", batch_size=2, runner=RayRunner(), on_images=stop)
-    again: list[int] = []
-    unitscope.scan(Slow(0.02), IMAGES, tmp_path / "atlas", batch_size=2, runner=RayRunner(), on_images=again.append)
+        unitscope.scan(Moody(seconds=0.02), IMAGES, tmp_path / "atlas", batch_size=2, runner=RayRunner(), on_images=Told(40))
+    again = Told()
+    unitscope.scan(Moody(seconds=0.02), IMAGES, tmp_path / "atlas", batch_size=2, runner=RayRunner(), on_images=again)
     assert again[0] >= 12
     assert sum(again) == 96
-    assert_same_tables(bytes_of(tmp_path / "atlas"), local)
+    assert bytes_of(tmp_path / "atlas") == local
 
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

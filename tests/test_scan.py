@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from interruptions import bytes_of
 from networks import Reused, see_through, small_network
 from torch import Tensor, nn
 
@@ -215,10 +216,6 @@ class Shuffled:
             results += make_worker()(waiting[start::3])
         random.Random(self.seed).shuffle(results)
         yield from results
-
-
-def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_the_bytes_of_an_atlas_do_not_depend_on_who_scanned_which_shard(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from interruptions import Told, bytes_of
 from networks import see_through, small_network
 from torch import Tensor, nn
 
@@ -60,25 +61,17 @@ def test_peaks_are_those_of_float32(tmp_path: Path) -> None:
 def test_a_screened_scan_goes_on_in_either_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unitscope.scan(network(), IMAGES, tmp_path / "whole", precision="bf16")
     monkeypatch.setattr(checkpoints, "EVERY_S", 0.0)
-    told: list[int] = []
-
-    def stop(images: int) -> None:
-        told.append(images)
-        if sum(told) > 700:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        unitscope.scan(network(), IMAGES, tmp_path / "atlas", precision="bf16", on_images=stop)
+        unitscope.scan(network(), IMAGES, tmp_path / "atlas", precision="bf16", on_images=Told(700))
     assert not (tmp_path / "atlas").exists()
     with monkeypatch.context() as patched:
         patched.setattr(screening, "_joined", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             unitscope.scan(network(), IMAGES, tmp_path / "atlas", precision="bf16")
-    again: list[int] = []
-    unitscope.scan(network(), IMAGES, tmp_path / "atlas", precision="bf16", on_images=again.append)
+    again = Told()
+    unitscope.scan(network(), IMAGES, tmp_path / "atlas", precision="bf16", on_images=again)
     assert again == [1500]
-    for path in (tmp_path / "whole").iterdir():
-        assert (tmp_path / "atlas" / path.name).read_bytes() == path.read_bytes()
+    assert bytes_of(tmp_path / "atlas") == bytes_of(tmp_path / "whole")
 
 
 def test_where_it_gains_nothing_it_says_so_and_runs_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,8 +85,7 @@ def test_where_it_gains_nothing_it_says_so_and_runs_in_float32(tmp_path: Path, m
     with pytest.warns(UserWarning, match="so this runs in fp32: this cpu has no bfloat16 arithmetic"):
         unitscope.scan(small_network(), images, tmp_path / "old", precision="bf16")
     for name in ("few", "old"):
-        for path in (tmp_path / "fp32").iterdir():
-            assert (tmp_path / name / path.name).read_bytes() == path.read_bytes()
+        assert bytes_of(tmp_path / name) == bytes_of(tmp_path / "fp32")
 
 
 class Strict(nn.Sequential):
@@ -109,6 +101,23 @@ def test_a_network_that_does_not_run_in_bfloat16_runs_in_float32(tmp_path: Path)
         atlas = unitscope.scan(strict, IMAGES, tmp_path / "atlas", precision="bf16")
     assert (atlas.manifest["precision"], atlas.manifest["again"]) == ("fp32", 0)
     assert places(atlas) == places(unitscope.scan(strict, IMAGES, tmp_path / "plain"))
+
+
+class Stubborn(nn.Module):
+    """Computes in float32 whatever it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.act(images.float())
+
+
+def test_a_layer_that_computes_in_float32_gains_nothing(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"a layer of the network computes in torch\.float32"):
+        atlas = unitscope.scan(Stubborn(), IMAGES, tmp_path / "atlas", precision="bf16")
+    assert atlas.manifest["precision"] == "fp32"
 
 
 def test_candidates_are_the_first_k_and_those_near() -> None:

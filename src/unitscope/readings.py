@@ -5,6 +5,7 @@ Axes: `image unit y x`. Cells count row by row, `y * width + x`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -44,11 +45,6 @@ class Reading:
     cells: Int[Tensor, "image unit"]
     spoilt: Bool[Tensor, "image unit"]
 
-    @classmethod
-    def joined(cls, readings: Sequence["Reading"], axis: int) -> "Reading":
-        """Of several batches (axis 0), or of the units of several layers (axis 1)."""
-        return cls(*(torch.cat([getattr(r, name) for r in readings], axis) for name in cls.__slots__))
-
 
 def by_comparing(maps: Float[Tensor, "image unit y x"]) -> Reading:
     """Each unit's peak in each image. Among equal values the lowest cell wins; NaN never wins.
@@ -85,10 +81,14 @@ class Candidates:
     values: Float[Tensor, "image pick unit"]
     cells: Int[Tensor, "image pick unit"]
 
-    @classmethod
-    def joined(cls, candidates: Sequence["Candidates"], axis: int) -> "Candidates":
-        """Of several batches (axis 0), or of the units of several layers (axis 2)."""
-        return cls(*(torch.cat([getattr(c, name) for c in candidates], axis) for name in cls.__slots__))
+
+Found = TypeVar("Found", Reading, Candidates)
+
+
+def joined(found: Sequence[Found], axis: int) -> Found:
+    """Of several batches (axis 0), or of the units of several layers (the last axis, -1)."""
+    kind = type(found[0])
+    return kind(*(torch.cat([getattr(one, name) for one in found], axis) for name in kind.__slots__))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,20 @@
 """Layers of a network: list them (`tracing`), choose some (`choosing`), read them while it runs (`tapping`), fast (`copies`)."""
 
 from unitscope.layers.choosing import choose
-from unitscope.layers.copies import copies, pass_images
+from unitscope.layers.copies import copies, lowered, maps_of_noise, pass_images
 from unitscope.layers.tapping import Tap, tapped
 from unitscope.layers.tracing import Fold, Trace, TracedLayer, trace
 
-__all__ = ["Fold", "Tap", "Trace", "TracedLayer", "choose", "copies", "pass_images", "tapped", "trace"]
+__all__ = [
+    "Fold",
+    "Tap",
+    "Trace",
+    "TracedLayer",
+    "choose",
+    "copies",
+    "lowered",
+    "maps_of_noise",
+    "pass_images",
+    "tapped",
+    "trace",
+]

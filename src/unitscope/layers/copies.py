@@ -28,25 +28,44 @@ def copies(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer], cou
     """
     read = {layer.module for layer in chosen}
     folds = [f for f in traced.folds if f.convolution not in read and _can_fold(network, f)]
-    noise = traced.form.of(torch.randn(2, *traced.shape, generator=torch.Generator().manual_seed(0)))
     for attempt in [folds, []] if folds else [[]]:
         try:
             first = _copy(network, traced.form.memory_format)
             for fold in attempt:
                 _fold(first, fold)
-            if _alike(network, first, chosen, noise):
+            if _alike(network, first, traced, chosen):
                 return [first, *(_copy(first, traced.form.memory_format) for _ in range(count - 1))]
         except Exception:
             continue
     return [network]
 
 
+def lowered(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy that computes in another type."""
+    return copy.deepcopy(network).to(dtype)
+
+
+def maps_of_noise(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer]) -> dict[int, Tensor]:
+    """The chosen layers' maps of two images of noise, the same ones every time, in the traced form."""
+    maps: dict[int, Tensor] = {}
+
+    def keep(number: int, found: Tensor) -> None:
+        maps[number] = found.clone()
+
+    images = traced.form.of(torch.randn(2, *traced.shape, generator=torch.Generator().manual_seed(0)))
+    with torch.no_grad(), exactly(network, images.device), tapped(network, chosen, keep) as tap:
+        tap.run(images)
+    return maps
+
+
 def pass_images(network: nn.Module, traced: Trace, batch_size: int) -> int:
-    """How many images of a batch go through the network at once on a processor: few, so that a map that was written is still in
+    """How many images of a batch go through the network at once. On a processor few, so that a map that was written is still in
     the cache when the next layer reads it; more, where reading the weights would cost more than that.
 
-    A power of two, or `batch_size` itself where that is lower; the same for the same network everywhere.
+    A power of two, or `batch_size` itself where that is lower and on other devices; the same for the same network everywhere.
     """
+    if traced.form.device.type != "cpu":
+        return batch_size
     sizes = [layer.layer.units * layer.layer.map_height * layer.layer.map_width * 4 for layer in traced.layers] or [1]
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
     images = max(LARGEST_MAP_BYTES // max(sizes), weights // sum(sizes), 1)
@@ -87,21 +106,10 @@ def _fold(network: nn.Module, fold: Fold) -> None:
     setattr(network.get_submodule(parent), name, nn.Identity())
 
 
-def _alike(network: nn.Module, made: nn.Module, chosen: Sequence[TracedLayer], noise: Tensor) -> bool:
+def _alike(network: nn.Module, made: nn.Module, traced: Trace, chosen: Sequence[TracedLayer]) -> bool:
     """True where every chosen layer's maps agree."""
-    plain, fast = (_maps(module, chosen, noise) for module in (network, made))
+    plain, fast = (maps_of_noise(module, traced, chosen) for module in (network, made))
     return all(_agree(plain[number], fast[number]) for number in range(len(chosen)))
-
-
-def _maps(network: nn.Module, chosen: Sequence[TracedLayer], images: Tensor) -> dict[int, Tensor]:
-    maps: dict[int, Tensor] = {}
-
-    def keep(number: int, found: Tensor) -> None:
-        maps[number] = found.clone()
-
-    with torch.no_grad(), exactly(network, images.device), tapped(network, chosen, keep) as tap:
-        tap.run(images.clone())
-    return maps
 
 
 def _agree(plain: Tensor, fast: Tensor) -> bool:

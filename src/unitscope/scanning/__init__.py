@@ -69,39 +69,60 @@ def scan(
     """
     clear_finished(Path(os.path.realpath(out)))
     place = place_for(out)
-    layers = [layers] if isinstance(layers, str) else layers
-    if limit is not None and limit < 1:
-        raise UnitscopeError(f"limit must be at least 1, not {limit}")
     if workers < 0:
         raise UnitscopeError(f"workers must be at least 0, not {workers}")
-    known = _network(network)
-    weights = known.hash()
-    source = as_source(images)
-    preprocessing = as_preprocessing(preprocess) if preprocess is not None else known.preprocessing
-    count = _count(source, limit)
-    loader = _loader(source, preprocessing, count, known.model)
+    known, source = _network(network), as_source(images)
+    plan = _plan(source, limit, k=k, per_image=per_image, batch_size=batch_size, precision=precision)
+    loader = _loader(source, _preprocessing(preprocess, known), plan.images, known.model)
+    weights, patterns = known.hash(), [layers] if isinstance(layers, str) else layers
     away = getattr(runner, "device", None)
-    target = chosen_device("cpu" if away else device)
     _warn_of_batches(known)
-    with placed(known.module, target):
-        traced = trace(known.module, torch.zeros(1, *loader.shape, device=target))
-        chosen = choose(traced, layers, known.model)
-        files = len(source.files) if isinstance(source, FileSource) else 0
-        plan = ScanPlan(tuple(t.name for t in chosen), count, k, per_image, batch_size, precision, files)
-        networks = Networks(known.module, traced, chosen)
-        job = _affordable(Job(plan, traced, tuple(chosen), loader, workers), networks)
-        there = _moved(job, torch.device(away)) if away else job
-        described = _described(known, weights, there, layers)
-        with Checkpoint(place, described | {"scanned": plan.layers, "listed": count}).held() as checkpoint:
+    with placed(known.module, chosen_device("cpu" if away else device)) as target:
+        job, networks = _set_up(known, plan, loader, patterns, workers, target)
+        there, theirs = _elsewhere(job, networks, torch.device(away)) if away else (job, networks)
+        described = _described(known, weights, there, patterns)
+        with Checkpoint(place, described | {"scanned": job.plan.layers, "listed": plan.images}).held() as checkpoint:
             place_for(out)  # another scan may have come first
             run = screened if job.plan.precision == "bf16" else gather
-            workers_own = Networks(known.module, there.trace, chosen) if away else networks
-            part = run(workers_own, there, runner or Here(), checkpoint, on_images or (lambda _: None))
-            records = with_effective_fields(networks, job, part)
+            tell = (lambda _: None) if on_images is None else on_images
+            part = run(theirs, there, Here() if runner is None else runner, checkpoint, tell)
             counts = {"listed": part.listed, "read": part.read, "skipped": len(part.skipped), "again": part.again}
-            write_atlas(out, tables(part, chosen, records, loader.preprocessing), described | counts)
+            records = with_effective_fields(networks, job, part)
+            write_atlas(out, tables(part, job.layers, records, loader.preprocessing), described | counts)
             checkpoint.drop()
     return Atlas(out, images=images)
+
+
+def _plan(source: Source, limit: int | None, **said: Any) -> ScanPlan:
+    """The plan without its layers, which nobody knows yet."""
+    if limit is not None and limit < 1:
+        raise UnitscopeError(f"limit must be at least 1, not {limit}")
+    if isinstance(source, FileSource):
+        if limit is not None:
+            raise UnitscopeError("limit is for images that are numbered one by one; give fewer files instead")
+        return ScanPlan((), images=0, files=len(source.files), **said)
+    return ScanPlan((), images=len(source) if limit is None else min(limit, len(source)), **said)
+
+
+def _preprocessing(said: Any, network: Network) -> Preprocessing | None:
+    return as_preprocessing(said) if said is not None else network.preprocessing
+
+
+def _set_up(
+    network: Network, plan: ScanPlan, loader: Loader, patterns: Sequence[str] | None, workers: int, device: torch.device
+) -> tuple[Job, Networks]:
+    """What is to be done on this device, and with which networks."""
+    traced = trace(network.module, torch.zeros(1, *loader.shape, device=device))
+    chosen = choose(traced, patterns, network.model)
+    networks = Networks(network.module, traced, chosen)
+    plan = replace(plan, layers=tuple(layer.name for layer in chosen))
+    return _affordable(Job(plan, traced, tuple(chosen), loader, workers), networks), networks
+
+
+def _elsewhere(job: Job, networks: Networks, device: torch.device) -> tuple[Job, Networks]:
+    """The same for workers on another device."""
+    traced = replace(job.trace, form=replace(job.trace.form, device=device))
+    return replace(job, trace=traced), Networks(networks.module, traced, networks.chosen)
 
 
 def _affordable(job: Job, networks: Networks) -> Job:
@@ -110,11 +131,6 @@ def _affordable(job: Job, networks: Networks) -> Job:
         warnings.warn(f"bf16 would gain nothing here, so this runs in fp32: {reason}", stacklevel=3)
         return replace(job, plan=replace(job.plan, precision="fp32"))
     return job
-
-
-def _moved(job: Job, device: torch.device) -> Job:
-    """The same job for workers on another device."""
-    return replace(job, trace=replace(job.trace, form=replace(job.trace.form, device=device)))
 
 
 def traced_layers(network: Network, preprocessing: Preprocessing) -> Trace:
@@ -136,14 +152,14 @@ def chosen_device(name: str) -> torch.device:
 
 
 @contextmanager
-def placed(module: nn.Module, device: torch.device) -> Iterator[None]:
+def placed(module: nn.Module, device: torch.device) -> Iterator[torch.device]:
     """The network on a device for as long as the block lasts, then back where it was."""
     first = first_tensor(module)
     before = first.device if first is not None else device
     if before.type != device.type:
         module.to(device)
     try:
-        yield
+        yield device
     finally:
         if before.type != device.type:
             module.to(before)
@@ -166,15 +182,6 @@ def _warn_of_batches(network: Network) -> None:
         warnings.warn(
             f"{name!r} of {network.model!r} normalises by its batch, so values depend on the images beside", stacklevel=3
         )
-
-
-def _count(source: Source, limit: int | None) -> int:
-    """How many images there are to scan; 0 where nobody has counted them."""
-    if not isinstance(source, FileSource):
-        return len(source) if limit is None else min(limit, len(source))
-    if limit is not None:
-        raise UnitscopeError("limit is for images that are numbered one by one; give fewer files instead")
-    return 0
 
 
 def _loader(source: Source, preprocessing: Preprocessing | None, count: int, model: str) -> Loader:

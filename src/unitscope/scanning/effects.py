@@ -1,7 +1,6 @@
 """Effective fields of the scanned layers, measured on a few images of the reference sample."""
 
 from dataclasses import replace
-from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from unitscope.images.pixels import Pixels
 from unitscope.records import Layer
 from unitscope.scanning.lanes import Networks, lanes
 from unitscope.scanning.loading import Loader
-from unitscope.scanning.parts import Part, Reference
+from unitscope.scanning.parts import Part, Reference, side_by_side
 from unitscope.scanning.workers import Job
 
 IMAGES = 2
@@ -58,14 +57,13 @@ def _readable(reference: Reference, loader: Loader) -> list[tuple[int, Pixels]]:
 def _picks(reference: Reference, place: int, job: Job) -> Picks:
     """For every layer, the unit that stands out most in one image, and its cell; none where no unit fires."""
     values = reference.values
-    stands_out = (values[place] - values.nanmean(0)) / (values - values.nanmean(0)).square().nanmean(0).sqrt().clamp(min=1e-12)
-    starts = accumulate(job.units, initial=0)
+    apart = values - values.nanmean(0)
+    stands_out = apart[place] / apart.square().nanmean(0).sqrt().clamp(min=1e-12)
     picks: Picks = []
-    for traced, start in zip(job.layers, starts, strict=False):
-        units = slice(start, start + traced.layer.units)
+    for traced, units in side_by_side(job.layers):
         fires = values[place, units] > 0 if traced.layer.rectified else ~values[place, units].isnan()
         score = stands_out[units].nan_to_num(0, 0, 0).masked_fill(~fires, -torch.inf)
         unit = int(score.argmax())
-        y, x = divmod(int(reference.cells[place, start + unit]), traced.layer.map_width)
+        y, x = divmod(int(reference.cells[place, units][unit]), traced.layer.map_width)
         picks.append([Pick(unit, 0, y, x)] if fires.any() else [])
     return picks

@@ -4,7 +4,6 @@ On a processor, several forward passes on one core each are done sooner than one
 slowest thread of every layer. And what a pass computes doesn't depend on how many lanes there are.
 """
 
-import copy
 import ctypes
 import sys
 from collections import deque
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from unitscope.layers import Trace, TracedLayer, copies
+from unitscope.layers import Trace, TracedLayer, copies, lowered
 from unitscope.networks import exactly
 
 MOST_LANES = 8
@@ -42,11 +41,7 @@ class Networks:
     def lanes(self) -> list[nn.Module]:
         device = self.trace.form.device
         made = copies(self.module.to(device), self.trace, self.chosen, lane_count(device))
-        return made if self.dtype is None else [self.lowered(network) for network in made]
-
-    def lowered(self, network: nn.Module) -> nn.Module:
-        """A copy of a network in the other type."""
-        return copy.deepcopy(network).to(self.dtype)
+        return made if self.dtype is None else [lowered(network, self.dtype) for network in made]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "lanes"}

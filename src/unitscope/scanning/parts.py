@@ -5,6 +5,7 @@ all chosen layers, one layer after the other.
 """
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from unitscope.layers import TracedLayer
 from unitscope.topk import TopK
 
 REFERENCE_IMAGES = 200
@@ -180,6 +182,14 @@ class Reference:
                 mine = torch.cat([mine, mine.new_empty(REFERENCE_IMAGES - len(mine), *mine.shape[1:])])
                 setattr(self, name, mine)
             mine[places] = theirs[coming]
+
+
+def side_by_side(layers: Sequence[TracedLayer]) -> Iterator[tuple[TracedLayer, slice]]:
+    """Every layer with its place on the unit axis."""
+    start = 0
+    for one in layers:
+        yield one, slice(start, start + one.layer.units)
+        start += one.layer.units
 
 
 def key_hash(key: str) -> int:

@@ -9,11 +9,10 @@ from dataclasses import replace
 from math import exp
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unitscope.errors import first_line
-from unitscope.layers import tapped
-from unitscope.networks import exactly
+from unitscope.layers import lowered, maps_of_noise
 from unitscope.runners import Runner
 from unitscope.scanning.checkpoints import Checkpoint
 from unitscope.scanning.gathering import Tell, gather
@@ -43,8 +42,7 @@ def why_not(job: Job, networks: Networks) -> str:
 
 def screened(networks: Networks, job: Job, runner: Runner, checkpoint: Checkpoint, tell: Tell) -> Part:
     """The part of a whole scan, screened. `part.again` says how many images ran again."""
-    form = replace(job.trace.form, dtype=torch.bfloat16)
-    look = replace(job, plan=replace(job.plan, k=2 * job.plan.k), trace=replace(job.trace, form=form))
+    look = replace(_in_bfloat16(job), plan=replace(job.plan, k=2 * job.plan.k))
     first = checkpoint.named("screened")
     rough = gather(Networks(networks.module, job.trace, networks.chosen, torch.bfloat16), look, runner, first, tell)
     first.save(rough)
@@ -82,17 +80,13 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 def _refuses(network: nn.Module, job: Job) -> str:
     """What a pass in bfloat16 stumbles over; empty where it runs."""
-    noise = torch.randn(2, *job.trace.shape, generator=torch.Generator().manual_seed(0)).to(job.device)
-    images = replace(job.trace.form, dtype=torch.bfloat16).of(noise)
-
-    def keep(_: int, maps: Tensor) -> None:
-        if maps.dtype != torch.bfloat16:
-            raise TypeError(f"a layer computes in {maps.dtype}")
-
     try:
-        low = Networks(network, job.trace, job.layers, torch.bfloat16).lowered(network)
-        with torch.no_grad(), exactly(low, job.device), tapped(low, job.layers, keep) as tap:
-            tap.run(images)
+        maps = maps_of_noise(lowered(network, torch.bfloat16), _in_bfloat16(job).trace, job.layers)
     except Exception as error:
         return f"the network doesn't run in bfloat16: {first_line(error)}"
-    return ""
+    other = next((found.dtype for found in maps.values() if found.dtype != torch.bfloat16), None)
+    return f"a layer of the network computes in {other}" if other else ""
+
+
+def _in_bfloat16(job: Job) -> Job:
+    return replace(job, trace=replace(job.trace, form=replace(job.trace.form, dtype=torch.bfloat16)))

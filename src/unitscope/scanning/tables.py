@@ -12,7 +12,7 @@ from unitscope.fields import Array
 from unitscope.images import Geometry
 from unitscope.layers import TracedLayer
 from unitscope.records import Layer, Preprocessing
-from unitscope.scanning.parts import ImageNote, Part, Reference
+from unitscope.scanning.parts import ImageNote, Part, Reference, side_by_side
 from unitscope.topk import NO_IMAGE
 
 Columns = dict[str, Any]
@@ -28,8 +28,8 @@ def tables(
         "layers": _table("layers", [_layer_columns(layers)]),
         "images": _table("images", [_image_columns(part.notes)]),
         "labels": _table("labels", [{"label": sorted(part.labels), "images": [part.labels[n] for n in sorted(part.labels)]}]),
-        "peaks": _table("peaks", (_peak_columns(part, t, s, places) for t, s in _slices(traced))),
-        "units": _table("units", (_unit_columns(part, t, s) for t, s in _slices(traced))),
+        "peaks": _table("peaks", (_peak_columns(part, t, s, places) for t, s in side_by_side(traced))),
+        "units": _table("units", (_unit_columns(part, t, s) for t, s in side_by_side(traced))),
         "reference": _table("reference", _reference_columns(part.reference, traced)),
         "skipped": _table("skipped", [_skipped_columns(part.skipped)]),
     }
@@ -55,13 +55,6 @@ class Places:
         row = np.searchsorted(self.images, images)
         source: Array = (positions + self.offset[row, axis]) * self.scale[row, axis]
         return source
-
-
-def _slices(traced: Sequence[TracedLayer]) -> Iterator[tuple[TracedLayer, slice]]:
-    start = 0
-    for one in traced:
-        yield one, slice(start, start + one.layer.units)
-        start += one.layer.units
 
 
 def _peak_columns(part: Part, traced: TracedLayer, units: slice, places: Places) -> Columns:
@@ -111,7 +104,7 @@ def _reference_columns(reference: Reference, traced: Sequence[TracedLayer]) -> I
     images = reference.images[order].numpy()
     by_unit = (np.ascontiguousarray(t.numpy()[order.numpy()].T) for t in (reference.values, reference.cells))
     all_values, all_cells = by_unit
-    for one, units in _slices(traced):
+    for one, units in side_by_side(traced):
         values, cells = all_values[units].ravel(), all_cells[units].ravel()
         some = ~np.isnan(values)
         y, x = np.divmod(cells[some], one.layer.map_width)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from unitscope.errors import UnitscopeError, first_line
 from unitscope.images import FileBroken, Item, items_of
 from unitscope.layers import Trace, TracedLayer, pass_images, tapped
-from unitscope.readings import Candidates, Picking, Reading, Spacing, by_comparing, by_pooling
+from unitscope.readings import Candidates, Picking, Reading, Spacing, by_comparing, by_pooling, joined
 from unitscope.records import Shard
 from unitscope.runners import Failed
 from unitscope.scanning.lanes import Networks, ahead, lanes
@@ -107,7 +107,7 @@ class Worker:
     def _passes(self, shards: Iterable[Shard]) -> Iterator[Passed]:
         """All passes in order; images are decoded and networks run in threads of their own, some passes ahead."""
         job = self.job
-        length = self._pass_images()
+        length = pass_images(self.networks.module, job.trace, job.plan.batch_size)
         passes = (one for shard in shards for one in self._cut(shard, length))
         most = 2 * len(self.networks.lanes) + ceil(2 * job.workers / length)
         with self._decoding() as decode, lanes(self.networks.lanes, job.device) as submit:
@@ -123,10 +123,6 @@ class Worker:
                 yield Pass(shard, taken)
         except FileBroken as error:
             yield Pass(shard, (), str(error))
-
-    def _pass_images(self) -> int:
-        batch_size = self.job.plan.batch_size
-        return pass_images(self.networks.module, self.job.trace, batch_size) if self.job.device.type == "cpu" else batch_size
 
     @contextmanager
     def _decoding(self) -> Iterator[Callable[[Pass], Callable[[], list[Loaded]]]]:
@@ -175,7 +171,7 @@ class Worker:
             return reading, self._pickings[number].of(maps, reading) if self._pickings else None
 
         readings, candidates = zip(*self._each(network, loaded, look), strict=True)
-        return Passed(shard, loaded, Reading.joined(readings, 1), Candidates.joined(candidates, 2) if self._pickings else None)
+        return Passed(shard, loaded, joined(readings, -1), joined(candidates, -1) if self._pickings else None)
 
     def _each(self, network: nn.Module, loaded: list[Loaded], look: Callable[[int, Tensor], Result]) -> list[Result]:
         """What `look` says of every layer's maps, in one forward pass."""
@@ -218,7 +214,7 @@ class Worker:
             good = [one for one in loaded if one.note is not None]
             self._note(part, good)
             self._rank(part, good, read)
-            reading = Reading.joined([passed.reading for passed in read if passed.reading], 0)
+            reading = joined([passed.reading for passed in read if passed.reading], 0)
             part.moments = Moments.of_shard(shard.number, reading.highest.cpu(), reading.spoilt.cpu())
             self._sample(part, good, reading)
         return part
