@@ -56,6 +56,16 @@ def test_a_scan_that_is_stopped_within_a_minute_leaves_nothing(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("eager")
+def test_a_kill_while_the_folder_is_removed_leaves_no_half_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda folder, **_: (folder / "plan.json").unlink(missing_ok=True))
+        scan(tmp_path / "atlas")
+    shutil.rmtree(tmp_path / "atlas")
+    assert sum(scan(tmp_path / "atlas")) == 60
+    assert [path.name for path in tmp_path.iterdir()] == ["atlas"]
+
+
+@pytest.mark.usefixtures("eager")
 def test_skipped_images_and_labels_survive(tmp_path: Path) -> None:
     photographs = tmp_path / "photographs"
     for number in range(9):

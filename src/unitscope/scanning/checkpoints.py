@@ -30,6 +30,7 @@ from unitscope.topk import TopK
 
 EVERY_S = 60.0
 MOST_SHARE = 0.01
+STAGES = ("checkpoint", "screened")
 
 
 def folder_for(place: Path) -> Path:
@@ -42,7 +43,7 @@ def clear_finished(place: Path) -> None:
     folder = folder_for(place)
     if (place / MANIFEST).exists() and folder.exists():
         with suppress(Timeout), FileLock(folder / "lock", timeout=0):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
 
 class Checkpoint:
@@ -111,12 +112,12 @@ class Checkpoint:
 
     def drop(self) -> None:
         """Remove the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _remove(self.folder)
 
     @property
     def _begun(self) -> bool:
         """True where there is something to go on from."""
-        return any((self.folder / name).exists() for name in ("checkpoint", "screened"))
+        return any((self.folder / name).exists() for name in STAGES)
 
     def _check_plan(self) -> None:
         path = self.folder / "plan.json"
@@ -144,6 +145,13 @@ class Checkpoint:
             flush(self.folder)
         except OSError as error:
             raise AtlasError(f"the checkpoint {str(self.folder / name)!r} can't be written: {error.strerror or error}") from error
+
+
+def _remove(folder: Path) -> None:
+    for name in STAGES:  # first, or a kill in the middle may leave one without its plan
+        with suppress(OSError):
+            (folder / name).unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _difference(name: str, was: Any, asked: Any) -> str:
