@@ -20,7 +20,7 @@ from unitscope.topk import TopK
 @pytest.fixture(autouse=True)
 def equipped(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this processor had the instructions: results are the same where they are emulated."""
-    monkeypatch.setattr(screening, "_has_bfloat16", lambda _: True)
+    monkeypatch.setattr(screening, "has_bfloat16", lambda _: True)
 
 
 def network() -> nn.Module:
@@ -81,8 +81,8 @@ def test_where_it_gains_nothing_it_says_so_and_runs_in_float32(tmp_path: Path, m
         UserWarning, match=r"so this runs in fp32: about 100% of the 20 images would have to run again for 15 units"
     ):
         unitscope.scan(small_network(), images, tmp_path / "few", precision="bf16")
-    monkeypatch.setattr(screening, "_has_bfloat16", lambda _: False)
-    with pytest.warns(UserWarning, match="so this runs in fp32: this cpu has no bfloat16 arithmetic"):
+    monkeypatch.setattr(screening, "has_bfloat16", lambda _: False)
+    with pytest.warns(UserWarning, match="so this runs in fp32: this cpu has no fast bfloat16 arithmetic"):
         unitscope.scan(small_network(), images, tmp_path / "old", precision="bf16")
     for name in ("few", "old"):
         assert bytes_of(tmp_path / name) == bytes_of(tmp_path / "fp32")
