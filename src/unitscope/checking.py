@@ -1,23 +1,18 @@
 """check(): do the stored peaks come back?"""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import isfinite
-from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from unitscope.atlas import Atlas
-from unitscope.errors import AtlasError
-from unitscope.images.pixels import Pixels
-from unitscope.layers import TracedLayer, choose, tapped, trace
-from unitscope.networks import InputForm, Network, exactly, given_network, load_network
+from unitscope.layers import tapped
+from unitscope.networks import Network, exactly
 from unitscope.records import Peak
-from unitscope.scanning import chosen_device, placed
-from unitscope.scanning.loading import Loader
+from unitscope.scanning.again import Again, opened_again
 
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
 
@@ -53,55 +48,21 @@ def check(atlas: Atlas, network: "nn.Module | Network | None" = None, batch_size
     Images are found by their keys, so others may have come since. Raises `AtlasError` where the weights are not those that were
     scanned.
     """
-    known = _network(atlas, network)
-    if known.hash() != atlas.manifest["network"]["hash"]:
-        raise AtlasError(f"the weights of {known.model!r} are not those that the atlas {str(atlas.folder)!r} was made with")
-    channels, height, width = atlas.manifest["input"]
-    loader = Loader(StoredImages(atlas), atlas.preprocessing, (channels, height, width))
-    target = chosen_device(device)
-    with placed(known.module, target):
-        traced = trace(known.module, torch.zeros(1, channels, height, width, device=target))
-        layers = choose(traced, [layer.name for layer in atlas.layers], known.model)
-        replay = Replay(known.module, layers, loader, traced.form)
+    with opened_again(atlas, network, device) as again:
+        replay = Replay(again)
         peaks = [Peak(**row) for row in atlas.table("peaks").to_pylist()]
         return CheckResult(len(peaks), list(replay.differences(peaks, batch_size)))
-
-
-@dataclass(frozen=True, slots=True)
-class StoredImages:
-    """The images that an atlas mentions, as a source, under the numbers that they had."""
-
-    atlas: Atlas
-
-    @property
-    def description(self) -> Mapping[str, Any]:
-        return dict(self.atlas.manifest["images"])
-
-    def __len__(self) -> int:
-        return int(self.atlas.manifest["listed"])
-
-    def key(self, image: int) -> str:
-        return self.atlas.key(image)
-
-    def label(self, image: int) -> str | None:
-        return None
-
-    def open(self, image: int) -> Image.Image | Pixels:
-        return self.atlas.open_image(image)
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
     """Runs chosen images again and reads chosen cells."""
 
-    network: nn.Module
-    layers: Sequence[TracedLayer]
-    loader: Loader
-    form: InputForm
+    again: Again
 
     def differences(self, peaks: Sequence[Peak], batch_size: int) -> Iterator[Difference]:
         """The peaks whose values don't come back, image by image."""
-        scale = {layer.name: 0.0 for layer in self.layers}
+        scale = {layer.name: 0.0 for layer in self.again.layers}
         for peak in peaks:
             if isfinite(peak.value):
                 scale[peak.layer] = max(scale[peak.layer], abs(peak.value))
@@ -110,33 +71,37 @@ class Replay:
             batch = dict(by_image[start : start + batch_size])
             for peak, found, reason in self._found(batch):
                 if found is None or not comes_back(peak.value, found, scale[peak.layer]):
-                    key = self.loader.source.key(peak.image)
+                    key = self.again.loader.source.key(peak.image)
                     yield Difference(peak.layer, peak.unit, peak.rank, key, peak.value, found, reason)
 
     def _found(self, batch: dict[int, list[Peak]]) -> Iterator[tuple[Peak, float | None, str]]:
         """Every peak of some images with the value that stands in its cell now."""
-        loaded = [self.loader.load(image) for image in batch]
+        loaded = [self.again.loader.load(image) for image in batch]
         for one in loaded:
             if one.pixels is None:
                 yield from ((peak, None, one.reason) for peak in batch[one.image])
         good = [one for one in loaded if one.pixels is not None]
         if not good:
             return
-        wanted: dict[str, list[tuple[int, Peak]]] = {layer.name: [] for layer in self.layers}
+        wanted: dict[str, list[tuple[int, Peak]]] = {layer.name: [] for layer in self.again.layers}
         for place, one in enumerate(good):
             for peak in batch[one.image]:
                 wanted[peak.layer].append((place, peak))
         values: dict[str, list[float]] = {}
 
         def keep(number: int, maps: Tensor) -> None:
-            name = self.layers[number].name
+            name = self.again.layers[number].name
             cells = torch.tensor([(i, p.unit, p.y, p.x) for i, p in wanted[name]], dtype=torch.long, device=maps.device).reshape(
                 -1, 4
             )
             values[name] = maps[tuple(cells.T)].float().tolist()
 
-        images = self.loader.normalised([one.pixels for one in good if one.pixels is not None], self.form)
-        with torch.no_grad(), exactly(self.network, self.form.device), tapped(self.network, self.layers, keep) as tap:
+        images = self.again.loader.normalised([one.pixels for one in good if one.pixels is not None], self.again.form)
+        with (
+            torch.no_grad(),
+            exactly(self.again.network, self.again.form.device),
+            tapped(self.again.network, self.again.layers, keep) as tap,
+        ):
             tap.run(images)
         for name, found in values.items():
             yield from ((peak, value, "") for (_, peak), value in zip(wanted[name], found, strict=True))
@@ -151,15 +116,3 @@ def comes_back(stored: float, found: float, scale: float) -> bool:
 
 def _image(peak: Peak) -> int:
     return peak.image
-
-
-def _network(atlas: Atlas, network: "nn.Module | Network | None") -> Network:
-    if network is not None:
-        return given_network(network) if isinstance(network, nn.Module) else network
-    said = atlas.manifest["network"]
-    if said["model"].startswith("module:"):
-        raise AtlasError(
-            f"the atlas {str(atlas.folder)!r} was made from a module in memory, {said['model'].removeprefix('module:')!r}; check it in "
-            "Python: unitscope.check(atlas, network)"
-        )
-    return load_network(said["model"], said["weights"], said["seed"])

@@ -15,6 +15,7 @@ from unitscope.records import Box
 
 PAPER, INK, FAINT, EMPTY = (255, 255, 255), (32, 34, 38), (120, 124, 130), (243, 244, 246)
 HATCH = (226, 228, 231), (211, 214, 218)
+CLEAR_HATCH = (128, 134, 142, 44), (128, 134, 142, 96)
 ACCENT = (226, 112, 58)
 GAP_PX = 2
 
@@ -39,15 +40,17 @@ class Panel:
     share: tuple[float, float] = (1, 1)
 
 
-def cut(image: Image.Image, box: Box, seen: Box, size_px: int) -> Image.Image:
+def cut(image: Image.Image, box: Box, seen: Box, size_px: int, see_through: bool = False) -> Image.Image:
     """The box's pixels at the size asked for (its longer side), in RGB; a hatched pattern where the box leaves `seen`.
+
+    With `see_through` in RGBA: then the pattern suits a ground of any colour.
 
     `seen` is the part of the image that the network got: around it lies padding, whatever the image goes on with. Boxes may
     begin and end inside pixels; their shape is kept and centred on a square.
     """
     scale = size_px / max(box.height, box.width)
     height, width = (max(1, round(side * scale)) for side in (box.height, box.width))
-    patch = hatched(width, height)
+    patch = hatched(width, height, see_through)
     inside = box.within(seen).clipped(image.height, image.width)
     left, right = ((edge - box.left) * width / box.width for edge in (inside.left, inside.right))
     top, bottom = ((edge - box.top) * height / box.height for edge in (inside.top, inside.bottom))
@@ -59,11 +62,12 @@ def cut(image: Image.Image, box: Box, seen: Box, size_px: int) -> Image.Image:
     return _on_square(patch, size_px)
 
 
-def hatched(width: int, height: int) -> Image.Image:
+def hatched(width: int, height: int, see_through: bool = False) -> Image.Image:
     """The pattern that stands for padding: it can't be taken for a photograph."""
     y, x = np.mgrid[:height, :width]
     stripes = ((x + y) // 4 % 2)[..., None]
-    return Image.fromarray(np.where(stripes, *(np.array(c, dtype=np.uint8) for c in HATCH)).astype(np.uint8))
+    colours = CLEAR_HATCH if see_through else HATCH
+    return Image.fromarray(np.where(stripes, *(np.array(c, dtype=np.uint8) for c in colours)).astype(np.uint8))
 
 
 def missing(size_px: int) -> Image.Image:
@@ -201,6 +205,6 @@ def _with_margin(image: Image.Image, margin: int) -> Image.Image:
 def _on_square(patch: Image.Image, size_px: int) -> Image.Image:
     if patch.size == (size_px, size_px):
         return patch
-    square = Image.new("RGB", (size_px, size_px), EMPTY)
+    square = Image.new(patch.mode, (size_px, size_px), EMPTY if patch.mode == "RGB" else (0, 0, 0, 0))
     square.paste(patch, ((size_px - patch.width) // 2, (size_px - patch.height) // 2))
     return square

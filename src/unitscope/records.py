@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import inf, isfinite
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True, slots=True)
 class Box:
@@ -103,6 +106,18 @@ class Peak:
     def source_box(self) -> Box:
         """The same box in pixels of the source image as displayed."""
         return Box(self.source_top, self.source_left, self.source_bottom, self.source_right)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What the units of one layer say to an image: each one's highest value, and the unclipped field of the cell where it stands.
+
+    `values` are of shape (unit,), `boxes` of shape (unit, side) in network-input pixels: top, left, bottom, right.
+    """
+
+    layer: str
+    values: NDArray[np.float32]
+    boxes: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from unitscope.drawing import Block, Panel, cut, draw_figure, draw_sheet, missing
@@ -38,14 +39,14 @@ class FigureChoice:
 
 
 def patch(atlas: "Atlas", peak: Peak, kind: str, size_px: int) -> Image.Image:
-    kind = _drawn(atlas, atlas.layer(peak.layer), kind)
+    kind = box_drawn(atlas, atlas.layer(peak.layer), kind)
     try:
-        image = _picture(atlas.open_image(peak.image))
+        image = as_picture(atlas.open_image(peak.image))
     except Skipped as reason:
         raise AtlasError(
             f"image {peak.image} of the atlas {str(atlas.folder)!r} can't be drawn any more: it {reason}"
         ) from reason
-    return cut(image, *boxes_on_source(atlas, peak, kind, image), size_px)
+    return cut(image, *boxes_on_source(atlas, peak, kind, (image.height, image.width)), size_px)
 
 
 def sheet(atlas: "Atlas", layer: str, units: Sequence[int] | None, kind: str, size_px: int) -> Image.Image:
@@ -82,27 +83,34 @@ def spread_layers(layers: Sequence[Layer]) -> list[Layer]:
 
 def firing_units(atlas: "Atlas", layer: Layer, seed: int) -> list[int]:
     """Nine units, drawn at random among those with all their peaks or, where those are too few, with any."""
-    peaks = np.bincount(atlas.peaks(layer.name)["unit"].to_numpy(), minlength=layer.units)
-    full, some = np.flatnonzero(peaks == peaks.max()), np.flatnonzero(peaks)
+    counts = np.bincount(atlas.peaks(layer.name)["unit"].to_numpy(), minlength=layer.units)
+    return some_units(counts, layer.name, seed)
+
+
+def some_units(counts: NDArray[np.integer[Any]], layer: str, seed: int) -> list[int]:
+    """The same, from the number of peaks that each unit has."""
+    full, some = np.flatnonzero(counts == counts.max()), np.flatnonzero(counts)
     candidates = (full if len(full) >= FIGURE_UNITS else some).tolist()
-    chance = random.Random(f"{seed} {layer.name}")
+    chance = random.Random(f"{seed} {layer}")
     return sorted(chance.sample(candidates, min(FIGURE_UNITS, len(candidates))))
 
 
-def boxes_on_source(atlas: "Atlas", peak: Peak, kind: str, image: Image.Image) -> tuple[Box, Box]:
+def boxes_on_source(atlas: "Atlas", peak: Peak, kind: str, size: tuple[int, int]) -> tuple[Box, Box]:
     """The box to draw for a peak, unclipped, and the crop that the network saw, both in pixels of the source image.
+
+    `size` is the source image's height and width.
 
     An effective field is moved so that as much of it as possible lies on the crop: padding is part of a field, but nothing that a
     layer listens to.
     """
-    geometry = Geometry.of(atlas.preprocessing, image.height, image.width)
+    geometry = Geometry.of(atlas.preprocessing, *size)
     seen = geometry.to_source(Box(0, 0, *geometry.input))
     if kind == "field":
         return peak.source_box, seen
     if kind == "image":
         return seen, seen
     layer = atlas.layer(peak.layer)
-    height, width = _size_drawn(atlas, layer, kind)
+    height, width = size_drawn(atlas, layer, kind)
     y = centre(peak.top, peak.bottom, (peak.y, layer.map_height), geometry.input[0])
     x = centre(peak.left, peak.right, (peak.x, layer.map_width), geometry.input[1])
     top, left = _inside(y - height / 2, height, geometry.input[0]), _inside(x - width / 2, width, geometry.input[1])
@@ -121,7 +129,7 @@ def centre(start: float, stop: float, cell: tuple[int, int], length: int) -> flo
 
 
 def panel(atlas: "Atlas", layer: Layer, units: Sequence[int], kind: str, size_px: int) -> Panel:
-    drawn = _drawn(atlas, layer, kind)
+    drawn = box_drawn(atlas, layer, kind)
     places = min(atlas.k, MOST_PATCHES)
     peaks: dict[int, list[Peak]] = {unit: [] for unit in units}
     for row in atlas.peaks(layer.name, units[0] if len(units) == 1 else None).to_pylist():
@@ -130,7 +138,7 @@ def panel(atlas: "Atlas", layer: Layer, units: Sequence[int], kind: str, size_px
     patches = _patches(atlas, [peak for of_unit in peaks.values() for peak in of_unit], drawn, size_px)
     blocks = [_block(unit, of_unit, [patches[unit, peak.rank] for peak in of_unit], places) for unit, of_unit in peaks.items()]
     about = f"{layer.kind} · {layer.units:,} units · {_field_words(atlas, layer, drawn)}"
-    shown = _size_drawn(atlas, layer, drawn)
+    shown = size_drawn(atlas, layer, drawn)
     share = shown[0] / atlas.input_size[0], shown[1] / atlas.input_size[1]
     return Panel(layer.name, about if blocks else f"{about} · none of them fires", blocks, share)
 
@@ -147,16 +155,17 @@ def _patches(atlas: "Atlas", peaks: Sequence[Peak], kind: str, size_px: int) -> 
 
     def cut_all(image: int, of_image: Sequence[Peak]) -> list[tuple[tuple[int, int], Image.Image]]:
         try:
-            picture = _picture(atlas.open_image(image))
+            picture = as_picture(atlas.open_image(image))
         except Skipped:
             return [((peak.unit, peak.rank), missing(size_px)) for peak in of_image]
-        return [((p.unit, p.rank), cut(picture, *boxes_on_source(atlas, p, kind, picture), size_px)) for p in of_image]
+        size = picture.height, picture.width
+        return [((p.unit, p.rank), cut(picture, *boxes_on_source(atlas, p, kind, size), size_px)) for p in of_image]
 
     with ThreadPoolExecutor(thread_name_prefix="draw") as pool:
         return dict(pair for pairs in pool.map(cut_all, *zip(*work, strict=True)) for pair in pairs) if work else {}
 
 
-def _picture(opened: Image.Image | Pixels) -> Image.Image:
+def as_picture(opened: Image.Image | Pixels) -> Image.Image:
     """What a person looks at; tensors are spread from their lowest to their highest value, the first three channels as colours."""
     if isinstance(opened, Image.Image):
         return in_channels(opened, 3)
@@ -166,7 +175,7 @@ def _picture(opened: Image.Image | Pixels) -> Image.Image:
     return Image.fromarray((spread.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0))
 
 
-def _drawn(atlas: "Atlas", layer: Layer, kind: str) -> str:
+def box_drawn(atlas: "Atlas", layer: Layer, kind: str) -> str:
     """Which box is drawn: unless told otherwise the field or, where that covers the whole input, the effective field."""
     if kind not in PATCHES:
         raise AtlasError(f"patch is one of {', '.join(PATCHES)}, not {kind!r}")
@@ -177,7 +186,7 @@ def _drawn(atlas: "Atlas", layer: Layer, kind: str) -> str:
     return "effective" if covers(layer, atlas.input_size) and layer.effective_height else "field"
 
 
-def _size_drawn(atlas: "Atlas", layer: Layer, kind: str) -> tuple[int, int]:
+def size_drawn(atlas: "Atlas", layer: Layer, kind: str) -> tuple[int, int]:
     """Height and width of what a patch shows, in network-input pixels."""
     if kind == "image":
         return atlas.input_size

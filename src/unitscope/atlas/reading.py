@@ -126,7 +126,8 @@ class Atlas:
         """A whole table as Arrow, or the rows of one layer, in stored order."""
         path = self.folder.absolute() / f"{name}.parquet"
         try:
-            return pq.read_table(path, filters=None if layer is None else pc.field("layer") == layer).select(TABLES[name].names)
+            table = pq.read_table(path, filters=None if layer is None else pc.field("layer") == layer)
+            return table.select(TABLES[name].names).cast(TABLES[name])
         except (OSError, pa.ArrowException, KeyError) as error:
             raise AtlasError(f"table {str(path)!r} can't be read: {str(error).splitlines()[0]}") from error
 

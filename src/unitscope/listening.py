@@ -1,0 +1,60 @@
+"""listening(): what the units of a scanned network say to an image that was not among those scanned."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Lock
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from unitscope.atlas import Atlas
+from unitscope.errors import AtlasError
+from unitscope.images import prepare
+from unitscope.layers import tapped
+from unitscope.networks import Network, exactly
+from unitscope.readings import by_comparing
+from unitscope.records import Response
+from unitscope.scanning.again import Again, opened_again
+
+
+@contextmanager
+def listening(
+    atlas: Atlas, network: "nn.Module | Network | None" = None, device: str = "auto"
+) -> Iterator[Callable[[Image.Image], list[Response]]]:
+    """A function from an image as displayed to what each layer of the atlas says to it; it may be called from several threads.
+
+    Raises `AtlasError` where the weights are not those that were scanned, or where the atlas was made from tensors.
+    """
+    if atlas.preprocessing is None:
+        raise AtlasError(
+            f"the atlas {str(atlas.folder)!r} was made from tensors; there is no known way from an image to its input"
+        )
+    with opened_again(atlas, network, device) as again:
+        alone = Lock()
+
+        def listen(image: Image.Image) -> list[Response]:
+            with alone:
+                return _responses(again, image)
+
+        yield listen
+
+
+@torch.inference_mode(False)
+def _responses(again: Again, image: Image.Image) -> list[Response]:
+    said: dict[int, Response] = {}
+
+    def keep(number: int, maps: Tensor) -> None:
+        traced = again.layers[number]
+        reading = by_comparing(maps)
+        values, cells = reading.highest[0].cpu().numpy(), reading.cells[0].cpu().numpy()
+        y, x = np.divmod(cells, traced.layer.map_width)
+        sides = traced.fields.boxes(np.arange(len(values)), y, x)
+        said[number] = Response(traced.name, values, np.stack([np.asarray(side, dtype=np.int64) for side in sides], axis=1))
+
+    assert again.loader.preprocessing is not None  # noqa: S101
+    images = again.loader.normalised([prepare(image, again.loader.preprocessing)], again.form)
+    with torch.no_grad(), exactly(again.network, again.form.device), tapped(again.network, again.layers, keep) as tap:
+        tap.run(images)
+    return [said[number] for number in sorted(said)]
