@@ -5,9 +5,9 @@ BIN := .venv/bin
 .PHONY: demo test quick check bench docs
 
 demo: .venv/ready  ## scan the demo's network over the demo's photographs and draw the figure
-	$(BIN)/unitscope demo --out demo
+	$(BIN)/unitscope demo --out demo $(if $(SERVE),--serve)
 
-test: .venv/ready  ## all tests
+test: .venv/ready .venv/browser  ## all tests
 	$(BIN)/python -m pytest
 
 quick: .venv/ready  ## the tests that take about a minute
@@ -19,7 +19,7 @@ check: .venv/ready  ## style, types, imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/ready .bench/ready  ## a scan beside a plain evaluation loop and others, in half an hour
+bench: .venv/ready .venv/browser .bench/ready  ## a scan beside a plain evaluation loop and others, and the explorer, in an hour and a half
 	$(BIN)/python benchmarks/bench.py
 
 docs: .venv/ready  ## the documentation, as pages in docs/_build
@@ -31,6 +31,13 @@ docs: .venv/ready  ## the documentation, as pages in docs/_build
 .bench/ready: .venv/ready
 	$(BIN)/python -m pip install --quiet -e ".[bench]"
 	$(BIN)/python -m pip install --quiet --no-deps --target .bench zennit==0.4.6 zennit-crp==0.6.0
+	touch $@
+
+# The system's own Chromium where there is one; else Debian's, for who may install it; else Playwright's.
+.venv/browser: .venv/ready
+	command -v chromium >/dev/null \
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && apt-get -qq install --yes chromium >/dev/null; } \
+	|| $(BIN)/playwright install chromium
 	touch $@
 
 .venv/ready: pyproject.toml

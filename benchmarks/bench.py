@@ -20,12 +20,14 @@ from statistics import median
 from time import sleep
 
 import psutil
+import torch
 
 from unitscope.demonstration import demo_images
+from unitscope.scanning.screening import has_bfloat16
 
 HERE = Path(__file__).parent
 SAMPLE = HERE.parents[1] / "shared" / "data" / "imagenet-sample"
-NETWORKS = {"torchvision:alexnet": 4800, "torchvision:resnet18": 2400, "demo:efficientnet-lite0": 2400, "torchvision:vgg16": 320}
+NETWORKS = {"torchvision:alexnet": 4800, "torchvision:resnet18": 2400, "demo:efficientnet-lite0": 2400, "torchvision:vgg16": 640}
 """The networks, and how many images each gets: so many that start-up doesn't count. Files repeat under other names."""
 WAYS = {"loop": 1, "scan": 1, "hooks": 1, "floor": 4, "crp": 8}
 """The ways, and the share of the images that each gets: one in so many."""
@@ -106,6 +108,8 @@ def table(model: str, count: int, measured: dict[str, list[Measured]]) -> str:
 
 def pair(title: str, folder: Path, repeats: int, share: float) -> str:
     model, full, first, second = PAIRS[title]
+    if second == "screened" and not has_bfloat16(torch.device("cpu")):
+        return f"### {title}\n\nNot here: this processor has no fast bfloat16 arithmetic, so such a scan runs in float32.\n"
     count = int(full * share)
     runs = [(measure(first, model, folder, count), measure(second, model, folder, count)) for _ in range(repeats)]
     faster = median(one.image_ms / two.image_ms for one, two in runs)
@@ -114,6 +118,13 @@ def pair(title: str, folder: Path, repeats: int, share: float) -> str:
         f"### {title}\n\n{model}, {count:,} images: {WORDS[first]} {times[0]:.1f} ms an image, {WORDS[second]} {times[1]:.1f} ms: "
         f"{faster:.2f} times as fast.\n"
     )
+
+
+def explored(folder: Path) -> str:
+    """The explorer in a browser, once."""
+    command = [sys.executable, str(HERE / "browse.py"), str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent / "src")}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
 
 def main() -> None:
@@ -143,6 +154,9 @@ def main() -> None:
         print(written[-1], flush=True)
     for title in PAIRS if said.networks == list(NETWORKS) else ():
         written.append(pair(title, folder, said.repeats, said.share))
+        print(written[-1], flush=True)
+    if said.networks == list(NETWORKS):
+        written.append(explored(folder))
         print(written[-1], flush=True)
     results = HERE / "results"
     results.mkdir(exist_ok=True)

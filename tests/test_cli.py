@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -335,6 +337,7 @@ def test_the_demo_needs_nothing_but_the_package_index(run: Run, tmp_path: Path) 
     assert ran.out.splitlines() == [
         f"40 images, 50 layers, 22,008 units in {tmp_path / 'demo' / 'atlas'}",
         f"drawn to {tmp_path / 'demo' / 'figure.png'}",
+        f"to look at every unit: unitscope serve {tmp_path / 'demo' / 'atlas'}",
     ]
     assert "using the atlas" in run("demo", "--out", tmp_path / "demo", "--limit", "40").out
     assert "one of other images" in run("demo", "--out", tmp_path / "demo").line
@@ -344,3 +347,60 @@ def test_the_demo_needs_nothing_but_the_package_index(run: Run, tmp_path: Path) 
 def test_the_demo_takes_ones_own_images(run: Run, images: Path, tmp_path: Path) -> None:
     assert run("demo", "--out", tmp_path / "demo", "--images", images).status == 0
     assert Atlas(tmp_path / "demo" / "atlas").manifest["read"] == 12
+
+
+@pytest.fixture
+def atlas(run: Run, model: str, images: Path, tmp_path: Path) -> Path:
+    assert run("scan", model, images, "--weights", "none", *PREPROCESSING, "--out", tmp_path / "atlas").status == 0
+    return tmp_path / "atlas"
+
+
+def test_export_writes_a_site_and_says_how_much(run: Run, atlas: Path, tmp_path: Path) -> None:
+    ran = run("export", atlas, tmp_path / "site", "--beside", atlas)
+    files = [path for path in (tmp_path / "site").rglob("*") if path.is_file()]
+    assert ran.out.startswith(f"{len(files):,} files, ")
+    assert (tmp_path / "site" / "beside" / "index.html").exists()
+    assert "not empty" in run("export", atlas, tmp_path / "site").line
+    assert "holds no atlas" in run("export", tmp_path, tmp_path / "other").line
+
+
+def serving(atlas: Path, *options: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "unitscope", "serve", str(atlas), *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=atlas.parent)
+
+
+def answer(address: str, path: str, content: bytes | None = None) -> str:
+    with urllib.request.urlopen(urllib.request.Request(address + path, data=content)) as answered:
+        return str(answered.read().decode())
+
+
+@pytest.mark.slow
+def test_serve_opens_the_pages_and_listens_to_an_image_of_ones_own(atlas: Path, images: Path) -> None:
+    with serving(atlas, "--port", "0", "--beside", str(atlas)) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[0]
+        assert address.startswith("http://127.0.0.1:")
+        assert "What fires here" in answer(address, "index.html")
+        assert "beside atlas" in answer(address, "compare/index.html")
+        picture = next(images.rglob("*.png")).read_bytes()
+        assert "layers/1.html" in answer(address, "fires", picture)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) in (0, 130, -signal.SIGINT)
+
+
+@pytest.mark.slow
+def test_serve_says_who_can_look(atlas: Path) -> None:
+    with serving(atlas, "--host", "0.0.0.0", "--port", "0") as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "whoever reaches this machine can see the atlas and its images\n"
+        process.terminate()
+
+
+def test_a_port_that_is_taken_is_one_line(run: Run, atlas: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"can't listen on 127.0.0.1 port {port}" in run("serve", atlas, "--port", port).line
+    assert "can't listen on nowhere.invalid" in run("serve", atlas, "--host", "nowhere.invalid").line
+    assert "can't listen on 127.0.0.1 port 99999" in run("serve", atlas, "--port", 99999).line

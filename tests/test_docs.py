@@ -28,12 +28,19 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
     commands = [
         line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines() if line.startswith("$ unitscope")
     ]
-    assert len(commands) == 5
+    assert len(commands) == 6
+    assert commands.pop() == "unitscope serve atlas"
     for command in commands:
         words = [sys.executable, "-m", *shlex.split(command)]
         ran = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert ran.returncode == 0, f"{command}: {ran.stderr}"
     assert {"figure.png", "sheet.png"} <= {path.name for path in tmp_path.iterdir()}
+    with subprocess.Popen(
+        [sys.executable, "-m", "unitscope", "serve", "atlas"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    ) as serving:
+        assert serving.stdout is not None
+        assert serving.stdout.readline().startswith("http://127.0.0.1:8000/ shows atlas")
+        serving.terminate()
 
 
 @pytest.mark.slow
@@ -78,7 +85,8 @@ def test_every_column_is_documented() -> None:
 
 
 @pytest.mark.parametrize(
-    "code", ["unitscope.drawing, unitscope.atlas", "unitscope", "unitscope.images, unitscope.records", "unitscope.cli"]
+    "code",
+    ["unitscope.drawing, unitscope.atlas", "unitscope", "unitscope.images, unitscope.records", "unitscope.cli", "unitscope.web"],
 )
 def test_looking_at_an_atlas_loads_no_torch(code: str) -> None:
     check = f"import sys, {code}; assert not {{'torch', 'torchvision', 'ray'}} & sys.modules.keys()"

@@ -1,7 +1,7 @@
 """unitscope: a microscope for the units of trained networks.
 
 Reading order: `records` (the words), `fields` (what a cell sees), `layers` (which layers there are, and how they are read),
-`topk` (what is kept), `scanning` (the one pass that brings these together), `atlas` (the folder that it writes), `drawing`.
+`topk` (what is kept), `scanning` (the one pass that brings these together), `atlas` (the folder that it writes), `drawing`, `web`.
 
 The public names load on first use, so that looking at an atlas loads no torch.
 """

@@ -2,13 +2,15 @@
 
 import json
 import os
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -47,6 +49,7 @@ Units = Annotated[str | None, typer.Option(metavar="N …", help="Numbers of uni
 Patch = Annotated[str, typer.Option(help="auto, field, effective or image: what of the image is drawn.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Images = Annotated[str | None, typer.Option(help="Where the images are now, if they have moved.")]
+Beside = Annotated[Path | None, typer.Option(metavar="ATLAS", help="Another atlas, to compare with.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -158,11 +161,41 @@ def check(atlas: AtlasFolder, images: Images = None, device: Device = "auto", as
 
 
 @app.command()
+def serve(
+    atlas: AtlasFolder, beside: Beside = None,
+    host: Annotated[str, typer.Option(help="The address to listen on; others than this machine's own let others look.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on; 0 takes any that is free.")] = 8000,
+    images: Images = None, device: Device = "auto",
+) -> None:  # fmt: skip
+    """Open an atlas in the browser: every layer, unit and image has a page."""
+    from unitscope.atlas import Atlas
+
+    _serve(Atlas(atlas, images=images and _images(images)), Atlas(beside) if beside else None, host, port, device)
+
+
+@app.command()
+def export(
+    atlas: AtlasFolder, site: Annotated[Path, typer.Argument(metavar="SITE", help="The folder to write.")],
+    beside: Beside = None, images: Images = None,
+) -> None:  # fmt: skip
+    """Write the same pages as files, for any static host or to be opened from a disk."""
+    from unitscope.atlas import Atlas
+    from unitscope.web import export as export_site
+
+    first, second = Atlas(atlas, images=images and _images(images)), Atlas(beside) if beside else None
+    units = sum(layer.units for one in (first, second) if one for layer in one.layers)
+    with _progress(units, "exporting", "units") as advance:
+        written = export_site(first, site, second, on_units=advance)
+    print(f"{written.files:,} files, {written.bytes / 1e6:,.0f} MB in {site}; open {site / 'index.html'}")
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("unitscope-demo"),
     images: Annotated[Path | None, typer.Option(help="Your own folder of images.")] = None,
     limit: Annotated[int | None, typer.Option(help="Scan the first images only.")] = None,
     device: Device = "auto",
+    serve: Annotated[bool, typer.Option("--serve", help="Open the explorer at the end.")] = False,
 ) -> None:
     """Scan EfficientNet-Lite0 with its ImageNet weights over photographs that come with Python packages, and draw the figure."""
     from unitscope.atlas import Atlas
@@ -181,6 +214,10 @@ def demo(
         network, preprocessing = _network("demo:efficientnet-lite0", "default", 0, _overrides())
         _scan(network, source, place, preprocess=preprocessing, limit=limit, device=device)
     _save(Atlas(place).figure(size_px=96), out / "figure.png")
+    if serve:
+        _serve(Atlas(place), None, "127.0.0.1", 8000, device)
+    else:
+        print(f"to look at every unit: {Path(sys.argv[0])} serve {place}")
 
 
 def main() -> None:
@@ -258,20 +295,71 @@ def _runner(name: str, address: str | None, cpus_per_worker: int, gpus_per_worke
     return RayRunner(address, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker)
 
 
+def _serve(atlas: Any, beside: Any, host: str, port: int, device: str) -> None:
+    import uvicorn
+
+    from unitscope.web import Offer, explorer
+    from unitscope.web.app import LOOPBACK
+
+    own = host in (*LOOPBACK, "::1")
+    with ExitStack() as stack:
+        fires = _listener(atlas, device, stack) if _can_listen(atlas) else None
+        application = explorer(atlas, Offer(beside, fires, (*LOOPBACK, host) if own else ("*",)))
+        bound = _bound(host, port)
+        shown = f"[{host}]" if ":" in host else host
+        print(f"http://{shown}:{bound.getsockname()[1]}/ shows {atlas.folder}; Ctrl+C ends it", flush=True)
+        if not own:
+            print("whoever reaches this machine can see the atlas and its images", file=sys.stderr)
+        server = uvicorn.Server(uvicorn.Config(application, log_level="warning", lifespan="off"))
+        server.run(sockets=[bound])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except (OSError, OverflowError) as error:
+        raise UnitscopeError(f"can't listen on {host} port {port}: {error}; give another --host or --port") from error
+    return bound
+
+
+def _can_listen(atlas: Any) -> bool:
+    """True where the network can be found again, and images come to it in a known way."""
+    return atlas.preprocessing is not None and not str(atlas.manifest["network"]["model"]).startswith("module:")
+
+
+def _listener(atlas: Any, device: str, stack: ExitStack) -> Callable[[Any], Any]:
+    """Runs the network over an image; the network is loaded for the first one."""
+    held: list[Callable[[Any], Any]] = []
+    loading = Lock()
+
+    def listen(image: Any) -> Any:
+        with loading:
+            if not held:
+                from unitscope.listening import listening
+
+                held.append(stack.enter_context(listening(atlas, device=device)))
+        return held[0](image)
+
+    return listen
+
+
 @contextmanager
-def _progress(total: int | None) -> Iterator[Callable[[int], None]]:
+def _progress(total: int | None, what: str = "scanning", each: str = "images") -> Iterator[Callable[[int], None]]:
     """A bar with images per second and time left; nothing where nobody looks."""
     words, columns = TextColumn("{task.description}"), (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     with Progress(
         words, *columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not sys.stderr.isatty()
     ) as progress:
-        task = progress.add_task("scanning", total=total, rate="")
+        task = progress.add_task(what, total=total, rate="")
 
-        def advance(images: int) -> None:
-            progress.advance(task, images)
+        def advance(done: int) -> None:
+            progress.advance(task, done)
             speed = progress.tasks[0].speed
-            doing = "measuring effective fields" if progress.finished else "scanning"
-            progress.update(task, rate=f"{speed:.1f} images/s" if speed else "", description=doing)
+            doing = "measuring effective fields" if progress.finished and what == "scanning" else what
+            progress.update(task, rate=f"{speed:.1f} {each}/s" if speed else "", description=doing)
 
         yield advance
 

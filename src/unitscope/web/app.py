@@ -1,0 +1,211 @@
+"""The explorer, served: routes to the pages, their JSON and their pictures."""
+
+from asyncio import shield, wrap_future
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from unitscope.atlas import Atlas
+from unitscope.atlas.schema import MANIFEST
+from unitscope.errors import ImagesError, UnitscopeError
+from unitscope.images import Skipped
+from unitscope.web import rendering
+from unitscope.web.addresses import json_path
+from unitscope.web.catalogue import Catalogue
+from unitscope.web.comparing import Comparison
+from unitscope.web.firing import MOST_MB, Fires, fired, opened
+from unitscope.web.interface import openapi
+from unitscope.web.pages import FiresPage, Pages, units_on
+from unitscope.web.pictures import Pictures
+from unitscope.web.site import STATIC, search_script
+
+LOOPBACK = ("localhost", "127.0.0.1")
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; img-src 'self' blob:; style-src 'self'; script-src 'self'; connect-src 'self'; base-uri 'none'; "
+        "form-action 'self'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What is served besides the pages of one atlas: another atlas beside it, and a function that tells what an image excites.
+
+    `hosts` are the names by which requests may call this server; `*` is any.
+    """
+
+    beside: Atlas | None = None
+    fires: Fires | None = None
+    hosts: Sequence[str] = LOOPBACK
+
+
+def explorer(atlas: Atlas, offer: Offer | None = None) -> Starlette:
+    """The pages of an atlas as an ASGI application. Raises `AtlasError` where the atlas is broken."""
+    offer = offer or Offer()
+    pages = Pages(Catalogue(atlas))
+    beside = Pages(Catalogue(offer.beside)) if offer.beside is not None else None
+    routes = _Routes(pages, beside, offer.fires).all_of_them()
+    if beside is not None:
+        routes.append(Mount("/beside", routes=_Routes(beside, None, None).all_of_them()))
+    middleware = [
+        Middleware(_WithHeaders),
+        Middleware(TrustedHostMiddleware, allowed_hosts=list(offer.hosts), www_redirect=False),
+        Middleware(GZipMiddleware, minimum_size=2000, compresslevel=3),
+    ]
+    errors: Any = {HTTPException: _problem, UnitscopeError: _problem}
+    return Starlette(routes=routes, middleware=middleware, exception_handlers=errors)
+
+
+class _Routes:
+    """The routes to one atlas. What they are asked for is looked up in the atlas's tables, never among files."""
+
+    def __init__(self, pages: Pages, beside: Pages | None, fires: Fires | None) -> None:
+        self._pages, self._fires = pages, fires
+        self._comparison = Comparison(pages, beside) if beside is not None else None
+        self._pictures = Pictures(pages.catalogue)
+        self._site = {"fires": fires is not None, "compared": beside is not None}
+        manifest = pages.catalogue.atlas.folder / MANIFEST
+        self._tag = sha256(manifest.read_bytes() + str(manifest.stat().st_mtime_ns).encode()).hexdigest()[:16]
+
+    def all_of_them(self) -> list[BaseRoute]:
+        pages = self._pages
+        routes: list[BaseRoute] = [
+            Route("/", self._page(lambda: pages.network())),
+            *self._both("index.html", lambda: pages.network()),
+            *self._both("layers/{layer}.html", lambda layer: pages.layer(layer)),
+            *self._both("units/{layer}/{unit:int}.html", lambda layer, unit: pages.unit(layer, unit)),
+            *self._both("images/{image:int}.html", lambda image: pages.image(image)),
+            *self._both("labels/{label}.html", lambda label: pages.label(label)),
+            Route("/words.html", self._page(lambda: pages.words())),
+            Route("/blocks/{layer}/{unit:int}.webp", self._block),
+            Route("/images/{image:int}.jpg", self._picture),
+            Route("/search.js", self._search),
+            Route("/api/openapi.json", self._openapi),
+            Mount("/static", StaticFiles(directory=STATIC)),
+        ]
+        if self._fires is not None:
+            routes.append(Route("/fires.html", self._page(lambda: FiresPage("fires.html", pages.about, MOST_MB))))
+            routes.append(Route("/fires", self._upload, methods=["POST"]))
+        comparison = self._comparison
+        if comparison is not None:
+            routes += self._both("compare/index.html", lambda: comparison.network())
+            routes += self._both("compare/{layer}.html", lambda layer: comparison.layer(layer))
+        return routes
+
+    def _both(self, path: str, make: Callable[..., Any]) -> list[BaseRoute]:
+        """A page and its JSON twin."""
+        return [Route(f"/{path}", self._page(make)), Route(f"/{json_path(path)}", self._json(make))]
+
+    def _page(self, make: Callable[..., Any]) -> Callable[[Request], Any]:
+        async def answer(request: Request) -> Response:
+            page = await run_in_threadpool(_made, make, request)
+            await run_in_threadpool(self._pictures.prepare, units_on(page))
+            return HTMLResponse(await run_in_threadpool(rendering.html, page, **self._site))
+
+        return answer
+
+    def _json(self, make: Callable[..., Any]) -> Callable[[Request], Any]:
+        async def answer(request: Request) -> Response:
+            page = await run_in_threadpool(_made, make, request)
+            return Response(await run_in_threadpool(rendering.json, page), media_type="application/json")
+
+        return answer
+
+    async def _block(self, request: Request) -> Response:
+        layer = self._pages.catalogue.layer(request.path_params["layer"])
+        unit = request.path_params["unit"]
+        if layer is None or unit >= layer.units:
+            raise HTTPException(404)
+        headers = {"ETag": f'"{self._tag}"', "Cache-Control": "no-cache"}
+        if request.headers.get("if-none-match") == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
+        drawn = await run_in_threadpool(self._pictures.block, (layer.name, unit))
+        return Response(await shield(wrap_future(drawn)), media_type="image/webp", headers=headers)
+
+    async def _picture(self, request: Request) -> Response:
+        image = request.path_params["image"]
+        if image not in self._pages.catalogue.images:
+            raise HTTPException(404)
+        try:
+            content = await run_in_threadpool(self._pictures.picture, image)
+        except (Skipped, ImagesError) as reason:
+            raise HTTPException(404, f"This image {reason}.") from reason
+        return Response(content, media_type="image/jpeg", headers={"Cache-Control": "max-age=60"})
+
+    async def _search(self, request: Request) -> Response:
+        return Response(await run_in_threadpool(search_script, self._pages), media_type="text/javascript")
+
+    async def _openapi(self, request: Request) -> Response:
+        described = openapi(self._comparison is not None)
+        return Response(msgspec.json.encode(described), media_type="application/json")
+
+    async def _upload(self, request: Request) -> Response:
+        """What an image of one's own excites, as a piece of a page. The image is neither kept nor written."""
+        content = bytearray()
+        async for chunk in request.stream():
+            content += chunk
+            if len(content) > MOST_MB << 20:
+                raise HTTPException(413, f"The image is larger than {MOST_MB} MB.")
+        page = await run_in_threadpool(self._fired, bytes(content))
+        return HTMLResponse(await run_in_threadpool(rendering.html, page, **self._site))
+
+    def _fired(self, content: bytes) -> Any:
+        fires = self._fires
+        if fires is None:
+            raise HTTPException(404)
+        try:
+            image = opened(content)
+        except Skipped as reason:
+            raise HTTPException(422, f"The image {reason}.") from reason
+        return fired(self._pages, image, fires(image))
+
+
+def _made(make: Callable[..., Any], request: Request) -> Any:
+    page = make(**request.path_params)
+    if page is None:
+        raise HTTPException(404)
+    return page
+
+
+async def _problem(request: Request, error: Exception) -> Response:
+    """A page, or a line of text where no page was asked for, that says what is wrong."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    said = error.detail if isinstance(error, HTTPException) else f"{error}."
+    said = "There is nothing at this address." if said == "Not Found" else said
+    if not request.url.path.endswith((".html", "/")):
+        return Response(said, status, media_type="text/plain")
+    return HTMLResponse(rendering.problem(request.url.path.lstrip("/"), status, said), status)
+
+
+class _WithHeaders:
+    """Puts the headers that keep a page to itself on every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        await self.app(scope, receive, with_headers if scope["type"] == "http" else send)

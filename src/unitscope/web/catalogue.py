@@ -1,0 +1,340 @@
+"""An atlas made ready for questions from pages: which peaks a unit has, which units an image excites, which units are alike."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from math import isfinite
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unitscope.atlas import Atlas
+from unitscope.atlas.pictures import box_drawn, boxes_on_source
+from unitscope.errors import ImagesError
+from unitscope.images import Geometry
+from unitscope.records import Box, Layer, Peak
+from unitscope.web.addresses import slug
+from unitscope.web.tables import (
+    Columns,
+    ImageRecord,
+    broken,
+    check_manifest,
+    images_of,
+    layers_of,
+    peaks_of,
+    reference_of,
+    units_of,
+)
+
+BANDS = {"99 %": 0.99, "90 %": 0.9, "50 %": 0.5, "lowest": 0.0}
+EXAMPLES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A value of a unit in an image, and where it stands; boxes in pixels of the source image as displayed, unclipped.
+
+    `rank` is None for an image of the reference sample. `drawn` is the box that a patch shows: the field or, where that is the
+    whole input, the effective field; `seen` is what the network got of the image.
+    """
+
+    layer: str
+    unit: int
+    rank: int | None
+    value: float
+    y: int
+    x: int
+    source: ImageRecord
+    field: Box
+    drawn: Box
+    seen: Box
+
+
+@dataclass(frozen=True, slots=True)
+class UnitRecord:
+    """A unit's statistics; `median` is that of the reference sample, `standing` how many standard deviations its highest value lies
+    above that."""
+
+    layer: str
+    unit: int
+    images: int
+    active: float
+    mean: float | None
+    std: float | None
+    lowest: float | None
+    highest: float | None
+    nans: int
+    dead: bool
+    median: float | None
+    standing: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What values are held against, a row a unit: the peaks' values (-inf where there are fewer), and the median, highest value and
+    standard deviation of the reference sample (NaN where a unit has none)."""
+
+    peaks: NDArray[np.float64]
+    median: NDArray[np.float64]
+    highest: NDArray[np.float64]
+    spread: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """A unit whose peaks lie in the same images: how many of them."""
+
+    layer: str
+    unit: int
+    shared: int
+
+
+class Catalogue:
+    """One atlas, its peaks in memory, its reference sample read a layer at a time.
+
+    Raises `AtlasError` where tables contradict each other or hold what can't be.
+    """
+
+    def __init__(self, atlas: Atlas) -> None:
+        self.atlas = atlas
+        check_manifest(atlas)
+        self.layers = layers_of(atlas)
+        self._slugs = {slug(layer.name): layer for layer in self.layers}
+        self._places = {layer.name: place for place, layer in enumerate(self.layers)}
+        self.units = lru_cache(maxsize=16)(self._units)
+        self.marks = lru_cache(maxsize=None)(self._marks)
+        self._cells = lru_cache(maxsize=None)(self._known_cells)
+        self._drawn = {layer.name: box_drawn(atlas, layer, "auto") for layer in self.layers}
+        self._reference = lru_cache(maxsize=4)(lambda layer: reference_of(atlas, atlas.layer(layer)))
+
+    def layer(self, name: str) -> Layer | None:
+        """The layer of that slug, if there is one."""
+        return self._slugs.get(name)
+
+    def place(self, layer: str) -> int:
+        """The layer's place in call order, from 0."""
+        return self._places[layer]
+
+    @cached_property
+    def images(self) -> dict[int, ImageRecord]:
+        """All images that the atlas mentions, by number."""
+        return images_of(self.atlas)
+
+    @cached_property
+    def labels(self) -> dict[str, int]:
+        """How many images had each label."""
+        rows = self.atlas.table("labels").to_pylist()
+        return {row["label"]: row["images"] for row in rows if row["label"] is not None and (row["images"] or 0) > 0}
+
+    @cached_property
+    def dead(self) -> Counter[str]:
+        """How many dead units each layer has."""
+        table = self.atlas.table("units")
+        return Counter(table.filter(table["dead"])["layer"].to_pylist())
+
+    @cached_property
+    def missing(self) -> str | None:
+        """Why the source images can't be had, if they can't."""
+        try:
+            _ = self.atlas.source
+        except ImagesError as error:
+            return str(error)
+        return None
+
+    # ── peaks ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @cached_property
+    def _peaks(self) -> Columns:
+        return peaks_of(self.atlas, self.images)
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        """Where each layer's rows begin among the peaks, and where the last one's end."""
+        return np.searchsorted(self._peaks["place"], np.arange(len(self.layers) + 1))
+
+    def _span(self, layer: str) -> slice:
+        """The rows of a layer's peaks."""
+        return slice(int(self._starts[self.place(layer)]), int(self._starts[self.place(layer) + 1]))
+
+    def rows(self, layer: str, unit: int) -> range:
+        """The rows of a unit's peaks, strongest first."""
+        span = self._span(layer)
+        within = self._peaks["unit"][span]
+        return range(
+            span.start + int(np.searchsorted(within, unit)), span.start + int(np.searchsorted(within, unit, side="right"))
+        )
+
+    def peaks(self, layer: str, unit: int) -> list[Example]:
+        """A unit's peaks, strongest first."""
+        return [self.example(row) for row in self.rows(layer, unit)]
+
+    def peak_images(self, layer: str, unit: int) -> NDArray[np.int64]:
+        """The images of a unit's peaks, strongest first."""
+        rows = self.rows(layer, unit)
+        return np.asarray(self._peaks["image"][rows.start : rows.stop])
+
+    def peaks_a_unit(self, layer: str) -> NDArray[np.int64]:
+        """How many peaks each unit of a layer has."""
+        return np.bincount(self._peaks["unit"][self._span(layer)], minlength=self.atlas.layer(layer).units)
+
+    def image_of(self, row: int) -> int:
+        """The image of one peak."""
+        return int(self._peaks["image"][row])
+
+    def example(self, row: int) -> Example:
+        """One peak with all a page shows of it."""
+        held = {name: column[row].item() for name, column in self._peaks.items()}
+        return self._with_boxes(Peak(layer=self.layers[held.pop("place")].name, **held))
+
+    def _with_boxes(self, peak: Peak, ranked: bool = True) -> Example:
+        source = self.images[peak.image]
+        box, seen = boxes_on_source(self.atlas, peak, self._drawn[peak.layer], (source.height, source.width))
+        rank = peak.rank if ranked else None
+        return Example(peak.layer, peak.unit, rank, peak.value, peak.y, peak.x, source, peak.source_box, box, seen)
+
+    @cached_property
+    def _by_image(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The rows of the peaks sorted by image, and the images in that order."""
+        order = np.argsort(self._peaks["image"], kind="stable")
+        return order, self._peaks["image"][order]
+
+    def _rows_of_image(self, image: int) -> NDArray[Any]:
+        order, images = self._by_image
+        return order[np.searchsorted(images, image) : np.searchsorted(images, image, side="right")]
+
+    def of_image(self, image: int) -> Iterator[Example]:
+        """All peaks in an image, by layer, unit and rank."""
+        return (self.example(int(row)) for row in self._rows_of_image(image))
+
+    def excited_by(self, image: int) -> Iterator[tuple[str, int]]:
+        """Layer and unit of all peaks in an image."""
+        rows = self._rows_of_image(image)
+        for place, unit in zip(self._peaks["place"][rows].tolist(), self._peaks["unit"][rows].tolist(), strict=True):
+            yield self.layers[place].name, unit
+
+    def alike(self, layer: str, unit: int, most: int) -> list[Alike]:
+        """The units that share most images with one among their peaks; at least two, and those of the same layer first among equals."""
+        images = np.unique(self.peak_images(layer, unit))
+        if not len(images):
+            return []
+        rows = np.concatenate([self._rows_of_image(int(image)) for image in images])
+        own, wide = self.place(layer), int(self._peaks["unit"].max()) + 1
+        pairs = self._peaks["place"][rows].astype(np.int64) * wide + self._peaks["unit"][rows]
+        found, shared = np.unique(pairs[pairs != own * wide + unit], return_counts=True)
+        far = np.abs(found // wide - own)
+        order = np.lexsort((found, far, -shared))[:most]
+        return [
+            Alike(self.layers[int(found[n] // wide)].name, int(found[n] % wide), int(shared[n])) for n in order if shared[n] > 1
+        ]
+
+    def labels_of(self, layer: str, unit: int) -> Counter[str]:
+        """How many of a unit's peaks have each label."""
+        said = (self.images[int(image)].label for image in self.peak_images(layer, unit))
+        return Counter(label for label in said if label is not None)
+
+    # ── statistics and the reference sample ─────────────────────────────────────────────────────────────────────
+
+    def _units(self, layer: str) -> list[UnitRecord]:
+        medians, known = self.marks(layer).median, self.atlas.layer(layer)
+        return [_unit_record(row, median) for row, median in zip(units_of(self.atlas, known), medians.tolist(), strict=True)]
+
+    def sample(self, layer: str, unit: int) -> NDArray[np.float32]:
+        """A unit's values in the reference sample, from the lowest to the highest."""
+        return np.asarray(self._reference(layer)["value"][self._sampled(layer, unit)])
+
+    def _marks(self, layer: str) -> Marks:
+        units, span, held = self.atlas.layer(layer).units, self._span(layer), self._reference(layer)
+        ranks = self._peaks["rank"][span].astype(np.int64).clip(1) - 1
+        peaks = np.full((units, int(ranks.max(initial=0)) + 1), -np.inf)
+        peaks[self._peaks["unit"][span], ranks] = self._peaks["value"][span]
+        median, highest, spread = (np.full(units, np.nan) for _ in range(3))
+        starts = np.searchsorted(held["unit"], np.arange(units + 1))
+        for unit in np.flatnonzero(starts[1:] > starts[:-1]):
+            values = held["value"][starts[unit] : starts[unit + 1]].astype(np.float64)
+            median[unit], highest[unit], spread[unit] = np.median(values), values[-1], values.std()
+        return Marks(peaks, median, highest, spread)
+
+    def _sampled(self, layer: str, unit: int) -> slice:
+        units = self._reference(layer)["unit"]
+        return slice(int(np.searchsorted(units, unit)), int(np.searchsorted(units, unit, side="right")))
+
+    def bands(self, layer: str, unit: int) -> dict[str, list[Example]]:
+        """Images of the reference sample around its 99, 90 and 50 per cent quantile and at its lowest, for a unit."""
+        held = {name: column[self._sampled(layer, unit)] for name, column in self._reference(layer).items()}
+        count = len(held["value"])
+        if not count:
+            return {}
+        found = {}
+        for name, quantile in BANDS.items():
+            start = min(max(round(quantile * (count - 1)) - EXAMPLES // 2, 0), max(count - EXAMPLES, 0))
+            rows = sorted(range(start, min(start + EXAMPLES, count)), reverse=quantile > 0)
+            found[name] = [self._sampled_example(layer, unit, {k: v[row].item() for k, v in held.items()}) for row in rows]
+        return found
+
+    def _sampled_example(self, layer: str, unit: int, row: Mapping[str, Any]) -> Example:
+        if row["image"] not in self.images:
+            raise broken(self.atlas, f"its reference sample names image {row['image']}, which its images table lacks")
+        source = self.images[row["image"]]
+        box = self._cells(layer).box(row["y"], row["x"])
+        field = Geometry.of(self.atlas.preprocessing, source.height, source.width).to_source(box)
+        sides = [round(side) for side in (box.top, box.left, box.bottom, box.right)]
+        where = (row["image"], row["y"], row["x"], *sides, field.top, field.left, field.bottom, field.right)
+        return self._with_boxes(Peak(layer, unit, 0, row["value"], *where), ranked=False)
+
+    def _known_cells(self, layer: str) -> "Cells":
+        peaks = {name: column[self._span(layer)] for name, column in self._peaks.items()}
+        return Cells.of(self.atlas.layer(layer), self.atlas.input_size, peaks)
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """The fields of a layer's cells along both axes, as its peaks tell them: start and stop of each row and column that has one.
+
+    A cell without a peak lies as many strides from the nearest one that has. That is exact but for layers whose windows are
+    uneven.
+    """
+
+    layer: Layer
+    input_size: tuple[int, int]
+    rows: Mapping[int, tuple[int, int]]
+    columns: Mapping[int, tuple[int, int]]
+
+    @classmethod
+    def of(cls, layer: Layer, input_size: tuple[int, int], peaks: Columns) -> "Cells":
+        def axis(cell: str, start: str, stop: str) -> dict[int, tuple[int, int]]:
+            places, first = np.unique(peaks[cell], return_index=True)
+            return {int(p): (int(peaks[start][row]), int(peaks[stop][row])) for p, row in zip(places, first, strict=True)}
+
+        return cls(layer, input_size, axis("y", "top", "bottom"), axis("x", "left", "right"))
+
+    def box(self, y: int, x: int) -> Box:
+        """A cell's field in network-input pixels, unclipped."""
+        one, size = self.layer, self.input_size
+        top, bottom = self._side(y, self.rows, one.stride_y, (one.map_height, one.field_height, size[0]))
+        left, right = self._side(x, self.columns, one.stride_x, (one.map_width, one.field_width, size[1]))
+        return Box(top, left, bottom, right)
+
+    def _side(self, cell: int, known: Mapping[int, tuple[int, int]], stride: int, sizes: tuple[int, int, int]) -> tuple[int, int]:
+        cells, field, length = sizes
+        if not known:
+            middle = round((cell + 0.5) * length / max(cells, 1))
+            return middle - field // 2, middle - field // 2 + field
+        nearest = min(known, key=lambda place: abs(place - cell))
+        start, stop = known[nearest]
+        moved = 0 if (start, stop) == (0, length) else (cell - nearest) * stride
+        return start + moved, stop + moved
+
+
+def _unit_record(row: Mapping[str, Any], median: float | None) -> UnitRecord:
+    std, highest = _finite(row["std"]), _finite(row["highest"])
+    standing = (highest - median) / std if median is not None and highest is not None and std else None
+    return UnitRecord(
+        row["layer"], row["unit"], int(row["images"] or 0), _finite(row["active"]) or 0.0, _finite(row["mean"]), std,
+        _finite(row["lowest"]), highest, int(row["nans"] or 0), bool(row["dead"]), _finite(median), _finite(standing),
+    )  # fmt: skip
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and isfinite(value) else None

@@ -1,0 +1,382 @@
+"""The pages: one dataclass each, which its template shows as HTML and `/api` as JSON."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unitscope.atlas.pictures import box_drawn, size_drawn, some_units, spread_layers
+from unitscope.atlas.schema import MANIFEST
+from unitscope.records import Layer
+from unitscope.web.addresses import slug
+from unitscope.web.catalogue import Alike, Catalogue, Example, UnitRecord
+from unitscope.web.tables import ImageRecord
+
+GLANCE_UNITS = 4
+ALIKE_UNITS = 12
+LABEL_UNITS = 60
+BINS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What every page says of its atlas. `when` is the day and time (UTC) at which it was written."""
+
+    name: str
+    model: str
+    weights: str
+    network_hash: str
+    images: str
+    images_hash: str
+    read: int
+    skipped: int
+    k: int
+    precision: str
+    input_height: int
+    input_width: int
+    when: str
+    missing: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRecord:
+    """A layer in short. `drawn` is what its patches show: field, effective field or image; its size in network-input pixels."""
+
+    name: str
+    kind: str
+    units: int
+    map_height: int
+    map_width: int
+    field_height: int
+    field_width: int
+    activation: str
+    drawn: str
+    drawn_height: int
+    drawn_width: int
+    dead: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A layer on the network page, and the units of its strip."""
+
+    layer: LayerRecord
+    strip: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPage:
+    """All layers, from shallow to deep; `glance` is some of them, evenly from the first to the last."""
+
+    template: ClassVar[str] = "network.html"
+    path: str
+    about: About
+    glance: list[Row]
+    rows: list[Row]
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A unit on the layer page: its statistics, and the labels of its peaks."""
+
+    unit: UnitRecord
+    labels: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPage:
+    """All units of a layer."""
+
+    template: ClassVar[str] = "layer.html"
+    path: str
+    about: About
+    layer: LayerRecord
+    before: str | None
+    after: str | None
+    tiles: list[Tile]
+    labels: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Examples from one quantile of the reference sample."""
+
+    name: str
+    examples: list[Example]
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Counts of the reference sample's values in bins of one width, from its lowest value to the unit's highest."""
+
+    low: float
+    high: float
+    counts: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelShare:
+    """A label's share among a unit's peaks, and among all images."""
+
+    label: str
+    peaks: int
+    share: float
+    overall: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class UnitPage:
+    """One unit: its peaks, how they stand among ordinary values, and what is like it."""
+
+    template: ClassVar[str] = "unit.html"
+    path: str
+    about: About
+    layer: LayerRecord
+    unit: UnitRecord
+    before: int | None
+    after: int | None
+    peaks: list[Example]
+    bands: list[Band]
+    histogram: Histogram | None
+    labels: list[LabelShare]
+    alike: list[Alike]
+
+
+@dataclass(frozen=True, slots=True)
+class Excited:
+    """The peaks of one layer that lie in an image."""
+
+    layer: LayerRecord
+    peaks: list[Example]
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePage:
+    """One image, and the units that it is a peak of."""
+
+    template: ClassVar[str] = "image.html"
+    path: str
+    about: About
+    image: ImageRecord
+    layers: list[Excited]
+
+
+@dataclass(frozen=True, slots=True)
+class Fond:
+    """A unit with some peaks of one label."""
+
+    layer: str
+    unit: int
+    peaks: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
+class LabelPage:
+    """One label: its images that the atlas mentions, and the units with most peaks among them."""
+
+    template: ClassVar[str] = "label.html"
+    path: str
+    about: About
+    label: str
+    count: int
+    overall: float
+    units: list[Fond]
+    images: list[ImageRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class WordsPage:
+    """What the words mean."""
+
+    template: ClassVar[str] = "words.html"
+    path: str
+    about: About
+
+
+@dataclass(frozen=True, slots=True)
+class FiresPage:
+    """Where a person puts an image of their own."""
+
+    template: ClassVar[str] = "fires.html"
+    path: str
+    about: About
+    most_mb: int
+
+
+Page = NetworkPage | LayerPage | UnitPage | ImagePage | LabelPage | WordsPage | FiresPage
+JSON_PAGES = (NetworkPage, LayerPage, UnitPage, ImagePage, LabelPage)
+
+
+class Pages:
+    """Makes the pages of one atlas. Each method gives None where there is no such page."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self.catalogue = catalogue
+        self.about = _about(catalogue)
+        self._records: dict[str, LayerRecord] = {}
+        self._labels = {slug(label): label for label in catalogue.labels}
+
+    def network(self) -> NetworkPage:
+        rows = {layer.name: Row(self.record(layer), self._strip(layer)) for layer in self.catalogue.layers}
+        glance = [self._glance(rows[layer.name]) for layer in spread_layers(self.catalogue.layers)] if rows else []
+        return NetworkPage("index.html", self.about, glance, list(rows.values()))
+
+    def layer(self, name: str) -> LayerPage | None:
+        layer = self.catalogue.layer(name)
+        if layer is None:
+            return None
+        place, layers = self.catalogue.place(layer.name), self.catalogue.layers
+        tiles = [Tile(unit, sorted(self.catalogue.labels_of(layer.name, unit.unit))) for unit in self.catalogue.units(layer.name)]
+        return LayerPage(
+            f"layers/{name}.html", self.about, self.record(layer),
+            layers[place - 1].name if place else None, layers[place + 1].name if place + 1 < len(layers) else None,
+            tiles, sorted({label for tile in tiles for label in tile.labels}),
+        )  # fmt: skip
+
+    def unit(self, layer_name: str, number: int) -> UnitPage | None:
+        layer = self.catalogue.layer(layer_name)
+        if layer is None or not 0 <= number < layer.units:
+            return None
+        name = layer.name
+        return UnitPage(
+            f"units/{layer_name}/{number}.html", self.about, self.record(layer), self.catalogue.units(name)[number],
+            number - 1 if number else None, number + 1 if number + 1 < layer.units else None,
+            self.catalogue.peaks(name, number),
+            [Band(band, examples) for band, examples in self.catalogue.bands(name, number).items()],
+            _histogram(self.catalogue.sample(name, number), self.catalogue.units(name)[number].highest), self._shares(name, number),
+            self.catalogue.alike(name, number, ALIKE_UNITS),
+        )  # fmt: skip
+
+    def image(self, number: int) -> ImagePage | None:
+        found = self.catalogue.images.get(number)
+        if found is None:
+            return None
+        by_layer: dict[str, list[Example]] = {}
+        for example in self.catalogue.of_image(number):
+            by_layer.setdefault(example.layer, []).append(example)
+        layers = [Excited(self.record(layer), by_layer[layer.name]) for layer in self.catalogue.layers if layer.name in by_layer]
+        return ImagePage(f"images/{number}.html", self.about, found, layers)
+
+    def label(self, name: str) -> LabelPage | None:
+        label = self._labels.get(name)
+        if label is None:
+            return None
+        images = [image for image in self.catalogue.images.values() if image.label == label]
+        count = self.catalogue.labels[label]
+        overall = count / max(sum(self.catalogue.labels.values()), 1)
+        return LabelPage(f"labels/{name}.html", self.about, label, count, overall, self._fond(images), images)
+
+    def words(self) -> WordsPage:
+        return WordsPage("words.html", self.about)
+
+    def all_of_them(self) -> Iterator[Callable[[], Page | None]]:
+        """Every page of an exported site, to be made when it is its turn."""
+        yield self.network
+        yield self.words
+        for layer in self.catalogue.layers:
+            name = slug(layer.name)
+            yield partial(self.layer, name)
+            for unit in range(layer.units):
+                yield partial(self.unit, name, unit)
+        for image in self.catalogue.images:
+            yield partial(self.image, image)
+        for label in self._labels:
+            yield partial(self.label, label)
+
+    def record(self, layer: Layer) -> LayerRecord:
+        """The layer in short."""
+        if layer.name not in self._records:
+            atlas = self.catalogue.atlas
+            drawn = box_drawn(atlas, layer, "auto")
+            self._records[layer.name] = LayerRecord(
+                layer.name, layer.kind, layer.units, layer.map_height, layer.map_width, layer.field_height, layer.field_width,
+                layer.activation, drawn, *size_drawn(atlas, layer, drawn), self.catalogue.dead.get(layer.name, 0),
+            )  # fmt: skip
+        return self._records[layer.name]
+
+    def search(self) -> dict[str, Any]:
+        """What the search box looks through."""
+        return {
+            "layers": [[layer.name, slug(layer.name), layer.units] for layer in self.catalogue.layers],
+            "labels": [[label, name] for name, label in self._labels.items()],
+            "images": [[image.key, number] for number, image in self.catalogue.images.items()],
+        }
+
+    def _glance(self, row: Row) -> Row:
+        """The row with the units that stand out most among those of its strip."""
+        units = self.catalogue.units(row.layer.name)
+        return Row(row.layer, sorted(row.strip, key=lambda unit: -(units[unit].standing or 0))[:GLANCE_UNITS])
+
+    def _strip(self, layer: Layer) -> list[int]:
+        counts = self.catalogue.peaks_a_unit(layer.name)
+        return some_units(counts, layer.name, seed=0) if counts.any() else []
+
+    def _shares(self, layer: str, unit: int) -> list[LabelShare]:
+        found, known = self.catalogue.labels_of(layer, unit), self.catalogue.labels
+        every, peaks = sum(known.values()), sum(found.values())
+        return [
+            LabelShare(label, count, count / peaks, known[label] / every if label in known else None)
+            for label, count in sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))
+        ]
+
+    def _fond(self, images: list[ImageRecord]) -> list[Fond]:
+        """The units with most peaks in these images."""
+        found: dict[tuple[str, int], int] = {}
+        for image in images:
+            for layer, unit in self.catalogue.excited_by(image.image):
+                found[layer, unit] = found.get((layer, unit), 0) + 1
+        best = sorted(found.items(), key=lambda pair: (-pair[1], self.catalogue.place(pair[0][0]), pair[0][1]))[:LABEL_UNITS]
+        return [Fond(layer, unit, count, len(self.catalogue.peak_images(layer, unit))) for (layer, unit), count in best]
+
+
+def _histogram(values: NDArray[np.float32], highest: float | None) -> Histogram | None:
+    """Of the sample's finite values; it reaches up to the highest value that the unit has anywhere."""
+    finite = values[np.isfinite(values)].astype(np.float64)
+    if not len(finite):
+        return None
+    low, high = float(finite.min()), max(float(finite.max()), highest if highest is not None else -np.inf)
+    counts, _ = np.histogram(finite, BINS, (low, high if high > low else low + 1))
+    return Histogram(low, high, counts.tolist())
+
+
+def _about(catalogue: Catalogue) -> About:
+    atlas, said = catalogue.atlas, catalogue.atlas.manifest
+    written = datetime.fromtimestamp((atlas.folder / MANIFEST).stat().st_mtime, UTC)
+    network, images = said["network"], said["images"]
+    height, width = atlas.input_size
+    return About(
+        atlas.folder.absolute().name, str(network["model"]), str(network.get("weights")), str(network.get("hash", ""))[:16],
+        _images_in_words(images), str(images.get("hash", ""))[:16], int(said["read"]), int(said.get("skipped", 0)), atlas.k,
+        str(said.get("precision", "fp32")), height, width, written.strftime("%Y-%m-%d %H:%M"), catalogue.missing,
+    )  # fmt: skip
+
+
+def _images_in_words(said: dict[str, Any]) -> str:
+    """Where the images were, without the machine's own folders: an exported site is for everybody."""
+    kind = said.get("kind")
+    if kind == "folder":
+        return f"folder {str(said.get('folder', '')).rstrip('/').rpartition('/')[2]}"
+    if kind == "list":
+        return f"a list of {len(said.get('paths', ())):,} files"
+    if kind == "files":
+        return f"{len(said.get('files', ())):,} files of many images"
+    return str(said.get("name") or said.get("type") or kind)
+
+
+def units_on(page: Any) -> list[tuple[str, int]]:
+    """Layer and number of the units whose blocks a page shows, from the top to the bottom."""
+    match page:
+        case NetworkPage():
+            return [(row.layer.name, unit) for row in (*page.glance, *page.rows) for unit in row.strip]
+        case LayerPage():
+            return [(page.layer.name, tile.unit.unit) for tile in page.tiles]
+        case UnitPage():
+            return [(one.layer, one.unit) for one in page.alike]
+        case LabelPage():
+            return [(one.layer, one.unit) for one in page.units]
+    return []

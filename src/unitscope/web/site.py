@@ -1,0 +1,116 @@
+"""The explorer as files, for any static host or to be opened from a disk."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from unitscope.atlas import Atlas
+from unitscope.errors import AtlasError
+from unitscope.images import Skipped
+from unitscope.web import rendering
+from unitscope.web.addresses import Addresses, json_path
+from unitscope.web.catalogue import Catalogue
+from unitscope.web.comparing import Comparison
+from unitscope.web.interface import openapi
+from unitscope.web.pages import Pages, WordsPage
+from unitscope.web.pictures import Pictures
+
+STATIC = Path(__file__).parent / "static"
+UNITS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """How much was written."""
+
+    files: int
+    bytes: int
+
+
+def export(
+    atlas: Atlas,
+    site: str | os.PathLike[str],
+    beside: Atlas | None = None,
+    on_units: Callable[[int], None] | None = None,
+) -> Exported:
+    """Write every page of an atlas, its JSON and its pictures below a new folder, whole or not at all.
+
+    `on_units` is told how many units are done. Raises `AtlasError` where the folder is not empty or can't be written, `ImagesError`
+    where the images are gone.
+    """
+    _ = atlas.source, beside.source if beside is not None else None
+    place = Path(os.path.realpath(site))
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise AtlasError(f"{str(site)!r} is there already and not empty; give another folder")
+    aside = place.parent / f".{place.name}.{os.getpid()}.unfinished"
+    try:
+        aside.mkdir(parents=True)
+        first = Pages(Catalogue(atlas))
+        second = Pages(Catalogue(beside)) if beside is not None else None
+        _write_atlas(first, aside, second, on_units)
+        if second is not None:
+            _write_atlas(second, aside / "beside", None, on_units)
+        written = [path.stat().st_size for path in aside.rglob("*") if path.is_file()]
+        os.replace(aside, place)
+    except OSError as error:
+        raise AtlasError(f"the site {str(site)!r} can't be written: {error.strerror or error}; nothing was kept") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return Exported(len(written), sum(written))
+
+
+def search_script(pages: Pages) -> bytes:
+    """What the search box looks through, as a script: a page that lies on a disk may load one, but no JSON."""
+    return b"window.unitscopeSearch = " + msgspec.json.encode(pages.search()) + b";\n"
+
+
+def _write_atlas(pages: Pages, folder: Path, beside: Pages | None, on_units: Callable[[int], None] | None) -> None:
+    shutil.copytree(STATIC, folder / "static")
+    (folder / "search.js").write_bytes(search_script(pages))
+    site = {"fires": False, "compared": beside is not None}
+    for page in pages.all_of_them():
+        _write_page(page(), folder, site)
+    if beside is not None:
+        comparison = Comparison(pages, beside)
+        _write_page(comparison.network(), folder, site)
+        for name in comparison.layer_names():
+            _write_page(comparison.layer(name), folder, site)
+    _write(folder / "api/openapi.json", msgspec.json.encode(openapi(beside is not None)))
+    _write_pictures(pages.catalogue, folder, on_units)
+
+
+def _write_page(page: Any, folder: Path, site: dict[str, bool]) -> None:
+    _write(folder / page.path, rendering.html(page, **site).encode())
+    if not isinstance(page, WordsPage):
+        _write(folder / json_path(page.path), rendering.json(page))
+
+
+def _write_pictures(catalogue: Catalogue, folder: Path, on_units: Callable[[int], None] | None) -> None:
+    pictures, to = Pictures(catalogue), Addresses()
+    for image in catalogue.images:
+        try:
+            _write(folder / to.picture(image), pictures.picture(image))
+        except Skipped:
+            continue  # the page says so where a picture is missing
+    every = ((layer.name, unit) for layer in catalogue.layers for unit in range(layer.units))
+    for units in _runs(every, UNITS_AT_ONCE):
+        for (layer, unit), block in pictures.draw(units).items():
+            _write(folder / to.block(layer, unit), block.result())
+        if on_units is not None:
+            on_units(len(units))
+
+
+def _runs(units: Iterator[tuple[str, int]], length: int) -> Iterator[Sequence[tuple[str, int]]]:
+    while run := list(islice(units, length)):
+        yield run
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)

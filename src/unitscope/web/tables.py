@@ -1,0 +1,127 @@
+"""An atlas's tables, checked: nobody knows who wrote them, and pages must not break over them.
+
+Every function raises `AtlasError` where tables contradict each other or hold what can't be.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from unitscope.atlas import Atlas
+from unitscope.errors import AtlasError
+from unitscope.records import Layer
+
+Columns = Mapping[str, NDArray[Any]]
+
+MOST_UNITS, MOST_PIXELS = 10_000_000, 1 << 24
+SIDES = (("top", "bottom"), ("left", "right"))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """An image that the atlas mentions; sizes in pixels, as displayed."""
+
+    image: int
+    key: str
+    width: int
+    height: int
+    label: str | None
+
+
+def broken(atlas: Atlas, what: str) -> AtlasError:
+    """The error that says so."""
+    return AtlasError(f"the atlas {str(atlas.folder)!r} is broken: {what}")
+
+
+def check_manifest(atlas: Atlas) -> None:
+    """Look at all that pages take from the manifest."""
+    try:
+        height, width = atlas.input_size
+        _ = atlas.preprocessing, atlas.manifest["network"]["model"], atlas.manifest["images"]["kind"], int(atlas.manifest["read"])
+        sound = 0 < height <= MOST_PIXELS and 0 < width <= MOST_PIXELS and atlas.k > 0
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise broken(atlas, f"its manifest holds what it can't: {error}") from error
+    if not sound:
+        raise broken(atlas, f"its manifest has inputs of {height} x {width} and k {atlas.k}")
+
+
+def layers_of(atlas: Atlas) -> list[Layer]:
+    """All layers in call order."""
+    table = atlas.table("layers")
+    if any(table[name].null_count for name in table.column_names if not name.startswith("effective")):
+        raise broken(atlas, "a layer lacks its name, kind or another column")
+    if len(set(table["layer"].to_pylist())) < table.num_rows:
+        raise broken(atlas, "two of its layers have the same name")
+    for layer in atlas.layers:
+        sizes = (layer.map_height, layer.map_width, layer.field_height, layer.field_width)
+        effective = [size for size in (layer.effective_height, layer.effective_width) if size is not None]
+        if not all(0 < size <= MOST_PIXELS for size in (*sizes, *effective)) or not 0 <= layer.units <= MOST_UNITS:
+            raise broken(atlas, f"its layer {layer.name!r} has {layer.units} units and sizes of {sizes} pixels")
+    return atlas.layers
+
+
+def images_of(atlas: Atlas) -> dict[int, ImageRecord]:
+    """The images that the atlas mentions, by number."""
+    table = atlas.table("images")
+    if any(table[name].null_count for name in ("image", "key", "width", "height")):
+        raise broken(atlas, "an image lacks its number, key or size")
+    found = {row["image"]: ImageRecord(**row) for row in table.to_pylist()}
+    for one in found.values():
+        if not (0 < one.width <= MOST_PIXELS and 0 < one.height <= MOST_PIXELS):
+            raise broken(atlas, f"image {one.image} is {one.width} x {one.height} pixels large")
+    return found
+
+
+def peaks_of(atlas: Atlas, images: Mapping[int, ImageRecord]) -> Columns:
+    """All peaks by layer, unit and rank; `place` is the layer's place in call order."""
+    table = atlas.table("peaks")
+    places = pc.index_in(table["layer"], pa.array([layer.name for layer in atlas.layers], pa.string()))
+    if places.null_count or any(table[name].null_count for name in table.column_names):
+        raise broken(atlas, "a peak is of no layer that it has, or lacks a column")
+    found = {name: table[name].to_numpy() for name in table.column_names if name != "layer"} | {"place": places.to_numpy()}
+    _check_peaks(atlas, found, images)
+    order = np.lexsort((found["rank"], found["unit"], found["place"]))
+    return {name: column[order] for name, column in found.items()}
+
+
+def _check_peaks(atlas: Atlas, peaks: Columns, images: Mapping[int, ImageRecord]) -> None:
+    sizes = [(layer.units, layer.map_height, layer.map_width) for layer in atlas.layers]
+    most = np.array(sizes, dtype=np.int64).reshape(-1, 3)[peaks["place"]]
+    if any(((peaks[name] < 0) | (peaks[name] >= most[:, axis])).any() for axis, name in enumerate(("unit", "y", "x"))):
+        raise broken(atlas, "a peak is of a unit or a cell that its layer doesn't have")
+    known = np.isin(peaks["image"], np.fromiter(images, dtype=np.int64, count=len(images)))
+    if not known.all():
+        raise broken(atlas, f"a peak names image {peaks['image'][~known][0]}, which its images table lacks")
+    for side in (f"{prefix}{side}" for prefix in ("", "source_") for pair in SIDES for side in pair):
+        if not (np.abs(peaks[side].astype(np.float64)) <= MOST_PIXELS).all():
+            raise broken(atlas, "a peak's box lies beyond any image")
+    for start, stop in (*SIDES, *((f"source_{start}", f"source_{stop}") for start, stop in SIDES)):
+        if not (peaks[start] < peaks[stop]).all():
+            raise broken(atlas, "a peak's box has no pixels")
+
+
+def reference_of(atlas: Atlas, layer: Layer) -> Columns:
+    """A layer's values in the reference sample but NaN, by unit, value and image."""
+    table = atlas.reference(layer.name)
+    if any(column.null_count for column in table.columns):
+        raise broken(atlas, "its reference sample lacks values")
+    held = {name: table[name].to_numpy() for name in table.column_names if name != "layer"}
+    most = {"unit": layer.units, "y": layer.map_height, "x": layer.map_width}
+    if any(((held[name] < 0) | (held[name] >= size)).any() for name, size in most.items()):
+        raise broken(atlas, f"its reference sample has units or cells that layer {layer.name!r} lacks")
+    held = {name: column[~np.isnan(held["value"])] for name, column in held.items()}
+    order = np.lexsort((held["image"], held["value"], held["unit"]))
+    return {name: column[order] for name, column in held.items()}
+
+
+def units_of(atlas: Atlas, layer: Layer) -> list[dict[str, Any]]:
+    """The statistics of a layer's units, as rows by unit."""
+    rows = {row["unit"]: row for row in atlas.units(layer.name).to_pylist()}
+    if set(rows) != set(range(layer.units)):
+        raise broken(atlas, f"its units table has other units of layer {layer.name!r} than 0 to {layer.units - 1}")
+    return [rows[unit] for unit in range(layer.units)]

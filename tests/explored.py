@@ -1,0 +1,79 @@
+"""An atlas of named and labelled pictures to explore, and a walk through all pages of a site."""
+
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from posixpath import join, normpath
+from urllib.parse import unquote, urldefrag
+
+import torch
+from networks import Reused
+from photographs import write_photographs
+from torch import nn
+
+import unitscope
+from unitscope.atlas import Atlas
+from unitscope.records import Preprocessing
+
+LABELS = ("cat", "dog", "<b>&quot;fish")
+AS_IT_IS = Preprocessing(None, (40, 40), (0.5,) * 3, (0.25,) * 3)
+
+
+def explored_network(seed: int = 0) -> nn.Module:
+    """A network that calls one module three times; unit 3 of the first call is dead. Seeds other than 0 change its weights."""
+    network = Reused().eval()
+    chance = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        network.norm.bias[3] = -100
+        if seed:
+            network.second.weight += torch.randn(network.second.weight.shape, generator=chance) / 3
+    return network
+
+
+def explored_atlas(folder: Path, seed: int = 0, count: int = 24) -> Atlas:
+    """The atlas of that network over pictures with labels and one with a hostile name."""
+    photographs = folder / "photographs"
+    if not photographs.exists():
+        write_photographs(photographs, count, labels=LABELS)
+        first = min((photographs / "cat").iterdir())
+        first.rename(photographs / "cat" / "<img src=x onerror=alert(1)> #1?.png")
+    return unitscope.scan(explored_network(seed), photographs, folder / f"atlas-{seed}", preprocess=AS_IT_IS)
+
+
+class _Seen(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        held = dict(attrs)
+        self.tags.append((tag, held))
+        self.links += [held[name] or "" for name in ("href", "src") if name in held]
+
+
+def tags_of(html: str) -> list[tuple[str, dict[str, str | None]]]:
+    seen = _Seen()
+    seen.feed(html)
+    return seen.tags
+
+
+def walk(read: Callable[[str], bytes], start: str = "index.html") -> Iterator[tuple[str, bytes]]:
+    """Every page and picture that links lead to, from the first page on. `read` gets a path from the site's root."""
+    found, ahead = {start}, [start]
+    while ahead:
+        path = ahead.pop()
+        content = read(path)
+        yield path, content
+        if not path.endswith(".html"):
+            continue
+        seen = _Seen()
+        seen.feed(content.decode())
+        for link in seen.links:
+            address = unquote(urldefrag(link).url)
+            if not address or address.startswith(("http:", "https:")):
+                continue
+            to = normpath(join(path.rpartition("/")[0], address))
+            if to not in found:
+                found.add(to)
+                ahead.append(to)

@@ -1,0 +1,580 @@
+"""The explorer's pages in process: what they say, what they refuse, and that every link leads somewhere."""
+
+import io
+import json
+import shutil
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from explored import LABELS, explored_atlas, explored_network, tags_of, walk
+from PIL import Image
+from starlette.testclient import TestClient
+
+import unitscope
+from unitscope.atlas import Atlas
+from unitscope.errors import AtlasError, ImagesError
+from unitscope.layers import trace
+from unitscope.listening import listening
+from unitscope.records import Peak, Preprocessing, Response
+from unitscope.web import Offer, explorer, export
+from unitscope.web.addresses import slug
+from unitscope.web.catalogue import Catalogue
+from unitscope.web.comparing import Comparison
+from unitscope.web.interface import PATHS, openapi
+from unitscope.web.pages import Pages, UnitPage
+from unitscope.web.pictures import PATCH_PX, Pictures
+
+
+def client(atlas: Atlas, **offer: Any) -> TestClient:
+    return TestClient(explorer(atlas, Offer(**offer)), base_url="http://localhost")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("explored")
+
+
+@pytest.fixture(scope="module")
+def atlas(place: Path) -> Atlas:
+    return explored_atlas(place)
+
+
+@pytest.fixture(scope="module")
+def other(place: Path, atlas: Atlas) -> Atlas:
+    return explored_atlas(place, seed=1)
+
+
+@pytest.fixture(scope="module")
+def site(atlas: Atlas) -> TestClient:
+    return client(atlas)
+
+
+# ── pages ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_link_of_every_page_leads_somewhere(atlas: Atlas, other: Atlas) -> None:
+    served = client(atlas, beside=other, fires=lambda image: [])
+
+    def read(path: str) -> bytes:
+        answer = served.get("/" + path.replace("#", "%23").replace("?", "%3F"))
+        assert answer.status_code == 200, path
+        return answer.content
+
+    kinds = Counter(path.rpartition(".")[2] for path, _ in walk(read))
+    units = sum(layer.units for one in (atlas, other) for layer in one.layers)
+    assert kinds["webp"] == units
+    assert kinds["jpg"] == 2 * 24
+    assert kinds["html"] > units + 2 * 24
+
+
+def test_the_network_page_goes_from_shallow_to_deep(site: TestClient, atlas: Atlas) -> None:
+    page = site.get("/api/index.json").json()
+    assert [row["layer"]["name"] for row in page["rows"]] == [layer.name for layer in atlas.layers]
+    assert page["rows"][0]["layer"]["dead"] == 1
+    assert 3 not in page["rows"][0]["strip"]
+
+
+def test_a_unit_page_shows_what_the_tables_hold(site: TestClient, atlas: Atlas) -> None:
+    for layer in atlas.layers:
+        for unit in range(layer.units):
+            page = site.get(f"/api/units/{slug(layer.name)}/{unit}.json").json()
+            rows = atlas.peaks(layer.name, unit).to_pylist()
+            assert [(p["rank"], p["source"]["image"]) for p in page["peaks"]] == [(r["rank"], r["image"]) for r in rows]
+            assert [p["value"] for p in page["peaks"]] == pytest.approx([r["value"] for r in rows])
+            assert [p["source"]["key"] for p in page["peaks"]] == [atlas.key(r["image"]) for r in rows]
+            html = site.get(f"/units/{slug(layer.name)}/{unit}.html").text
+            assert html.count('<button type="button" class="show"') == len(rows) + sum(len(b["examples"]) for b in page["bands"])
+
+
+def test_a_dead_unit_says_so(site: TestClient) -> None:
+    html = site.get("/units/relu/3.html").text
+    assert "fires in none of the 24 images" in html
+    assert 'class="nine"></div>' in html
+
+
+def test_bands_lie_at_the_quantiles_of_the_reference_sample(site: TestClient, atlas: Atlas) -> None:
+    values = np.sort([row["value"] for row in atlas.reference("relu").to_pylist() if row["unit"] == 0])
+    bands = {band["name"]: [e["value"] for e in band["examples"]] for band in site.get("/api/units/relu/0.json").json()["bands"]}
+    assert list(bands) == ["99 %", "90 %", "50 %", "lowest"]
+    assert bands["lowest"] == pytest.approx(values[:3])
+    assert bands["50 %"][1] == pytest.approx(values[round(0.5 * 23)])
+    assert bands["90 %"][1] == pytest.approx(values[round(0.9 * 23)])
+    assert bands["99 %"] == pytest.approx(values[-3:][::-1])
+
+
+def test_boxes_of_the_reference_sample_are_the_cells_fields(atlas: Atlas) -> None:
+    catalogue = Catalogue(atlas)
+    for traced in trace(explored_network(), torch.zeros(1, 3, 40, 40)).layers:
+        if traced.name not in {layer.name for layer in atlas.layers}:
+            continue
+        cells = catalogue._cells(traced.name)
+        y, x = (axis.ravel() for axis in np.mgrid[: traced.layer.map_height, : traced.layer.map_width])
+        expected = traced.fields.boxes(np.zeros(len(y), dtype=np.int64), y, x)
+        found = [cells.box(int(a), int(b)) for a, b in zip(y, x, strict=True)]
+        for side, values in zip(("top", "left", "bottom", "right"), expected, strict=True):
+            assert [getattr(box, side) for box in found] == np.broadcast_to(values, len(y)).tolist()
+
+
+def test_alike_units_are_those_that_share_most_images(atlas: Atlas) -> None:
+    images = {
+        (layer.name, unit): set(atlas.peaks(layer.name, unit)["image"].to_pylist())
+        for layer in atlas.layers
+        for unit in range(layer.units)
+    }
+    catalogue = Catalogue(atlas)
+    for (layer, unit), own in images.items():
+        shares = sorted((len(own & them) for other, them in images.items() if other != (layer, unit)), reverse=True)
+        found = catalogue.alike(layer, unit, most=5)
+        assert [one.shared for one in found] == [share for share in shares[:5] if share > 1]
+        assert all(len(own & images[one.layer, one.unit]) == one.shared for one in found)
+
+
+def test_an_image_page_lists_every_unit_that_it_is_a_peak_of(site: TestClient, atlas: Atlas) -> None:
+    rows = [row for row in atlas.table("peaks").to_pylist() if row["image"] == 5]
+    page = site.get("/api/images/5.json").json()
+    found = {(e["layer"], e["unit"], e["rank"]) for layer in page["layers"] for e in layer["peaks"]}
+    assert found == {(row["layer"], row["unit"], row["rank"]) for row in rows}
+
+
+def test_a_label_page_lists_its_images_and_units(site: TestClient, atlas: Atlas) -> None:
+    page = site.get(f"/api/labels/{slug(LABELS[2])}.json").json()
+    assert (page["count"], page["overall"], len(page["images"])) == (8, pytest.approx(1 / 3), 8)
+    labels = {row["image"]: row["label"] for row in atlas.table("images").to_pylist()}
+    first = page["units"][0]
+    peaks = [labels[image] for image in atlas.peaks(first["layer"], first["unit"])["image"].to_pylist()]
+    assert peaks.count(LABELS[2]) == first["peaks"] == max(one["peaks"] for one in page["units"])
+
+
+def test_units_without_a_reference_sample_or_peaks_have_pages(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.ReLU())
+    torch.nn.init.constant_(network[0].bias, -100)
+    served = client(unitscope.scan(network, torch.randn(4, 3, 8, 8), tmp_path / "atlas"))
+    assert "None of its units fires" in served.get("/").text
+    assert served.get("/layers/1.html").status_code == 200
+    assert "there are no patches to show" in served.get("/units/1/0.html").text
+
+
+# ── pictures ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_block_holds_the_patches_of_its_unit(site: TestClient, atlas: Atlas) -> None:
+    for unit in (0, 1, 2):
+        block = Image.open(io.BytesIO(site.get(f"/blocks/relu@2/{unit}.webp").content))
+        assert block.size == (3 * PATCH_PX, 3 * PATCH_PX)
+        for row in atlas.peaks("relu#2", unit).to_pylist():
+            left, top = (row["rank"] - 1) % 3 * PATCH_PX, (row["rank"] - 1) // 3 * PATCH_PX
+            patch = block.crop((left, top, left + PATCH_PX, top + PATCH_PX))
+            seen = np.asarray(patch.convert("RGBA").getchannel("A")) == 255
+            expected = np.asarray(atlas.patch(Peak(**row), size_px=PATCH_PX), dtype=float)
+            assert seen.any()
+            assert np.abs(np.asarray(patch.convert("RGB"), dtype=float) - expected)[seen].mean() < 12  # what WebP makes of noise
+
+
+class Counting(Sequence[Image.Image]):
+    """Pictures that count how often each was asked for."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.pictures = [Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)) for _ in range(30)]
+        self.asked: Counter[int] = Counter()
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, image: Any) -> Any:
+        self.asked[image] += 1
+        return self.pictures[image]
+
+
+def test_an_image_that_holds_peaks_of_many_units_is_decoded_once(tmp_path: Path) -> None:
+    pictures = Counting()
+    preprocessing = Preprocessing(None, (40, 40), (0.5,) * 3, (0.25,) * 3)
+    unitscope.scan(explored_network(), pictures, tmp_path / "atlas", preprocess=preprocessing)
+    atlas = Atlas(tmp_path / "atlas", images=pictures)
+    pictures.asked.clear()
+    units = [(layer.name, unit) for layer in atlas.layers for unit in range(layer.units)]
+    for block in Pictures(Catalogue(atlas)).draw(units).values():
+        block.result(timeout=60)
+    assert set(pictures.asked.values()) == {1}
+
+
+def test_blocks_are_kept_and_asked_for_again_by_name(site: TestClient) -> None:
+    first = site.get("/blocks/relu/0.webp")
+    again = site.get("/blocks/relu/0.webp", headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+def test_images_that_are_gone_leave_the_rest(tmp_path: Path) -> None:
+    atlas = explored_atlas(tmp_path)
+    (tmp_path / "photographs" / atlas.key(0)).unlink()
+    changed = tmp_path / "photographs" / atlas.key(1)
+    Image.new("RGB", (9, 9)).save(changed)
+    served = client(Atlas(atlas.folder))
+    assert served.get("/images/0.jpg").status_code == 404
+    assert "is 9 x 9 pixels now and was 64 x 48" in served.get("/images/1.jpg").text
+    assert served.get("/images/2.jpg").status_code == 200
+    assert served.get("/images/0.html").status_code == 200
+    assert served.get("/blocks/relu/0.webp").status_code == 200
+    shutil.rmtree(tmp_path / "photographs")
+    served = client(Atlas(atlas.folder))
+    for path in ("/", "/layers/relu.html", "/units/relu/0.html", "/images/0.html"):
+        answer = served.get(path)
+        assert answer.status_code == 200
+        assert "The images can&#39;t be shown: there is no folder" in answer.text or "The images can't be shown" in answer.text
+    assert served.get("/images/2.jpg").status_code == 404
+    assert served.get("/blocks/relu/0.webp").status_code == 200
+
+
+# ── the interface for programs ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_json_is_what_the_description_says(site: TestClient) -> None:
+    described = site.get("/api/openapi.json").json()
+    known = set(described["components"]["schemas"])
+    assert set(described["paths"]) == {path for path in PATHS if "compare" not in path}
+    named = {part.split('"')[0] for part in json.dumps(described).split("#/components/schemas/")[1:]}
+    assert named <= known
+    filled = {"{layer}": "relu@2", "{unit}": "1", "{image}": "3", "{label}": "cat"}
+    for path, page in PATHS.items():
+        if "compare" in path:
+            continue
+        for name, value in filled.items():
+            path = path.replace(name, value)
+        answer = site.get(path)
+        assert msgspec.json.encode(msgspec.json.decode(answer.content, type=page)) == answer.content
+
+
+def test_the_description_has_an_operation_for_every_path_that_gives_json() -> None:
+    assert {path.replace("compare/", "") for path in openapi(True)["paths"]} >= set(openapi(False)["paths"])
+    assert len(openapi(True)["paths"]) == len(PATHS)
+
+
+# ── safety ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_other_peoples_text_is_never_markup(site: TestClient, atlas: Atlas) -> None:
+    hostile = next(row["image"] for row in atlas.table("images").to_pylist() if "onerror" in row["key"])
+    unit = next(row for row in atlas.table("peaks").to_pylist() if row["image"] == hostile)
+    pages = [f"/images/{hostile}.html", f"/units/{slug(unit['layer'])}/{unit['unit']}.html", "/layers/relu.html"]
+    for path in [*pages, f"/labels/{slug(LABELS[2])}.html"]:
+        answer = site.get(path)
+        assert answer.status_code == 200
+        for tag, attributes in tags_of(answer.text):
+            assert not [name for name in attributes if name.startswith("on") or name == "style"], (path, tag)
+            assert tag != "b"
+            assert tag != "script" or (attributes.get("src") or "").startswith(("static/", "../static/", "../../static/"))
+
+
+def test_a_page_keeps_to_itself(site: TestClient) -> None:
+    for path in ("/", "/nothing.html", "/static/find.js", "/blocks/relu/0.webp", "/api/index.json"):
+        headers = site.get(path).headers
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/static/../app.py",
+        "/static/%2e%2e/app.py",
+        "/static/..%2fapp.py",
+        "/layers/..%2f..%2fetc%2fpasswd.html",
+        "/images/-1.jpg",
+        "/images/99.jpg",
+        "/images/99.html",
+        "/units/relu/4.html",
+        "/units/nothing/0.html",
+        "/blocks/relu/4.webp",
+        "/labels/x.html",
+        "/images/99999999999999999999999.html",
+        "/api/images/99.json",
+        "/fires.html",
+        "/compare/index.html",
+        "/beside/index.html",
+    ],
+)
+def test_what_is_not_in_the_tables_is_not_there(site: TestClient, path: str) -> None:
+    answer = site.get(path)
+    assert answer.status_code == 404
+    assert "root:" not in answer.text
+    assert "import" not in answer.text
+
+
+def test_another_host_name_is_refused(atlas: Atlas) -> None:
+    assert TestClient(explorer(atlas), base_url="http://evil.example").get("/").status_code == 400
+    assert TestClient(explorer(atlas, Offer(hosts=("*",))), base_url="http://a.example").get("/").status_code == 200
+
+
+def changed(atlas: Atlas, to: Path, table: str, **columns: Any) -> Atlas:
+    """A copy of an atlas with other columns in one table; a function gets the old one."""
+    shutil.copytree(atlas.folder, to)
+    held = pq.read_table(to / f"{table}.parquet")
+    for name, make in columns.items():
+        old = held[name].to_pylist()
+        held = held.set_column(held.column_names.index(name), name, pa.array([make(value) for value in old]))
+    pq.write_table(held, to / f"{table}.parquet")
+    return Atlas(to)
+
+
+@pytest.mark.parametrize(
+    ("table", "columns", "said"),
+    [
+        ("peaks", {"unit": lambda unit: f"{unit}<script>"}, "can&#39;t be read"),
+        ("peaks", {"unit": lambda unit: 10_000}, "a unit or a cell"),
+        ("peaks", {"image": lambda image: 10**12}, "names image 1000000000000"),
+        ("peaks", {"right": lambda right: 2**31 - 1}, "beyond any image"),
+        ("peaks", {"source_bottom": lambda bottom: 1e12}, "beyond any image"),
+        ("peaks", {"source_bottom": lambda bottom: float("nan")}, "beyond any image"),
+        ("peaks", {"bottom": lambda bottom: -1000}, "no pixels"),
+        ("peaks", {"layer": lambda layer: "elsewhere"}, "no layer that it has"),
+        ("images", {"width": lambda width: -5}, "pixels large"),
+        ("images", {"key": lambda key: None}, "lacks its number"),
+        ("units", {"unit": lambda unit: 0}, "other units"),
+        ("reference", {"y": lambda y: 2**31 - 1}, "units or cells"),
+        ("reference", {"image": lambda image: 10**12}, "names image"),
+        ("reference", {"value": lambda value: "many"}, "can&#39;t be read"),
+    ],
+)
+def test_a_hostile_table_is_a_page_that_says_so(
+    atlas: Atlas, tmp_path: Path, table: str, columns: dict[str, Any], said: str
+) -> None:
+    served = client(changed(atlas, tmp_path / "atlas", table, **columns))
+    answer = served.get("/units/relu/0.html")
+    assert answer.status_code == 500
+    assert said in answer.text
+    assert "<script>" not in answer.text
+    assert served.get("/words.html").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"units": lambda units: -3}, "has -3 units"),
+        ({"field_height": lambda height: 2**31 - 1}, "sizes of"),
+        ({"layer": lambda layer: "same"}, "the same name"),
+        ({"activation": lambda activation: None}, "lacks its name"),
+    ],
+)
+def test_a_hostile_list_of_layers_is_one_line(atlas: Atlas, tmp_path: Path, columns: dict[str, Any], said: str) -> None:
+    with pytest.raises(AtlasError, match=said):
+        explorer(changed(atlas, tmp_path / "atlas", "layers", **columns))
+
+
+@pytest.mark.parametrize(
+    "held", [{"k": "many"}, {"input": [3, 0, 0]}, {"network": 5}, {"preprocessing": {"crop": 1}}, {"images": []}]
+)
+def test_a_hostile_manifest_is_one_line(atlas: Atlas, tmp_path: Path, held: dict[str, Any]) -> None:
+    shutil.copytree(atlas.folder, tmp_path / "atlas")
+    manifest = tmp_path / "atlas" / "atlas.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | held))
+    with pytest.raises(AtlasError, match="is broken"):
+        explorer(Atlas(tmp_path / "atlas"))
+
+
+@pytest.mark.parametrize("key", ["../../etc/passwd", "/etc/passwd", "<script>alert(1)</script>", "a\nb", "\x00"])
+def test_a_hostile_key_is_text_and_no_path(atlas: Atlas, tmp_path: Path, key: str) -> None:
+    served = client(changed(atlas, tmp_path / "atlas", "images", key=lambda old: key))
+    assert served.get("/images/1.jpg").status_code == 404
+    answer = served.get("/images/1.html")
+    assert answer.status_code == 200
+    assert "<script>alert" not in answer.text
+
+
+def test_slugs_of_different_names_differ_and_are_safe() -> None:
+    names = ["a#2", "a@2", "a~2", "..", ".", "", "a/b", "a%2fb", "A b", "é", "x" * 300, "x" * 301, "-a", "~40", "<script>"]
+    slugs = [slug(name) for name in names]
+    assert len(set(slugs)) == len(names)
+    assert all(set(one) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-~@") for one in slugs)
+    assert all(one and not one.startswith(".") and len(one) < 130 for one in slugs)
+
+
+# ── what fires here ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def png(image: Image.Image) -> bytes:
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()
+
+
+def test_an_image_of_the_data_would_take_its_own_place(atlas: Atlas) -> None:
+    with listening(atlas, explored_network()) as fires:
+        served = client(atlas, fires=fires)
+        row = atlas.peaks("relu#2", 1).to_pylist()[0]
+        responses = {one.layer: one for one in fires(atlas.open_image(row["image"]))}
+        assert responses["relu#2"].values[1] == pytest.approx(row["value"], rel=1e-5)
+        assert responses["relu#2"].boxes[1].tolist() == [row[side] for side in ("top", "left", "bottom", "right")]
+        answer = served.post("/fires", content=png(atlas.open_image(row["image"])))
+    assert answer.status_code == 200
+    shown = [attributes for tag, attributes in tags_of(answer.text) if attributes.get("href") == "units/relu@2/1.html"]
+    box = [float(side) for side in (shown[0]["data-boxes"] or "").split()]
+    expected = [row["source_left"], row["source_top"], row["source_right"] - row["source_left"]]
+    assert box[:3] == pytest.approx(expected, abs=0.01)
+    assert "rank 1" in answer.text
+
+
+def test_silent_units_are_not_said_to_fire(atlas: Atlas) -> None:
+    quiet = [
+        Response(layer.name, np.full(layer.units, -1, np.float32), np.zeros((layer.units, 4), np.int64)) for layer in atlas.layers
+    ]
+    answer = client(atlas, fires=lambda image: quiet).post("/fires", content=png(Image.new("RGB", (20, 20))))
+    layers = [layer.name for layer in atlas.layers if layer.rectified]
+    assert layers
+    assert not [name for name in layers if f"layers/{slug(name)}.html" in answer.text]
+
+
+def bomb() -> bytes:
+    """A PNG that says it has 60,000 x 60,000 pixels, and holds a few."""
+    chunks = (b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(bytes(100)), b"IEND")
+    framed = (struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "said"),
+    [
+        (b"no image", 422, "no image that can be read"),
+        (b"", 422, "no image that can be read"),
+        (bomb(), 422, "more than 50 million"),
+        (png(Image.new("RGB", (300, 300)))[:200], 422, "The image"),
+        (b"x" * (21 << 20), 413, "larger than 20 MB"),
+    ],
+)
+def test_uploads_that_are_no_image_are_refused(atlas: Atlas, content: bytes, status: int, said: str) -> None:
+    answer = client(atlas, fires=lambda image: []).post("/fires", content=content)
+    assert answer.status_code == status
+    assert said in answer.text
+
+
+def test_an_upload_is_not_kept(atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = set(atlas.folder.parent.rglob("*"))
+    client(atlas, fires=lambda image: []).post("/fires", content=png(Image.new("RGB", (20, 20))))
+    assert set(atlas.folder.parent.rglob("*")) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_weights_are_refused(atlas: Atlas) -> None:
+    with pytest.raises(AtlasError, match="are not those"), listening(atlas, explored_network(seed=3)):
+        pass
+
+
+# ── two atlases ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_atlas_beside_itself_overlaps_wholly(atlas: Atlas) -> None:
+    comparison = Comparison(Pages(Catalogue(atlas)), Pages(Catalogue(atlas)))
+    page = comparison.network()
+    assert [pair.shared for pair in page.pairs] == [1.0] * len(atlas.layers)
+    assert (page.common_images, page.alone) == (24, [])
+
+
+def test_the_overlap_is_the_share_of_common_images(atlas: Atlas, other: Atlas) -> None:
+    page = Comparison(Pages(Catalogue(atlas)), Pages(Catalogue(other))).layer("relu@2")
+    assert page is not None
+    for pair in page.units:
+        ours, theirs = (set(one.peaks("relu#2", pair.first)["image"].to_pylist()) for one in (atlas, other))
+        assert (pair.second, pair.shared, pair.of) == (pair.first, len(ours & theirs), max(len(ours), len(theirs)))
+    assert any(0 < pair.shared < pair.of for pair in page.units)
+
+
+def test_units_of_another_network_are_paired_by_their_images(atlas: Atlas, place: Path, tmp_path: Path) -> None:
+    from networks import see_through
+
+    preprocessing = Preprocessing(None, (40, 40), (0.5,) * 3, (0.25,) * 3)
+    third = unitscope.scan(see_through(3), place / "photographs", tmp_path / "atlas", preprocess=preprocessing)
+    page = Comparison(Pages(Catalogue(atlas)), Pages(Catalogue(third))).layer("relu")
+    assert page is not None
+    assert page.pair.second is not None
+    for pair in page.units[:3]:
+        ours = set(atlas.peaks("relu", pair.first)["image"].to_pylist())
+        best = max(len(ours & set(third.peaks("0", unit)["image"].to_pylist())) for unit in range(3))
+        assert pair.shared == best
+
+
+def test_without_common_images_there_is_no_overlap(atlas: Atlas, tmp_path: Path) -> None:
+    from photographs import write_photographs
+
+    pictures = write_photographs(tmp_path / "others", labels=("bird",))
+    preprocessing = Preprocessing(None, (40, 40), (0.5,) * 3, (0.25,) * 3)
+    third = unitscope.scan(explored_network(), pictures, tmp_path / "atlas", preprocess=preprocessing)
+    page = Comparison(Pages(Catalogue(atlas)), Pages(Catalogue(third))).network()
+    assert page.common_images == 0
+    assert {pair.shared for pair in page.pairs} == {None}
+
+
+# ── exported ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_exported_site_is_whole(atlas: Atlas, other: Atlas, tmp_path: Path) -> None:
+    told: list[int] = []
+    written = export(atlas, tmp_path / "site", other, on_units=told.append)
+    files = {str(path.relative_to(tmp_path / "site")) for path in (tmp_path / "site").rglob("*") if path.is_file()}
+    assert len(files) == written.files
+    reached = {path for path, _ in walk(lambda path: (tmp_path / "site" / path).read_bytes())}
+    assert reached <= files
+    alone = {path for path in files - reached if "api/" not in path and "static/" not in path and not path.endswith("search.js")}
+    assert {path for path in alone if not path.endswith(".jpg")} <= {f"beside/images/{image}.html" for image in range(24)}
+    units = sum(layer.units for one in (atlas, other) for layer in one.layers)
+    assert sum(told) == len([path for path in files if path.endswith(".webp")]) == units
+    assert [path.name for path in tmp_path.iterdir()] == ["site"]
+
+
+def test_exported_pages_are_those_that_are_served(atlas: Atlas, site: TestClient, tmp_path: Path) -> None:
+    export(atlas, tmp_path / "site")
+    for path in (
+        "index.html",
+        "layers/relu.html",
+        "units/relu@2/1.html",
+        "images/3.html",
+        "api/units/relu@2/1.json",
+        "search.js",
+    ):
+        exported, served = (tmp_path / "site" / path).read_text(), site.get(f"/{path}").text
+        assert exported == served
+
+
+def test_a_site_is_never_written_over_another(atlas: Atlas, tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "mine.txt").touch()
+    with pytest.raises(AtlasError, match="not empty"):
+        export(atlas, tmp_path / "site")
+    with pytest.raises(AtlasError, match="can't be written"):
+        export(atlas, tmp_path / "site" / "mine.txt" / "site")
+
+
+def test_an_export_that_fails_leaves_nothing(atlas: Atlas, tmp_path: Path) -> None:
+    broken = changed(atlas, tmp_path / "atlas", "reference", image=lambda image: 10**12)
+    with pytest.raises(AtlasError, match="names image"):
+        export(broken, tmp_path / "site")
+    assert [path.name for path in tmp_path.iterdir()] == ["atlas"]
+
+
+def test_pictures_that_are_gone_are_left_out_of_a_site(tmp_path: Path) -> None:
+    atlas = explored_atlas(tmp_path)
+    (tmp_path / "photographs" / atlas.key(0)).unlink()
+    export(Atlas(atlas.folder), tmp_path / "site")
+    assert not (tmp_path / "site" / "images" / "0.jpg").exists()
+    assert (tmp_path / "site" / "images" / "0.html").exists()
+    assert (tmp_path / "site" / "images" / "1.jpg").exists()
+    shutil.rmtree(tmp_path / "photographs")
+    with pytest.raises(ImagesError, match="there is no folder"):
+        export(Atlas(atlas.folder), tmp_path / "other")
+
+
+def test_histograms_count_the_sample(atlas: Atlas) -> None:
+    page = Pages(Catalogue(atlas)).unit("relu", 0)
+    assert isinstance(page, UnitPage)
+    assert page.histogram is not None
+    assert sum(page.histogram.counts) == 24
