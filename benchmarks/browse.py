@@ -54,12 +54,14 @@ def serving(atlas: Path) -> Iterator[tuple[str, psutil.Process]]:
     command = [sys.executable, "-m", "unitscope", "serve", str(atlas), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        yield process.stdout.readline().split()[0], psutil.Process(process.pid)
-        process.terminate()
+        try:
+            yield process.stdout.readline().split()[0], psutil.Process(process.pid)
+        finally:
+            process.terminate()
 
 
 def fresh(browser: Browser) -> Page:
-    page = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
+    page = browser.new_context(viewport={"width": 1440, "height": 900}, bypass_csp=True).new_page()
     page.add_init_script(WATCH)
     return page
 

@@ -325,7 +325,7 @@ def test_an_exported_site_works_from_a_disk_and_under_a_path(watched: Watched, s
     assert len(boxes(page, "#source")) == 1
     page.keyboard.press("/")
     page.keyboard.type("relu 0")
-    page.wait_for_function("document.querySelector('#find-list a')?.href.includes('units/relu')")
+    page.wait_for_function("() => document.querySelector('#find-list a')?.href.includes('units/relu')")
     page.keyboard.press("Enter")
     page.wait_for_url("**/units/relu*/0.html")
     watched.assert_nothing_wrong(static)

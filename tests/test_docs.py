@@ -39,8 +39,9 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
         [sys.executable, "-m", "unitscope", "serve", "atlas"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
     ) as serving:
         assert serving.stdout is not None
-        assert serving.stdout.readline().startswith("http://127.0.0.1:8000/ shows atlas")
-        serving.terminate()
+        said = serving.stdout.readline()
+        serving.kill()
+    assert said.startswith("http://127.0.0.1:8000/ shows atlas")
 
 
 @pytest.mark.slow

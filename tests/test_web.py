@@ -578,3 +578,14 @@ def test_histograms_count_the_sample(atlas: Atlas) -> None:
     assert isinstance(page, UnitPage)
     assert page.histogram is not None
     assert sum(page.histogram.counts) == 24
+
+
+def test_what_a_page_needed_is_given_up_for_the_next_and_still_drawn_when_asked_for(atlas: Atlas) -> None:
+    pictures = Pictures(Catalogue(atlas))
+    first, second = ([(layer.name, unit) for unit in range(layer.units)] for layer in atlas.layers[:2])
+    pictures.prepare(first)
+    pictures.prepare(second)
+    assert all(pictures.block(unit).result(timeout=60) for unit in second)
+    for unit in first:
+        drawn = pictures.block(unit)
+        assert (pictures.block(unit) if drawn.cancelled() else drawn).result(timeout=60)

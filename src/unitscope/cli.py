@@ -164,7 +164,7 @@ def check(atlas: AtlasFolder, images: Images = None, device: Device = "auto", as
 def serve(
     atlas: AtlasFolder, beside: Beside = None,
     host: Annotated[str, typer.Option(help="The address to listen on; others than this machine's own let others look.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port to listen on; 0 takes any that is free.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes any that is free.")] = 8000,
     images: Images = None, device: Device = "auto",
 ) -> None:  # fmt: skip
     """Open an atlas in the browser: every layer, unit and image has a page."""
@@ -320,7 +320,8 @@ def _bound(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    except (OSError, OverflowError) as error:
+        bound.listen()  # who opens the address that is printed next may have to wait, but is not turned away
+    except OSError as error:
         raise UnitscopeError(f"can't listen on {host} port {port}: {error}; give another --host or --port") from error
     return bound
 

@@ -5,7 +5,7 @@ A *block* is one unit's patches in a square, a *panel* some blocks of one layer 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from math import ceil, sqrt
 
 import numpy as np
@@ -43,27 +43,37 @@ class Panel:
 def cut(image: Image.Image, box: Box, seen: Box, size_px: int, see_through: bool = False) -> Image.Image:
     """The box's pixels at the size asked for (its longer side), in RGB; a hatched pattern where the box leaves `seen`.
 
-    With `see_through` in RGBA: then the pattern suits a ground of any colour.
+    With `see_through` the ground, where there is any, is in RGBA and suits a page of any colour.
 
     `seen` is the part of the image that the network got: around it lies padding, whatever the image goes on with. Boxes may
     begin and end inside pixels; their shape is kept and centred on a square.
     """
     scale = size_px / max(box.height, box.width)
     height, width = (max(1, round(side * scale)) for side in (box.height, box.width))
-    patch = hatched(width, height, see_through)
     inside = box.within(seen).clipped(image.height, image.width)
     left, right = ((edge - box.left) * width / box.width for edge in (inside.left, inside.right))
     top, bottom = ((edge - box.top) * height / box.height for edge in (inside.top, inside.bottom))
     area = round(left), round(top), round(right), round(bottom)
-    if area[2] > area[0] and area[3] > area[1] and inside.width > 0 and inside.height > 0:
-        size = area[2] - area[0], area[3] - area[1]
-        source = (inside.left, inside.top, inside.right, inside.bottom)
-        patch.paste(image.convert("RGB").resize(size, Image.Resampling.BICUBIC, box=source, reducing_gap=3.0), area[:2])
-    return _on_square(patch, size_px)
+    size = area[2] - area[0], area[3] - area[1]
+    if min(*size, inside.width, inside.height) <= 0:
+        return _on_square(hatched(width, height, see_through), size_px, see_through)
+    source = (inside.left, inside.top, inside.right, inside.bottom)
+    colours = image if image.mode == "RGB" else image.convert("RGB")
+    shown = colours.resize(size, Image.Resampling.BICUBIC, box=source, reducing_gap=2.0)
+    if size == (width, height):
+        return _on_square(shown, size_px, see_through)
+    patch = hatched(width, height, see_through)
+    patch.paste(shown, area[:2])
+    return _on_square(patch, size_px, see_through)
 
 
 def hatched(width: int, height: int, see_through: bool = False) -> Image.Image:
     """The pattern that stands for padding: it can't be taken for a photograph."""
+    return _hatched(width, height, see_through).copy()
+
+
+@lru_cache(maxsize=64)
+def _hatched(width: int, height: int, see_through: bool) -> Image.Image:
     y, x = np.mgrid[:height, :width]
     stripes = ((x + y) // 4 % 2)[..., None]
     colours = CLEAR_HATCH if see_through else HATCH
@@ -202,9 +212,9 @@ def _with_margin(image: Image.Image, margin: int) -> Image.Image:
     return framed
 
 
-def _on_square(patch: Image.Image, size_px: int) -> Image.Image:
+def _on_square(patch: Image.Image, size_px: int, see_through: bool) -> Image.Image:
     if patch.size == (size_px, size_px):
         return patch
-    square = Image.new(patch.mode, (size_px, size_px), EMPTY if patch.mode == "RGB" else (0, 0, 0, 0))
+    square = Image.new("RGBA", (size_px, size_px)) if see_through else Image.new("RGB", (size_px, size_px), EMPTY)
     square.paste(patch, ((size_px - patch.width) // 2, (size_px - patch.height) // 2))
     return square

@@ -1,9 +1,10 @@
 """The explorer, served: routes to the pages, their JSON and their pictures."""
 
-from asyncio import shield, wrap_future
+from asyncio import CancelledError, shield, wrap_future
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from threading import Thread
 from typing import Any
 
 import msgspec
@@ -31,7 +32,7 @@ from unitscope.web.comparing import Comparison
 from unitscope.web.firing import MOST_MB, Fires, fired, opened
 from unitscope.web.interface import openapi
 from unitscope.web.pages import FiresPage, Pages, units_on
-from unitscope.web.pictures import Pictures
+from unitscope.web.pictures import Pictures, Unit
 from unitscope.web.site import STATIC, search_script
 
 LOOPBACK = ("localhost", "127.0.0.1")
@@ -83,6 +84,7 @@ class _Routes:
         self._comparison = Comparison(pages, beside) if beside is not None else None
         self._pictures = Pictures(pages.catalogue)
         self._site = {"fires": fires is not None, "compared": beside is not None}
+        Thread(target=pages.catalogue.read_ahead, daemon=True, name="read ahead").start()
         manifest = pages.catalogue.atlas.folder / MANIFEST
         self._tag = sha256(manifest.read_bytes() + str(manifest.stat().st_mtime_ns).encode()).hexdigest()[:16]
 
@@ -138,8 +140,15 @@ class _Routes:
         headers = {"ETag": f'"{self._tag}"', "Cache-Control": "no-cache"}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        drawn = await run_in_threadpool(self._pictures.block, (layer.name, unit))
-        return Response(await shield(wrap_future(drawn)), media_type="image/webp", headers=headers)
+        try:
+            block = await self._drawn((layer.name, unit))
+        except CancelledError:  # another page was opened, and what this one needed given up
+            block = await self._drawn((layer.name, unit))
+        return Response(block, media_type="image/webp", headers=headers)
+
+    async def _drawn(self, unit: Unit) -> bytes:
+        drawn = await run_in_threadpool(self._pictures.block, unit)
+        return await shield(wrap_future(drawn))
 
     async def _picture(self, request: Request) -> Response:
         image = request.path_params["image"]

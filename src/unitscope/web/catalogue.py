@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import isfinite
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from unitscope.atlas import Atlas
 from unitscope.atlas.pictures import box_drawn, boxes_on_source
-from unitscope.errors import ImagesError
+from unitscope.errors import AtlasError, ImagesError
 from unitscope.images import Geometry
 from unitscope.records import Box, Layer, Peak
 from unitscope.web.addresses import slug
@@ -142,6 +143,11 @@ class Catalogue:
         except ImagesError as error:
             return str(error)
         return None
+
+    def read_ahead(self) -> None:
+        """Read what every page needs, before somebody waits for it; what is wrong with it is said to who asks."""
+        with suppress(AtlasError):
+            _ = self._by_image, self._starts, self.missing
 
     # ── peaks ────────────────────────────────────────────────────────────────────────────────────────────────────
 

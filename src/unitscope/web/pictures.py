@@ -43,25 +43,32 @@ class Pictures:
         self._threads: list[Thread] = []
 
     def block(self, unit: Unit) -> "Future[bytes]":
-        """A unit's patches in a square, as WebP."""
+        """A unit's patches in a square, as WebP; cancelled where what it was drawn with is given up."""
         with self._changed:
             if unit in self._kept:
                 self._kept.move_to_end(unit)
                 return _done(self._kept[unit])
-            found = next((batch.results[unit] for batch in self._batches if unit in batch.results), None)
-        return found or self.draw([unit])[unit]
+            found = next((batch for batch in self._batches if unit in batch.results), None)
+            if found is not None:
+                self._batches.remove(found)
+                self._batches.append(found)
+                found.hurry(unit)
+                return found.results[unit]
+        return self.draw([unit])[unit]
 
     def prepare(self, units: Sequence[Unit]) -> None:
-        """Begin to draw these blocks but those that are there or under way."""
+        """Begin to draw these blocks, which a page shows, but those that are there; what pages before needed is given up."""
         with self._changed:
+            for batch in [batch for batch in self._batches if batch.prepared]:
+                self._give_up(batch)
             known = self._kept.keys() | {unit for batch in self._batches for unit in batch.results}
         lacking = [unit for unit in dict.fromkeys(units) if unit not in known]
         for start in reversed(range(0, len(lacking), UNITS_AT_ONCE)):  # what is asked for last is drawn first
-            self.draw(lacking[start : start + UNITS_AT_ONCE])
+            self.draw(lacking[start : start + UNITS_AT_ONCE], prepared=True)
 
-    def draw(self, units: Sequence[Unit]) -> "dict[Unit, Future[bytes]]":
+    def draw(self, units: Sequence[Unit], prepared: bool = False) -> "dict[Unit, Future[bytes]]":
         """Draw the blocks of these units before all that was asked for earlier."""
-        batch = Batch(self._catalogue, units)
+        batch = Batch(self._catalogue, units, prepared)
         with self._changed:
             if batch.to_cut:
                 self._batches.append(batch)
@@ -91,7 +98,8 @@ class Pictures:
             try:
                 blocks = batch.cut(image, rows)
             except Exception as error:  # whoever waits for a block is told; the thread goes on
-                self._drop(batch, error)
+                with self._changed:
+                    self._give_up(batch, error)
                 continue
             with self._changed:
                 for unit, block in blocks.items():
@@ -102,14 +110,17 @@ class Pictures:
                 with suppress(InvalidStateError):
                     batch.results[unit].set_result(block)
 
-    def _drop(self, batch: "Batch", error: Exception) -> None:
-        with self._changed:
-            batch.to_cut.clear()
-            if batch in self._batches:
-                self._batches.remove(batch)
+    def _give_up(self, batch: "Batch", error: Exception | None = None) -> None:
+        """Draw no more of a batch; who waits for it is told. The lock is held."""
+        batch.to_cut.clear()
+        if batch in self._batches:
+            self._batches.remove(batch)
         for future in batch.results.values():
             with suppress(InvalidStateError):
-                future.set_exception(error)
+                if error is None:
+                    future.cancel()
+                else:
+                    future.set_exception(error)
 
     def _newest(self) -> "Batch | None":
         return next((batch for batch in reversed(self._batches) if batch.to_cut), None)
@@ -122,10 +133,12 @@ class Pictures:
 
 
 class Batch:
-    """Units whose blocks are drawn together. `to_cut` holds the peaks' rows of each image that nobody has begun with."""
+    """Units whose blocks are drawn together. `to_cut` holds the peaks' rows of each image that nobody has begun with; `prepared`
+    says that nobody has asked for them yet."""
 
-    def __init__(self, catalogue: Catalogue, units: Sequence[Unit]) -> None:
+    def __init__(self, catalogue: Catalogue, units: Sequence[Unit], prepared: bool = False) -> None:
         self._catalogue = catalogue
+        self.prepared = prepared
         self._places = min(catalogue.atlas.k, MOST_PATCHES)
         self.results: dict[Unit, Future[bytes]] = {unit: Future() for unit in units}
         self.to_cut: OrderedDict[int, list[tuple[Unit, int]]] = OrderedDict()
@@ -144,6 +157,13 @@ class Batch:
     def finished(self) -> bool:
         return not any(self._lacking.values())
 
+    def hurry(self, unit: Unit) -> None:
+        """Cut what this unit lacks next."""
+        for row in reversed(self._catalogue.rows(*unit)[: self._places]):
+            image = self._catalogue.image_of(row)
+            if image in self.to_cut:
+                self.to_cut.move_to_end(image, last=False)
+
     def cut(self, image: int, rows: Sequence[tuple[Unit, int]]) -> dict[Unit, bytes]:
         """Cut the patches of one image; gives the blocks that lacked nothing else."""
         try:
@@ -152,10 +172,7 @@ class Batch:
             picture = None
         finished = {}
         for unit, row in rows:
-            patch = missing(PATCH_PX)
-            if picture is not None:
-                peak = self._catalogue.example(row)
-                patch = cut(picture, peak.drawn, peak.seen, PATCH_PX, see_through=True)
+            patch = missing(PATCH_PX) if picture is None else self._patch(picture, row)
             with self._counting:
                 patches = self._patches.setdefault(unit, {})
                 patches[row] = patch
@@ -164,6 +181,10 @@ class Batch:
             if whole is not None:
                 finished[unit] = self._block([whole[row] for row in sorted(whole)])
         return finished
+
+    def _patch(self, picture: Image.Image, row: int) -> Image.Image:
+        peak = self._catalogue.example(row)
+        return cut(picture, peak.drawn, peak.seen, PATCH_PX, see_through=True)
 
     def _block(self, patches: Sequence[Image.Image]) -> bytes:
         """Patches row by row; nothing where there are fewer than there is room for."""

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -74,15 +75,17 @@ def _write_atlas(pages: Pages, folder: Path, beside: Pages | None, on_units: Cal
     shutil.copytree(STATIC, folder / "static")
     (folder / "search.js").write_bytes(search_script(pages))
     site = {"fires": False, "compared": beside is not None}
-    for page in pages.all_of_them():
-        _write_page(page(), folder, site)
-    if beside is not None:
-        comparison = Comparison(pages, beside)
-        _write_page(comparison.network(), folder, site)
-        for name in comparison.layer_names():
-            _write_page(comparison.layer(name), folder, site)
     _write(folder / "api/openapi.json", msgspec.json.encode(openapi(beside is not None)))
-    _write_pictures(pages.catalogue, folder, on_units)
+    with ThreadPoolExecutor(1) as aside:
+        pictures = aside.submit(_write_pictures, pages.catalogue, folder, on_units)
+        for page in pages.all_of_them():
+            _write_page(page(), folder, site)
+        if beside is not None:
+            comparison = Comparison(pages, beside)
+            _write_page(comparison.network(), folder, site)
+            for name in comparison.layer_names():
+                _write_page(comparison.layer(name), folder, site)
+        pictures.result()
 
 
 def _write_page(page: Any, folder: Path, site: dict[str, bool]) -> None:
