@@ -316,14 +316,12 @@ def _serve(atlas: Any, beside: Any, host: str, port: int, device: str) -> None:
 
 def _bound(host: str, port: int) -> socket.socket:
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-        bound.listen()  # who opens the address that is printed next may have to wait, but is not turned away
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(
+            (address[0], address[1]), family=family
+        )  # who opens the address printed next may have to wait
     except OSError as error:
         raise UnitscopeError(f"can't listen on {host} port {port}: {error}; give another --host or --port") from error
-    return bound
 
 
 def _can_listen(atlas: Any) -> bool:
