@@ -140,15 +140,16 @@ class _Routes:
         headers = {"ETag": f'"{self._tag}"', "Cache-Control": "no-cache"}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        try:
-            block = await self._drawn((layer.name, unit))
-        except CancelledError:  # another page was opened, and what this one needed given up
-            block = await self._drawn((layer.name, unit))
-        return Response(block, media_type="image/webp", headers=headers)
+        return Response(await self._drawn((layer.name, unit)), media_type="image/webp", headers=headers)
 
     async def _drawn(self, unit: Unit) -> bytes:
         drawn = await run_in_threadpool(self._pictures.block, unit)
-        return await shield(wrap_future(drawn))
+        try:
+            return await shield(wrap_future(drawn))
+        except CancelledError:
+            if not drawn.cancelled():
+                raise  # it is this request that ends
+        return await self._drawn(unit)  # another page was opened, and what this one needed was given up
 
     async def _picture(self, request: Request) -> Response:
         image = request.path_params["image"]

@@ -134,7 +134,7 @@ class Pictures:
 
 class Batch:
     """Units whose blocks are drawn together. `to_cut` holds the peaks' rows of each image that nobody has begun with; `prepared`
-    says that nobody has asked for them yet."""
+    says that a page may need them, and the next one not any more."""
 
     def __init__(self, catalogue: Catalogue, units: Sequence[Unit], prepared: bool = False) -> None:
         self._catalogue = catalogue

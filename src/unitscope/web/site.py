@@ -20,10 +20,9 @@ from unitscope.web.catalogue import Catalogue
 from unitscope.web.comparing import Comparison
 from unitscope.web.interface import openapi
 from unitscope.web.pages import Pages, WordsPage
-from unitscope.web.pictures import Pictures
+from unitscope.web.pictures import UNITS_AT_ONCE, Pictures
 
 STATIC = Path(__file__).parent / "static"
-UNITS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True)
