@@ -116,7 +116,10 @@ def reference_of(atlas: Atlas, layer: Layer) -> Columns:
         raise broken(atlas, f"its reference sample has units or cells that layer {layer.name!r} lacks")
     held = {name: column[~np.isnan(held["value"])] for name, column in held.items()}
     order = np.lexsort((held["image"], held["value"], held["unit"]))
-    return {name: column[order] for name, column in held.items()}
+    found = {name: column[order] for name, column in held.items()}
+    del table, held
+    pa.default_memory_pool().release_unused()  # Arrow keeps what it read the whole table with, as much as all else here
+    return found
 
 
 def units_of(atlas: Atlas, layer: Layer) -> list[dict[str, Any]]:
