@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 SAMPLE = HERE.parents[1] / "shared" / "data" / "imagenet-sample"
 NETWORKS = {"torchvision:alexnet": 4800, "torchvision:resnet18": 2400, "demo:efficientnet-lite0": 2400, "torchvision:vgg16": 640}
 """The networks, and how many images each gets: so many that start-up doesn't count. Files repeat under other names."""
-WAYS = {"loop": 1, "scan": 1, "hooks": 1, "floor": 4, "crp": 8}
+WAYS = {"loop": 1, "scan": 1, "hooks": 4, "floor": 4, "crp": 8}
 """The ways, and the share of the images that each gets: one in so many."""
 PAIRS = {
     "Two Ray workers of one core beside one scan on two": ("torchvision:resnet18", 1200, "steady", "ray"),
@@ -65,7 +65,7 @@ def measure(way: str, model: str, folder: Path, count: int) -> Measured:
         most = 0
         while process.poll() is None:
             most = max(most, memory_of(process.pid))
-            sleep(0.25)
+            sleep(1)  # to look costs time too
         said, errors = process.communicate()
     if process.returncode:
         raise SystemExit(f"{way} of {model} failed:\n{errors[-2000:]}")
@@ -78,11 +78,16 @@ def memory_of(pid: int) -> int:
     try:
         root = psutil.Process(pid)
         for process in (root, *root.children(recursive=True)):
-            memory = process.memory_full_info()
-            total += getattr(memory, "pss", memory.uss)
-    except psutil.Error:
-        pass
+            said = Path(f"/proc/{process.pid}/smaps_rollup")
+            total += proportional(said.read_text()) if said.exists() else process.memory_full_info().uss
+    except (psutil.Error, OSError):
+        pass  # one that has just ended
     return total
+
+
+def proportional(rollup: str) -> int:
+    """Bytes of a process's memory, where what several share counts for each in part."""
+    return next(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:"))
 
 
 def processor() -> str:
@@ -120,9 +125,9 @@ def pair(title: str, folder: Path, repeats: int, share: float) -> str:
     )
 
 
-def explored(folder: Path) -> str:
-    """The explorer in a browser, once."""
-    command = [sys.executable, str(HERE / "browse.py"), str(folder)]
+def measured_by(script: str, folder: Path) -> str:
+    """What another script here measures and prints."""
+    command = [sys.executable, str(HERE / script), str(folder)]
     environment = os.environ | {"PYTHONPATH": str(HERE.parent / "src")}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
@@ -155,8 +160,8 @@ def main() -> None:
     for title in PAIRS if said.networks == list(NETWORKS) else ():
         written.append(pair(title, folder, said.repeats, said.share))
         print(written[-1], flush=True)
-    if said.networks == list(NETWORKS):
-        written.append(explored(folder))
+    for script in ("projecting.py", "browse.py") if said.networks == list(NETWORKS) else ():
+        written.append(measured_by(script, folder))
         print(written[-1], flush=True)
     results = HERE / "results"
     results.mkdir(exist_ok=True)
