@@ -16,6 +16,7 @@ from unitscope.atlas import Atlas
 from unitscope.records import Preprocessing
 
 LABELS = ("cat", "dog", "<b>&quot;fish")
+ATTRIBUTED = (("relu", 0), ("relu#2", 1))
 AS_IT_IS = Preprocessing(None, (40, 40), (0.5,) * 3, (0.25,) * 3)
 
 
@@ -37,7 +38,11 @@ def explored_atlas(folder: Path, seed: int = 0, count: int = 24) -> Atlas:
         write_photographs(photographs, count, labels=LABELS)
         first = min((photographs / "cat").iterdir())
         first.rename(photographs / "cat" / "<img src=x onerror=alert(1)> #1?.png")
-    return unitscope.scan(explored_network(seed), photographs, folder / f"atlas-{seed}", preprocess=AS_IT_IS)
+    network = explored_network(seed)
+    atlas = unitscope.scan(network, photographs, folder / f"atlas-{seed}", preprocess=AS_IT_IS)
+    for layer, unit in ATTRIBUTED:
+        unitscope.attribute(atlas, "deconvnet", network, layers=[layer], units=[unit])
+    return atlas
 
 
 class _Seen(HTMLParser):

@@ -279,6 +279,8 @@ def test_weights_that_do_not_fit_are_named(run: Run, model: str, images: Path, t
         ("figure a --units 1 2 --layers 0 3", "figure a --units 1,2 --layers 0 --layers 3"),
         ("sheet a --units 3 l", "sheet a --units 3 l"),
         ("check a --json b", "check a --json b"),
+        ("evolve --crop 24 a b --model m --layers x y", "evolve --crop 24 a b --model m --layers x --layers y"),
+        ("evolve a b --model m --crop 24 32", "evolve a b --model m --crop 24,32"),
         ("scan m i --k 3 4", "scan m i --k 3 4"),
         ("nothing --layers a b", "nothing --layers a b"),
         ("", ""),

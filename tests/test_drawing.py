@@ -146,7 +146,9 @@ def test_the_figure_says_which_field_is_drawn(atlas: Atlas) -> None:
     assert deep.field_height > 32
     assert deep.effective_height is not None
     assert deep.effective_height <= 32
-    words = {kind: pictures.panel(atlas, deep, [0], kind, 20).subtitle for kind in ("auto", "field", "effective", "image")}
+    words = {
+        kind: pictures.panel(atlas, deep, [0], pictures.Drawn(kind)).subtitle for kind in ("auto", "field", "effective", "image")
+    }
     assert (
         words["auto"]
         == words["effective"]
@@ -155,7 +157,7 @@ def test_the_figure_says_which_field_is_drawn(atlas: Atlas) -> None:
     )
     assert words["field"] == f"ReLU · 4 units · field {deep.field_height} px (whole input)"
     assert words["image"].endswith("drawn: whole image crop")
-    assert pictures.panel(atlas, shallow, [0], "auto", 20).subtitle == "ReLU · 12 units · field 3 px"
+    assert pictures.panel(atlas, shallow, [0], pictures.Drawn()).subtitle == "ReLU · 12 units · field 3 px"
 
 
 def layer(order: int, cells: int = 4, activation: str = "relu") -> Layer:

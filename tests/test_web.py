@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from explored import LABELS, explored_atlas, explored_network, tags_of, walk
+from explored import ATTRIBUTED, LABELS, explored_atlas, explored_network, tags_of, walk
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -31,8 +31,9 @@ from unitscope.web.addresses import slug
 from unitscope.web.catalogue import Catalogue
 from unitscope.web.comparing import Comparison
 from unitscope.web.interface import PATHS, openapi
-from unitscope.web.pages import Pages, UnitPage
+from unitscope.web.pages import Pages
 from unitscope.web.pictures import PATCH_PX, Pictures
+from unitscope.web.records import UnitPage
 
 
 def client(atlas: Atlas, **offer: Any) -> TestClient:
@@ -72,7 +73,7 @@ def test_every_link_of_every_page_leads_somewhere(atlas: Atlas, other: Atlas) ->
 
     kinds = Counter(path.rpartition(".")[2] for path, _ in walk(read))
     units = sum(layer.units for one in (atlas, other) for layer in one.layers)
-    assert kinds["webp"] == units
+    assert kinds["webp"] == units + 2 * len(ATTRIBUTED)
     assert kinds["jpg"] == 2 * 24
     assert kinds["html"] > units + 2 * 24
 
@@ -94,6 +95,30 @@ def test_a_unit_page_shows_what_the_tables_hold(site: TestClient, atlas: Atlas) 
             assert [p["source"]["key"] for p in page["peaks"]] == [atlas.key(r["image"]) for r in rows]
             html = site.get(f"/units/{slug(layer.name)}/{unit}.html").text
             assert html.count('<button type="button" class="show"') == len(rows) + sum(len(b["examples"]) for b in page["bands"])
+
+
+def test_a_unit_page_shows_what_attributions_there_are(site: TestClient, atlas: Atlas) -> None:
+    html = site.get("/units/relu/0.html").text
+    (image,) = [dict(held) for tag, held in tags_of(html) if tag == "img" and "projections/" in (held.get("src") or "")]
+    assert image["src"] == "../../projections/deconvnet/relu/0.webp"
+    assert image["alt"] == "deconvnet of the 9 patches of relu unit 0, in the same places"
+    answer = site.get("/projections/deconvnet/relu/0.webp")
+    with Image.open(io.BytesIO(answer.content)) as drawn:
+        assert drawn.size == (6 * PATCH_PX, 6 * PATCH_PX)
+        shades = np.asarray(drawn.convert("RGB")).astype(int)
+    assert shades.std() > 10
+    assert "projections/" not in site.get("/units/relu/2.html").text
+    for wrong in ("deconvnet/relu/2", "guided/relu/0", "deconvnet/nothing/0", "deconvnet/relu/99"):
+        assert site.get(f"/projections/{wrong}.webp").status_code == 404
+
+
+def test_a_broken_table_of_attributions_is_said_to_be(tmp_path: Path, atlas: Atlas) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(atlas.folder, folder)
+    (folder / "attributions" / "deconvnet.parquet").write_bytes(b"nothing")
+    shown = client(Atlas(folder)).get("/units/relu/0.html")
+    assert shown.status_code == 500
+    assert "can&#39;t be read" in shown.text
 
 
 def test_a_dead_unit_says_so(site: TestClient) -> None:
@@ -527,7 +552,8 @@ def test_an_exported_site_is_whole(atlas: Atlas, other: Atlas, tmp_path: Path) -
     alone = {path for path in files - reached if "api/" not in path and "static/" not in path and not path.endswith("search.js")}
     assert {path for path in alone if not path.endswith(".jpg")} <= {f"beside/images/{image}.html" for image in range(24)}
     units = sum(layer.units for one in (atlas, other) for layer in one.layers)
-    assert sum(told) == len([path for path in files if path.endswith(".webp")]) == units
+    assert sum(told) == len([path for path in files if "blocks/" in path]) == units
+    assert len([path for path in files if "projections/" in path]) == 2 * len(ATTRIBUTED)
     assert [path.name for path in tmp_path.iterdir()] == ["site"]
 
 

@@ -1,7 +1,8 @@
 """unitscope: a microscope for the units of trained networks.
 
 Reading order: `records` (the words), `fields` (what a cell sees), `layers` (which layers there are, and how they are read),
-`topk` (what is kept), `scanning` (the one pass that brings these together), `atlas` (the folder that it writes), `drawing`, `web`.
+`topk` (what is kept), `scanning` (the one pass that brings these together), `atlas` (the folder that it writes), `drawing`, `web`;
+`attribution` and `experiments` (what reads the peaks and adds tables of its own).
 
 The public names load on first use, so that looking at an atlas loads no torch.
 """
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unitscope.atlas import Atlas
+    from unitscope.attribution import attribute
     from unitscope.checking import check
     from unitscope.errors import UnitscopeError
+    from unitscope.experiments import Recorder
     from unitscope.networks import load_network
     from unitscope.records import Box, Layer, Peak, Preprocessing
     from unitscope.runners.on_ray import RayRunner
@@ -25,12 +28,27 @@ _HOMES = {
     "Peak": "records",
     "Preprocessing": "records",
     "RayRunner": "runners.on_ray",
+    "Recorder": "experiments.evolving",
     "UnitscopeError": "errors",
+    "attribute": "attribution",
     "check": "checking",
     "load_network": "networks",
     "scan": "scanning",
 }
-__all__ = ["Atlas", "Box", "Layer", "Peak", "Preprocessing", "RayRunner", "UnitscopeError", "check", "load_network", "scan"]
+__all__ = [
+    "Atlas",
+    "Box",
+    "Layer",
+    "Peak",
+    "Preprocessing",
+    "RayRunner",
+    "Recorder",
+    "UnitscopeError",
+    "attribute",
+    "check",
+    "load_network",
+    "scan",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,12 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from unitscope.atlas import Atlas
-from unitscope.layers import tapped
-from unitscope.networks import Network, exactly
+from unitscope.networks import Network
 from unitscope.records import Peak
-from unitscope.scanning.again import Again, opened_again
-
-RELATIVE, ABSOLUTE = 1e-4, 1e-5
+from unitscope.scanning.again import Again, comes_back, opened_again
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,31 +84,15 @@ class Replay:
         for place, one in enumerate(good):
             for peak in batch[one.image]:
                 wanted[peak.layer].append((place, peak))
-        values: dict[str, list[float]] = {}
 
-        def keep(number: int, maps: Tensor) -> None:
-            name = self.again.layers[number].name
-            cells = torch.tensor([(i, p.unit, p.y, p.x) for i, p in wanted[name]], dtype=torch.long, device=maps.device).reshape(
-                -1, 4
-            )
-            values[name] = maps[tuple(cells.T)].float().tolist()
+        def look(number: int, maps: Tensor) -> list[float]:
+            where = [(i, p.unit, p.y, p.x) for i, p in wanted[self.again.layers[number].name]]
+            cells = torch.tensor(where, dtype=torch.long, device=maps.device).reshape(-1, 4)
+            return maps[tuple(cells.T)].float().tolist()
 
         images = self.again.loader.normalised([one.pixels for one in good if one.pixels is not None], self.again.form)
-        with (
-            torch.no_grad(),
-            exactly(self.again.network, self.again.form.device),
-            tapped(self.again.network, self.again.layers, keep) as tap,
-        ):
-            tap.run(images)
-        for name, found in values.items():
-            yield from ((peak, value, "") for (_, peak), value in zip(wanted[name], found, strict=True))
-
-
-def comes_back(stored: float, found: float, scale: float) -> bool:
-    """True where the values agree as far as float32 arithmetic promises; `scale` is the layer's highest finite value."""
-    if not (isfinite(stored) and isfinite(found)):
-        return stored == found
-    return abs(found - stored) <= max(RELATIVE * abs(stored), ABSOLUTE * scale)
+        for traced, values in zip(self.again.layers, self.again.each(images, look), strict=True):
+            yield from ((peak, value, "") for (_, peak), value in zip(wanted[traced.name], values, strict=True))
 
 
 def _image(peak: Peak) -> int:

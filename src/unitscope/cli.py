@@ -47,6 +47,7 @@ Channels = Annotated[int | None, typer.Option(help="1 grey, 2 grey and alpha, 3 
 Layers = Annotated[list[str] | None, typer.Option(metavar="GLOB …", help="Glob patterns of layer names.")]
 Units = Annotated[str | None, typer.Option(metavar="N …", help="Numbers of units.")]
 Patch = Annotated[str, typer.Option(help="auto, field, effective or image: what of the image is drawn.")]
+Attribution = Annotated[str | None, typer.Option(metavar="METHOD", help="Draw what this method found beside the patches.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Images = Annotated[str | None, typer.Option(help="Where the images are now, if they have moved.")]
 Beside = Annotated[Path | None, typer.Option(metavar="ATLAS", help="Another atlas, to compare with.")]
@@ -118,28 +119,150 @@ def scan(
 def sheet(
     atlas: AtlasFolder, layer: Annotated[str, typer.Argument(help="Name of a layer.")],
     out: Annotated[Path | None, typer.Option(help="The PNG file to write; ATLAS-LAYER.png if not given.")] = None,
-    units: Units = None, patch: Patch = "auto", images: Images = None,
+    units: Units = None, patch: Patch = "auto", attribution: Attribution = None, images: Images = None,
 ) -> None:  # fmt: skip
     """Draw all units of a layer, nine patches each."""
     from unitscope.atlas import Atlas
 
-    image = Atlas(atlas, images=images and _images(images)).sheet(layer, units=_numbers(units, int, "--units"), patch=patch)
+    opened = Atlas(atlas, images=images and _images(images))
+    image = opened.sheet(layer, units=_numbers(units, int, "--units"), patch=patch, attribution=attribution)
     _save(image, out or Path(f"{atlas.absolute().name}-{layer.replace('/', '_')}.png"))
 
 
 @app.command()
 def figure(
     atlas: AtlasFolder, out: Annotated[Path | None, typer.Option(help="The PNG or PDF file to write; ATLAS.png if not given.")] = None,
-    layers: Layers = None, units: Units = None, patch: Patch = "auto",
+    layers: Layers = None, units: Units = None, patch: Patch = "auto", attribution: Attribution = None,
     seed: Annotated[int, typer.Option(help="Seed of the choice of units.")] = 0, images: Images = None,
 ) -> None:  # fmt: skip
     """Draw the network from shallow to deep: up to six layers, nine units each, nine patches a unit."""
     from unitscope.atlas import Atlas
 
     image = Atlas(atlas, images=images and _images(images)).figure(
-        layers=layers, units=_numbers(units, int, "--units"), patch=patch, seed=seed, size_px=96
+        layers=layers, units=_numbers(units, int, "--units"), patch=patch, seed=seed, size_px=96, attribution=attribution
     )
     _save(image, out or Path(f"{atlas.absolute().name}.png"))
+
+
+@app.command()
+def attribute(
+    atlas: AtlasFolder,
+    method: Annotated[str, typer.Option(help="deconvnet, guided, gradient, integrated or occlusion.")] = "deconvnet",
+    layers: Layers = None, units: Units = None, images: Images = None, device: Device = "auto",
+) -> None:  # fmt: skip
+    """Find what in each patch excites the unit, and keep an image of it for every peak."""
+    from unitscope.atlas import Atlas
+    from unitscope.attribution import attribute as attribute_peaks
+
+    opened, numbers = Atlas(atlas, images=images and _images(images)), _numbers(units, int, "--units")
+    try:
+        with _progress(None, method, "peaks") as advance:
+            done = attribute_peaks(opened, method, layers=layers, units=numbers, device=device, on_peaks=advance)
+    except KeyboardInterrupt:
+        _stop("stopped; the same command goes on from here", 130)
+    print(f"{done:,} peaks in {atlas / 'attributions' / f'{method}.parquet'}; draw them with --attribution {method}")
+
+
+@app.command()
+def evolve(
+    checkpoints: Annotated[list[Path], typer.Argument(metavar="CHECKPOINT …", help="State dicts, from early to late.")],
+    model: Annotated[str, typer.Option(help="What the weights are of: a model string, as for scan.")],
+    images: Annotated[str, typer.Option(help=WHAT_IMAGES)],
+    out: Annotated[Path, typer.Option(help="The folder to write the atlases to.")] = Path("evolution"),
+    layers: Layers = None, device: Device = "auto",
+    resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, channels: Channels = None,
+) -> None:  # fmt: skip
+    """Scan a network at several moments of its training, and draw how its units came to be."""
+    from unitscope.experiments import evolve as evolve_network
+    from unitscope.networks import load_network, preprocessing_for
+
+    overrides = _overrides(resize, crop, mean, std, channels)
+    preprocessing = preprocessing_for(load_network(model, "none", 0), overrides)
+    evolution = evolve_network(
+        model, checkpoints, _images(images), out, layers=layers, preprocess=preprocessing, device=device,
+        on_checkpoint=lambda name: print(f"scanning {name}", file=sys.stderr),
+    )  # fmt: skip
+    _print_table(evolution.settling())
+    _save(evolution.figure(), out / "figure.png")
+
+
+@app.command()
+def probe(
+    model: Model, images: Annotated[str, typer.Argument(help="A folder with a sub-folder for each label, or another labelled source.")],
+    out: Annotated[Path, typer.Option(help="The folder to write the table and the plot to.")] = Path("probe"),
+    weights: Weights = "default", seed: Seed = 0, layers: Layers = None,
+    device: Device = "auto", resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, channels: Channels = None,
+) -> None:  # fmt: skip
+    """Train a linear classifier on each layer's features: what is a layer good for?"""
+    from unitscope.experiments import probe as probe_layers
+    from unitscope.experiments.plots import draw_probe, matplotlib_here
+
+    matplotlib_here()  # or the work would be for nothing
+    network, preprocessing = _network(model, weights, seed, _overrides(resize, crop, mean, std, channels))
+    with _progress(None, "reading") as advance:
+        table = probe_layers(
+            network, _images(images), out, layers=layers, preprocess=preprocessing, device=device, on_images=advance
+        )
+    _print_table(table)
+    draw_probe(table, out / "probe.png")
+    print(f"drawn to {out / 'probe.png'}")
+
+
+@app.command()
+def invariance(
+    model: Model, images: Annotated[str, typer.Argument(help=WHAT_IMAGES)],
+    out: Annotated[Path, typer.Option(help="The folder to write the table and the plot to.")] = Path("invariance"),
+    weights: Weights = "default", seed: Seed = 0, layers: Layers = None,
+    device: Device = "auto", resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, channels: Channels = None,
+) -> None:  # fmt: skip
+    """Move, enlarge and turn a few images: how far do each layer's features go with them?"""
+    from unitscope.experiments import invariance as move_images
+    from unitscope.experiments.plots import draw_invariance, matplotlib_here
+
+    matplotlib_here()  # or the work would be for nothing
+    network, preprocessing = _network(model, weights, seed, _overrides(resize, crop, mean, std, channels))
+    table = move_images(network, _images(images), out, layers=layers, preprocess=preprocessing, device=device)
+    draw_invariance(table, out / "invariance.png")
+    print(f"drawn to {out / 'invariance.png'}")
+
+
+@app.command()
+def colour_or_shape(atlas: AtlasFolder, images: Images = None, device: Device = "auto") -> None:
+    """See what is left of every unit's peaks in grey, blurred, scrambled and mirrored images."""
+    from unitscope.atlas import Atlas
+    from unitscope.experiments import colour_or_shape as change_images
+
+    with _progress(None, "changing") as advance:
+        table = change_images(Atlas(atlas, images=images and _images(images)), device=device, on_images=advance)
+    _print_table(table.group_by("layer", use_threads=False).aggregate([(name, "mean") for name in table.column_names[3:]]))
+
+
+@app.command()
+def occlude(
+    atlas: AtlasFolder, layer: Annotated[str, typer.Argument(help="Name of a layer.")],
+    unit: Annotated[int, typer.Argument(help="Number of a unit.")],
+    out: Annotated[Path | None, typer.Option(help="The PNG file to write; ATLAS-LAYER-UNIT-occluded.png if not given.")] = None,
+    classes: Annotated[Path | None, typer.Option(help="A file with the labels in the order of the network's outputs, one a line.")] = None,
+    images: Images = None, device: Device = "auto",
+) -> None:  # fmt: skip
+    """Slide a grey square over a unit's images: where does the unit drop, and what does the classifier see?"""
+    from unitscope.atlas import Atlas
+    from unitscope.attribution import attribute as attribute_peaks
+    from unitscope.experiments import occlusion
+    from unitscope.experiments.plots import draw_occlusion, matplotlib_here
+
+    matplotlib_here()  # or the work would be for nothing
+    opened, names = (
+        Atlas(atlas, images=images and _images(images)),
+        classes.read_text(encoding="utf-8").splitlines() if classes else None,
+    )
+    known = opened.layer(layer).name
+    with _progress(None, "covering") as advance:
+        attribute_peaks(opened, "occlusion", layers=[known], units=[unit], device=device)
+        occlusion(opened, known, [unit], classes=names, device=device, on_images=advance)
+    path = out or Path(f"{atlas.absolute().name}-{layer.replace('/', '_')}-{unit}-occluded.png")
+    draw_occlusion(opened, known, unit, names, path)
+    print(f"drawn to {path}")
 
 
 @app.command()
@@ -242,6 +365,7 @@ def gathered(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     valued = {name for p in command.params if p.param_type_name == "option" and not p.is_flag for name in p.opts}
     missing = sum(p.param_type_name == "argument" for p in command.params)
+    many = any(p.nargs == -1 for p in command.params)  # an argument of many words takes those that are nobody's
     result, option, words = [arguments[0]], "", iter(arguments[1:])
     for word in words:
         if word.startswith("--"):
@@ -250,7 +374,7 @@ def gathered(arguments: Sequence[str]) -> list[str]:
         elif option in LISTS and not missing:
             result += [option, word] if option == "--layers" else [f"{result.pop()},{word}"]
         else:
-            missing = max(0, missing - 1)
+            missing, option = max(0, missing - 1), "" if many else option
             result.append(word)
     return result
 
@@ -283,6 +407,13 @@ def _scan(network: Any, images: Any, out: Path, **options: Any) -> None:
         print(f"{again:,} of {atlas.manifest['read']:,} images ran again in fp32 ({again / atlas.manifest['read']:.1%})")
     if skipped:
         print(f"{skipped:,} files were skipped; why is in {out / 'skipped.parquet'}")
+
+
+def _print_table(table: Any) -> None:
+    shown = Table(*table.column_names, box=None)
+    for row in table.to_pylist():
+        shown.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(width=None if sys.stdout.isatty() else 160).print(shown)
 
 
 def _runner(name: str, address: str | None, cpus_per_worker: int, gpus_per_worker: float) -> Any:

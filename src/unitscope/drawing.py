@@ -22,12 +22,16 @@ GAP_PX = 2
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One unit's patches, strongest first, with the words above them; `places` is how many there is room for."""
+    """One unit's patches, strongest first, with the words above them; `places` is how many there is room for.
+
+    `beside` is drawn at the left of the patches in the same places, where it isn't None.
+    """
 
     number: str
     value: str
     patches: Sequence[Image.Image]
     places: int
+    beside: Sequence[Image.Image] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,25 @@ class Panel:
     subtitle: str
     blocks: Sequence[Block]
     share: tuple[float, float] = (1, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A unit's strongest patch at one moment of training and its projection, None where there is none; `jumps` says that the image is
+    another than in the moment before."""
+
+    patch: Image.Image | None
+    projection: Image.Image | None
+    jumps: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """One unit of a layer through the moments."""
+
+    layer: str
+    unit: int
+    moments: Sequence[Moment]
 
 
 def cut(image: Image.Image, box: Box, seen: Box, size_px: int, see_through: bool = False) -> Image.Image:
@@ -109,6 +132,49 @@ def draw_figure(panels: Sequence[Panel], title: str, caption: Sequence[str], siz
     return _with_margin(_stacked([heading, body, _stacked(lines, 4)], gap // 2), gap)
 
 
+def draw_strips(strips: Sequence[Strip], moments: Sequence[str], size_px: int) -> Image.Image:
+    """A row a unit and a column a moment, layer by layer, with the moments' names above (Zeiler & Fergus 2014, figure 4)."""
+    gap, label_px = max(6, size_px // 8), _label_px(size_px)
+    margin = size_px
+    width = margin + len(moments) * (size_px + GAP_PX)
+    heads = [_text_image(name, label_px, FAINT, size_px) for name in moments]
+    rows = [_indented(_beside(heads, GAP_PX), margin)]
+    for place, strip in enumerate(strips):
+        if place == 0 or strips[place - 1].layer != strip.layer:
+            rows.append(_text_image(strip.layer, label_px * 5 // 4, INK, width))
+        rows.append(_draw_strip(strip, margin, size_px))
+    width = max(width, 8 * size_px)  # or the words have no room
+    lines = (
+        "Each row is one unit, each column a moment of training: the image patch",
+        "that excites the unit most and, below, what in it does. A bar marks a jump to another image.",
+    )
+    caption = [_text_image(line, label_px, FAINT, width) for line in lines]
+    return _with_margin(_stacked([*rows, _stacked(caption, 4)], gap), 24)
+
+
+def _draw_strip(strip: Strip, margin: int, size_px: int) -> Image.Image:
+    step, projected = size_px + GAP_PX, any(moment.projection is not None for moment in strip.moments)
+    image = Image.new("RGB", (margin + len(strip.moments) * step, (2 if projected else 1) * step), PAPER)
+    pen = ImageDraw.Draw(image)
+    pen.text((0, 0), str(strip.unit), INK, _font(_label_px(size_px)))
+    for place, moment in enumerate(strip.moments):
+        left = margin + place * step
+        for row, picture in enumerate((moment.patch, moment.projection) if projected else (moment.patch,)):
+            if picture is None:
+                pen.rectangle((left, row * step, left + size_px - 1, row * step + size_px - 1), fill=EMPTY)
+            else:
+                image.paste(picture, (left, row * step))
+        if moment.jumps:
+            pen.rectangle((left - GAP_PX - 1, 0, left, image.height - GAP_PX - 1), fill=ACCENT)
+    return image
+
+
+def _indented(image: Image.Image, margin: int) -> Image.Image:
+    wide = Image.new("RGB", (margin + image.width, image.height), PAPER)
+    wide.paste(image, (margin, 0))
+    return wide
+
+
 def _draw_panel(panel: Panel, columns: int, size_px: int, title_px: int) -> Image.Image:
     blocks = [_draw_block(block, size_px) for block in panel.blocks]
     gap = max(6, size_px // 5)
@@ -139,21 +205,40 @@ def _draw_block(block: Block, size_px: int) -> Image.Image:
     pen = ImageDraw.Draw(image)
     pen.text((0, 0), block.number, INK, _font(label_px))
     pen.text((width, 0), block.value, FAINT, _font(label_px), anchor="ra")
-    side = ceil(sqrt(block.places))
-    for place in range(block.places):
-        left = place % side * (size_px + GAP_PX)
-        top = place // side * (size_px + GAP_PX) + label_px + 4
-        if place < len(block.patches):
-            image.paste(block.patches[place], (left, top))
+    grids = [block.patches] if block.beside is None else [block.beside, block.patches]
+    for number, patches in enumerate(grids):
+        grid = _draw_grid(patches, block.places, size_px)
+        image.paste(grid, (number * (grid.width + _between_px(size_px)), label_px + 4))
+    return image
+
+
+def _draw_grid(patches: Sequence[Image.Image], places: int, size_px: int) -> Image.Image:
+    """Patches row by row in a square; empty places where there are fewer than there is room for."""
+    side = ceil(sqrt(places))
+    step = size_px + GAP_PX
+    grid = Image.new("RGB", (side * step - GAP_PX, ceil(places / side) * step - GAP_PX), PAPER)
+    pen = ImageDraw.Draw(grid)
+    for place in range(places):
+        left, top = place % side * step, place // side * step
+        if place < len(patches):
+            grid.paste(patches[place], (left, top))
         else:
             pen.rectangle((left, top, left + size_px - 1, top + size_px - 1), fill=EMPTY)
-    return image
+    return grid
 
 
 def _block_size(blocks: Sequence[Block], size_px: int) -> tuple[int, int]:
     side = ceil(sqrt(blocks[0].places)) if blocks else 1
     rows = ceil(blocks[0].places / side) if blocks else 1
-    return side * (size_px + GAP_PX) - GAP_PX, rows * (size_px + GAP_PX) - GAP_PX + _label_px(size_px) + 4
+    width = side * (size_px + GAP_PX) - GAP_PX
+    if blocks and blocks[0].beside is not None:
+        width = 2 * width + _between_px(size_px)
+    return width, rows * (size_px + GAP_PX) - GAP_PX + _label_px(size_px) + 4
+
+
+def _between_px(size_px: int) -> int:
+    """Between what stands beside the patches and the patches."""
+    return max(4, size_px // 10)
 
 
 def _label_px(size_px: int) -> int:

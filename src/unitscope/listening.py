@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from unitscope.atlas import Atlas
 from unitscope.errors import AtlasError
 from unitscope.images import prepare
-from unitscope.layers import tapped
-from unitscope.networks import Network, exactly
+from unitscope.networks import Network
 from unitscope.readings import by_comparing
 from unitscope.records import Response
 from unitscope.scanning.again import Again, opened_again
@@ -43,18 +42,13 @@ def listening(
 
 @torch.inference_mode(False)
 def _responses(again: Again, image: Image.Image) -> list[Response]:
-    said: dict[int, Response] = {}
-
-    def keep(number: int, maps: Tensor) -> None:
+    def look(number: int, maps: Tensor) -> Response:
         traced = again.layers[number]
         reading = by_comparing(maps)
         values, cells = reading.highest[0].cpu().numpy(), reading.cells[0].cpu().numpy()
         y, x = np.divmod(cells, traced.layer.map_width)
         sides = traced.fields.boxes(np.arange(len(values)), y, x)
-        said[number] = Response(traced.name, values, np.stack([np.asarray(side, dtype=np.int64) for side in sides], axis=1))
+        return Response(traced.name, values, np.stack([np.asarray(side, dtype=np.int64) for side in sides], axis=1))
 
     assert again.loader.preprocessing is not None  # noqa: S101
-    images = again.loader.normalised([prepare(image, again.loader.preprocessing)], again.form)
-    with torch.no_grad(), exactly(again.network, again.form.device), tapped(again.network, again.layers, keep) as tap:
-        tap.run(images)
-    return [said[number] for number in sorted(said)]
+    return again.each(again.loader.normalised([prepare(image, again.loader.preprocessing)], again.form), look)

@@ -86,7 +86,8 @@ def given_network(module: nn.Module) -> Network:
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode for as long as the block lasts; then every module's own mode is back."""
     training = [m for m in module.modules() if m.training]
-    module.eval()
+    for part in training:
+        part.training = False  # and not by eval(), which does more in some networks
     try:
         yield
     finally:

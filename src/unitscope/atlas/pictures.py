@@ -1,7 +1,7 @@
 """What to draw of an atlas: which layers, units and boxes. How it is drawn is `unitscope.drawing`'s."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from unitscope.drawing import Block, Panel, cut, draw_figure, draw_sheet, missing
+from unitscope.atlas.projections import ZERO, shown
+from unitscope.drawing import EMPTY, Block, Panel, cut, draw_figure, draw_sheet, missing
 from unitscope.errors import AtlasError
 from unitscope.images import Geometry, Skipped
 from unitscope.images.pixels import Pixels, in_channels
@@ -29,12 +30,19 @@ MOST_PATCHES = 9
 
 @dataclass(frozen=True, slots=True)
 class FigureChoice:
-    """What the figure shows; None leaves the choice to the atlas and the seed."""
+    """Which layers and units the figure shows; None leaves the choice to the atlas and the seed."""
 
     layers: Sequence[str] | None = None
     units: Sequence[int] | None = None
-    patch: str = "auto"
     seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """How a peak is drawn: the box of its patch, the method whose projection stands beside it, if any, and the side in pixels."""
+
+    patch: str = "auto"
+    attribution: str | None = None
     size_px: int = 64
 
 
@@ -49,19 +57,45 @@ def patch(atlas: "Atlas", peak: Peak, kind: str, size_px: int) -> Image.Image:
     return cut(image, *boxes_on_source(atlas, peak, kind, (image.height, image.width)), size_px)
 
 
-def sheet(atlas: "Atlas", layer: str, units: Sequence[int] | None, kind: str, size_px: int) -> Image.Image:
+def sheet(atlas: "Atlas", layer: str, units: Sequence[int] | None, drawn: Drawn) -> Image.Image:
     known = atlas.layer(layer)
-    chosen = _checked(known, units if units is not None else range(known.units))
-    return draw_sheet(panel(atlas, known, chosen, kind, size_px), size_px)
+    there = _attributed(atlas, drawn.attribution, known.name)
+    every = range(known.units) if there is None else sorted(there)
+    chosen = _checked(known, units if units is not None else every)
+    _require(atlas, known, drawn, chosen, there)
+    return draw_sheet(panel(atlas, known, chosen, drawn), drawn.size_px)
 
 
-def figure(atlas: "Atlas", choice: FigureChoice) -> Image.Image:
-    layers = _asked(atlas, choice.layers) if choice.layers else spread_layers(atlas.layers)
+def figure(atlas: "Atlas", choice: FigureChoice, drawn: Drawn) -> Image.Image:
     panels = []
-    for layer in layers:
-        units = _checked(layer, choice.units) if choice.units is not None else firing_units(atlas, layer, choice.seed)
-        panels.append(panel(atlas, layer, units, choice.patch, choice.size_px))
-    return draw_figure(panels, *_words(atlas, choice), choice.size_px)
+    for layer in _asked(atlas, choice.layers) if choice.layers else spread_layers(_with_projections(atlas, drawn)):
+        there = _attributed(atlas, drawn.attribution, layer.name)
+        units = _checked(layer, choice.units) if choice.units is not None else firing_units(atlas, layer, choice.seed, there)
+        _require(atlas, layer, drawn, units, there)
+        panels.append(panel(atlas, layer, units, drawn))
+    return draw_figure(panels, *_words(atlas, choice, drawn), drawn.size_px)
+
+
+def _require(atlas: "Atlas", layer: Layer, drawn: Drawn, units: Sequence[int], there: set[int] | None) -> None:
+    """Raises `AtlasError` where none of the units has a projection that was asked for."""
+    if there is not None and there.isdisjoint(units):
+        raise AtlasError(
+            f"{drawn.attribution!r} was not used on these units of layer {layer.name!r}; make it with: unitscope attribute "
+            f"{atlas.folder} --method {drawn.attribution} --layers {layer.name!r}"
+        )
+
+
+def _with_projections(atlas: "Atlas", drawn: Drawn) -> list[Layer]:
+    """All layers, or those that the method was used on."""
+    return [layer for layer in atlas.layers if _attributed(atlas, drawn.attribution, layer.name) != set()]
+
+
+def _attributed(atlas: "Atlas", method: str | None, layer: str) -> set[int] | None:
+    """The units of a layer that a method has projections of; None without a method."""
+    if method is None:
+        return None
+    atlas.check_method(method, layer)
+    return {unit for name, unit in atlas.attributed(method) if name == layer}
 
 
 def _asked(atlas: "Atlas", patterns: Sequence[str]) -> list[Layer]:
@@ -81,9 +115,11 @@ def spread_layers(layers: Sequence[Layer]) -> list[Layer]:
     return [candidates[round(float(place))] for place in places]
 
 
-def firing_units(atlas: "Atlas", layer: Layer, seed: int) -> list[int]:
-    """Nine units, drawn at random among those with all their peaks or, where those are too few, with any."""
+def firing_units(atlas: "Atlas", layer: Layer, seed: int, among: set[int] | None = None) -> list[int]:
+    """Nine units, drawn at random among those with all their peaks or, where those are too few, with any; of all, or of those given."""
     counts = np.bincount(atlas.peaks(layer.name)["unit"].to_numpy(), minlength=layer.units)
+    if among is not None:
+        counts[[unit for unit in range(layer.units) if unit not in among]] = 0
     return some_units(counts, layer.name, seed)
 
 
@@ -107,14 +143,22 @@ def boxes_on_source(atlas: "Atlas", peak: Peak, kind: str, size: tuple[int, int]
     seen = geometry.to_source(Box(0, 0, *geometry.input))
     if kind == "field":
         return peak.source_box, seen
+    return (seen if kind == "image" else geometry.to_source(_box_on_input(atlas, peak, kind))), seen
+
+
+def _box_on_input(atlas: "Atlas", peak: Peak, kind: str) -> Box:
+    """The box to draw for a peak, unclipped, in network-input pixels."""
+    whole = atlas.input_size
+    if kind == "field":
+        return peak.box
     if kind == "image":
-        return seen, seen
+        return Box(0, 0, *whole)
     layer = atlas.layer(peak.layer)
     height, width = size_drawn(atlas, layer, kind)
-    y = centre(peak.top, peak.bottom, (peak.y, layer.map_height), geometry.input[0])
-    x = centre(peak.left, peak.right, (peak.x, layer.map_width), geometry.input[1])
-    top, left = _inside(y - height / 2, height, geometry.input[0]), _inside(x - width / 2, width, geometry.input[1])
-    return geometry.to_source(Box(top, left, top + height, left + width)), seen
+    y = centre(peak.top, peak.bottom, (peak.y, layer.map_height), whole[0])
+    x = centre(peak.left, peak.right, (peak.x, layer.map_width), whole[1])
+    top, left = _inside(y - height / 2, height, whole[0]), _inside(x - width / 2, width, whole[1])
+    return Box(top, left, top + height, left + width)
 
 
 def _inside(start: float, length: float, available: float) -> float:
@@ -128,23 +172,50 @@ def centre(start: float, stop: float, cell: tuple[int, int], length: int) -> flo
     return (place + 0.5) * length / places if (start, stop) == (0, length) else (start + stop) / 2
 
 
-def panel(atlas: "Atlas", layer: Layer, units: Sequence[int], kind: str, size_px: int) -> Panel:
-    drawn = box_drawn(atlas, layer, kind)
+def panel(atlas: "Atlas", layer: Layer, units: Sequence[int], how: Drawn) -> Panel:
+    drawn = box_drawn(atlas, layer, how.patch)
     places = min(atlas.k, MOST_PATCHES)
     peaks: dict[int, list[Peak]] = {unit: [] for unit in units}
     for row in atlas.peaks(layer.name, units[0] if len(units) == 1 else None).to_pylist():
         if row["unit"] in peaks and row["rank"] <= places:
             peaks[row["unit"]].append(Peak(**row))
-    patches = _patches(atlas, [peak for of_unit in peaks.values() for peak in of_unit], drawn, size_px)
-    blocks = [_block(unit, of_unit, [patches[unit, peak.rank] for peak in of_unit], places) for unit, of_unit in peaks.items()]
+    every = [peak for of_unit in peaks.values() for peak in of_unit]
+    patches = _patches(atlas, every, drawn, how.size_px)
+    found = projections(atlas, every, drawn, how) if how.attribution else {}
+    blocks = []
+    for unit, of_unit in peaks.items():
+        beside = [found[unit, peak.rank] for peak in of_unit] if how.attribution else None
+        blocks.append(_block(unit, of_unit, [patches[unit, peak.rank] for peak in of_unit], beside, places))
     about = f"{layer.kind} · {layer.units:,} units · {_field_words(atlas, layer, drawn)}"
     shown = size_drawn(atlas, layer, drawn)
     share = shown[0] / atlas.input_size[0], shown[1] / atlas.input_size[1]
     return Panel(layer.name, about if blocks else f"{about} · none of them fires", blocks, share)
 
 
-def _block(unit: int, peaks: Sequence[Peak], patches: Sequence[Image.Image], places: int) -> Block:
-    return Block(str(unit), f"{peaks[0].value:.3g}" if peaks else "dead", patches, places)
+def _block(
+    unit: int, peaks: Sequence[Peak], patches: Sequence[Image.Image], beside: Sequence[Image.Image] | None, places: int
+) -> Block:
+    return Block(str(unit), f"{peaks[0].value:.3g}" if peaks else "dead", patches, places, beside)
+
+
+def projections(atlas: "Atlas", peaks: Sequence[Peak], kind: str, how: Drawn) -> dict[tuple[int, int], Image.Image]:
+    """What the method found for every peak, by unit and rank, in the box of its patch; an empty place where it wasn't used."""
+    blank = Image.new("RGB", (how.size_px, how.size_px), EMPTY)
+    found = {(peak.unit, peak.rank): blank for peak in peaks}
+    boxes = {(peak.unit, peak.rank): _box_on_input(atlas, peak, kind) for peak in peaks}
+    units = sorted({peak.unit for peak in peaks})
+    for row in atlas.attributions(how.attribution or "", peaks[0].layer, units).to_pylist() if peaks else ():
+        place = row["unit"], row["rank"]
+        if place in boxes:
+            found[place] = cut(on_input(atlas, row), boxes[place], Box(0, 0, *atlas.input_size), how.size_px)
+    return found
+
+
+def on_input(atlas: "Atlas", row: Mapping[str, Any]) -> Image.Image:
+    """A row of `attributions`, drawn on the network's whole input: grey where it says nothing."""
+    canvas = Image.new("RGB", atlas.input_size[::-1], (ZERO,) * 3)
+    canvas.paste(shown(row["image"], row["bottom"] - row["top"]), (row["left"], row["top"]))
+    return canvas
 
 
 def _patches(atlas: "Atlas", peaks: Sequence[Peak], kind: str, size_px: int) -> dict[tuple[int, int], Image.Image]:
@@ -221,7 +292,7 @@ def _checked(layer: Layer, units: Sequence[int]) -> Sequence[int]:
     return units
 
 
-def _words(atlas: "Atlas", choice: FigureChoice) -> tuple[str, list[str]]:
+def _words(atlas: "Atlas", choice: FigureChoice, drawn: Drawn) -> tuple[str, list[str]]:
     network, read = Path(atlas.manifest["network"]["model"]).name, atlas.manifest["read"]
     how = "as asked" if choice.units is not None else "drawn at random among those that fire"
     most = min(atlas.k, MOST_PATCHES)
@@ -232,6 +303,7 @@ def _words(atlas: "Atlas", choice: FigureChoice) -> tuple[str, list[str]]:
         [
             f"Each block is one unit ({how}): the {images} among {read:,} in which its activation is highest,",
             "cut to what the unit sees and drawn at one size; the square at the right of a layer's name shows how much of the input that is.",
-            "Left: unit number, right: its highest activation. Hatched: padding beyond the image.",
+            "Left: unit number, right: its highest activation. Hatched: padding beyond the image."
+            + (f" Grey: what {drawn.attribution} finds in them." if drawn.attribution else ""),
         ],
     )

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from unitscope.atlas import pictures
-from unitscope.atlas.schema import FORMAT, MANIFEST, TABLES
+from unitscope.atlas.schema import FORMAT, MANIFEST, PLACES, PROJECTIONS, TABLES
 from unitscope.errors import AtlasError, LayerNotFound, suggestion
 from unitscope.images import FileSource, Skipped, Source, as_source, holds, reopened
 from unitscope.images.pixels import Pixels
@@ -124,12 +124,8 @@ class Atlas:
 
     def table(self, name: str, layer: str | None = None) -> pa.Table:
         """A whole table as Arrow, or the rows of one layer, in stored order."""
-        path = self.folder.absolute() / f"{name}.parquet"
-        try:
-            table = pq.read_table(path, filters=None if layer is None else pc.field("layer") == layer)
-            return table.select(TABLES[name].names).cast(TABLES[name])
-        except (OSError, pa.ArrowException, KeyError) as error:
-            raise AtlasError(f"table {str(path)!r} can't be read: {str(error).splitlines()[0]}") from error
+        rows = None if layer is None else pc.field("layer") == layer
+        return _table(self.folder.absolute() / f"{name}.parquet", TABLES[name], rows)
 
     def peaks(self, layer: str, unit: int | None = None) -> pa.Table:
         """Peaks of a layer, or of one of its units, by unit and rank. Columns as in the `peaks` table.
@@ -154,6 +150,36 @@ class Atlas:
         self.layer(layer)
         return self.table("reference", layer)
 
+    @property
+    def methods(self) -> list[str]:
+        """The methods of attribution that have added a table."""
+        return sorted(path.stem for path in (self.folder / "attributions").glob("*.parquet"))
+
+    def attributions(self, method: str, layer: str, unit: int | Sequence[int] | None = None) -> pa.Table:
+        """What a method of `attribute` found for the peaks of a layer, or of one or some of its units, by unit and rank.
+
+        Each row has a box of network-input pixels and, as PNG, an image of it: `value = (pixel - 128) * scale`.
+        """
+        self.layer(layer)
+        self.check_method(method, layer)
+        rows = pc.field("layer") == layer
+        if unit is not None:
+            rows &= pc.field("unit").isin([unit] if isinstance(unit, int) else list(unit))
+        return _table(self.folder.absolute() / "attributions" / f"{method}.parquet", PROJECTIONS, rows)
+
+    def check_method(self, method: str, layer: str) -> None:
+        """Raises `AtlasError` with the command to give where the method has added no table."""
+        if method not in self.methods:
+            raise AtlasError(
+                f"the atlas {str(self.folder)!r} has no attributions by {method!r}; make them with: "
+                f"unitscope attribute {self.folder} --method {method} --layers {layer!r}"
+            )
+
+    def attributed(self, method: str) -> set[tuple[str, int]]:
+        """Layer and number of the units that a method was used on."""
+        table = _table(self.folder.absolute() / "attributions" / f"{method}.parquet", PLACES, None)
+        return set(zip(table["layer"].to_pylist(), table["unit"].to_pylist(), strict=True))
+
     def patch(self, peak: Peak | Mapping[str, Any], patch: str = "field", size_px: int = 224) -> Image.Image:
         """The pixels that a peak saw, cut from the source image; beyond its border a neutral pattern.
 
@@ -161,9 +187,16 @@ class Atlas:
         """
         return pictures.patch(self, peak if isinstance(peak, Peak) else Peak(**peak), patch, size_px)
 
-    def sheet(self, layer: str, units: Sequence[int] | None = None, patch: str = "auto", size_px: int = 56) -> Image.Image:
-        """A block of patches for every unit of a layer, or for those given."""
-        return pictures.sheet(self, layer, units, patch, size_px)
+    def sheet(
+        self,
+        layer: str,
+        units: Sequence[int] | None = None,
+        patch: str = "auto",
+        attribution: str | None = None,
+        size_px: int = 56,
+    ) -> Image.Image:
+        """A block of patches for every unit of a layer, or for those given; with `attribution`, what that method found beside."""
+        return pictures.sheet(self, layer, units, pictures.Drawn(patch, attribution, size_px))
 
     def figure(
         self,
@@ -172,9 +205,20 @@ class Atlas:
         patch: str = "auto",
         seed: int = 0,
         size_px: int = 64,
+        attribution: str | None = None,
     ) -> Image.Image:
-        """The network from shallow to deep: up to six layers, nine units each, nine patches a unit."""
-        return pictures.figure(self, pictures.FigureChoice(layers, units, patch, seed, size_px))
+        """The network from shallow to deep: up to six layers, nine units each, nine patches a unit.
+
+        With `attribution`, the projections of that method beside the patches (Zeiler & Fergus 2014, figure 2), for the units that have them.
+        """
+        return pictures.figure(self, pictures.FigureChoice(layers, units, seed), pictures.Drawn(patch, attribution, size_px))
+
+
+def _table(path: Path, schema: pa.Schema, rows: pc.Expression | None) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=schema.names, filters=rows).select(schema.names).cast(schema)
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise AtlasError(f"table {str(path)!r} can't be read: {str(error).splitlines()[0]}") from error
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -63,3 +63,9 @@ TABLES: dict[str, pa.Schema] = {
     "reference": pa.schema([*_PLACE, _CELL[0], ("value", pa.float32()), *_CELL[1:]]),
     "skipped": pa.schema([("key", pa.string()), ("reason", pa.string())]),
 }
+
+PLACES = pa.schema(_PLACE)
+PROJECTIONS = pa.schema(
+    [*_PLACE, ("rank", pa.int16()), *((side, pa.int32()) for side in _SIDES), ("scale", pa.float32()), ("image", pa.binary())]
+)
+"""The columns of `attributions/METHOD.parquet`, which a method adds to an atlas."""

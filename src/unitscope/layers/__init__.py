@@ -3,7 +3,7 @@
 from unitscope.layers.choosing import choose
 from unitscope.layers.copies import copies, lowered, maps_of_noise, pass_images
 from unitscope.layers.tapping import Tap, tapped
-from unitscope.layers.tracing import Fold, Trace, TracedLayer, trace
+from unitscope.layers.tracing import Fold, Trace, TracedLayer, eagerly, trace
 
 __all__ = [
     "Fold",
@@ -12,6 +12,7 @@ __all__ = [
     "TracedLayer",
     "choose",
     "copies",
+    "eagerly",
     "lowered",
     "maps_of_noise",
     "pass_images",

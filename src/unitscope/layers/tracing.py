@@ -118,7 +118,7 @@ def trace(network: nn.Module, images: Tensor) -> Trace:
 def _traced(network: nn.Module, images: Tensor, form: InputForm) -> Trace:
     fields = FieldMode()
     flow = FlowMode(fields)
-    with torch.no_grad(), exactly(network, form.device), _eagerly():
+    with torch.no_grad(), exactly(network, form.device), eagerly():
         images = form.of(images)
         if form.memory_format is torch.channels_last:
             network(
@@ -141,7 +141,7 @@ def _traced(network: nn.Module, images: Tensor, form: InputForm) -> Trace:
 
 
 @contextmanager
-def _eagerly() -> Iterator[None]:
+def eagerly() -> Iterator[None]:
     """Compiled parts run as they were written for as long as the block lasts: the modes that watch are not to be compiled in."""
     loaded = "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")
     with torch.compiler.set_stance("force_eager") if loaded else nullcontext():

@@ -71,9 +71,9 @@ def scan(
     place = place_for(out)
     if workers < 0:
         raise UnitscopeError(f"workers must be at least 0, not {workers}")
-    known, source = _network(network), as_source(images)
+    known, source = known_network(network), as_source(images)
     plan = _plan(source, limit, k=k, per_image=per_image, batch_size=batch_size, precision=precision)
-    loader = _loader(source, _preprocessing(preprocess, known), plan.images, known.model)
+    loader = loader_for(source, preprocessing_said(preprocess, known), plan.images, known.model)
     weights, patterns = known.hash(), [layers] if isinstance(layers, str) else layers
     away = getattr(runner, "device", None)
     _warn_of_batches(known)
@@ -104,7 +104,8 @@ def _plan(source: Source, limit: int | None, **said: Any) -> ScanPlan:
     return ScanPlan((), images=len(source) if limit is None else min(limit, len(source)), **said)
 
 
-def _preprocessing(said: Any, network: Network) -> Preprocessing | None:
+def preprocessing_said(said: Any, network: Network) -> Preprocessing | None:
+    """What the caller says or, where that is nothing, what comes with the network."""
     return as_preprocessing(said) if said is not None else network.preprocessing
 
 
@@ -165,7 +166,8 @@ def placed(module: nn.Module, device: torch.device) -> Iterator[torch.device]:
             module.to(before)
 
 
-def _network(network: "str | nn.Module | Network") -> Network:
+def known_network(network: "str | nn.Module | Network") -> Network:
+    """The network that was given in one of three ways."""
     if isinstance(network, str):
         return load_network(network)
     if isinstance(network, nn.Module):
@@ -184,7 +186,7 @@ def _warn_of_batches(network: Network) -> None:
         )
 
 
-def _loader(source: Source, preprocessing: Preprocessing | None, count: int, model: str) -> Loader:
+def loader_for(source: Source, preprocessing: Preprocessing | None, count: int, model: str) -> Loader:
     """The way from images to inputs; the first image that can be read says whether they are pictures or tensors.
 
     Raises `ImagesError` where no image can be read.

@@ -1,21 +1,28 @@
-"""The network and the images of an atlas once more, to run them again."""
+"""A network and images, to be run once more: those of an atlas, or others that are given in the same ways as for a scan."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from math import isfinite
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from unitscope.atlas import Atlas
-from unitscope.errors import AtlasError
+from unitscope.errors import AtlasError, ImagesError
+from unitscope.images import FileBroken, FileSource, as_source, count_of, items_of
 from unitscope.images.pixels import Pixels
-from unitscope.layers import TracedLayer, choose, trace
-from unitscope.networks import InputForm, Network, given_network, load_network
-from unitscope.scanning import chosen_device, placed
-from unitscope.scanning.loading import Loader
+from unitscope.layers import Trace, TracedLayer, choose, tapped, trace
+from unitscope.networks import InputForm, Network, exactly, given_network, load_network
+from unitscope.records import Shard
+from unitscope.scanning import chosen_device, known_network, loader_for, placed, preprocessing_said
+from unitscope.scanning.loading import Loaded, Loader
+
+RELATIVE, ABSOLUTE = 1e-4, 1e-5
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +30,61 @@ class Again:
     """What an atlas was made from: the network in its place, its layers, and the way from an image to its input."""
 
     network: nn.Module
+    trace: Trace
     layers: Sequence[TracedLayer]
     loader: Loader
-    form: InputForm
+
+    @property
+    def form(self) -> InputForm:
+        return self.trace.form
+
+    def loaded(self) -> Iterator[Loaded]:
+        """All images that can be read, in order, with their pixels."""
+        source = self.loader.source
+        files = source.files if isinstance(source, FileSource) else [""]
+        stop = count_of(source) or 0
+        for number in range(len(files)):
+            try:
+                for item in items_of(source, Shard(number, 0, stop)):
+                    found = self.loader.loaded(item)
+                    if found.pixels is not None:
+                        yield found
+            except FileBroken as error:
+                raise ImagesError(str(error)) from error
+
+    def inputs(self, loaded: Iterable[Loaded]) -> Tensor:
+        """The network's input, of shape (image, channel, y, x). Raises `ImagesError` for an image that couldn't be read."""
+        pixels = []
+        for one in loaded:
+            if one.pixels is None:
+                raise ImagesError(f"the image {one.key!r} {one.reason}")
+            pixels.append(one.pixels)
+        return self.loader.normalised(pixels, self.form)
+
+    def each(self, images: Tensor, look: Callable[[int, Tensor], Result]) -> list[Result]:
+        """What `look` says of every layer's number and maps, in one forward pass over images of shape (image, channel, y, x)."""
+        found: dict[int, Result] = {}
+        layers = self.layers
+        with (
+            torch.no_grad(),
+            exactly(self.network, self.form.device),
+            tapped(self.network, layers, lambda number, maps: found.update({number: look(number, maps)})) as tap,
+        ):
+            tap.run(images)
+        return [found[number] for number in range(len(layers))]
+
+    def outputs(self, images: Tensor) -> Tensor:
+        """What the network as a whole gives."""
+        with torch.no_grad(), exactly(self.network, self.form.device):
+            given = self.network(images)
+        return given if isinstance(given, Tensor) else torch.empty(0)
+
+
+def comes_back(stored: float, found: float, scale: float) -> bool:
+    """True where the values agree as far as float32 arithmetic promises; `scale` is the layer's highest finite value."""
+    if not (isfinite(stored) and isfinite(found)):
+        return stored == found
+    return abs(found - stored) <= max(RELATIVE * abs(stored), ABSOLUTE * scale)
 
 
 @contextmanager
@@ -40,11 +99,31 @@ def opened_again(atlas: Atlas, network: "nn.Module | Network | None" = None, dev
         raise AtlasError(f"the weights of {known.model!r} are not those that the atlas {str(atlas.folder)!r} was made with")
     channels, height, width = atlas.manifest["input"]
     loader = Loader(StoredImages(atlas), atlas.preprocessing, (channels, height, width))
+    with _placed(known, loader, [layer.name for layer in atlas.layers], device) as again:
+        yield again
+
+
+@contextmanager
+def opened(
+    network: "str | nn.Module | Network",
+    images: Any,
+    preprocess: Any = None,
+    layers: Sequence[str] | None = None,
+    device: str = "auto",
+) -> Iterator[Again]:
+    """A network and images as `scan` takes them, for as long as the block lasts. Raises as `scan` does."""
+    known, source = known_network(network), as_source(images)
+    loader = loader_for(source, preprocessing_said(preprocess, known), count_of(source) or 0, known.model)
+    with _placed(known, loader, [layers] if isinstance(layers, str) else layers, device) as again:
+        yield again
+
+
+@contextmanager
+def _placed(known: Network, loader: Loader, layers: Sequence[str] | None, device: str) -> Iterator[Again]:
     target = chosen_device(device)
     with placed(known.module, target):
-        traced = trace(known.module, torch.zeros(1, channels, height, width, device=target))
-        layers = choose(traced, [layer.name for layer in atlas.layers], known.model)
-        yield Again(known.module, layers, loader, traced.form)
+        traced = trace(known.module, torch.zeros(1, *loader.shape, device=target))
+        yield Again(known.module, traced, choose(traced, layers, known.model), loader)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +155,7 @@ def _network(atlas: Atlas, network: "nn.Module | Network | None") -> Network:
     said = atlas.manifest["network"]
     if said["model"].startswith("module:"):
         raise AtlasError(
-            f"the atlas {str(atlas.folder)!r} was made from a module in memory, {said['model'].removeprefix('module:')!r}; check it in "
-            "Python: unitscope.check(atlas, network)"
+            f"the atlas {str(atlas.folder)!r} was made from a module in memory, {said['model'].removeprefix('module:')!r}; give that in "
+            "Python, as in unitscope.check(atlas, network)"
         )
     return load_network(said["model"], said["weights"], said["seed"])

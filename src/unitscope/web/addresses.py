@@ -65,6 +65,9 @@ class Addresses:
     def block(self, layer: str, unit: int) -> str:
         return f"{self.root}blocks/{slug(layer)}/{unit}.webp"
 
+    def projections(self, method: str, layer: str, unit: int) -> str:
+        return f"{self.root}projections/{method}/{slug(layer)}/{unit}.webp"
+
     def image(self, image: int) -> str:
         return f"{self.root}images/{image}.html"
 

@@ -31,8 +31,9 @@ from unitscope.web.catalogue import Catalogue
 from unitscope.web.comparing import Comparison
 from unitscope.web.firing import MOST_MB, Fires, fired, opened
 from unitscope.web.interface import openapi
-from unitscope.web.pages import FiresPage, Pages, units_on
+from unitscope.web.pages import Pages
 from unitscope.web.pictures import Pictures, Unit
+from unitscope.web.records import FiresPage, units_on
 from unitscope.web.site import STATIC, search_script
 
 LOOPBACK = ("localhost", "127.0.0.1")
@@ -99,6 +100,7 @@ class _Routes:
             *self._both("labels/{label}.html", lambda label: pages.label(label)),
             Route("/words.html", self._page(lambda: pages.words())),
             Route("/blocks/{layer}/{unit:int}.webp", self._block),
+            Route("/projections/{method}/{layer}/{unit:int}.webp", self._projections),
             Route("/images/{image:int}.jpg", self._picture),
             Route("/search.js", self._search),
             Route("/api/openapi.json", self._openapi),
@@ -141,6 +143,14 @@ class _Routes:
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
         return Response(await self._drawn((layer.name, unit)), media_type="image/webp", headers=headers)
+
+    async def _projections(self, request: Request) -> Response:
+        layer, method = self._pages.catalogue.layer(request.path_params["layer"]), request.path_params["method"]
+        unit = (layer.name if layer else "", request.path_params["unit"])
+        if unit not in self._pages.catalogue.attributed.get(method, ()):
+            raise HTTPException(404)
+        content = await run_in_threadpool(self._pictures.projections, method, unit)
+        return Response(content, media_type="image/webp", headers={"Cache-Control": "max-age=60"})
 
     async def _drawn(self, unit: Unit) -> bytes:
         drawn = await run_in_threadpool(self._pictures.block, unit)

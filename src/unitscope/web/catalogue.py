@@ -72,6 +72,15 @@ class UnitRecord:
     standing: float | None
 
 
+METHOD_WORDS = {
+    "deconvnet": "The peak brought down by a deconvnet: through the filters turned over, the switches of the pooling, and a rectifier wherever the network has one",
+    "guided": "Guided backpropagation: the gradient, where it is positive on both sides of every rectifier",
+    "gradient": "The gradient of the peak with respect to the pixels",
+    "integrated": "Integrated gradients: the peak's value, shared out among the pixels from the mean colour on",
+    "occlusion": "How far the peak drops where a grey square covers the image: light where it matters",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Marks:
     """What values are held against, a row a unit: the peaks' values (-inf where there are fewer), and the median, highest value and
@@ -134,6 +143,11 @@ class Catalogue:
         """How many dead units each layer has."""
         table = self.atlas.table("units")
         return Counter(table.filter(table["dead"])["layer"].to_pylist())
+
+    @cached_property
+    def attributed(self) -> dict[str, set[tuple[str, int]]]:
+        """Layer and number of the units that each method was used on."""
+        return {method: self.atlas.attributed(method) for method in self.atlas.methods if method in METHOD_WORDS}
 
     @cached_property
     def missing(self) -> str | None:

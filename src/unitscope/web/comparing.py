@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from unitscope.records import Layer
 from unitscope.web.addresses import slug
-from unitscope.web.pages import About, LayerRecord, Pages
+from unitscope.web.pages import Pages
+from unitscope.web.records import About, LayerRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from PIL import Image
 from unitscope.images import Geometry, Skipped, display
 from unitscope.records import Box, Layer, Response
 from unitscope.web.catalogue import Catalogue
-from unitscope.web.pages import About, LayerRecord, Pages
+from unitscope.web.pages import Pages
+from unitscope.web.records import About, LayerRecord
 
 MOST_MB, MOST_PIXELS = 20, 50_000_000
 UNITS_SHOWN = 12

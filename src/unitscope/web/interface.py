@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from unitscope.web.comparing import ComparedLayerPage, ComparedPage
-from unitscope.web.pages import ImagePage, LabelPage, LayerPage, NetworkPage, UnitPage
+from unitscope.web.records import ImagePage, LabelPage, LayerPage, NetworkPage, UnitPage
 
 PATHS = {
     "/api/index.json": NetworkPage,

@@ -16,10 +16,11 @@ from typing import Any
 
 from PIL import Image
 
-from unitscope.atlas.pictures import MOST_PATCHES, as_picture
+from unitscope.atlas.pictures import MOST_PATCHES, Drawn, as_picture, box_drawn, projections
 from unitscope.drawing import cut, missing
 from unitscope.errors import ImagesError
 from unitscope.images import Skipped
+from unitscope.records import Peak
 from unitscope.web.catalogue import Catalogue
 
 PATCH_PX = 64
@@ -87,6 +88,14 @@ class Pictures:
         picture.thumbnail((PICTURE_PX, PICTURE_PX), Image.Resampling.BICUBIC)
         return _encoded(picture, "JPEG", quality=90)
 
+    def projections(self, method: str, unit: Unit) -> bytes:
+        """What a method found in a unit's patches, in the same places, as WebP."""
+        atlas, (layer, number) = self._catalogue.atlas, unit
+        places = min(atlas.k, MOST_PATCHES)
+        peaks = [Peak(**row) for row in atlas.peaks(layer, number).to_pylist()][:places]
+        found = projections(atlas, peaks, box_drawn(atlas, atlas.layer(layer), "auto"), Drawn("auto", method, 2 * PATCH_PX))
+        return _block([found[peak.unit, peak.rank] for peak in peaks], places, 2 * PATCH_PX)
+
     def _work(self) -> None:
         while True:
             with self._changed:
@@ -151,7 +160,7 @@ class Batch:
                 self.to_cut.setdefault(catalogue.image_of(row), []).append((unit, row))
             self._lacking[unit] = len(rows)
             if not rows:
-                self.results[unit].set_result(self._block([]))
+                self.results[unit].set_result(_block([], self._places, PATCH_PX))
 
     @property
     def finished(self) -> bool:
@@ -179,20 +188,21 @@ class Batch:
                 self._lacking[unit] -= 1
                 whole = self._patches.pop(unit) if not self._lacking[unit] else None
             if whole is not None:
-                finished[unit] = self._block([whole[row] for row in sorted(whole)])
+                finished[unit] = _block([whole[row] for row in sorted(whole)], self._places, PATCH_PX)
         return finished
 
     def _patch(self, picture: Image.Image, row: int) -> Image.Image:
         peak = self._catalogue.example(row)
         return cut(picture, peak.drawn, peak.seen, PATCH_PX, see_through=True)
 
-    def _block(self, patches: Sequence[Image.Image]) -> bytes:
-        """Patches row by row; nothing where there are fewer than there is room for."""
-        side = ceil(sqrt(self._places))
-        block = Image.new("RGBA", (side * PATCH_PX, side * PATCH_PX))
-        for place, patch in enumerate(patches):
-            block.paste(patch, (place % side * PATCH_PX, place // side * PATCH_PX))
-        return _encoded(block, "WEBP", quality=82, method=1)
+
+def _block(patches: Sequence[Image.Image], places: int, size_px: int) -> bytes:
+    """Patches row by row in a square, as WebP; nothing where there are fewer than there is room for."""
+    side = ceil(sqrt(places))
+    block = Image.new("RGBA", (side * size_px, side * size_px))
+    for place, patch in enumerate(patches):
+        block.paste(patch, (place % side * size_px, place // side * size_px))
+    return _encoded(block, "WEBP", quality=82, method=1)
 
 
 def _encoded(image: Image.Image, form: str, **options: Any) -> bytes:

@@ -19,8 +19,9 @@ from unitscope.web.addresses import Addresses, json_path
 from unitscope.web.catalogue import Catalogue
 from unitscope.web.comparing import Comparison
 from unitscope.web.interface import openapi
-from unitscope.web.pages import Pages, WordsPage
+from unitscope.web.pages import Pages
 from unitscope.web.pictures import UNITS_AT_ONCE, Pictures
+from unitscope.web.records import WordsPage
 
 STATIC = Path(__file__).parent / "static"
 
@@ -100,12 +101,15 @@ def _write_pictures(catalogue: Catalogue, folder: Path, on_units: Callable[[int]
             _write(folder / to.picture(image), pictures.picture(image))
         except Skipped:
             continue  # the page says so where a picture is missing
+    for method, units in catalogue.attributed.items():
+        for layer, unit in sorted(units):
+            _write(folder / to.projections(method, layer, unit), pictures.projections(method, (layer, unit)))
     every = ((layer.name, unit) for layer in catalogue.layers for unit in range(layer.units))
-    for units in _runs(every, UNITS_AT_ONCE):
-        for (layer, unit), block in pictures.draw(units).items():
+    for run in _runs(every, UNITS_AT_ONCE):
+        for (layer, unit), block in pictures.draw(run).items():
             _write(folder / to.block(layer, unit), block.result())
         if on_units is not None:
-            on_units(len(units))
+            on_units(len(run))
 
 
 def _runs(units: Iterator[tuple[str, int]], length: int) -> Iterator[Sequence[tuple[str, int]]]:

@@ -1,0 +1,97 @@
+"""How long deconvnet projections of a layer's peaks take, beside captum called once a unit with its nine images, in turn.
+
+    python benchmarks/projecting.py FOLDER [--repeats N]
+
+Both begin with the image files and the peaks, and end with the pixels; unitscope also writes its table. Prints a table in Markdown.
+"""
+
+import argparse
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+from captum.attr import NeuronDeconvolution
+from torch import nn
+
+import unitscope
+from unitscope.atlas import Atlas
+from unitscope.networks import Network, load_network
+from unitscope.scanning.again import Again, opened_again
+
+CASES = [
+    ("torchvision:alexnet", "features.1", 64),
+    ("torchvision:alexnet", "features.4", 96),
+    ("torchvision:alexnet", "features.11", 96),
+    ("torchvision:vgg16", "features.15", 8),
+    ("torchvision:vgg16", "features.29", 8),
+]
+"""A network, one of its layers, and how many units."""
+
+
+def without_inplace(network: Network) -> Network:
+    """captum can't follow rectifiers that overwrite their input."""
+    for module in network.module.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    return network
+
+
+def ours(atlas: Atlas, network: Network, layer: str, units: list[int]) -> float:
+    shutil.rmtree(atlas.folder / "attributions", ignore_errors=True)
+    started = perf_counter()
+    done = unitscope.attribute(atlas, "deconvnet", network, layers=[layer], units=units)
+    return done / (perf_counter() - started)
+
+
+def captums(atlas: Atlas, network: Network, layer: str, units: list[int]) -> float:
+    done, started = 0, perf_counter()
+    with opened_again(atlas, network) as again:
+        before = dict(again.network.named_modules())[f"features.{int(layer.split('.')[1]) - 1}"]
+        tool = NeuronDeconvolution(again.network.eval(), before)
+        for unit in units:
+            peaks = atlas.peaks(layer, unit).to_pylist()
+            images = inputs(again, [peak["image"] for peak in peaks])
+            # One cell an image: a selector that is called with the layer's output.
+            rows = [torch.tensor([peak[name] for peak in peaks]) for name in ("y", "x")]
+            tool.attribute(images, lambda maps, unit=unit, rows=rows: maps[torch.arange(len(maps)), unit, rows[0], rows[1]])
+            done += len(peaks)
+    return done / (perf_counter() - started)
+
+
+def inputs(again: Again, images: list[int]) -> torch.Tensor:
+    pixels = [again.loader.load(image).pixels for image in images]
+    return again.loader.normalised([one for one in pixels if one is not None], again.form).contiguous()
+
+
+def main() -> None:
+    said = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    said.add_argument("folder", type=Path)
+    said.add_argument("--repeats", type=int, default=3)
+    arguments = said.parse_args()
+    print(
+        "### Deconvnet projections, peaks a second\n\n| layer | units | captum, a unit at a time | unitscope | times |\n| --- | ---: | ---: | ---: | ---: |"
+    )
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for model in dict.fromkeys(model for model, *_ in CASES):
+            network = without_inplace(load_network(model, "none", 0))
+            cases = [(layer, list(range(count))) for one, layer, count in CASES if one == model]
+            atlas = unitscope.scan(
+                network, arguments.folder, Path(folder) / model.split(":")[1], layers=[layer for layer, _ in cases]
+            )
+            for layer, units in cases:
+                runs = [
+                    (captums(atlas, network, layer, units), ours(atlas, network, layer, units)) for _ in range(arguments.repeats)
+                ]
+                theirs, own = (median(run[place] for run in runs) for place in (0, 1))
+                times = median(two / one for one, two in runs)
+                print(f"| {model.split(':')[1]} {layer} | {len(units)} | {theirs:.1f} | {own:.1f} | {times:.1f} |", flush=True)
+    print()
+
+
+if __name__ == "__main__":
+    main()

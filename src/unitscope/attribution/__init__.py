@@ -1,0 +1,98 @@
+"""attribute(): what in each patch excites the unit, as a table beside the peaks. How, is `methods`'; in which batches, `batches`'."""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from math import isfinite
+
+import torch
+from torch import nn
+
+from unitscope.atlas import Atlas
+from unitscope.attribution.descending import Descent
+from unitscope.attribution.keeping import Keeping
+from unitscope.attribution.methods import METHODS, Method
+from unitscope.errors import AtlasError, suggestion
+from unitscope.layers import eagerly
+from unitscope.networks import Network
+from unitscope.records import Layer, Peak, matches
+from unitscope.scanning.again import opened_again
+from unitscope.scanning.lanes import Networks
+
+__all__ = ["METHODS", "attribute"]
+
+
+@torch.inference_mode(False)
+def attribute(
+    atlas: Atlas,
+    method: str,
+    network: "nn.Module | Network | None" = None,
+    *,
+    layers: Sequence[str] | None = None,
+    units: Sequence[int] | None = None,
+    device: str = "auto",
+    on_peaks: Callable[[int], None] | None = None,
+) -> int:
+    """Bring the peaks of an atlas down to pixels, and keep an image for each in `attributions/METHOD.parquet`. How many were done.
+
+    `method` is `deconvnet` (Zeiler & Fergus 2014, section 2.1), `guided` (Springenberg et al. 2014), `gradient`, `integrated`
+    (Sundararajan et al. 2017) or `occlusion`. `layers` are glob patterns, `units` numbers; without them all peaks are taken.
+    `network` is needed where the atlas was made from a module in memory. `on_peaks` is told how many peaks are through.
+
+    At smooth activations (GELU, SiLU and their like) `deconvnet` rectifies the signal as at a ReLU, whose place they take;
+    `guided` lets through what is positive on both sides of them. Activations written out in arithmetic are no rectifiers to either.
+
+    Peaks that have their image already are left alone, so a call that was stopped goes on where it was. Raises `AtlasError` where
+    there is nothing to do it for, or where an image is gone or doesn't give the stored value any more; `NetworkError` where no
+    gradient comes down. The table is then as it was.
+    """
+    way = _method(method)
+    chosen = _chosen(atlas, layers, units)
+    with Keeping(atlas, method).held() as keeping, opened_again(atlas, network, device) as again, eagerly():
+        _ = atlas.source  # found once, before threads ask for it
+        tell = (lambda _: None) if on_peaks is None else on_peaks
+        networks = Networks(again.network, again.trace, [layer for layer in again.layers if layer.name in chosen])
+        done = 0
+        for layer, peaks in chosen.items():
+            left = keeping.lacking(layer, peaks)
+            tell(len(peaks) - len(left))
+            with closing(Descent(again, networks, way, layer, _scale(atlas, layer)).projections(left)) as found:
+                for projection in found:
+                    keeping.add(projection)
+                    done += 1
+                    tell(1)
+        keeping.finish()
+    return done
+
+
+def _method(name: str) -> Method:
+    if name not in METHODS:
+        raise AtlasError(f"method is one of {', '.join(METHODS)}, not {name!r}.{suggestion(name, METHODS)}")
+    return METHODS[name]
+
+
+def _chosen(atlas: Atlas, patterns: Sequence[str] | None, units: Sequence[int] | None) -> dict[str, list[Peak]]:
+    """The peaks asked for, layer by layer. Raises `AtlasError` where there are none."""
+    asked = [patterns] if isinstance(patterns, str) else patterns
+    names = [layer.name for layer in atlas.layers if asked is None or any(matches(layer.name, pattern) for pattern in asked)]
+    for pattern in asked or ():
+        if not any(matches(name, pattern) for name in names):
+            atlas.layer(pattern)  # raises, and names what is close
+    found = {name: _peaks(atlas, atlas.layer(name), units) for name in names}
+    if not any(found.values()):
+        what = "the chosen units" if units is not None else "the units of the chosen layers"
+        raise AtlasError(f"{what} have no peaks in the atlas {str(atlas.folder)!r}: they are dead")
+    return found
+
+
+def _peaks(atlas: Atlas, layer: Layer, units: Sequence[int] | None) -> list[Peak]:
+    wrong = [unit for unit in units or () if not 0 <= unit < layer.units]
+    if wrong:
+        raise AtlasError(f"layer {layer.name!r} has units 0 to {layer.units - 1}, not {wrong[0]}")
+    wanted = None if units is None else set(units)
+    return [Peak(**row) for row in atlas.peaks(layer.name).to_pylist() if wanted is None or row["unit"] in wanted]
+
+
+def _scale(atlas: Atlas, layer: str) -> float:
+    """The layer's highest finite absolute value."""
+    values = atlas.peaks(layer)["value"].to_pylist()
+    return max((abs(value) for value in values if isfinite(value)), default=0.0)

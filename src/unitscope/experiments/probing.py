@@ -1,0 +1,104 @@
+"""probe(): what a linear classifier makes of each layer's features (Zeiler & Fergus 2014, table 7)."""
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from unitscope.errors import ImagesError, UnitscopeError
+from unitscope.experiments.tables import write_table
+from unitscope.networks import Network
+from unitscope.scanning.again import Again, opened
+
+FOLDS = 5
+BATCH_IMAGES = 32
+
+SCHEMA = pa.schema(
+    [
+        ("layer", pa.string()),
+        ("features", pa.int32()),
+        ("accuracy", pa.float32()),
+        ("deviation", pa.float32()),
+        ("chance", pa.float32()),
+        ("images", pa.int32()),
+        ("folds", pa.int32()),
+    ]
+)
+
+
+@torch.inference_mode(False)
+def probe(
+    network: "str | nn.Module | Network",
+    images: Any,
+    out: str | os.PathLike[str] = "probe",
+    *,
+    layers: Sequence[str] | None = None,
+    preprocess: Any = None,
+    device: str = "auto",
+    on_images: Callable[[int], None] | None = None,
+) -> pa.Table:
+    """How well a linear classifier tells the labels apart from each layer's pooled features, as `probe.parquet` in `out`.
+
+    Features are the means of the layer's maps over their places, after the rectifier where one follows, brought to mean 0 and
+    deviation 1. The classifier is scikit-learn's logistic regression; `accuracy` is its mean over a stratified cross-validation in
+    five folds (fewer where a label has fewer images), `deviation` the standard deviation over the folds, `chance` the share of the
+    most frequent label.
+
+    Arguments are those of `scan`; `images` must have labels: sub-folders, or a data set of pairs. Raises `ImagesError` where there
+    are fewer than two labels with two images each.
+    """
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import StratifiedKFold, cross_val_score
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError as error:
+        raise UnitscopeError("probing needs scikit-learn: pip install 'unitscope[experiments]'") from error
+    with opened(network, images, preprocess, layers, device) as again:
+        features, labels = _features(again, on_images)
+        names = [traced.name for traced in again.layers]
+    counts = Counter(labels.tolist())
+    folds = StratifiedKFold(min(FOLDS, *counts.values()), shuffle=True, random_state=0)
+    rows = []
+    for name, of_layer in zip(names, features, strict=True):
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # where the features separate the labels, the weights have no end
+            scores = cross_val_score(classifier, of_layer, labels, cv=folds)
+        rows.append(
+            {
+                "layer": name, "features": of_layer.shape[1], "accuracy": scores.mean(), "deviation": scores.std(),
+                "chance": max(counts.values()) / len(labels), "images": len(labels), "folds": folds.get_n_splits(),
+            }
+        )  # fmt: skip
+    return write_table(pa.Table.from_pylist(rows, schema=SCHEMA), Path(out) / "probe.parquet")
+
+
+def _features(again: Again, on_images: Callable[[int], None] | None) -> tuple[list[np.ndarray], np.ndarray]:
+    """Every layer's features, of shape (image, unit), and the images' labels; labels with one image are left out."""
+    rectified = [traced.layer.rectified for traced in again.layers]
+
+    def pooled(number: int, maps: Tensor) -> np.ndarray:
+        return (maps.clamp(min=0) if rectified[number] else maps).float().mean((2, 3)).cpu().numpy()
+
+    parts: list[list[np.ndarray]] = []
+    labels: list[str] = []
+    known = ((one, one.note.label) for one in again.loaded() if one.note is not None and one.note.label is not None)
+    while batch := list(islice(known, BATCH_IMAGES)):
+        parts.append(again.each(again.inputs(one for one, _ in batch), pooled))
+        labels += [label for _, label in batch]
+        if on_images is not None:
+            on_images(len(batch))
+    counts = Counter(labels)
+    kept = np.array([counts[label] > 1 for label in labels], dtype=bool)
+    if len({label for label in labels if counts[label] > 1}) < 2:
+        raise ImagesError("probing needs at least two labels with two images each; a label is the name of an image's sub-folder")
+    return [np.concatenate(layer)[kept] for layer in zip(*parts, strict=True)], np.array(labels)[kept]

@@ -1,0 +1,272 @@
+"""Colour or shape, covering, moving and probing: known answers on networks whose weights are set by hand."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from networks import small_network
+from photographs import write_photographs
+from PIL import Image
+from torch import Tensor, nn
+
+import unitscope
+from unitscope.atlas import Atlas
+from unitscope.errors import AtlasError, ImagesError
+from unitscope.experiments import colour_or_shape, invariance, occlusion, probe
+from unitscope.experiments.changing import changes
+from unitscope.experiments.moving import Move, moves
+from unitscope.records import Preprocessing
+
+PLAIN = Preprocessing(None, (40, 40), (0.0,) * 3, (1.0,) * 3)
+CENTRED = Preprocessing(None, (40, 40), (0.5,) * 3, (0.25,) * 3)
+
+
+def by_hand() -> nn.Sequential:
+    """Unit 0 looks for red rather than green and blue, 1 for a bright place, 2 for an edge between columns, 3 for nothing."""
+    convolution = nn.Conv2d(3, 4, 3)
+    with torch.no_grad():
+        convolution.weight.zero_()
+        convolution.weight[0, :, 1, 1] = torch.tensor([1.0, -0.5, -0.5])
+        convolution.weight[1, :, 1, 1] = torch.tensor([0.299, 0.587, 0.114])
+        convolution.weight[2, :, :, 0], convolution.weight[2, :, :, 2] = -1.0, 1.0
+        convolution.bias.zero_()
+        convolution.bias[3] = -1000
+    return nn.Sequential(convolution, nn.ReLU())
+
+
+def colourful(folder: Path, count: int = 12) -> Path:
+    """Sharp squares of strong colours."""
+    rng = np.random.default_rng(1)
+    for image in range(count):
+        place = folder / ("cat", "dog")[image % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        tiles = rng.integers(0, 2, (8, 8, 3), dtype=np.uint8) * 255
+        Image.fromarray(tiles).resize((40, 40), Image.Resampling.NEAREST).save(place / f"{image:02}.png")
+    return folder
+
+
+def rows_of(table: Any, layer: str) -> list[dict[str, Any]]:
+    return [row for row in table.to_pylist() if row["layer"] == layer]
+
+
+# ── colour or shape ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_unit_that_dies_in_grey_looks_for_colour(tmp_path: Path) -> None:
+    network = by_hand()
+    atlas = unitscope.scan(network, colourful(tmp_path / "images"), tmp_path / "atlas", preprocess=PLAIN, workers=0)
+    table = colour_or_shape(atlas, network)
+    colour, bright, edge, dead = rows_of(table, "1")
+    assert colour["grey"] == pytest.approx(0, abs=1e-5)
+    assert bright["grey"] == pytest.approx(1, abs=1e-5)
+    assert bright["mirrored"] == colour["mirrored"] == pytest.approx(1, abs=1e-5)
+    assert edge["blurred"] < bright["blurred"] <= 1.001
+    assert (dead["peaks"], dead["grey"], dead["mirrored"]) == (0, None, None)
+    assert (colour["peaks"], colour["unit"]) == (9, 0)
+    assert pq.read_table(atlas.folder / "experiments" / "colour_or_shape.parquet").equals(table)
+
+
+def test_shares_are_those_of_the_changed_images(tmp_path: Path) -> None:
+    network = small_network().eval()
+    small = Preprocessing(None, (14, 14), (0.5,) * 3, (0.25,) * 3)
+    atlas = unitscope.scan(network, colourful(tmp_path / "images"), tmp_path / "atlas", preprocess=small, workers=0)
+    table = colour_or_shape(atlas, network)
+    peaks = atlas.peaks("4").to_pylist()
+    for row in rows_of(table, "4"):
+        of_unit = [peak for peak in peaks if peak["unit"] == row["unit"]]
+        shares = []
+        for peak in of_unit:
+            opened: Any = atlas.open_image(peak["image"])
+            pixels = np.asarray(opened.crop((13, 13, 27, 27)), dtype=np.float32) / 255
+            given = torch.from_numpy((pixels - 0.5) / 0.25).permute(2, 0, 1)[None].flip(3)
+            shares.append(max(network[:4](given)[0, row["unit"]].max().item(), 0) / peak["value"])
+        assert row["mirrored"] == pytest.approx(np.mean(shares), rel=1e-4)
+
+
+def test_changes_change_what_they_say_and_nothing_else() -> None:
+    inputs = torch.rand(2, 3, 32, 40, generator=torch.Generator().manual_seed(0)) * 4 - 2
+    grey, blurred, scrambled, mirrored = changes(inputs, [5, 6], CENTRED)
+    colours = grey * 0.25 + 0.5
+    assert torch.allclose(colours[:, 0], colours[:, 1], atol=1e-6)
+    assert torch.allclose(colours[:, 0], colours[:, 2], atol=1e-6)
+    assert blurred.std() < inputs.std()
+    assert torch.allclose(mirrored.flip(3), inputs)
+    spectrum = torch.fft.fft2(inputs).abs()
+    assert torch.allclose(torch.fft.fft2(scrambled).abs(), spectrum, rtol=1e-3, atol=1e-2 * float(spectrum.mean()))
+    assert torch.allclose(scrambled.mean((2, 3)), inputs.mean((2, 3)), atol=1e-5)
+    again = list(changes(inputs[1:], [6], CENTRED))[2]
+    assert torch.allclose(again[0], scrambled[1], atol=1e-5)
+    one_channel = inputs[:, :1]
+    assert torch.equal(next(changes(one_channel, [5, 6], None)), one_channel)
+
+
+def test_an_image_that_is_gone_is_named(tmp_path: Path) -> None:
+    network = by_hand()
+    atlas = unitscope.scan(network, colourful(tmp_path / "images"), tmp_path / "atlas", preprocess=PLAIN, workers=0)
+    gone = atlas.key(atlas.peaks("1").to_pylist()[0]["image"])
+    (tmp_path / "images" / gone).unlink()
+    with pytest.raises(ImagesError, match=f"the image '{gone}' is no longer there"):
+        colour_or_shape(Atlas(atlas.folder), network)
+    assert not (atlas.folder / "experiments").exists()
+
+
+# ── covering ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class BrightCorner(nn.Module):
+    """Two classes: the second one where the upper left corner is bright."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.see = nn.Conv2d(3, 1, 1, bias=False)
+        nn.init.constant_(self.see.weight, 1 / 3)
+        self.relu = nn.ReLU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        bright = self.relu(self.see(images))[:, 0, :8, :8].mean((1, 2))
+        return torch.stack([torch.zeros_like(bright) + 0.3, bright], 1) * 10
+
+
+def test_covering_what_matters_changes_the_class(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    for place, name in enumerate(("no", "yes")):
+        (folder / name).mkdir(parents=True)
+        pixels = np.full((40, 40, 3), 40, dtype=np.uint8)
+        pixels[:8, :8] = 255 if place else 0
+        Image.fromarray(pixels).save(folder / name / "0.png")
+    network = BrightCorner()
+    atlas = unitscope.scan(network, folder, tmp_path / "atlas", preprocess=PLAIN, workers=0, layers=["relu"])
+    with pytest.raises(AtlasError, match="has 2 classes, but a label is class 2 of those given"):
+        occlusion(atlas, "relu", network=network, classes=["x", "no", "yes"])
+    assert [row["labelled"] for row in occlusion(atlas, "relu", network=network).to_pylist()] == [False, False]
+    table = occlusion(atlas, "relu", network=network, classes=["no", "yes"]).to_pylist()
+    bright = next(row for row in table if row["class"] == 1)
+    assert bright["labelled"]
+    probability = np.array(bright["probability"]).reshape(bright["rows"], bright["columns"])
+    most = np.array(bright["most_probable"]).reshape(bright["rows"], bright["columns"])
+    assert bright["uncovered"] > 0.99
+    assert probability[0, 0] < bright["uncovered"] - 0.01
+    assert (probability[6:, 6:] == pytest.approx(bright["uncovered"])) is True
+    assert most[-1, -1] == 1
+    dark = next(row for row in table if row["class"] == 0)
+    assert set(dark["most_probable"]) == {0}
+
+
+def test_what_gives_no_classes_is_refused(tmp_path: Path) -> None:
+    network = by_hand()
+    atlas = unitscope.scan(network, colourful(tmp_path / "images"), tmp_path / "atlas", preprocess=PLAIN, workers=0)
+    with pytest.raises(AtlasError, match=r"no class scores of shape \(image, class\), but \(1, 4, 38, 38\)"):
+        occlusion(atlas, "1", [0], network=network)
+    with pytest.raises(AtlasError, match="have no peaks"):
+        occlusion(atlas, "1", [3], network=network)
+
+
+# ── moving ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_pools_over_places_doesnt_move_and_what_doesnt_does(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    table = invariance(network, colourful(tmp_path / "images"), tmp_path / "out", preprocess=CENTRED).to_pylist()
+    assert len({row["image"] for row in table}) == 5
+    assert {row["layer"] for row in table} == {"1", "4"}
+    assert all(
+        row["distance"] == pytest.approx(0, abs=1e-4)
+        for row in table
+        if row["amount"] == {"scale": 1}.get(row["transformation"], 0)
+    )
+    far = [row["distance"] / row["norm"] for row in table if row["transformation"] == "translation" and row["amount"] > 0.2]
+    shallow, deep = (
+        [
+            d
+            for d, row in zip(far, [r for r in table if r["transformation"] == "translation" and r["amount"] > 0.2], strict=True)
+            if row["layer"] == name
+        ]
+        for name in ("1", "4")
+    )
+    assert np.mean(deep) < np.mean(shallow)
+    assert all(0 <= row["probability"] <= 1 for row in table)
+    assert len(table) == 5 * 2 * len(list(moves()))
+
+
+def test_moves_move() -> None:
+    image = torch.zeros(1, 1, 40, 40)
+    image[0, 0, 10, 20] = 1
+    assert float(Move("translation", 0.25).of(image)[0, 0, 20, 20]) == 1
+    assert float(Move("rotation", 360.0).of(image)[0, 0, 10, 20]) == pytest.approx(1, abs=1e-4)
+    assert Move("scale", 1.0).of(image).equal(image)
+
+
+# ── probing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_layer_that_tells_labels_apart_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    rng = np.random.default_rng(0)
+    for image in range(40):
+        label = ("green", "red")[image % 2]
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 120, (40, 40, 3), dtype=np.uint8)
+        pixels[..., 1 - image % 2] += 100
+        Image.fromarray(pixels).save(folder / label / f"{image}.png")
+    network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1), nn.ReLU())
+    first, last = network[0], network[2]
+    assert isinstance(first, nn.Conv2d)
+    assert isinstance(last, nn.Conv2d)
+    with torch.no_grad():
+        first.weight[:, :, 0, 0] = torch.tensor([[1.0, -1, 0], [-1, 1, 0]])
+        first.bias.zero_()
+        last.weight.zero_()
+        last.bias.fill_(1)
+    colours, nothing = probe(network, folder, tmp_path / "out", preprocess=PLAIN).to_pylist()
+    assert (colours["layer"], colours["accuracy"], colours["chance"]) == ("1", 1, 0.5)
+    assert (colours["features"], colours["images"], colours["folds"]) == (2, 40, 5)
+    assert nothing["accuracy"] <= 0.6
+
+
+def test_probing_needs_labels(tmp_path: Path) -> None:
+    write_photographs(tmp_path / "images", 6, labels=("one",))
+    with pytest.raises(ImagesError, match="at least two labels with two images each"):
+        probe(by_hand(), tmp_path / "images", tmp_path / "out", preprocess=CENTRED)
+
+
+# ── commands ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.slow
+def test_the_commands_write_tables_and_plots(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef net():\n    torch.manual_seed(0)\n    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))\n"
+    )
+    images, model = str(colourful(tmp_path / "images")), f"{tmp_path / 'net.py'}:net"
+    said = ("--weights", "none", *["--crop", "40", "--mean", "0.5", "0.5", "0.5", "--std", "0.25", "0.25", "0.25"])
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "unitscope", *arguments], capture_output=True, text=True, check=False, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "accuracy" in run("probe", model, images, *said)
+    assert "drawn to" in run("invariance", model, images, *said)
+    run("scan", model, images, *said, "--out", "atlas")
+    assert "scrambled" in run("colour-or-shape", "atlas")
+    run("occlude", "atlas", "1", "0", "--out", "occluded.png")
+    failed = subprocess.run(
+        [sys.executable, "-m", "unitscope", "occlude", "atlas", "1*", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert (failed.returncode, failed.stderr.count("\n")) == (1, 1)
+    for name in ("probe/probe.png", "invariance/invariance.png", "occluded.png"):
+        with Image.open(tmp_path / name) as plot:
+            assert min(plot.size) > 300
+    assert (tmp_path / "atlas" / "experiments" / "occlusion.parquet").exists()
