@@ -6,6 +6,7 @@ A *block* is one unit's patches in a square, a *panel* some blocks of one layer 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import groupby
 from math import ceil, sqrt
 
 import numpy as np
@@ -135,21 +136,18 @@ def draw_figure(panels: Sequence[Panel], title: str, caption: Sequence[str], siz
 def draw_strips(strips: Sequence[Strip], moments: Sequence[str], size_px: int) -> Image.Image:
     """A row a unit and a column a moment, layer by layer, with the moments' names above (Zeiler & Fergus 2014, figure 4)."""
     gap, label_px = max(6, size_px // 8), _label_px(size_px)
-    margin = size_px
-    width = margin + len(moments) * (size_px + GAP_PX)
-    heads = [_text_image(name, label_px, FAINT, size_px) for name in moments]
-    rows = [_indented(_beside(heads, GAP_PX), margin)]
-    for place, strip in enumerate(strips):
-        if place == 0 or strips[place - 1].layer != strip.layer:
-            rows.append(_text_image(strip.layer, label_px * 5 // 4, INK, width))
-        rows.append(_draw_strip(strip, margin, size_px))
-    width = max(width, 8 * size_px)  # or the words have no room
-    lines = (
-        "Each row is one unit, each column a moment of training: the image patch",
-        "that excites the unit most and, below, what in it does. A bar marks a jump to another image.",
+    panels = []
+    for layer, of_layer in groupby(strips, key=lambda strip: strip.layer):
+        drawn = [_draw_strip(strip, size_px // 2, size_px) for strip in of_layer]
+        heads = _indented(_beside([_text_image(name, label_px, FAINT, size_px) for name in moments], GAP_PX), size_px // 2)
+        panels.append(_stacked([_text_image(layer, label_px * 5 // 4, INK, heads.width), heads, *drawn], gap))
+    body = _stacked([_beside(panels[start : start + 2], 4 * gap) for start in range(0, len(panels), 2)], 2 * gap)
+    body = _widened(body, 8 * size_px)  # or the words have no room
+    words = (
+        "Each row is one unit, each column a moment of training: the image patch that excites the unit most and, below, what in it does. "
+        "A bar marks a jump to another image."
     )
-    caption = [_text_image(line, label_px, FAINT, width) for line in lines]
-    return _with_margin(_stacked([*rows, _stacked(caption, 4)], gap), 24)
+    return _with_margin(_stacked([body, _text_image(words, label_px, FAINT, body.width)], 2 * gap), 24)
 
 
 def _draw_strip(strip: Strip, margin: int, size_px: int) -> Image.Image:
