@@ -23,13 +23,13 @@ from unitscope.networks import Network, load_network
 from unitscope.scanning.again import Again, opened_again
 
 CASES = [
-    ("torchvision:alexnet", "features.1", 64),
-    ("torchvision:alexnet", "features.4", 96),
-    ("torchvision:alexnet", "features.11", 96),
-    ("torchvision:vgg16", "features.15", 8),
-    ("torchvision:vgg16", "features.29", 8),
+    ("torchvision:alexnet", "features.1", 64, 16),
+    ("torchvision:alexnet", "features.4", 192, 16),
+    ("torchvision:alexnet", "features.11", 256, 16),
+    ("torchvision:vgg16", "features.15", 64, 4),
+    ("torchvision:vgg16", "features.29", 128, 4),
 ]
-"""A network, one of its layers, and how many units."""
+"""A network, one of its layers, how many units, and how many of them captum gets, whose time a unit is always the same."""
 
 
 def without_inplace(network: Network) -> Network:
@@ -53,7 +53,8 @@ def captums(atlas: Atlas, network: Network, layer: str, units: list[int]) -> flo
         before = dict(again.network.named_modules())[f"features.{int(layer.split('.')[1]) - 1}"]
         tool = NeuronDeconvolution(again.network.eval(), before)
         for unit in units:
-            peaks = atlas.peaks(layer, unit).to_pylist()
+            if not (peaks := atlas.peaks(layer, unit).to_pylist()):
+                continue  # a dead unit
             images = inputs(again, [peak["image"] for peak in peaks])
             # One cell an image: a selector that is called with the layer's output.
             rows = [torch.tensor([peak[name] for peak in peaks]) for name in ("y", "x")]
@@ -79,13 +80,13 @@ def main() -> None:
         warnings.simplefilter("ignore")
         for model in dict.fromkeys(model for model, *_ in CASES):
             network = without_inplace(load_network(model, "none", 0))
-            cases = [(layer, list(range(count))) for one, layer, count in CASES if one == model]
+            cases = [(layer, list(range(ours)), list(range(theirs))) for one, layer, ours, theirs in CASES if one == model]
             atlas = unitscope.scan(
-                network, arguments.folder, Path(folder) / model.split(":")[1], layers=[layer for layer, _ in cases]
+                network, arguments.folder, Path(folder) / model.split(":")[1], layers=[layer for layer, *_ in cases]
             )
-            for layer, units in cases:
+            for layer, units, few in cases:
                 runs = [
-                    (captums(atlas, network, layer, units), ours(atlas, network, layer, units)) for _ in range(arguments.repeats)
+                    (captums(atlas, network, layer, few), ours(atlas, network, layer, units)) for _ in range(arguments.repeats)
                 ]
                 theirs, own = (median(run[place] for run in runs) for place in (0, 1))
                 times = median(two / one for one, two in runs)

@@ -1,6 +1,7 @@
 """Projections: for a peak, an image that says what each pixel of its box has to do with its value. One table for each method.
 
-An image holds signed values in 8 bits: `value = (pixel - 128) * scale`. Three channels are colours; others lie one below the other.
+An image holds signed values in 8 bits: `value = (pixel - 128) * scale`. Three channels are colours, as lossless WebP; others lie one below
+the other, as PNG.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ ZERO, FURTHEST = 128, 127
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """One row of a table of projections: whose it is, its box in network-input pixels, and its image as PNG with its scale."""
+    """One row of a table of projections: whose it is, its box in network-input pixels, and its image with its scale."""
 
     layer: str
     unit: int
@@ -29,14 +30,16 @@ class Projection:
 
 
 def encoded(values: Float32[ndarray, "channel y x"]) -> tuple[bytes, float]:
-    """The values as PNG, and the scale that turns pixels back. What isn't finite becomes zero."""
+    """The values as an image, and the scale that turns pixels back. What isn't finite becomes zero."""
     finite = np.nan_to_num(values, nan=0, posinf=0, neginf=0)
     scale = float(np.abs(finite).max(initial=0)) / FURTHEST
     pixels = np.rint(finite / (scale or 1) + ZERO).astype(np.uint8)
-    picture = pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels.reshape(-1, pixels.shape[2])
-    png = BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture)).save(png, "PNG", compress_level=1)
-    return png.getvalue(), scale
+    image = BytesIO()
+    if len(pixels) == 3:
+        Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(image, "WEBP", lossless=True, quality=0, method=1)
+    else:
+        Image.fromarray(pixels.reshape(-1, pixels.shape[2])).save(image, "PNG", compress_level=1)
+    return image.getvalue(), scale
 
 
 def decoded(image: bytes, scale: float, height: int) -> Float32[ndarray, "channel y x"]:
@@ -54,6 +57,6 @@ def shown(image: bytes, height: int) -> Image.Image:
 
 
 def _pixels(image: bytes, height: int) -> np.ndarray:
-    with Image.open(BytesIO(image)) as png:
-        pixels = np.asarray(png)
+    with Image.open(BytesIO(image)) as held:
+        pixels = np.asarray(held)
     return pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels.reshape(-1, height, pixels.shape[1])

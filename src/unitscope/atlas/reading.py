@@ -158,7 +158,7 @@ class Atlas:
     def attributions(self, method: str, layer: str, unit: int | Sequence[int] | None = None) -> pa.Table:
         """What a method of `attribute` found for the peaks of a layer, or of one or some of its units, by unit and rank.
 
-        Each row has a box of network-input pixels and, as PNG, an image of it: `value = (pixel - 128) * scale`.
+        Each row has a box of network-input pixels and an image of it, lossless WebP or PNG: `value = (pixel - 128) * scale`.
         """
         self.layer(layer)
         self.check_method(method, layer)

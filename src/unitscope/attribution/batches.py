@@ -6,13 +6,16 @@ border of the image stays one; where they are large, one pass over an image serv
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
-from math import lcm
+from math import ceil, lcm
 
 from unitscope.layers import TracedLayer
 from unitscope.records import Box, Peak
 
 MOST_WINDOWS = 256
+ROUNDS = 16
+"""How many peaks share a forward pass at most: an image that excites many units would have a batch to itself for the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +88,29 @@ def entries(peaks: Sequence[Peak], window: Window) -> list[Entry]:
     held: dict[tuple[int, int, int], list[Peak]] = {}
     for peak in peaks:
         held.setdefault((peak.image, *window.place(peak)), []).append(peak)
-    found = [Entry(*place, tuple(of_place)) for place, of_place in held.items()]
+    found = [
+        Entry(*place, few)
+        for place, of_place in held.items()
+        for few in _shared_out(sorted(of_place, key=partial(_area, window)))
+    ]
     return sorted(found, key=lambda entry: (-len(entry.peaks), entry.image, entry.top, entry.left))
 
 
-def batches(peaks: Sequence[Peak], window: Window, pass_images: int) -> Iterator[tuple[Entry, ...]]:
-    """As many windows at once as have the pixels of `pass_images` images."""
-    length = max(1, min(MOST_WINDOWS, int(pass_images / window.share)))
+def _area(window: Window, peak: Peak) -> int:
+    """Pixels of the peak's field that lie on the input."""
+    box = peak.box.clipped(*window.input_size)
+    return int(box.height * box.width)
+
+
+def _shared_out(peaks: Sequence[Peak]) -> Iterator[tuple[Peak, ...]]:
+    """Into as few parts as can be of `ROUNDS` at most, of nearly one length; in the order given, so small fields meet small ones."""
+    parts = ceil(len(peaks) / ROUNDS)
+    yield from (tuple(peaks[part::parts]) for part in range(parts))
+
+
+def batches(peaks: Sequence[Peak], window: Window, images: int) -> Iterator[tuple[Entry, ...]]:
+    """As many windows at once as have the pixels of `images` images."""
+    length = max(1, min(MOST_WINDOWS, int(images / window.share)))
     left = iter(entries(peaks, window))
     while batch := tuple(islice(left, length)):
         yield batch

@@ -15,12 +15,14 @@ from unitscope.attribution.batches import Entry, Window, batches, cropped, windo
 from unitscope.attribution.methods import Cells, Method, Projected
 from unitscope.errors import AtlasError
 from unitscope.images.pixels import Pixels
-from unitscope.layers import TracedLayer, pass_images, tapped
+from unitscope.layers import TracedLayer, cached_images, tapped
 from unitscope.records import Peak
 from unitscope.scanning.again import Again, comes_back
 from unitscope.scanning.lanes import Networks, ahead, lanes
 
+BATCH_SIZES = {"cpu": 8}
 BATCH_SIZE = 32
+"""Images at once by device, and on others: on a processor few, so that fields of one size meet, and no lane is left with a long rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Descent:
 
     def _batches(self, peaks: Sequence[Peak], window: Window) -> Generator[_Done, None, None]:
         traced = next(layer for layer in self.again.layers if layer.name == self.name)
-        at_once = pass_images(self.again.network, self.again.trace, BATCH_SIZE)
+        at_once = cached_images(self.again.trace, BATCH_SIZES.get(self.again.form.device.type, BATCH_SIZE))
         run = partial(_run, self, cropped(traced, window), window)
         with lanes(self.networks.lanes, self.again.form.device) as submit:
             work: Callable[[tuple[Entry, ...]], Future[_Done]] = lambda batch: submit(run, batch)  # noqa: E731

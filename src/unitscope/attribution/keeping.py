@@ -21,6 +21,9 @@ from unitscope.records import Peak
 
 EVERY_S = 10.0
 GROUP_ROWS = 72
+"""Rows that are read together: eight units of nine. Few, in the pieces too, so that some units are found without reading the rest."""
+WRITING = {"use_dictionary": ["layer"], "compression": "none", "write_statistics": ["layer", "unit"]}
+"""Images are compressed as they are, and no two are the same."""
 UNITS_AT_ONCE = 64
 
 
@@ -76,7 +79,7 @@ class Keeping:
         if not pieces:
             return
         unfinished = self._aside / "table"
-        with _written(self._place), pq.ParquetWriter(unfinished, PROJECTIONS) as writer:
+        with _written(self._place), pq.ParquetWriter(unfinished, PROJECTIONS, **WRITING) as writer:
             for layer in self._atlas.layers:
                 for start in range(0, layer.units, UNITS_AT_ONCE):
                     units = (pc.field("unit") >= start) & (pc.field("unit") < start + UNITS_AT_ONCE)
@@ -107,7 +110,8 @@ class Keeping:
         number = max((int(piece.stem) for piece in self._pieces()), default=-1) + 1
         unfinished, piece = self._aside / "piece", self._aside / f"{number:06}.piece"
         with _written(piece):
-            pq.write_table(table_of(self._rows), unfinished)
+            rows = table_of(self._rows).sort_by([("layer", "ascending"), ("unit", "ascending")])
+            pq.write_table(rows, unfinished, row_group_size=GROUP_ROWS, **WRITING)
             flush(unfinished)
             os.replace(unfinished, piece)
         self._rows = []

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from unitscope.attribution.cones import Cones
 from unitscope.attribution.rectifiers import Rule, deconvnet, guided, rectifiers
 from unitscope.errors import NetworkError, first_line
 
@@ -149,7 +150,7 @@ METHODS: dict[str, Method] = {
 
 def _differentiable(maps_of: MapsOf, leaf: Tensor) -> Tensor:
     """The maps with a graph that leads down to `leaf`. Networks may change their input in place, so they get a copy."""
-    with torch.enable_grad():
+    with torch.enable_grad(), Cones():
         try:
             maps = maps_of(leaf.clone())
         except (RuntimeError, NotImplementedError) as error:

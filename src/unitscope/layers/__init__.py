@@ -1,7 +1,7 @@
 """Layers of a network: list them (`tracing`), choose some (`choosing`), read them while it runs (`tapping`), fast (`copies`)."""
 
 from unitscope.layers.choosing import choose
-from unitscope.layers.copies import copies, lowered, maps_of_noise, pass_images
+from unitscope.layers.copies import cached_images, copies, lowered, maps_of_noise, pass_images
 from unitscope.layers.tapping import Tap, tapped
 from unitscope.layers.tracing import Fold, Trace, TracedLayer, eagerly, trace
 
@@ -10,6 +10,7 @@ __all__ = [
     "Tap",
     "Trace",
     "TracedLayer",
+    "cached_images",
     "choose",
     "copies",
     "eagerly",

@@ -64,12 +64,23 @@ def pass_images(network: nn.Module, traced: Trace, batch_size: int) -> int:
 
     A power of two, or `batch_size` itself where that is lower and on other devices; the same for the same network everywhere.
     """
+    weights = sum(p.numel() * p.element_size() for p in network.parameters())
+    return max(cached_images(traced, batch_size), _power_of_two(weights // sum(_map_bytes(traced)), batch_size))
+
+
+def cached_images(traced: Trace, batch_size: int) -> int:
+    """The same for a pass that comes back as well: maps stay in the cache, whatever the weights cost."""
     if traced.form.device.type != "cpu":
         return batch_size
-    sizes = [layer.layer.units * layer.layer.map_height * layer.layer.map_width * 4 for layer in traced.layers] or [1]
-    weights = sum(p.numel() * p.element_size() for p in network.parameters())
-    images = max(LARGEST_MAP_BYTES // max(sizes), weights // sum(sizes), 1)
-    return min(batch_size, 1 << (images.bit_length() - 1))
+    return _power_of_two(LARGEST_MAP_BYTES // max(_map_bytes(traced)), batch_size)
+
+
+def _map_bytes(traced: Trace) -> list[int]:
+    return [layer.layer.units * layer.layer.map_height * layer.layer.map_width * 4 for layer in traced.layers] or [1]
+
+
+def _power_of_two(images: int, most: int) -> int:
+    return min(most, 1 << (max(images, 1).bit_length() - 1))
 
 
 def _copy(network: nn.Module, layout: torch.memory_format) -> nn.Module:
