@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 SAMPLE = HERE.parents[1] / "shared" / "data" / "imagenet-sample"
 NETWORKS = {"torchvision:alexnet": 4800, "torchvision:resnet18": 2400, "demo:efficientnet-lite0": 2400, "torchvision:vgg16": 640}
 """The networks, and how many images each gets: so many that start-up doesn't count. Files repeat under other names."""
-WAYS = {"loop": 1, "scan": 1, "hooks": 4, "floor": 4, "crp": 8}
+WAYS = {"loop": 1, "scan": 1, "steady": 2, "hooks": 4, "floor": 4, "crp": 8}
 """The ways, and the share of the images that each gets: one in so many."""
 PAIRS = {
     "Two Ray workers of one core beside one scan on two": ("torchvision:resnet18", 1200, "steady", "ray"),
@@ -42,7 +42,7 @@ WORDS = {
     "hooks": "hooks, amax, topk",
     "floor": "floor",
     "crp": "zennit-crp 0.6.0",
-    "steady": "one scan",
+    "steady": "the same, start-up and end aside",
     "ray": "on Ray",
     "narrow": "fp32",
     "screened": "bf16",
@@ -57,8 +57,7 @@ class Measured:
     memory_mb: float
 
 
-def measure(way: str, model: str, folder: Path, count: int) -> Measured:
-    images = max(32, count // WAYS.get(way, 1))
+def measure(way: str, model: str, folder: Path, images: int) -> Measured:
     command = [sys.executable, str(HERE / "ways.py"), way, model, str(folder), str(images)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent / "src"), str(HERE.parent / ".bench")])}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
@@ -144,7 +143,7 @@ def main() -> None:
         f"# {date.today():%Y-%m-%d}: {processor()}, {os.cpu_count()} cores\n\n"
         f"Python {platform.python_version()}, torch {version('torch')}, torchvision {version('torchvision')}, "
         f"unitscope {version('unitscope')}; {said.repeats} runs in turn, medians; images: {folder.name}. The ways on fewer images: "
-        "floor a quarter, zennit-crp an eighth.\n"
+        "a scan without its start-up half, hooks and floor a quarter, zennit-crp an eighth.\n"
     )
     print(heading, flush=True)
     written = [heading]
@@ -153,7 +152,7 @@ def main() -> None:
         measured: dict[str, list[Measured]] = {way: [] for way in WAYS}
         for _ in range(said.repeats):
             for way in WAYS:
-                measured[way].append(measure(way, model, folder, count))
+                measured[way].append(measure(way, model, folder, max(32, count // WAYS[way])))
                 print(f"  {way} {measured[way][-1].image_ms:.1f} ms", file=sys.stderr, flush=True)
         written.append(table(model, count, measured))
         print(written[-1], flush=True)

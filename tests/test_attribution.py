@@ -18,6 +18,7 @@ from photographs import write_photographs
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.models import VisionTransformer
 
 import unitscope
 from unitscope.atlas import Atlas
@@ -195,7 +196,21 @@ def test_a_rectifier_that_is_called_three_times_counts_three_times() -> None:
 
 
 @pytest.mark.parametrize(
-    "smooth", [nn.SiLU(), nn.GELU(), nn.Hardswish(), nn.Mish(), nn.ELU(), nn.LeakyReLU(), nn.PReLU(), nn.Softplus()]
+    "smooth",
+    [
+        nn.SiLU(),
+        nn.GELU(),
+        nn.GELU("tanh"),
+        nn.Hardswish(),
+        nn.Mish(),
+        nn.ELU(),
+        nn.CELU(),
+        nn.SELU(),
+        nn.LeakyReLU(),
+        nn.PReLU(),
+        nn.RReLU().eval(),
+        nn.Softplus(),
+    ],
 )
 def test_smooth_activations_rectify_the_signal(smooth: nn.Module) -> None:
     assert (
@@ -226,6 +241,18 @@ def test_compiled_parts_are_refused() -> None:
 
     with pytest.raises(NetworkError, match=r"part of the network is compiled, .*; give the network as it was before torch\.jit"):
         list(rectifiers(Compiled()))
+
+
+@pytest.mark.parametrize("compiled", ["jit", "dynamo"])
+def test_a_network_that_is_compiled_is_refused(compiled: str) -> None:
+    network = plain_network()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fast: Any = torch.jit.script(network[:6]) if compiled == "jit" else torch.compile(network[:6], backend="aot_eager")
+        for _ in range(3):  # the first calls only watch
+            maps = fast(torch.randn(1, 3, 40, 40, requires_grad=True))
+    with pytest.raises(NetworkError, match="part of the network is compiled"):
+        list(rectifiers(maps.grad_fn))
 
 
 # ── the contract of a method ────────────────────────────────────────────────────────────────────────────────────────
@@ -374,6 +401,30 @@ def test_the_table_holds_every_peak_as_it_is_on_the_whole_image(tmp_path: Path, 
             outside = wanted.copy()
             outside[:, *box] = 0
             assert name == "occlusion" or np.abs(outside).max() <= 1e-6 * np.abs(wanted).max()  # squares reach in from outside
+
+
+@pytest.mark.parametrize("name", ["gradient", "guided"])
+def test_a_transformer_gives_its_tokens_back(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    network = VisionTransformer(image_size=40, patch_size=10, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=12).eval()
+    atlas, _ = scanned(tmp_path, network)
+    layer = next(layer.name for layer in atlas.layers if "encoder_layer_1.mlp" in layer.name)
+    attribute(atlas, name, network, layers=[layer], units=[2])
+    linear: Any = network.get_submodule("encoder.layers.encoder_layer_1.mlp.0")
+    held: list[Tensor] = []
+    linear.register_forward_hook(lambda module, given, found: held.append(found))
+    rows = atlas.attributions(name, layer, 2).to_pylist()
+    peaks = atlas.peaks(layer, 2).to_pylist()
+    assert len(rows) == len(peaks) == atlas.k
+    for row, peak in zip(rows, peaks, strict=True):
+        images = input_of(atlas, peak["image"]).requires_grad_()
+        network(images)
+        value = held[-1][0, 1 + peak["y"] * 4 + peak["x"], 2]  # a token for the class comes first
+        assert value.item() == pytest.approx(peak["value"], rel=1e-4)
+        if name == "gradient":
+            wanted = torch.autograd.grad(value, images)[0][0].numpy()
+            found = decoded(row["image"], row["scale"], 40)
+            assert np.abs(found - wanted).max() <= 0.51 * row["scale"] + 1e-5 * np.abs(wanted).max()
 
 
 def test_pixels_and_scale_give_values_back() -> None:

@@ -27,7 +27,8 @@ def draw_invariance(table: pa.Table, path: Path) -> None:
             amounts, distances = _means(
                 [(row["amount"], row["distance"] / (row["norm"] or 1)) for row in of_kind if row["layer"] == layer]
             )
-            axes[0, column].plot(amounts, distances, color=colour, label=layer, linewidth=1.5)
+            # matplotlib hides labels that begin with an underscore, and modules' names may
+            axes[0, column].plot(amounts, distances, color=colour, label=f" {layer}", linewidth=1.5)
         seen = [
             (row["amount"], row["probability"]) for row in of_kind if row["layer"] == layers[0] and row["probability"] is not None
         ]

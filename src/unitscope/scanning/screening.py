@@ -23,6 +23,8 @@ from unitscope.topk import NO_IMAGE
 
 MARGIN = 0.03
 """How far below its k-th value a unit's candidates may be, as a share of it."""
+CANDIDATES = 4
+"""How many times as many images as peaks are looked at again for a unit, at most."""
 WORTH = 1 / 3
 """The share of images to run again from which on screening costs more than it saves."""
 
@@ -42,7 +44,7 @@ def why_not(job: Job, networks: Networks) -> str:
 
 def screened(networks: Networks, job: Job, runner: Runner, checkpoint: Checkpoint, tell: Tell) -> Part:
     """The part of a whole scan, screened. `part.again` says how many images ran again."""
-    look = replace(_in_bfloat16(job), plan=replace(job.plan, k=2 * job.plan.k))
+    look = replace(_in_bfloat16(job), plan=replace(job.plan, k=CANDIDATES * job.plan.k))
     first = checkpoint.named("screened")
     rough = gather(Networks(networks.module, job.trace, networks.chosen, torch.bfloat16), look, runner, first, tell)
     first.save(rough)
