@@ -25,8 +25,8 @@ from unitscope.web.catalogue import Catalogue
 
 PATCH_PX = 64
 PICTURE_PX = 1024
-UNITS_AT_ONCE = 1024
-KEPT_BYTES = 64 << 20
+UNITS_AT_ONCE = 512
+KEPT_BYTES = 32 << 20
 
 Unit = tuple[str, int]
 """A layer's name and the number of one of its units."""
