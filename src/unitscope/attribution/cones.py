@@ -104,6 +104,6 @@ def _reach(signal: Tensor) -> tuple[list[tuple[int, int]], int, int]:
         first, last = along.byte().argmax(1), along.shape[1] - along.byte().flip(1).argmax(1)
         first, last = first.where(along.any(1), 0), last.where(along.any(1), 0)
         length = int((last - first).max())
-        sides.append((torch.minimum(first, along.shape[1] - torch.tensor(length)).tolist(), length))
+        sides.append((first.clamp(max=along.shape[1] - length).tolist(), length))
     (tops, height), (lefts, width) = sides
     return list(zip(tops, lefts, strict=True)), height, width
