@@ -5,11 +5,10 @@ What comes down from one cell stays in the cone of fields below it; the rest of 
 
 from collections.abc import Callable, Sequence
 from math import ceil
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
 PAYS = 0.75
@@ -54,20 +53,18 @@ class _Convolution(torch.autograd.Function):
         (weight,) = ctx.saved_tensors
         corners, height, width = _reach(signal)
         if height * width > PAYS * signal.shape[2] * signal.shape[3]:
-            return conv2d_input(ctx.shape, weight, signal, *ctx.said), *[None] * 6
+            return _dense(signal, weight, ctx.shape, ctx.layout, *ctx.said), *[None] * 6
         down = torch.zeros(ctx.shape, dtype=signal.dtype, device=signal.device).contiguous(memory_format=ctx.layout)
         if height and width:
             cut = signal.new_empty((len(signal), signal.shape[1], height, width)).contiguous(memory_format=ctx.layout)
             for one, whole, (top, left) in zip(cut, signal, corners, strict=True):
                 one.copy_(whole[:, top : top + height, left : left + width])
-            _put(down, corners, cut, weight, *ctx.said)
+            _put(down, corners, _sent(cut, weight, ctx.layout, *ctx.said), *ctx.said[:2])
         return down, *[None] * 6
 
 
-def _put(down: Tensor, corners: list[tuple[int, int]], cut: Tensor, weight: Tensor, *said: Any) -> None:
-    """Send the cut signals down, each to its place."""
-    stride, padding, _, _ = said
-    sent = _transposed(cut, weight, *said)
+def _put(down: Tensor, corners: list[tuple[int, int]], sent: Tensor, stride: Any, padding: Any) -> None:
+    """What came of the cut signals, each to its place."""
     for one, from_cut, corner in zip(down, sent, corners, strict=True):
         places, parts = [slice(None)], [slice(None)]
         for place, by, border, whole, length in zip(corner, stride, padding, one.shape[1:], from_cut.shape[1:], strict=True):
@@ -78,14 +75,26 @@ def _put(down: Tensor, corners: list[tuple[int, int]], cut: Tensor, weight: Tens
         one[tuple(places)] = from_cut[tuple(parts)]
 
 
-def _transposed(cut: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
-    """The transposed convolution, without padding.
+def _dense(signal: Tensor, weight: Tensor, shape: Any, layout: torch.memory_format, *said: Any) -> Tensor:
+    """The gradient as torch computes it, for images of that shape and layout; their values don't matter."""
+    images = torch.empty(shape, dtype=signal.dtype, device=signal.device, memory_format=layout)
+    stride, padding, dilation, groups = said
+    found = torch.ops.aten.convolution_backward(
+        signal, images, weight, None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
+    )
+    return cast(Tensor, found[0])
+
+
+def _sent(cut: Tensor, weight: Tensor, layout: torch.memory_format, *said: Any) -> Tensor:
+    """The gradient of a part of the maps: that of a convolution without padding.
 
     Colours are too few channels to fill a vector, so strides down to them become channels: a convolution, and a shuffle (Shi et al. 2016).
     """
+    stride, _, dilation, groups = said
     by, (filters, channels, height, width) = stride[0], weight.shape
     if by == 1 or stride[1] != by or channels * by * by > MOST_SHUFFLED or groups > 1 or dilation != (1, 1):
-        return nn.functional.conv_transpose2d(cut, weight, None, stride, 0, 0, groups, dilation)
+        reach = [(cut.shape[2 + n] - 1) * stride[n] + (weight.shape[2 + n] - 1) * dilation[n] + 1 for n in (0, 1)]
+        return _dense(cut, weight, (len(cut), channels * groups, *reach), layout, stride, (0, 0), dilation, groups)
     down, across = ceil(height / by), ceil(width / by)
     whole = nn.functional.pad(weight, (0, across * by - width, 0, down * by - height)).view(
         filters, channels, down, by, across, by
