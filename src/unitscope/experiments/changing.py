@@ -68,7 +68,7 @@ class _Shares:
         again = self._again
         inputs = again.inputs(again.loader.load(image) for image in images)
         for row, changed in enumerate(changes(inputs, images, again.loader.preprocessing)):
-            highest = again.each(again.form.of(changed), lambda _, maps: by_comparing(maps).highest.cpu().numpy())
+            highest = again.each(again.form.of(changed), lambda _, maps: _highest(maps).cpu().numpy())
             for traced, values in zip(again.layers, highest, strict=True):
                 self._add(row, traced.name, images, values, traced.layer.rectified)
 
@@ -92,6 +92,12 @@ class _Shares:
                 columns[name].append(np.where(counts > 0, row / np.maximum(counts, 1), np.nan).astype(np.float32))
         joined = {name: np.concatenate(parts) for name, parts in columns.items()}
         return pa.table({name: pa.array(values, from_pandas=True) for name, values in joined.items()}).cast(SCHEMA)
+
+
+def _highest(maps: Float[Tensor, "image unit y x"]) -> Float[Tensor, "image unit"]:
+    """Each unit's highest value, whatever is no number."""
+    highest = maps.float().flatten(2).amax(2)
+    return by_comparing(maps).highest if highest.isnan().any() else highest
 
 
 def _positive(peaks: pa.Table) -> dict[str, np.ndarray]:
