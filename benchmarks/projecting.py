@@ -80,17 +80,17 @@ def main() -> None:
         warnings.simplefilter("ignore")
         for model in dict.fromkeys(model for model, *_ in CASES):
             network = without_inplace(load_network(model, "none", 0))
-            cases = [(layer, list(range(ours)), list(range(theirs))) for one, layer, ours, theirs in CASES if one == model]
+            cases = [(layer, list(range(many)), list(range(few))) for one, layer, many, few in CASES if one == model]
             atlas = unitscope.scan(
                 network, arguments.folder, Path(folder) / model.split(":")[1], layers=[layer for layer, *_ in cases]
             )
-            for layer, units, few in cases:
+            for layer, many, few in cases:
                 runs = [
-                    (captums(atlas, network, layer, few), ours(atlas, network, layer, units)) for _ in range(arguments.repeats)
+                    (captums(atlas, network, layer, few), ours(atlas, network, layer, many)) for _ in range(arguments.repeats)
                 ]
                 theirs, own = (median(run[place] for run in runs) for place in (0, 1))
                 times = median(two / one for one, two in runs)
-                print(f"| {model.split(':')[1]} {layer} | {len(units)} | {theirs:.1f} | {own:.1f} | {times:.1f} |", flush=True)
+                print(f"| {model.split(':')[1]} {layer} | {len(many)} | {theirs:.1f} | {own:.1f} | {times:.1f} |", flush=True)
     print()
 
 

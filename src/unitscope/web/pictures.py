@@ -26,7 +26,7 @@ from unitscope.web.catalogue import Catalogue
 PATCH_PX = 64
 PICTURE_PX = 1024
 UNITS_AT_ONCE = 512
-KEPT_BYTES = 32 << 20
+KEPT_BYTES = 16 << 20
 
 Unit = tuple[str, int]
 """A layer's name and the number of one of its units."""
