@@ -58,6 +58,16 @@ def test_peaks_are_those_of_float32(tmp_path: Path) -> None:
     assert unitscope.check(atlas, network()).differences == []
 
 
+def test_images_that_bfloat16_cant_tell_apart_crowd_nobody_out(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    one = nn.Sequential(nn.Conv2d(3, 1, 3))  # with more units others would have the same images run again
+    alike = 2 * IMAGES[:1] + 1e-4 * torch.randn(33, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    images = torch.cat([alike, IMAGES[1:1400] / 2])
+    exact = unitscope.scan(one, images, tmp_path / "fp32").table("peaks")
+    found = unitscope.scan(one, images, tmp_path / "bf16", precision="bf16").table("peaks")
+    assert found["image"].to_pylist() == exact["image"].to_pylist()
+
+
 def test_a_screened_scan_goes_on_in_either_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unitscope.scan(network(), IMAGES, tmp_path / "whole", precision="bf16")
     monkeypatch.setattr(checkpoints, "EVERY_S", 0.0)
