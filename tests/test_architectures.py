@@ -104,4 +104,4 @@ def test_fields_of_the_demo_network_are_exact() -> None:
 def test_published_field_sizes_come_out(model: str, layer: str, size: int) -> None:
     traced = trace(load_network(f"torchvision:{model}", "none").module, torch.zeros(1, 3, 224, 224))
     found = next(t.layer for t in traced.layers if t.name == layer)
-    assert (found.field_height, found.field_width) == (size, size)
+    assert (found.receptive_field_height, found.receptive_field_width) == (size, size)

@@ -22,14 +22,14 @@ from unitscope.atlas.reading import NEEDED
 from unitscope.errors import AtlasError, LayerNotFound
 
 CONTRACT = {
-    "layers": "layer kind units map_height map_width field_height field_width effective_height effective_width stride_y stride_x "
+    "layers": "layer kind units map_height map_width receptive_field_height receptive_field_width effective_field_height effective_field_width stride_y stride_x "
     "activation order",
-    "images": "image:int64 key width height label",
+    "images": "image:int64 key width height label content:uint64",
     "labels": "label images",
     "peaks": "layer unit:int32 rank:int16 value:float image:int64 y:int32 x:int32 top:int32 left:int32 bottom:int32 right:int32 "
     "source_top:float source_left:float source_bottom:float source_right:float",
-    "units": "layer unit images active mean std lowest highest nans dead:bool",
-    "reference": "layer unit image value y x",
+    "units": "layer unit images activation_rate mean std lowest highest nan_images dead:bool tied:int64",
+    "sample": "layer unit image value y x top left bottom right",
     "skipped": "key reason",
 }
 
@@ -72,7 +72,7 @@ def test_layers_and_peaks_are_read_as_records(atlas: Atlas) -> None:
     assert peaks["rank"].to_pylist() == list(range(1, len(peaks) + 1))
     assert atlas.peaks("4").num_rows >= len(peaks)
     assert unitscope.Peak(**peaks.to_pylist()[0]).box.height == 8
-    assert atlas.reference("4").num_rows == 30 * 5
+    assert atlas.sample("4").num_rows == 30 * 5
     assert repr(atlas).endswith("module:torch.nn.modules.container.Sequential, 3 layers, 30 images")
 
 
@@ -237,5 +237,5 @@ def test_a_network_without_peaks_still_makes_an_atlas(tmp_path: Path) -> None:
     atlas = unitscope.scan(see_through(2, nn.ReLU()), -torch.ones(4, 2, 3, 3), tmp_path / "atlas")
     assert atlas.table("peaks").num_rows == 0
     assert atlas.units("1")["dead"].to_pylist() == [True, True]
-    assert atlas.reference("1").num_rows == 8
+    assert atlas.sample("1").num_rows == 8
     assert atlas.figure().size[0] > 100

@@ -168,7 +168,7 @@ def test_units_are_sorted_chosen_and_sized_and_a_link_keeps_that(watched: Watche
     page.get_by_role("combobox", name="Show").select_option("dead")
     assert order(page) == [row["unit"] for row in units if row["dead"]] == [3]
     page.get_by_role("combobox", name="Show").select_option("always")
-    assert order(page) == [row["unit"] for row in sorted(units, key=lambda row: -row["highest"]) if row["active"] == 1]
+    assert order(page) == [row["unit"] for row in sorted(units, key=lambda row: -row["highest"]) if row["activation_rate"] == 1]
     page.get_by_role("combobox", name="Show").select_option("fires")
     page.get_by_role("combobox", name="Label", exact=True).fill("no such label")
     assert order(page) == []

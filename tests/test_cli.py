@@ -129,7 +129,7 @@ def test_layers_are_listed(run: Run, model: str) -> None:
     assert ran.out.splitlines()[2].split() == ["1", "ReLU", "6", "15", "x", "15", "3", "x", "3", "2", "x", "2", "relu", "yes"]
     listed = json.loads(run("layers", model, *PREPROCESSING, "--json").out)
     assert [one["layer"] for one in listed if one["default"]] == ["1", "3", "5"]
-    assert listed[2]["field_height"] == 7
+    assert listed[2]["receptive_field_height"] == 7
 
 
 def test_a_list_of_paths_and_random_weights(run: Run, model: str, images: Path, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_nan_in_the_activations_is_counted_and_the_scan_goes_on(run: Run, model:
     spoiling = model.replace(":network", ":spoiling")
     assert run("scan", spoiling, images, "--out", tmp_path / "atlas", "--layers", "1", *PREPROCESSING).status == 0
     atlas = Atlas(tmp_path / "atlas")
-    assert sum(atlas.units("1")["nans"].to_pylist()) > 0 or atlas.table("peaks").num_rows > 0
+    assert sum(atlas.units("1")["nan_images"].to_pylist()) > 0 or atlas.table("peaks").num_rows > 0
 
 
 @pytest.mark.parametrize(

@@ -143,19 +143,19 @@ def test_a_notebook_shows_an_atlas_as_its_figure(atlas: Atlas) -> None:
 
 def test_the_figure_says_which_field_is_drawn(atlas: Atlas) -> None:
     shallow, deep = atlas.layers
-    assert deep.field_height > 32
-    assert deep.effective_height is not None
-    assert deep.effective_height <= 32
+    assert deep.receptive_field_height > 32
+    assert deep.effective_field_height is not None
+    assert deep.effective_field_height <= 32
     words = {
         kind: pictures.panel(atlas, deep, [0], pictures.Drawn(kind)).subtitle for kind in ("auto", "field", "effective", "image")
     }
     assert (
         words["auto"]
         == words["effective"]
-        == f"ReLU · 4 units · field {deep.field_height} px (whole input), drawn: "
-        + (f"effective field {deep.effective_height} px")
+        == f"ReLU · 4 units · field {deep.receptive_field_height} px (whole input), drawn: "
+        + (f"effective field {deep.effective_field_height} px")
     )
-    assert words["field"] == f"ReLU · 4 units · field {deep.field_height} px (whole input)"
+    assert words["field"] == f"ReLU · 4 units · field {deep.receptive_field_height} px (whole input)"
     assert words["image"].endswith("drawn: whole image crop")
     assert pictures.panel(atlas, shallow, [0], pictures.Drawn()).subtitle == "ReLU · 12 units · field 3 px"
 

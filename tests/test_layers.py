@@ -71,7 +71,7 @@ def test_a_layer_is_described(
     found = next(one.layer for one in traced(model).layers if one.name == layer)
     assert (found.kind, found.units, found.activation) == (kind, units, activation)
     assert (found.map_height, found.map_width) == (map_size, map_size)
-    assert (found.field_height, found.field_width) == (field, field)
+    assert (found.receptive_field_height, found.receptive_field_width) == (field, field)
     assert (found.stride_y, found.stride_x) == (stride, stride)
 
 
@@ -204,7 +204,7 @@ def test_a_compiled_part_of_a_network_is_run_and_not_listed() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), torch.jit.trace(nn.Conv2d(4, 2, 3).eval(), torch.zeros(1, 4, 5, 5)), nn.ReLU())
     layers = {layer.name: layer.layer for layer in trace(network, torch.zeros(1, 3, 5, 5)).layers}
     assert list(layers) == ["0", "2"]
-    assert layers["2"].field_height == 3
+    assert layers["2"].receptive_field_height == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -345,7 +345,7 @@ def test_units_are_last_and_places_are_found_again(network: nn.Module) -> None:
     for layer in found[1:]:
         torch.testing.assert_close(seen[layer.name], expected)
         assert (layer.layer.units, layer.layer.map_height, layer.layer.map_width) == (5, 4, 3)
-        assert (layer.layer.field_height, layer.layer.stride_y) == (2, 2)
+        assert (layer.layer.receptive_field_height, layer.layer.stride_y) == (2, 2)
         assert layer.fields.box(3, 1, 2) == Box(2, 4, 4, 6)
 
 

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,13 +26,22 @@ IMAGES = st.integers(1, 8).flatmap(lambda count: arrays(np.float32, (count, 2, 2
 
 
 def peaks_by_brute_force(maps: Tensor, k: int, rectified: bool) -> list[tuple[float, int, int]]:
-    """One unit's k first peaks from its maps of shape (image, y, x), as (value, image, cell): rules 1 to 6, cell by cell."""
+    """One unit's k first peaks from its maps of shape (image, y, x), as (value, image, cell): rules 1 to 6, cell by cell.
+
+    The images are those of a data set, whose keys are their numbers.
+    """
     found = []
     for image, values in enumerate(maps.flatten(1).tolist()):
         valid = [(-value, image, cell) for cell, value in enumerate(values) if not math.isnan(value)]
         if valid and not (rectified and -min(valid)[0] <= 0):
             found.append(min(valid))
-    return [(-value, image, cell) for value, image, cell in sorted(found)[:k]]
+    ordered = sorted((value, hash_of_key(str(image)), image, cell) for value, image, cell in found)
+    return [(-value, image, cell) for value, _, image, cell in ordered[:k]]
+
+
+def hash_of_key(key: str) -> bytes:
+    """In the order of this hash stand images that share a value (rule 2)."""
+    return blake2b(key.encode(), digest_size=8).digest()
 
 
 def stored_peaks(atlas: unitscope.Atlas, layer: str, unit: int) -> list[tuple[float, int, int]]:
@@ -55,7 +65,7 @@ def test_peaks_are_those_of_brute_force(values: np.ndarray, k: int, batch_size: 
         for unit in range(2):
             expected = peaks_by_brute_force(images[:, unit], k, rectified)
             assert stored_peaks(atlas, layer.name, unit) == expected
-            assert statistics[unit]["nans"] == sum(bool(image.isnan().any()) for image in images[:, unit])
+            assert statistics[unit]["nan_images"] == sum(bool(image.isnan().any()) for image in images[:, unit])
             assert statistics[unit]["dead"] == (not expected)
 
 
@@ -100,9 +110,25 @@ def test_rule_1_a_float32_value_keeps_all_its_bits(tmp_path: Path) -> None:
     assert atlas.peaks("0", unit=0)["value"].to_pylist() == [float(value)]
 
 
-def test_rule_2_equal_images_keep_the_earlier_one_and_equal_cells_the_first(tmp_path: Path) -> None:
+def test_rule_2_equal_values_stand_by_the_hash_of_their_keys_and_equal_cells_keep_the_first(tmp_path: Path) -> None:
     atlas = unitscope.scan(see_through(1), torch.ones(20, 1, 3, 3), tmp_path / "atlas", k=3, batch_size=6)
-    assert stored_peaks(atlas, "0", 0) == [(1.0, 0, 0), (1.0, 1, 0), (1.0, 2, 0)]
+    first = sorted(range(20), key=lambda image: hash_of_key(str(image)))[:3]
+    assert stored_peaks(atlas, "0", 0) == [(1.0, image, 0) for image in first]
+
+
+@pytest.mark.parametrize("per_image", [1, 2])
+def test_images_that_share_the_last_value_are_counted(tmp_path: Path, per_image: int) -> None:
+    """A floor that many images reach, a preference with a tied end, one without ties, and a unit that has too few peaks."""
+    values = torch.zeros(150, 4, 2, 2)
+    values[:, 0] = torch.arange(150)[:, None, None].clamp(max=40)
+    values[:5, 1], values[5:12, 1], values[12:, 1] = 9.0, 3.0, 1.0
+    values[:, 2] = torch.arange(150)[:, None, None] + 1.0
+    values[:4, 3] = 1.0
+    options = {"k": 9, "batch_size": 4, "per_image": per_image}
+    atlas = unitscope.scan(see_through(4, nn.ReLU()), values, tmp_path / "atlas", **options)
+    found = [row["value"] for row in atlas.peaks("1", unit=0).to_pylist()]
+    assert found == [40.0] * 9
+    assert atlas.units("1")["tied"].to_pylist() == ([110, 7, 1, 0] if per_image == 1 else [110, 5, 1, 0])
 
 
 def test_rule_4_a_unit_that_is_always_negative_has_nine_peaks_below_zero(tmp_path: Path) -> None:
@@ -119,7 +145,7 @@ def test_rule_5_a_unit_that_fires_in_three_images_has_three_peaks(tmp_path: Path
     assert stored_peaks(atlas, "1", 0) == [(3.0, 5, 2), (2.0, 8, 2), (1.0, 3, 2)]
     assert stored_peaks(atlas, "1", 1) == []
     assert atlas.units("1")["dead"].to_pylist() == [False, True]
-    assert atlas.units("1")["active"].to_pylist() == [0.25, 0.0]
+    assert atlas.units("1")["activation_rate"].to_pylist() == [0.25, 0.0]
 
 
 def test_rule_6_several_peaks_of_one_image_are_half_a_field_apart(tmp_path: Path) -> None:
@@ -173,17 +199,17 @@ def test_statistics_are_those_of_all_images(tmp_path: Path) -> None:
     highest = images.amax((2, 3)).double().numpy()
     table = atlas.units("1")
     assert table["images"].to_pylist() == [77] * 3
-    np.testing.assert_allclose(table["active"], (highest > 0).mean(0))
+    np.testing.assert_allclose(table["activation_rate"], (highest > 0).mean(0))
     np.testing.assert_allclose(table["mean"], highest.mean(0))
     np.testing.assert_allclose(table["std"], highest.std(0))
     np.testing.assert_array_equal(table["lowest"], highest.min(0))
     np.testing.assert_array_equal(table["highest"], highest.max(0))
 
 
-def test_the_reference_sample_is_the_same_images_for_every_unit(tmp_path: Path) -> None:
+def test_the_sample_is_the_same_images_for_every_unit(tmp_path: Path) -> None:
     images = torch.randn(450, 2, 2, 2)
     atlas = unitscope.scan(see_through(2), images, tmp_path / "atlas", batch_size=16)
-    rows = atlas.reference("0").to_pylist()
+    rows = atlas.sample("0").to_pylist()
     by_unit = [[row["image"] for row in rows if row["unit"] == unit] for unit in range(2)]
     assert by_unit[0] == by_unit[1] == sorted(by_unit[0])
     assert len(set(by_unit[0])) == 200
@@ -195,11 +221,11 @@ def test_the_reference_sample_is_the_same_images_for_every_unit(tmp_path: Path) 
     assert known == set(by_unit[0]) | set(atlas.table("peaks")["image"].to_pylist())
 
 
-def test_the_reference_sample_depends_on_keys_alone(tmp_path: Path) -> None:
+def test_the_sample_depends_on_keys_alone(tmp_path: Path) -> None:
     samples = []
     for name, batch_size in (("one", 7), ("two", 64)):
         atlas = unitscope.scan(see_through(1), torch.randn(300, 1, 1, 1), tmp_path / name, batch_size=batch_size)
-        samples.append(atlas.reference("0")["image"].to_pylist())
+        samples.append(atlas.sample("0")["image"].to_pylist())
     assert samples[0] == samples[1]
 
 
@@ -260,9 +286,9 @@ def test_a_nan_in_one_image_spoils_no_other(tmp_path: Path) -> None:
     images[3, 0, 0, 0] = torch.nan
     images[3, 0, 1, 1] = 4
     atlas = unitscope.scan(see_through(1), images, tmp_path / "atlas")
-    assert stored_peaks(atlas, "0", 0) == [(4.0, 3, 3), (1.0, 0, 0), (1.0, 1, 0), (1.0, 4, 0)]
+    assert sorted(stored_peaks(atlas, "0", 0)) == [(1.0, 0, 0), (1.0, 1, 0), (1.0, 4, 0), (4.0, 3, 3)]
     unit = atlas.units("0").to_pylist()[0]
-    assert (unit["nans"], unit["highest"], unit["lowest"], unit["mean"]) == (2, 4.0, 1.0, 1.75)
+    assert (unit["nan_images"], unit["highest"], unit["lowest"], unit["mean"]) == (2, 4.0, 1.0, 1.75)
 
 
 def test_what_a_scan_stored_comes_back(tmp_path: Path) -> None:
@@ -321,7 +347,7 @@ class NoWayBack(nn.Module):
 def test_a_network_without_a_way_back_has_no_effective_fields(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Conv2d(3, 2, 1), NoWayBack(), nn.Conv2d(2, 2, 3))
     atlas = unitscope.scan(network, torch.randn(3, 3, 5, 5), tmp_path / "atlas", layers=["1", "2"])
-    assert [layer.effective_height for layer in atlas.layers] == [1, None]
+    assert [layer.effective_field_height for layer in atlas.layers] == [1, None]
 
 
 class Stateful(nn.Conv2d):

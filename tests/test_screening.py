@@ -45,15 +45,15 @@ def test_peaks_are_those_of_float32(tmp_path: Path) -> None:
     assert 200 < atlas.manifest["again"] < 750
     assert len(places(atlas) & places(exact)) >= 0.995 * len(places(exact))
     np.testing.assert_allclose(atlas.table("peaks")["value"], exact.table("peaks")["value"], rtol=1e-4, atol=1e-5)
-    for name in ("reference", "images", "labels", "skipped"):
+    for name in ("sample", "images", "labels", "skipped"):
         left, right = atlas.table(name), exact.table(name)
         assert left.num_rows == right.num_rows or name == "images"
-        if name == "reference":
+        if name == "sample":
             np.testing.assert_allclose(left["value"], right["value"], rtol=1e-4, atol=1e-5)
     found, expected = atlas.table("units"), exact.table("units")
     assert found["images"].equals(expected["images"])
     np.testing.assert_allclose(found["highest"], expected["highest"], rtol=1e-4)
-    for name in ("mean", "std", "lowest", "active"):
+    for name in ("mean", "std", "lowest", "activation_rate"):
         np.testing.assert_allclose(found[name], expected[name], rtol=0.05, atol=0.02)
     assert unitscope.check(atlas, network()).differences == []
 
@@ -134,8 +134,10 @@ def test_candidates_are_the_first_k_and_those_near() -> None:
     part = Part.empty(2, 4)
     part.best = TopK(
         torch.tensor([[10.0, 9.0, 8.9, 5.0], [1.0, torch.nan, torch.nan, torch.nan]]),
+        torch.zeros(2, 4, dtype=torch.int64),
         torch.tensor([[1, 2, 3, 4], [5, 2**63 - 1, 2**63 - 1, 2**63 - 1]]),
         torch.zeros(2, 4, dtype=torch.int64),
+        torch.zeros(2, dtype=torch.int64),
     )
     assert candidates(part, k=2) == {1, 2, 3, 5}
 

@@ -1,6 +1,4 @@
-"""The streaming top k against sorting everything at once."""
-
-from itertools import pairwise
+"""The streaming top k, and how many images share its last value, against sorting everything at once."""
 
 import torch
 from hypothesis import given
@@ -29,13 +27,27 @@ def candidates(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, int]:
     )
 
 
+HASHES = torch.tensor([7, 3, 9, 3, 0, 8, 1, 7, 4])
+"""Those of images 0 to 8; some are equal."""
+
+
 def brute_force(values: Tensor, images: Tensor, cells: Tensor, k: int) -> list[list[tuple[float, int, int]]]:
-    """Every unit's k first candidates: value down, then image up, then cell up; NaN is none."""
+    """Every unit's k first candidates: value down, then hash up, then image up, then cell up; NaN is none."""
     result = []
     for unit in range(values.shape[1]):
         rows = zip(values[:, unit].tolist(), images.tolist(), cells[:, unit].tolist(), strict=True)
-        ordered = sorted((-value, image, cell) for value, image, cell in rows if value == value)
-        result.append([(-value, image, cell) for value, image, cell in ordered[:k]])
+        ordered = sorted((-value, int(HASHES[image]), image, cell) for value, image, cell in rows if value == value)
+        result.append([(-value, image, cell) for value, _, image, cell in ordered[:k]])
+    return result
+
+
+def images_that_share_the_last_place(values: Tensor, images: Tensor, k: int) -> list[int]:
+    """How many images hold the unit's k-th value; 0 where it has fewer."""
+    result = []
+    for unit in range(values.shape[1]):
+        rows = [(value, image) for value, image in zip(values[:, unit].tolist(), images.tolist(), strict=True) if value == value]
+        ordered = sorted((value for value, _ in rows), reverse=True)
+        result.append(len({image for value, image in rows if value == ordered[k - 1]}) if len(ordered) >= k else 0)
     return result
 
 
@@ -51,37 +63,49 @@ def test_any_split_order_and_grouping_gives_what_sorting_gives(
     drawn: tuple[Tensor, Tensor, Tensor, int], data: st.DataObject
 ) -> None:
     values, images, cells, k = drawn
-    order = data.draw(st.permutations(range(len(values))))
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(values)), max_size=4)))
+    owner = data.draw(st.lists(st.integers(0, 4), min_size=9, max_size=9))
     parts = []
-    for start, stop in pairwise([0, *cuts, len(values)]):
-        chosen = torch.tensor(order[start:stop], dtype=torch.int64)
+    for number in range(5):  # an image is in one part, with all its candidates
+        chosen = [place for place, image in enumerate(images.tolist()) if owner[image] == number]
         part = TopK.empty(values.shape[1], k)
-        part.add(values[chosen], images[chosen].long(), cells[chosen])
+        for image in data.draw(st.permutations(sorted({int(images[place]) for place in chosen}))):
+            of_image = torch.tensor([place for place in chosen if images[place] == image])
+            part.add(values[of_image], HASHES[images[of_image]], images[of_image].long(), cells[of_image])
         parts.append(part)
     while len(parts) > 1:
         one = parts.pop(data.draw(st.integers(0, len(parts) - 1)))
         parts[data.draw(st.integers(0, len(parts) - 1))].merge(one)
     assert kept(parts[0]) == brute_force(values, images, cells, k)
+    assert parts[0].tied.tolist() == images_that_share_the_last_place(values, images, k)
+
+
+@given(candidates())
+def test_all_candidates_at_once_give_the_same(drawn: tuple[Tensor, Tensor, Tensor, int]) -> None:
+    values, images, cells, k = drawn
+    best = TopK.empty(values.shape[1], k)
+    best.add(values, HASHES[images.long()], images.long(), cells)
+    assert kept(best) == brute_force(values, images, cells, k)
+    assert best.tied.tolist() == images_that_share_the_last_place(values, images, k)
 
 
 def test_free_places_hold_nothing() -> None:
     best = TopK.empty(units=1, k=3)
-    best.add(torch.tensor([[2.0], [torch.nan]]), torch.tensor([4, 5]), torch.tensor([[7], [8]]))
+    best.add(torch.tensor([[2.0], [torch.nan]]), torch.tensor([0, 0]), torch.tensor([4, 5]), torch.tensor([[7], [8]]))
     assert best.images.tolist() == [[4, NO_IMAGE, NO_IMAGE]]
     assert best.cells.tolist() == [[7, 0, 0]]
     assert best.values[0, 1:].isnan().all()
+    assert best.tied.tolist() == [0]
 
 
-def test_a_tie_with_the_last_place_is_won_by_the_earlier_image() -> None:
+def test_a_tie_with_the_last_place_is_won_by_the_lower_hash_and_among_equals_by_the_earlier_image() -> None:
     best = TopK.empty(units=1, k=1)
-    best.add(torch.tensor([[1.0]]), torch.tensor([5]), torch.tensor([[0]]))
-    best.add(torch.tensor([[1.0]]), torch.tensor([3]), torch.tensor([[0]]))
-    best.add(torch.tensor([[1.0]]), torch.tensor([9]), torch.tensor([[0]]))
+    for image, hashed in ((5, 40), (3, 20), (9, 20), (1, 30)):
+        best.add(torch.tensor([[1.0]]), torch.tensor([hashed]), torch.tensor([image]), torch.tensor([[0]]))
     assert best.images.tolist() == [[3]]
+    assert best.tied.tolist() == [4]
 
 
 def test_minus_infinity_is_a_value() -> None:
     best = TopK.empty(units=1, k=2)
-    best.add(torch.tensor([[-torch.inf]]), torch.tensor([1]), torch.tensor([[0]]))
+    best.add(torch.tensor([[-torch.inf]]), torch.tensor([0]), torch.tensor([1]), torch.tensor([[0]]))
     assert kept(best) == [[(-torch.inf, 1, 0)]]

@@ -108,7 +108,7 @@ def test_fields_of_windows_hold_all_that_moves_a_cell(name: str, layer: str, exa
 def test_attention_over_the_whole_image_is_the_whole_image() -> None:
     network = built("vit_b_16")
     first, later = choose(trace(network, torch.zeros(1, 3, 224, 224)), ["conv_proj", "encoder.layers.encoder_layer_5.mlp.1"])
-    assert (first.layer.field_height, first.layer.map_height) == (16, 14)
-    assert (later.layer.field_height, later.layer.field_width) == (224, 224)
+    assert (first.layer.receptive_field_height, first.layer.map_height) == (16, 14)
+    assert (later.layer.receptive_field_height, later.layer.receptive_field_width) == (224, 224)
     assert (later.layer.map_height, later.layer.map_width, later.layer.units) == (14, 14, 3072)
     np.testing.assert_allclose(later.fields.centres_y, np.arange(14) * 16 + 8)

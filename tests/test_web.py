@@ -127,8 +127,8 @@ def test_a_dead_unit_says_so(site: TestClient) -> None:
     assert 'class="nine"></div>' in html
 
 
-def test_bands_lie_at_the_quantiles_of_the_reference_sample(site: TestClient, atlas: Atlas) -> None:
-    values = np.sort([row["value"] for row in atlas.reference("relu").to_pylist() if row["unit"] == 0])
+def test_bands_lie_at_the_quantiles_of_the_sample(site: TestClient, atlas: Atlas) -> None:
+    values = np.sort([row["value"] for row in atlas.sample("relu").to_pylist() if row["unit"] == 0])
     bands = {band["name"]: [e["value"] for e in band["examples"]] for band in site.get("/api/units/relu/0.json").json()["bands"]}
     assert list(bands) == ["99 %", "90 %", "50 %", "lowest"]
     assert bands["lowest"] == pytest.approx(values[:3])
@@ -137,17 +137,14 @@ def test_bands_lie_at_the_quantiles_of_the_reference_sample(site: TestClient, at
     assert bands["99 %"] == pytest.approx(values[-3:][::-1])
 
 
-def test_boxes_of_the_reference_sample_are_the_cells_fields(atlas: Atlas) -> None:
-    catalogue = Catalogue(atlas)
+def test_boxes_of_the_sample_are_the_cells_fields(atlas: Atlas) -> None:
     for traced in trace(explored_network(), torch.zeros(1, 3, 40, 40)).layers:
         if traced.name not in {layer.name for layer in atlas.layers}:
             continue
-        cells = catalogue._cells(traced.name)
-        y, x = (axis.ravel() for axis in np.mgrid[: traced.layer.map_height, : traced.layer.map_width])
-        expected = traced.fields.boxes(np.zeros(len(y), dtype=np.int64), y, x)
-        found = [cells.box(int(a), int(b)) for a, b in zip(y, x, strict=True)]
-        for side, values in zip(("top", "left", "bottom", "right"), expected, strict=True):
-            assert [getattr(box, side) for box in found] == np.broadcast_to(values, len(y)).tolist()
+        sample = atlas.sample(traced.name)
+        unit, y, x = (sample[name].to_numpy() for name in ("unit", "y", "x"))
+        for side, values in zip(("top", "left", "bottom", "right"), traced.fields.boxes(unit, y, x), strict=True):
+            assert sample[side].to_pylist() == np.broadcast_to(values, len(y)).tolist()
 
 
 def test_alike_units_are_those_that_share_most_images(atlas: Atlas) -> None:
@@ -180,7 +177,7 @@ def test_a_label_page_lists_its_images_and_units(site: TestClient, atlas: Atlas)
     assert peaks.count(LABELS[2]) == first["peaks"] == max(one["peaks"] for one in page["units"])
 
 
-def test_units_without_a_reference_sample_or_peaks_have_pages(tmp_path: Path) -> None:
+def test_units_without_a_sample_or_peaks_have_pages(tmp_path: Path) -> None:
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.ReLU())
     torch.nn.init.constant_(network[0].bias, -100)
     served = client(unitscope.scan(network, torch.randn(4, 3, 8, 8), tmp_path / "atlas"))
@@ -366,9 +363,9 @@ def changed(atlas: Atlas, to: Path, table: str, **columns: Any) -> Atlas:
         ("images", {"width": lambda width: -5}, "pixels large"),
         ("images", {"key": lambda key: None}, "lacks its number"),
         ("units", {"unit": lambda unit: 0}, "other units"),
-        ("reference", {"y": lambda y: 2**31 - 1}, "units or cells"),
-        ("reference", {"image": lambda image: 10**12}, "names image"),
-        ("reference", {"value": lambda value: "many"}, "can&#39;t be read"),
+        ("sample", {"y": lambda y: 2**31 - 1}, "units or cells"),
+        ("sample", {"image": lambda image: 10**12}, "names image"),
+        ("sample", {"value": lambda value: "many"}, "can&#39;t be read"),
     ],
 )
 def test_a_hostile_table_is_a_page_that_says_so(
@@ -386,7 +383,7 @@ def test_a_hostile_table_is_a_page_that_says_so(
     ("columns", "said"),
     [
         ({"units": lambda units: -3}, "has -3 units"),
-        ({"field_height": lambda height: 2**31 - 1}, "sizes of"),
+        ({"receptive_field_height": lambda height: 2**31 - 1}, "sizes of"),
         ({"layer": lambda layer: "same"}, "the same name"),
         ({"activation": lambda activation: None}, "lacks its name"),
     ],
@@ -581,7 +578,7 @@ def test_a_site_is_never_written_over_another(atlas: Atlas, tmp_path: Path) -> N
 
 
 def test_an_export_that_fails_leaves_nothing(atlas: Atlas, tmp_path: Path) -> None:
-    broken = changed(atlas, tmp_path / "atlas", "reference", image=lambda image: 10**12)
+    broken = changed(atlas, tmp_path / "atlas", "sample", image=lambda image: 10**12)
     with pytest.raises(AtlasError, match="names image"):
         export(broken, tmp_path / "site")
     assert [path.name for path in tmp_path.iterdir()] == ["atlas"]

@@ -76,7 +76,7 @@ def layers(
         one = traced.layer
         sizes = (
             f"{one.map_height} x {one.map_width}",
-            f"{one.field_height} x {one.field_width}",
+            f"{one.receptive_field_height} x {one.receptive_field_width}",
             f"{one.stride_y} x {one.stride_x}",
         )
         table.add_row(one.name, one.kind, str(one.units), *sizes, one.activation, "yes" if traced.default else "")

@@ -71,7 +71,7 @@ def effective_size(traced: TracedLayer, picks: Sequence[Pick], energy: Tensor | 
     """
     if energy is None or not energy.sum() > 0:
         return None
-    shape = traced.layer.field_height, traced.layer.field_width
+    shape = traced.layer.receptive_field_height, traced.layer.receptive_field_width
     centres = [(float(traced.fields.centres_y[p.y]), float(traced.fields.centres_x[p.x])) for p in picks]
     needed = torch.stack([_needed(energy.shape[1:], centre, shape) for centre in centres])
     height, width = box_holding(energy.flatten(), needed.flatten(), shape)

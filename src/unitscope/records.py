@@ -57,14 +57,14 @@ class Layer:
     units: int
     map_height: int
     map_width: int
-    field_height: int
-    field_width: int
+    receptive_field_height: int
+    receptive_field_width: int
     stride_y: int
     stride_x: int
     activation: str
     order: int
-    effective_height: int | None = None
-    effective_width: int | None = None
+    effective_field_height: int | None = None
+    effective_field_width: int | None = None
 
     @property
     def rectified(self) -> bool:

@@ -1,9 +1,11 @@
 """The k highest candidates of every unit, kept while they stream by, in an order that leaves nothing to chance.
 
 Axes: `unit`, `rank` (0 is highest), and `candidate`: one possible peak of every unit, all from one image.
-Candidates are ordered by value down, then image up, then cell up (rule 2). NaN stands for "no candidate" everywhere.
+Candidates are ordered by value down, then hash of the image's key up, then image up, then cell up (rule 2). NaN stands for "no
+candidate" everywhere.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,24 +19,31 @@ NO_IMAGE = torch.iinfo(torch.int64).max
 class TopK:
     """The k best candidates of every unit so far. Adding in any order and any grouping gives the same state.
 
-    Places that are still free hold NaN, `NO_IMAGE` and cell 0.
+    Places that are still free hold NaN, `NO_IMAGE` and cell 0. `hashes` are those of the images' keys. `tied` is how many images,
+    of all that were added, hold the k-th value: where it is more than there are places for that value, the order alone chose among
+    them. It is 0 where places are free.
 
     >>> best = TopK.empty(units=1, k=2)
-    >>> best.add(torch.tensor([[1.0], [3.0], [3.0]]), torch.tensor([0, 1, 2]), torch.zeros(3, 1, dtype=torch.int64))
-    >>> best.values.tolist(), best.images.tolist()
-    ([[3.0, 3.0]], [[1, 2]])
+    >>> images = torch.tensor([0, 1, 2])
+    >>> best.add(torch.tensor([[1.0], [3.0], [3.0]]), images, images, torch.zeros(3, 1, dtype=torch.int64))
+    >>> best.values.tolist(), best.images.tolist(), best.tied.tolist()
+    ([[3.0, 3.0]], [[1, 2]], [2])
     """
 
     values: Float[Tensor, "unit rank"]
+    hashes: Int[Tensor, "unit rank"]
     images: Int[Tensor, "unit rank"]
     cells: Int[Tensor, "unit rank"]
+    tied: Int[Tensor, " unit"]
 
     @classmethod
     def empty(cls, units: int, k: int, device: str | torch.device = "cpu") -> "TopK":
         return cls(
             torch.full((units, k), torch.nan, device=device),
             torch.full((units, k), NO_IMAGE, device=device),
+            torch.full((units, k), NO_IMAGE, device=device),
             torch.zeros((units, k), dtype=torch.int64, device=device),
+            torch.zeros(units, dtype=torch.int64, device=device),
         )
 
     @property
@@ -43,15 +52,16 @@ class TopK:
 
     def to(self, device: str | torch.device) -> "TopK":
         """The same on another device."""
-        return TopK(self.values.to(device), self.images.to(device), self.cells.to(device))
+        return TopK(*(getattr(self, name).to(device) for name in TopK.__slots__))
 
     def floor(self) -> Float[Tensor, " unit"]:
-        """The value that a candidate must reach to come in; NaN where places are free."""
+        """The k-th value, that a candidate must reach to come in; NaN where places are free."""
         return self.values[:, -1]
 
     def add(
         self,
         values: Float[Tensor, "candidate unit"],
+        hashes: Int[Tensor, " candidate"],
         images: Int[Tensor, " candidate"],
         cells: Int[Tensor, "candidate unit"],
         floor: Float[Tensor, " unit"] | None = None,
@@ -64,44 +74,66 @@ class TopK:
         if len(units):
             values, cells = values[:, units].T, cells[:, units].T
             absent = values.isnan()
-            self._put(units, values, images.expand(values.shape).masked_fill(absent, NO_IMAGE), cells.masked_fill(absent, 0))
+            of_image = [numbers.expand(values.shape).masked_fill(absent, NO_IMAGE) for numbers in (hashes, images)]
+            added = values, *of_image, cells.masked_fill(absent, 0)
+            self._put(units, added, lambda value: images_holding(value, values, of_image[1]))
 
     def merge(self, other: "TopK") -> None:
-        """Take in all that another TopK kept."""
+        """Take in all that another TopK kept, whose images are others."""
         units = enters(other.values[:, :1].T, self.floor()).any(0).nonzero()[:, 0]
         if len(units):
-            self._put(units, other.values[units], other.images[units], other.cells[units])
+            added = other.values[units], other.hashes[units], other.images[units], other.cells[units]
+            self._put(units, added, lambda value: other._images_at(units, value))
 
-    def _put(self, units: Tensor, values: Tensor, images: Tensor, cells: Tensor) -> None:
-        joined = (
-            torch.cat([self.values[units], values], 1),
-            torch.cat([self.images[units], images], 1),
-            torch.cat([self.cells[units], cells], 1),
-        )
-        for kept, best in zip((self.values, self.images, self.cells), ranked(*joined, self.k), strict=True):
-            kept[units] = best
+    def _put(self, units: Tensor, added: tuple[Tensor, ...], added_at: Callable[[Tensor], Tensor]) -> None:
+        """Merge candidates into the state of some units; `added_at` says how many images among them hold a value."""
+        own = self.values, self.hashes, self.images, self.cells
+        best = ranked(tuple(torch.cat([kept[units], new], 1) for kept, new in zip(own, added, strict=True)), self.k)
+        floor = best[0][:, -1]
+        # The new k-th value is no lower than the old one, and all candidates above the old one are still in the list.
+        self.tied[units] = self._images_at(units, floor) + added_at(floor)
+        for kept, chosen in zip(own, best, strict=True):
+            kept[units] = chosen
+
+    def _images_at(self, units: Tensor, value: Float[Tensor, " unit"]) -> Int[Tensor, " unit"]:
+        """How many images hold a value that is no lower than the k-th."""
+        listed = images_holding(value, self.values[units], self.images[units])
+        return torch.where(value == self.floor()[units], self.tied[units], listed)
 
 
 def enters(values: Float[Tensor, "candidate unit"], floor: Float[Tensor, " unit"]) -> Tensor:
-    """True where a value could come in: at or above the floor (an equal value wins from an earlier image), or places are free."""
+    """True where a value could come in: at or above the floor (an equal value may win by its hash), or places are free."""
     return (values >= floor) | (floor.isnan() & ~values.isnan())
 
 
-def ranked(
-    values: Float[Tensor, "unit candidate"], images: Int[Tensor, "unit candidate"], cells: Int[Tensor, "unit candidate"], k: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The k first of every unit's candidates in the total order."""
+def images_holding(
+    value: Float[Tensor, " unit"], values: Float[Tensor, "unit candidate"], images: Int[Tensor, "unit candidate"]
+) -> Int[Tensor, " unit"]:
+    """In how many images a unit has that value among these candidates; an image may have several."""
+    holds = values == value[:, None]
+    count = holds.sum(1)
+    several = (count > 1).nonzero()[:, 0]
+    if len(several):
+        found = images[several].masked_fill(~holds[several], NO_IMAGE).sort(1).values
+        count[several] = (found[:, 1:] != found[:, :-1]).sum(1) + (found[:, -1] != NO_IMAGE)
+    return count
+
+
+def ranked(candidates: tuple[Tensor, ...], k: int) -> tuple[Tensor, ...]:
+    """The k first of every unit's candidates in the total order: values, hashes, images and cells, of shape (unit, candidate)."""
     # By value alone where that decides; `torch.topk` promises nothing about ties. NaN counts as highest, hence the minus.
+    values = candidates[0]
     first = (-values).topk(min(k + 1, values.shape[1]), dim=1, largest=False)
     order = first.indices[:, :k]
-    tied = (first.values[:, 1:] == first.values[:, :-1]).any(1)
-    if tied.any():
-        order[tied] = total_order(values[tied], images[tied], cells[tied])[:, :k]
-    return values.gather(1, order), images.gather(1, order), cells.gather(1, order)
+    equal = (first.values[:, 1:] == first.values[:, :-1]).any(1)
+    if equal.any():
+        order[equal] = total_order(*(column[equal] for column in candidates))[:, :k]
+    return tuple(column.gather(1, order) for column in candidates)
 
 
-def total_order(values: Tensor, images: Tensor, cells: Tensor) -> Int[Tensor, "unit candidate"]:
-    """The order of every unit's candidates: three stable sorts from the last key to the first."""
+def total_order(values: Tensor, hashes: Tensor, images: Tensor, cells: Tensor) -> Int[Tensor, "unit candidate"]:
+    """The order of every unit's candidates: four stable sorts from the last key to the first."""
     order = cells.argsort(stable=True, dim=1)
-    order = order.gather(1, images.gather(1, order).argsort(stable=True, dim=1))
-    return order.gather(1, (-values.gather(1, order)).argsort(stable=True, dim=1))
+    for keys in (images, hashes, -values):
+        order = order.gather(1, keys.gather(1, order).argsort(stable=True, dim=1))
+    return order

@@ -250,11 +250,11 @@ def box_drawn(atlas: "Atlas", layer: Layer, kind: str) -> str:
     """Which box is drawn: unless told otherwise the field or, where that covers the whole input, the effective field."""
     if kind not in PATCHES:
         raise AtlasError(f"patch is one of {', '.join(PATCHES)}, not {kind!r}")
-    if kind == "effective" and layer.effective_height is None:
+    if kind == "effective" and layer.effective_field_height is None:
         raise AtlasError(f"the effective field of layer {layer.name!r} could not be measured; draw its field or the image")
     if kind != "auto":
         return kind
-    return "effective" if covers(layer, atlas.input_size) and layer.effective_height else "field"
+    return "effective" if covers(layer, atlas.input_size) and layer.effective_field_height else "field"
 
 
 def size_drawn(atlas: "Atlas", layer: Layer, kind: str) -> tuple[int, int]:
@@ -262,22 +262,25 @@ def size_drawn(atlas: "Atlas", layer: Layer, kind: str) -> tuple[int, int]:
     if kind == "image":
         return atlas.input_size
     if kind == "effective":
-        return layer.effective_height or layer.field_height, layer.effective_width or layer.field_width
-    return layer.field_height, layer.field_width
+        return (
+            layer.effective_field_height or layer.receptive_field_height,
+            layer.effective_field_width or layer.receptive_field_width,
+        )
+    return layer.receptive_field_height, layer.receptive_field_width
 
 
 def covers(layer: Layer, input_size: tuple[int, int]) -> bool:
     """True where an inner cell sees the whole input."""
-    return layer.field_height >= input_size[0] and layer.field_width >= input_size[1]
+    return layer.receptive_field_height >= input_size[0] and layer.receptive_field_width >= input_size[1]
 
 
 def _field_words(atlas: "Atlas", layer: Layer, drawn: str) -> str:
     """What a patch shows, in words: the field and, where that isn't what is drawn, what is."""
-    field = f"field {_size(layer.field_height, layer.field_width)}"
+    field = f"field {_size(layer.receptive_field_height, layer.receptive_field_width)}"
     if covers(layer, atlas.input_size):
         field += " (whole input)"
     if drawn == "effective":
-        return f"{field}, drawn: effective field {_size(layer.effective_height or 0, layer.effective_width or 0)}"
+        return f"{field}, drawn: effective field {_size(layer.effective_field_height or 0, layer.effective_field_width or 0)}"
     return f"{field}, drawn: whole image crop" if drawn == "image" else field
 
 

@@ -145,10 +145,10 @@ class Atlas:
         self.layer(layer)
         return self.table("units", layer)
 
-    def reference(self, layer: str) -> pa.Table:
-        """The layer's peaks in the reference sample, by unit and image."""
+    def sample(self, layer: str) -> pa.Table:
+        """The layer's peaks in the sample of images, with the boxes of their cells, by unit and image."""
         self.layer(layer)
-        return self.table("reference", layer)
+        return self.table("sample", layer)
 
     @property
     def methods(self) -> list[str]:

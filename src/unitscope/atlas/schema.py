@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "atlas.json"
 
 _PLACE = [("layer", pa.string()), ("unit", pa.int32())]
@@ -17,10 +17,10 @@ TABLES: dict[str, pa.Schema] = {
             ("units", pa.int32()),
             ("map_height", pa.int32()),
             ("map_width", pa.int32()),
-            ("field_height", pa.int32()),
-            ("field_width", pa.int32()),
-            ("effective_height", pa.int32()),
-            ("effective_width", pa.int32()),
+            ("receptive_field_height", pa.int32()),
+            ("receptive_field_width", pa.int32()),
+            ("effective_field_height", pa.int32()),
+            ("effective_field_width", pa.int32()),
             ("stride_y", pa.int32()),
             ("stride_x", pa.int32()),
             ("activation", pa.string()),
@@ -34,6 +34,7 @@ TABLES: dict[str, pa.Schema] = {
             ("width", pa.int32()),
             ("height", pa.int32()),
             ("label", pa.string()),
+            ("content", pa.uint64()),
         ]
     ),
     "labels": pa.schema([("label", pa.string()), ("images", pa.int64())]),
@@ -51,16 +52,17 @@ TABLES: dict[str, pa.Schema] = {
         [
             *_PLACE,
             ("images", pa.int64()),
-            ("active", pa.float64()),
+            ("activation_rate", pa.float64()),
             ("mean", pa.float64()),
             ("std", pa.float64()),
             ("lowest", pa.float32()),
             ("highest", pa.float32()),
-            ("nans", pa.int64()),
+            ("nan_images", pa.int64()),
             ("dead", pa.bool_()),
+            ("tied", pa.int64()),
         ]
     ),
-    "reference": pa.schema([*_PLACE, _CELL[0], ("value", pa.float32()), *_CELL[1:]]),
+    "sample": pa.schema([*_PLACE, _CELL[0], ("value", pa.float32()), *_CELL[1:], *((side, pa.int32()) for side in _SIDES)]),
     "skipped": pa.schema([("key", pa.string()), ("reason", pa.string())]),
 }
 

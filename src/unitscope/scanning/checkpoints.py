@@ -25,7 +25,7 @@ from torch import Tensor
 from unitscope.atlas import flush
 from unitscope.atlas.schema import MANIFEST
 from unitscope.errors import AtlasError
-from unitscope.scanning.parts import Extremes, ImageNote, Moments, Part, Reference, Sum
+from unitscope.scanning.parts import Extremes, ImageNote, ImageSample, Moments, Part, Sum
 from unitscope.topk import TopK
 
 EVERY_S = 60.0
@@ -170,7 +170,7 @@ def _short(value: Any) -> str:
 
 
 def _packed(part: Part) -> dict[str, Tensor]:
-    groups: dict[str, Any] = {"best": part.best, "reference": part.reference, "extremes": part.moments.extremes}
+    groups: dict[str, Any] = {"best": part.best, "sample": part.sample, "extremes": part.moments.extremes}
     groups |= {f"block {level} {number}": block for (level, number), block in part.moments.blocks.items()}
     tensors = {
         f"{group}/{name}": getattr(held, name).contiguous() for group, held in groups.items() if held for name in held.__slots__
@@ -201,7 +201,7 @@ def _unpacked(tensors: Mapping[str, Tensor]) -> Part:
     return Part(
         TopK(**groups["best"]),
         Moments(blocks, words["images"], extremes),
-        Reference(**groups["reference"]),
+        ImageSample(**groups["sample"]),
         {int(image): ImageNote(**note) for image, note in words["notes"].items()},
         Counter(words["labels"]),
         {int(image): tuple(why) for image, why in words["skipped"].items()},

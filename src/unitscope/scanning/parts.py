@@ -1,4 +1,4 @@
-"""What a scan keeps: the top k, the statistics, the reference sample and what was met on the way.
+"""What a scan keeps: the top k, the statistics, the sample and what was met on the way.
 
 Everything here merges: parts in any order and any grouping give the same atlas, bit for bit. The unit axis runs over all units of
 all chosen layers, one layer after the other.
@@ -16,18 +16,19 @@ from torch import Tensor
 from unitscope.layers import TracedLayer
 from unitscope.topk import TopK
 
-REFERENCE_IMAGES = 200
+SAMPLE_IMAGES = 200
 FEW_NOTES = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class ImageNote:
-    """What is known of one image that was read; `width` and `height` in pixels as displayed."""
+    """What is known of one image that was read; `width` and `height` in pixels as displayed, `content` a hash of what it holds."""
 
     key: str
     width: int
     height: int
     label: str | None
+    content: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ class Moments:
 
 
 @dataclass(slots=True)
-class Reference:
+class ImageSample:
     """The peaks of the images whose keys hash lowest: a uniform sample that is the same on every machine. In no order."""
 
     hashes: Tensor
@@ -145,41 +146,41 @@ class Reference:
     cells: Tensor
 
     @classmethod
-    def empty(cls, units: int) -> "Reference":
+    def empty(cls, units: int) -> "ImageSample":
         none = torch.empty(0, dtype=torch.int64)
         return cls(none, none, torch.empty(0, units), torch.empty(0, units, dtype=torch.int32))
 
-    def without_units(self) -> "Reference":
+    def without_units(self) -> "ImageSample":
         """Its images alone."""
-        return Reference(self.hashes, self.images, self.values[:, :0], self.cells[:, :0])
+        return ImageSample(self.hashes, self.images, self.values[:, :0], self.cells[:, :0])
 
     def may_take(self, hashes: Tensor) -> Tensor:
         """True for images that could still come in."""
-        full = len(self.hashes) == REFERENCE_IMAGES
+        full = len(self.hashes) == SAMPLE_IMAGES
         return hashes <= self.hashes.max() if full else torch.ones_like(hashes, dtype=torch.bool)
 
-    def merge(self, other: "Reference") -> None:
+    def merge(self, other: "ImageSample") -> None:
         """Take in other images and keep the lowest hashes; among equal ones the earlier image."""
         hashes, images = torch.cat([self.hashes, other.hashes]), torch.cat([self.images, other.images])
         order = images.argsort(stable=True)
-        order = order[hashes[order].argsort(stable=True)][:REFERENCE_IMAGES]
+        order = order[hashes[order].argsort(stable=True)][:SAMPLE_IMAGES]
         own = len(self.hashes)
         coming = order[order >= own] - own
-        if len(hashes) <= REFERENCE_IMAGES:
+        if len(hashes) <= SAMPLE_IMAGES:
             self.values, self.cells = torch.cat([self.values, other.values]), torch.cat([self.cells, other.cells])
             self.hashes, self.images = hashes, images
         elif len(coming):
             self._replace(order[order < own], other, coming)
 
-    def _replace(self, staying: Tensor, other: "Reference", coming: Tensor) -> None:
+    def _replace(self, staying: Tensor, other: "ImageSample", coming: Tensor) -> None:
         """Put images in the places of those that don't stay: no more is copied than what comes in."""
-        free = torch.ones(REFERENCE_IMAGES, dtype=torch.bool)
+        free = torch.ones(SAMPLE_IMAGES, dtype=torch.bool)
         free[staying] = False
         places = free.nonzero()[:, 0]
         for name in ("hashes", "images", "values", "cells"):
             mine, theirs = getattr(self, name), getattr(other, name)
-            if len(mine) < REFERENCE_IMAGES:
-                mine = torch.cat([mine, mine.new_empty(REFERENCE_IMAGES - len(mine), *mine.shape[1:])])
+            if len(mine) < SAMPLE_IMAGES:
+                mine = torch.cat([mine, mine.new_empty(SAMPLE_IMAGES - len(mine), *mine.shape[1:])])
                 setattr(self, name, mine)
             mine[places] = theirs[coming]
 
@@ -203,7 +204,7 @@ class Part:
 
     best: TopK
     moments: Moments
-    reference: Reference
+    sample: ImageSample
     notes: dict[int, ImageNote] = field(default_factory=dict)
     labels: Counter[str] = field(default_factory=Counter)
     skipped: dict[int, tuple[str, str]] = field(default_factory=dict)
@@ -215,7 +216,7 @@ class Part:
 
     @classmethod
     def empty(cls, units: int, k: int) -> "Part":
-        return cls(TopK.empty(units, k), Moments(), Reference.empty(units))
+        return cls(TopK.empty(units, k), Moments(), ImageSample.empty(units))
 
     @property
     def listed(self) -> int:
@@ -226,7 +227,7 @@ class Part:
         """Take in another part; notes of images that are no longer mentioned are dropped now and then."""
         self.best.merge(other.best)
         self.moments.merge(other.moments)
-        self.reference.merge(other.reference)
+        self.sample.merge(other.sample)
         self.labels += other.labels
         self.skipped |= other.skipped
         self.read += other.read
@@ -235,8 +236,8 @@ class Part:
             self.forget()
 
     def mentioned(self) -> set[int]:
-        """The images that a peak or the reference sample names."""
-        return set(self.best.images.unique().tolist()) | set(self.reference.images.tolist())
+        """The images that a peak or the sample names."""
+        return set(self.best.images.unique().tolist()) | set(self.sample.images.tolist())
 
     def forget(self) -> None:
         """Drop the notes of images that nothing mentions."""

@@ -17,7 +17,7 @@ from unitscope.runners import Runner
 from unitscope.scanning.checkpoints import Checkpoint
 from unitscope.scanning.gathering import Tell, gather
 from unitscope.scanning.lanes import Networks
-from unitscope.scanning.parts import REFERENCE_IMAGES, Part
+from unitscope.scanning.parts import SAMPLE_IMAGES, Part
 from unitscope.scanning.workers import Job
 from unitscope.topk import NO_IMAGE
 
@@ -34,7 +34,7 @@ def why_not(job: Job, networks: Networks) -> str:
     plan, device = job.plan, job.device
     if not has_bfloat16(device):
         return f"this {device.type} has no fast bfloat16 arithmetic"
-    images, wanted = plan.images, sum(job.units) * plan.k + REFERENCE_IMAGES
+    images, wanted = plan.images, sum(job.units) * plan.k + SAMPLE_IMAGES
     if images and (share := 1 - exp(-wanted / images)) > WORTH:
         return f"about {share:.0%} of the {images:,} images would have to run again for {sum(job.units):,} units"
     if networks.lanes[0] is networks.module:
@@ -54,16 +54,16 @@ def screened(networks: Networks, job: Job, runner: Runner, checkpoint: Checkpoin
 
 
 def candidates(rough: Part, k: int) -> frozenset[int]:
-    """The images that may hold peaks: those of every unit's k first, of others near the k-th value, and of the reference sample."""
+    """The images that may hold peaks: those of every unit's k first, of others near the k-th value, and of the sample."""
     values, images = rough.best.values, rough.best.images
     floor = values[:, k - 1 : k]
     near = (values >= floor - MARGIN * floor.abs()) | floor.isnan()
     kept = images[near & (images != NO_IMAGE)]
-    return frozenset(kept.unique().tolist()) | frozenset(rough.reference.images.tolist())
+    return frozenset(kept.unique().tolist()) | frozenset(rough.sample.images.tolist())
 
 
 def _joined(rough: Part, exact: Part) -> Part:
-    """Peaks and reference sample of the second look, and the statistics of the first, whose highest values are the exact ones."""
+    """Peaks and sample of the second look, and the statistics of the first, whose highest values are the exact ones."""
     extremes, best = rough.moments.extremes, exact.best.values[:, 0]
     if extremes is not None:
         rough.moments.extremes = replace(extremes, highest=torch.where(best.isnan(), extremes.highest, best))

@@ -12,7 +12,7 @@ from unitscope.fields import Array
 from unitscope.images import Geometry
 from unitscope.layers import TracedLayer
 from unitscope.records import Layer, Preprocessing
-from unitscope.scanning.parts import ImageNote, Part, Reference, side_by_side
+from unitscope.scanning.parts import ImageNote, ImageSample, Part, side_by_side
 from unitscope.topk import NO_IMAGE
 
 Columns = dict[str, Any]
@@ -30,7 +30,7 @@ def tables(
         "labels": _table("labels", [{"label": sorted(part.labels), "images": [part.labels[n] for n in sorted(part.labels)]}]),
         "peaks": _table("peaks", (_peak_columns(part, t, s, places) for t, s in side_by_side(traced))),
         "units": _table("units", (_unit_columns(part, t, s) for t, s in side_by_side(traced))),
-        "reference": _table("reference", _reference_columns(part.reference, traced)),
+        "sample": _table("sample", _sample_columns(part.sample, traced)),
         "skipped": _table("skipped", [_skipped_columns(part.skipped)]),
     }
 
@@ -89,32 +89,39 @@ def _unit_columns(part: Part, traced: TracedLayer, units: slice) -> Columns:
         "layer": _repeated(traced.name, count),
         "unit": np.arange(count),
         "images": np.full(count, moments.images),
-        "active": extremes.active[units].numpy() / moments.images,
+        "activation_rate": extremes.active[units].numpy() / moments.images,
         "mean": np.where(some, total.mean[units].numpy(), np.nan),
         "std": np.where(some, std, np.nan),
         "lowest": np.where(some, extremes.lowest[units].numpy(), np.nan),
         "highest": np.where(some, extremes.highest[units].numpy(), np.nan),
-        "nans": extremes.spoilt[units].numpy(),
+        "nan_images": extremes.spoilt[units].numpy(),
         "dead": (part.best.images[units, 0] == NO_IMAGE).numpy(),
+        "tied": part.best.tied[units].numpy(),
     }
 
 
-def _reference_columns(reference: Reference, traced: Sequence[TracedLayer]) -> Iterator[Columns]:
-    order = reference.images.argsort()
-    images = reference.images[order].numpy()
-    by_unit = (np.ascontiguousarray(t.numpy()[order.numpy()].T) for t in (reference.values, reference.cells))
+def _sample_columns(sample: ImageSample, traced: Sequence[TracedLayer]) -> Iterator[Columns]:
+    order = sample.images.argsort()
+    images = sample.images[order].numpy()
+    by_unit = (np.ascontiguousarray(t.numpy()[order.numpy()].T) for t in (sample.values, sample.cells))
     all_values, all_cells = by_unit
     for one, units in side_by_side(traced):
         values, cells = all_values[units].ravel(), all_cells[units].ravel()
         some = ~np.isnan(values)
         y, x = np.divmod(cells[some], one.layer.map_width)
+        unit = np.repeat(np.arange(one.layer.units, dtype=np.int32), len(images))[some]
+        top, left, bottom, right = one.fields.boxes(unit, y, x)
         yield {
             "layer": _repeated(one.name, int(some.sum())),
-            "unit": np.repeat(np.arange(one.layer.units, dtype=np.int32), len(images))[some],
+            "unit": unit,
             "image": np.tile(images, one.layer.units)[some],
             "value": values[some],
             "y": y,
             "x": x,
+            "top": top,
+            "left": left,
+            "bottom": bottom,
+            "right": right,
         }
 
 
@@ -125,7 +132,7 @@ def _layer_columns(layers: Sequence[Layer]) -> Columns:
 
 def _image_columns(notes: Mapping[int, ImageNote]) -> Columns:
     images = sorted(notes)
-    return {"image": images} | {name: [getattr(notes[i], name) for i in images] for name in ("key", "width", "height", "label")}
+    return {"image": images} | {name: [getattr(notes[i], name) for i in images] for name in ImageNote.__slots__}
 
 
 def _skipped_columns(skipped: Mapping[int, tuple[str, str]]) -> Columns:

@@ -21,7 +21,7 @@ from unitscope.records import Shard
 from unitscope.runners import Failed
 from unitscope.scanning.lanes import Networks, ahead, lanes
 from unitscope.scanning.loading import Loaded, Loader
-from unitscope.scanning.parts import Moments, Part, Reference, key_hash
+from unitscope.scanning.parts import ImageSample, Moments, Part, key_hash
 from unitscope.scanning.plans import ScanPlan
 from unitscope.topk import TopK
 
@@ -82,14 +82,14 @@ class Worker:
     networks: Networks
     job: Job
     _best: TopK = field(init=False)
-    _lowest_hashes: Reference = field(init=False)
+    _lowest_hashes: ImageSample = field(init=False)
     _rectified: Tensor = field(init=False)
     _pickings: list[Picking] = field(init=False)
 
     def __post_init__(self) -> None:
         layers, plan, device = self.job.layers, self.job.plan, self.job.device
         self._best = TopK.empty(sum(self.job.units), plan.k, device)
-        self._lowest_hashes = Reference.empty(0)
+        self._lowest_hashes = ImageSample.empty(0)
         rectified = torch.tensor([t.layer.rectified for t in layers], device=device)
         self._rectified = rectified.repeat_interleave(torch.tensor(self.job.units, device=device))
         floors = self._best.floor().split(self.job.units)
@@ -200,7 +200,7 @@ class Worker:
         if failure or whole is None:
             return Failed(shard, failure)
         self._best.merge(whole.best.to(self.job.device))
-        self._lowest_hashes.merge(whole.reference.without_units())
+        self._lowest_hashes.merge(whole.sample.without_units())
         return whole
 
     def _of_run(self, shard: Shard, run: list[Passed]) -> Part:
@@ -212,11 +212,12 @@ class Worker:
         read = [passed for passed in run if passed.reading is not None]
         if read:
             good = [one for one in loaded if one.note is not None]
+            hashes = torch.tensor([key_hash(one.key) for one in good])
             self._note(part, good)
-            self._rank(part, good, read)
+            self._rank(part, good, hashes, read)
             reading = joined([passed.reading for passed in read if passed.reading], 0)
             part.moments = Moments.of_shard(shard.number, reading.highest.cpu(), reading.spoilt.cpu())
-            self._sample(part, good, reading)
+            self._sample(part, good, hashes, reading)
         return part
 
     def _note(self, part: Part, loaded: list[Loaded]) -> None:
@@ -224,12 +225,13 @@ class Worker:
         part.labels = Counter(one.note.label for one in loaded if one.note and one.note.label is not None)
         part.read = len(loaded)
 
-    def _rank(self, part: Part, loaded: list[Loaded], read: list[Passed]) -> None:
+    def _rank(self, part: Part, loaded: list[Loaded], hashes: Tensor, read: list[Passed]) -> None:
         """Put those candidates into the part that come in among the best so far."""
         values, cells = (torch.cat(columns) for columns in zip(*map(self._candidates, read), strict=True))
-        images = torch.tensor([one.image for one in loaded], device=self.job.device).repeat_interleave(self.job.plan.per_image)
+        numbers = (hashes, torch.tensor([one.image for one in loaded]))
+        hashes, images = (n.to(self.job.device).repeat_interleave(self.job.plan.per_image) for n in numbers)
         best = TopK.empty(sum(self.job.units), self.job.plan.k, self.job.device)
-        best.add(values, images, cells, floor=self._best.floor())
+        best.add(values, hashes, images, cells, floor=self._best.floor())
         part.best = best.to("cpu")
 
     def _candidates(self, passed: Passed) -> tuple[Tensor, Tensor]:
@@ -240,13 +242,12 @@ class Worker:
         highest = passed.reading.highest
         return highest.masked_fill((highest <= 0) & self._rectified, torch.nan), passed.reading.cells
 
-    def _sample(self, part: Part, loaded: list[Loaded], reading: Reading) -> None:
-        """Put those images into the part that could come into the reference sample."""
-        hashes = torch.tensor([key_hash(one.key) for one in loaded])
+    def _sample(self, part: Part, loaded: list[Loaded], hashes: Tensor, reading: Reading) -> None:
+        """Put those images into the part that could come into the sample."""
         taken = self._lowest_hashes.may_take(hashes)
         images = torch.tensor([one.image for one in loaded])[taken]
         highest, cells = reading.highest.cpu()[taken], reading.cells.cpu()[taken].int()
-        part.reference = Reference(hashes[taken], images, highest, cells)
+        part.sample = ImageSample(hashes[taken], images, highest, cells)
 
 
 def _runs(passes: Iterable[Passed], images: int) -> Iterator[list[Passed]]:
@@ -272,4 +273,4 @@ def _results(futures: "list[Future[Loaded]]") -> list[Loaded]:
 def _spacing(traced: TracedLayer, device: torch.device) -> Spacing:
     fields, layer = traced.fields, traced.layer
     y, x = (torch.tensor(c, dtype=torch.float32, device=device) for c in (fields.centres_y, fields.centres_x))
-    return Spacing(y, x, layer.field_height / 2, layer.field_width / 2)
+    return Spacing(y, x, layer.receptive_field_height / 2, layer.receptive_field_width / 2)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property, lru_cache
 from math import isfinite
 from typing import Any
@@ -25,7 +25,7 @@ from unitscope.web.tables import (
     images_of,
     layers_of,
     peaks_of,
-    reference_of,
+    sample_of,
     units_of,
 )
 
@@ -37,7 +37,7 @@ EXAMPLES = 3
 class Example:
     """A value of a unit in an image, and where it stands; boxes in pixels of the source image as displayed, unclipped.
 
-    `rank` is None for an image of the reference sample. `drawn` is the box that a patch shows: the field or, where that is the
+    `rank` is None for an image of the sample. `drawn` is the box that a patch shows: the field or, where that is the
     whole input, the effective field; `seen` is what the network got of the image.
     """
 
@@ -55,18 +55,18 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class UnitRecord:
-    """A unit's statistics; `median` is that of the reference sample, `standing` how many standard deviations its highest value lies
+    """A unit's statistics; `median` is that of the sample, `standing` how many standard deviations its highest value lies
     above that."""
 
     layer: str
     unit: int
     images: int
-    active: float
+    activation_rate: float
     mean: float | None
     std: float | None
     lowest: float | None
     highest: float | None
-    nans: int
+    nan_images: int
     dead: bool
     median: float | None
     standing: float | None
@@ -84,7 +84,7 @@ METHOD_WORDS = {
 @dataclass(frozen=True, slots=True)
 class Marks:
     """What values are held against, a row a unit: the peaks' values (-inf where there are fewer), and the median, highest value and
-    standard deviation of the reference sample (NaN where a unit has none)."""
+    standard deviation of the sample (NaN where a unit has none)."""
 
     peaks: NDArray[np.float64]
     median: NDArray[np.float64]
@@ -102,7 +102,7 @@ class Alike:
 
 
 class Catalogue:
-    """One atlas, its peaks in memory, its reference sample read a layer at a time.
+    """One atlas, its peaks in memory, its sample read a layer at a time.
 
     Raises `AtlasError` where tables contradict each other or hold what can't be.
     """
@@ -115,9 +115,8 @@ class Catalogue:
         self._places = {layer.name: place for place, layer in enumerate(self.layers)}
         self.units = lru_cache(maxsize=16)(self._units)
         self.marks = lru_cache(maxsize=None)(self._marks)
-        self._cells = lru_cache(maxsize=None)(self._known_cells)
         self._drawn = {layer.name: box_drawn(atlas, layer, "auto") for layer in self.layers}
-        self._reference = lru_cache(maxsize=4)(lambda layer: reference_of(atlas, atlas.layer(layer)))
+        self._sample = lru_cache(maxsize=4)(lambda layer: sample_of(atlas, atlas.layer(layer)))
 
     def layer(self, name: str) -> Layer | None:
         """The layer of that slug, if there is one."""
@@ -254,18 +253,18 @@ class Catalogue:
         said = (self.images[int(image)].label for image in self.peak_images(layer, unit))
         return Counter(label for label in said if label is not None)
 
-    # ── statistics and the reference sample ─────────────────────────────────────────────────────────────────────
+    # ── statistics and the sample ─────────────────────────────────────────────────────────────────────
 
     def _units(self, layer: str) -> list[UnitRecord]:
         medians, known = self.marks(layer).median, self.atlas.layer(layer)
         return [_unit_record(row, median) for row, median in zip(units_of(self.atlas, known), medians.tolist(), strict=True)]
 
     def sample(self, layer: str, unit: int) -> NDArray[np.float32]:
-        """A unit's values in the reference sample, from the lowest to the highest."""
-        return np.asarray(self._reference(layer)["value"][self._sampled(layer, unit)])
+        """A unit's values in the sample, from the lowest to the highest."""
+        return np.asarray(self._sample(layer)["value"][self._sampled(layer, unit)])
 
     def _marks(self, layer: str) -> Marks:
-        units, span, held = self.atlas.layer(layer).units, self._span(layer), self._reference(layer)
+        units, span, held = self.atlas.layer(layer).units, self._span(layer), self._sample(layer)
         ranks = self._peaks["rank"][span].astype(np.int64).clip(1) - 1
         peaks = np.full((units, int(ranks.max(initial=0)) + 1), -np.inf)
         peaks[self._peaks["unit"][span], ranks] = self._peaks["value"][span]
@@ -277,12 +276,12 @@ class Catalogue:
         return Marks(peaks, median, highest, spread)
 
     def _sampled(self, layer: str, unit: int) -> slice:
-        units = self._reference(layer)["unit"]
+        units = self._sample(layer)["unit"]
         return slice(int(np.searchsorted(units, unit)), int(np.searchsorted(units, unit, side="right")))
 
     def bands(self, layer: str, unit: int) -> dict[str, list[Example]]:
-        """Images of the reference sample around its 99, 90 and 50 per cent quantile and at its lowest, for a unit."""
-        held = {name: column[self._sampled(layer, unit)] for name, column in self._reference(layer).items()}
+        """Images of the sample around its 99, 90 and 50 per cent quantile and at its lowest, for a unit."""
+        held = {name: column[self._sampled(layer, unit)] for name, column in self._sample(layer).items()}
         count = len(held["value"])
         if not count:
             return {}
@@ -295,64 +294,20 @@ class Catalogue:
 
     def _sampled_example(self, layer: str, unit: int, row: Mapping[str, Any]) -> Example:
         if row["image"] not in self.images:
-            raise broken(self.atlas, f"its reference sample names image {row['image']}, which its images table lacks")
+            raise broken(self.atlas, f"its sample names image {row['image']}, which its images table lacks")
         source = self.images[row["image"]]
-        box = self._cells(layer).box(row["y"], row["x"])
+        box = Box(*(row[side] for side in ("top", "left", "bottom", "right")))
         field = Geometry.of(self.atlas.preprocessing, source.height, source.width).to_source(box)
-        sides = [round(side) for side in (box.top, box.left, box.bottom, box.right)]
-        where = (row["image"], row["y"], row["x"], *sides, field.top, field.left, field.bottom, field.right)
+        where = (row["image"], row["y"], row["x"], *astuple(box), field.top, field.left, field.bottom, field.right)
         return self._with_boxes(Peak(layer, unit, 0, row["value"], *where), ranked=False)
-
-    def _known_cells(self, layer: str) -> "Cells":
-        peaks = {name: column[self._span(layer)] for name, column in self._peaks.items()}
-        return Cells.of(self.atlas.layer(layer), self.atlas.input_size, peaks)
-
-
-@dataclass(frozen=True, slots=True)
-class Cells:
-    """The fields of a layer's cells along both axes, as its peaks tell them: start and stop of each row and column that has one.
-
-    A cell without a peak lies as many strides from the nearest one that has. That is exact but for layers whose windows are
-    uneven.
-    """
-
-    layer: Layer
-    input_size: tuple[int, int]
-    rows: Mapping[int, tuple[int, int]]
-    columns: Mapping[int, tuple[int, int]]
-
-    @classmethod
-    def of(cls, layer: Layer, input_size: tuple[int, int], peaks: Columns) -> "Cells":
-        def axis(cell: str, start: str, stop: str) -> dict[int, tuple[int, int]]:
-            places, first = np.unique(peaks[cell], return_index=True)
-            return {int(p): (int(peaks[start][row]), int(peaks[stop][row])) for p, row in zip(places, first, strict=True)}
-
-        return cls(layer, input_size, axis("y", "top", "bottom"), axis("x", "left", "right"))
-
-    def box(self, y: int, x: int) -> Box:
-        """A cell's field in network-input pixels, unclipped."""
-        one, size = self.layer, self.input_size
-        top, bottom = self._side(y, self.rows, one.stride_y, (one.map_height, one.field_height, size[0]))
-        left, right = self._side(x, self.columns, one.stride_x, (one.map_width, one.field_width, size[1]))
-        return Box(top, left, bottom, right)
-
-    def _side(self, cell: int, known: Mapping[int, tuple[int, int]], stride: int, sizes: tuple[int, int, int]) -> tuple[int, int]:
-        cells, field, length = sizes
-        if not known:
-            middle = round((cell + 0.5) * length / max(cells, 1))
-            return middle - field // 2, middle - field // 2 + field
-        nearest = min(known, key=lambda place: abs(place - cell))
-        start, stop = known[nearest]
-        moved = 0 if (start, stop) == (0, length) else (cell - nearest) * stride
-        return start + moved, stop + moved
 
 
 def _unit_record(row: Mapping[str, Any], median: float | None) -> UnitRecord:
     std, highest = _finite(row["std"]), _finite(row["highest"])
     standing = (highest - median) / std if median is not None and highest is not None and std else None
     return UnitRecord(
-        row["layer"], row["unit"], int(row["images"] or 0), _finite(row["active"]) or 0.0, _finite(row["mean"]), std,
-        _finite(row["lowest"]), highest, int(row["nans"] or 0), bool(row["dead"]), _finite(median), _finite(standing),
+        row["layer"], row["unit"], int(row["images"] or 0), _finite(row["activation_rate"]) or 0.0, _finite(row["mean"]), std,
+        _finite(row["lowest"]), highest, int(row["nan_images"] or 0), bool(row["dead"]), _finite(median), _finite(standing),
     )  # fmt: skip
 
 

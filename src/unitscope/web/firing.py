@@ -28,7 +28,7 @@ Fires = Callable[[Image.Image], Sequence[Response]]
 @dataclass(frozen=True, slots=True)
 class Firing:
     """A unit that an image excites. `rank` is the place that it would take among the unit's peaks, None where it takes none;
-    `share` is how much of the reference sample lies below. `box` is in pixels of the image as displayed."""
+    `share` is how much of the sample lies below. `box` is in pixels of the image as displayed."""
 
     layer: str
     unit: int
@@ -74,7 +74,7 @@ def opened(content: bytes) -> Image.Image:
 
 
 def fired(pages: Pages, image: Image.Image, responses: Sequence[Response]) -> FiringPage:
-    """The units of each layer for which the image would be among the peaks, or stands above the whole reference sample."""
+    """The units of each layer for which the image would be among the peaks, or stands above the whole sample."""
     catalogue = pages.catalogue
     layers = []
     for response in responses:

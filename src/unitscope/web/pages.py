@@ -122,7 +122,7 @@ class Pages:
             atlas = self.catalogue.atlas
             drawn = box_drawn(atlas, layer, "auto")
             self._records[layer.name] = LayerRecord(
-                layer.name, layer.kind, layer.units, layer.map_height, layer.map_width, layer.field_height, layer.field_width,
+                layer.name, layer.kind, layer.units, layer.map_height, layer.map_width, layer.receptive_field_height, layer.receptive_field_width,
                 layer.activation, drawn, *size_drawn(atlas, layer, drawn), self.catalogue.dead.get(layer.name, 0),
             )  # fmt: skip
         return self._records[layer.name]

@@ -36,8 +36,8 @@ class LayerRecord:
     units: int
     map_height: int
     map_width: int
-    field_height: int
-    field_width: int
+    receptive_field_height: int
+    receptive_field_width: int
     activation: str
     drawn: str
     drawn_height: int
@@ -88,7 +88,7 @@ class LayerPage:
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """Examples from one quantile of the reference sample."""
+    """Examples from one quantile of the sample."""
 
     name: str
     examples: list[Example]
@@ -96,7 +96,7 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Counts of the reference sample's values in bins of one width, from its lowest value to the unit's highest."""
+    """Counts of the sample's values in bins of one width, from its lowest value to the unit's highest."""
 
     low: float
     high: float

@@ -58,8 +58,8 @@ def layers_of(atlas: Atlas) -> list[Layer]:
     if len(set(table["layer"].to_pylist())) < table.num_rows:
         raise broken(atlas, "two of its layers have the same name")
     for layer in atlas.layers:
-        sizes = (layer.map_height, layer.map_width, layer.field_height, layer.field_width)
-        effective = [size for size in (layer.effective_height, layer.effective_width) if size is not None]
+        sizes = (layer.map_height, layer.map_width, layer.receptive_field_height, layer.receptive_field_width)
+        effective = [size for size in (layer.effective_field_height, layer.effective_field_width) if size is not None]
         if not all(0 < size <= MOST_PIXELS for size in (*sizes, *effective)) or not 0 <= layer.units <= MOST_UNITS:
             raise broken(atlas, f"its layer {layer.name!r} has {layer.units} units and sizes of {sizes} pixels")
     return atlas.layers
@@ -70,7 +70,8 @@ def images_of(atlas: Atlas) -> dict[int, ImageRecord]:
     table = atlas.table("images")
     if any(table[name].null_count for name in ("image", "key", "width", "height")):
         raise broken(atlas, "an image lacks its number, key or size")
-    found = {row["image"]: ImageRecord(**row) for row in table.to_pylist()}
+    rows = table.select(ImageRecord.__slots__).to_pylist()
+    found = {row["image"]: ImageRecord(**row) for row in rows}
     for one in found.values():
         if not (0 < one.width <= MOST_PIXELS and 0 < one.height <= MOST_PIXELS):
             raise broken(atlas, f"image {one.image} is {one.width} x {one.height} pixels large")
@@ -105,15 +106,15 @@ def _check_peaks(atlas: Atlas, peaks: Columns, images: Mapping[int, ImageRecord]
             raise broken(atlas, "a peak's box has no pixels")
 
 
-def reference_of(atlas: Atlas, layer: Layer) -> Columns:
-    """A layer's values in the reference sample but NaN, by unit, value and image."""
-    table = atlas.reference(layer.name)
+def sample_of(atlas: Atlas, layer: Layer) -> Columns:
+    """A layer's values in the sample but NaN, by unit, value and image."""
+    table = atlas.sample(layer.name)
     if any(column.null_count for column in table.columns):
-        raise broken(atlas, "its reference sample lacks values")
+        raise broken(atlas, "its sample lacks values")
     held = {name: table[name].to_numpy() for name in table.column_names if name != "layer"}
     most = {"unit": layer.units, "y": layer.map_height, "x": layer.map_width}
     if any(((held[name] < 0) | (held[name] >= size)).any() for name, size in most.items()):
-        raise broken(atlas, f"its reference sample has units or cells that layer {layer.name!r} lacks")
+        raise broken(atlas, f"its sample has units or cells that layer {layer.name!r} lacks")
     held = {name: column[~np.isnan(held["value"])] for name, column in held.items()}
     order = np.lexsort((held["image"], held["value"], held["unit"]))
     found = {name: column[order] for name, column in held.items()}
