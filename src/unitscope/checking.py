@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from unitscope.atlas import Atlas
 from unitscope.networks import Network
+from unitscope.precision import plain_tensors
 from unitscope.records import Peak
 from unitscope.scanning.again import Again, comes_back, opened_again
 
@@ -35,7 +36,7 @@ class CheckResult:
     differences: list[Difference]
 
 
-@torch.inference_mode(False)
+@plain_tensors()
 def check(atlas: Atlas, network: "nn.Module | Network | None" = None, batch_size: int = 32, device: str = "auto") -> CheckResult:
     """Run the images of the peaks again and compare every stored value with what stands in its cell now.
 

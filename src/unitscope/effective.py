@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unitscope.layers import TracedLayer, tapped
-from unitscope.networks import exactly
+from unitscope.precision import exactly
 
 SHARE = 0.95
 

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from threading import Lock
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -13,6 +12,7 @@ from unitscope.atlas import Atlas
 from unitscope.errors import AtlasError
 from unitscope.images import prepare
 from unitscope.networks import Network
+from unitscope.precision import plain_tensors
 from unitscope.readings import by_comparing
 from unitscope.records import Response
 from unitscope.scanning.again import Again, opened_again
@@ -40,7 +40,7 @@ def listening(
         yield listen
 
 
-@torch.inference_mode(False)
+@plain_tensors()
 def _responses(again: Again, image: Image.Image) -> list[Response]:
     def look(number: int, maps: Tensor) -> Response:
         traced = again.layers[number]

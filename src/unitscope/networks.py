@@ -82,35 +82,6 @@ def given_network(module: nn.Module) -> Network:
     return Network(module, f"module:{type(module).__module__}.{type(module).__qualname__}", "given", 0, None)
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode for as long as the block lasts; then every module's own mode is back."""
-    training = [m for m in module.modules() if m.training]
-    for part in training:
-        part.training = False  # and not by eval(), which does more in some networks
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
-
-
-@contextmanager
-def exactly(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Eval mode and full float32 precision for as long as the block lasts, whatever the caller has switched on.
-
-    Autocast rounds activations; TF32 rounds the factors of every product, and is on by default for convolutions on newer GPUs.
-    """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    convolutions = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    try:
-        with evaluating(module), torch.autocast(device.type, enabled=False), convolutions:
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 @dataclass(frozen=True, slots=True)
 class InputForm:
     """How a network takes its input: where, in which type, and laid out how in memory."""

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from math import isfinite
 
-import torch
 from torch import nn
 
 from unitscope.atlas import Atlas
@@ -14,6 +13,7 @@ from unitscope.attribution.methods import METHODS, Method
 from unitscope.errors import AtlasError, suggestion
 from unitscope.layers import eagerly
 from unitscope.networks import Network
+from unitscope.precision import plain_tensors
 from unitscope.records import Layer, Peak, matches
 from unitscope.scanning.again import opened_again
 from unitscope.scanning.lanes import Networks
@@ -21,7 +21,7 @@ from unitscope.scanning.lanes import Networks
 __all__ = ["METHODS", "attribute"]
 
 
-@torch.inference_mode(False)
+@plain_tensors()
 def attribute(
     atlas: Atlas,
     method: str,

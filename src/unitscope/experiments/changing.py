@@ -13,6 +13,7 @@ from torchvision.transforms.functional import gaussian_blur
 from unitscope.atlas import Atlas
 from unitscope.experiments.tables import write_table
 from unitscope.networks import Network
+from unitscope.precision import plain_tensors
 from unitscope.readings import by_comparing
 from unitscope.records import Preprocessing
 from unitscope.scanning.again import Again, opened_again
@@ -27,7 +28,7 @@ SCHEMA = pa.schema(
 )
 
 
-@torch.inference_mode(False)
+@plain_tensors()
 def colour_or_shape(
     atlas: Atlas,
     network: "nn.Module | Network | None" = None,

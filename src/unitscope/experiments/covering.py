@@ -11,6 +11,7 @@ from unitscope.attribution.methods import squares
 from unitscope.errors import AtlasError
 from unitscope.experiments.tables import write_table
 from unitscope.networks import Network
+from unitscope.precision import plain_tensors
 from unitscope.scanning.again import Again, opened_again
 
 BATCH_IMAGES = 32
@@ -29,7 +30,7 @@ SCHEMA = pa.schema(
 )
 
 
-@torch.inference_mode(False)
+@plain_tensors()
 def occlusion(
     atlas: Atlas,
     layer: str,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import affine
@@ -16,6 +15,7 @@ from torchvision.transforms.functional import affine
 from unitscope.errors import ImagesError
 from unitscope.experiments.tables import write_table
 from unitscope.networks import Network
+from unitscope.precision import plain_tensors
 from unitscope.scanning.again import Again, opened
 
 IMAGES = 5
@@ -56,7 +56,7 @@ def moves() -> Iterator[Move]:
     yield from (Move("rotation", float(angle)) for angle in range(0, 361, 30))
 
 
-@torch.inference_mode(False)
+@plain_tensors()
 def invariance(
     network: "str | nn.Module | Network",
     images: Any,

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from torch import Tensor, nn
 
 from unitscope.errors import ImagesError, UnitscopeError
 from unitscope.experiments.tables import write_table
 from unitscope.networks import Network
+from unitscope.precision import plain_tensors
 from unitscope.scanning.again import Again, opened
 
 FOLDS = 5
@@ -34,7 +34,7 @@ SCHEMA = pa.schema(
 )
 
 
-@torch.inference_mode(False)
+@plain_tensors()
 def probe(
     network: "str | nn.Module | Network",
     images: Any,

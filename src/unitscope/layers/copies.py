@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from unitscope.layers.tapping import tapped
 from unitscope.layers.tracing import Fold, Trace, TracedLayer
-from unitscope.networks import exactly
+from unitscope.precision import exactly
 
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
 LARGEST_MAP_BYTES = 26_000_000

@@ -14,7 +14,8 @@ from unitscope.errors import NetworkError, first_line
 from unitscope.fields import Array, FieldMode, Fields, Planes, fields_of
 from unitscope.layers.flow import SAME_VALUES, Call, FlowMode, Operator
 from unitscope.layers.layouts import Layout, layout_of
-from unitscope.networks import InputForm, exactly, first_tensor
+from unitscope.networks import InputForm, first_tensor
+from unitscope.precision import exactly
 from unitscope.records import Layer
 
 ACTIVATION_MODULES = (

@@ -19,6 +19,7 @@ from unitscope.errors import ImagesError, NetworkError, UnitscopeError
 from unitscope.images import FileSource, Skipped, Source, as_source, keys_hash
 from unitscope.layers import Trace, choose, trace
 from unitscope.networks import PREPROCESSING_FLAGS, Network, as_preprocessing, first_tensor, given_network, load_network
+from unitscope.precision import plain_tensors
 from unitscope.records import Preprocessing
 from unitscope.runners import Runner
 from unitscope.runners.here import Here
@@ -33,7 +34,7 @@ from unitscope.scanning.tables import tables
 from unitscope.scanning.workers import Job
 
 
-@torch.inference_mode(False)
+@plain_tensors()
 def scan(
     network: "str | nn.Module | Network",
     images: Any,

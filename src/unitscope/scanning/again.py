@@ -15,7 +15,8 @@ from unitscope.errors import AtlasError, ImagesError
 from unitscope.images import FileBroken, FileSource, as_source, count_of, items_of
 from unitscope.images.pixels import Pixels
 from unitscope.layers import Trace, TracedLayer, choose, tapped, trace
-from unitscope.networks import InputForm, Network, exactly, given_network, load_network
+from unitscope.networks import InputForm, Network, given_network, load_network
+from unitscope.precision import exactly
 from unitscope.records import Shard
 from unitscope.scanning import chosen_device, known_network, loader_for, placed, preprocessing_said
 from unitscope.scanning.loading import Loaded, Loader

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from unitscope.layers import Trace, TracedLayer, copies, lowered
-from unitscope.networks import exactly
+from unitscope.precision import exactly
 
 MOST_LANES = 8
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # numbers of glibc's mallopt(3)
