@@ -1,6 +1,7 @@
 """Listing, choosing and reading layers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from networks import Reused, small_network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import unitscope
 from unitscope.errors import LayerNotFound, LayoutError, NetworkError
 from unitscope.layers import Trace, choose, tapped, trace
 from unitscope.networks import load_network
@@ -152,7 +154,7 @@ def test_an_activation_of_several_inputs_is_a_layer_like_others() -> None:
 @pytest.mark.parametrize(
     ("module", "activation", "rectified"),
     [
-        (nn.Threshold(0, 0), "relu", True), (nn.Threshold(0.1, 0), "threshold", False), (nn.Hardtanh(0, 20), "relu20", True),
+        (nn.Threshold(0, 0), "relu", True), (nn.Threshold(0.1, 0), "rectifier", True), (nn.Threshold(-1, -1), "threshold", False), (nn.Hardtanh(0, 20), "relu20", True),
         (nn.Hardtanh(), "hardtanh", False), (nn.SELU(), "selu", False), (nn.LogSigmoid(), "logsigmoid", False),
         (nn.Softsign(), "softsign", False), (nn.PReLU(), "prelu", False), (nn.Mish(), "mish", False), (nn.RReLU(), "rrelu", False),
     ],
@@ -160,6 +162,114 @@ def test_an_activation_of_several_inputs_is_a_layer_like_others() -> None:
 def test_activation_modules_are_named_for_what_they_do(module: nn.Module, activation: str, rectified: bool) -> None:
     found = choose(trace(nn.Sequential(nn.Conv2d(3, 2, 1), module), torch.zeros(1, 3, 4, 4)))
     assert [(one.name, one.layer.activation, one.layer.rectified) for one in found] == [("1", activation, rectified)]
+
+
+class ReLUShifted(nn.Module):
+    """Has the name of a rectifier, and is none."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return F.relu(maps + 1)
+
+
+class Pointwise(nn.Module):
+    """An activation of the user's."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.function(maps)
+
+
+def prelu(*slopes: float) -> nn.PReLU:
+    module = nn.PReLU(len(slopes))
+    module.weight.data = torch.tensor(slopes)
+    return module
+
+
+INCREASING = {
+    "relu": (Pointwise(lambda x: x.clamp(min=0)), "relu"),
+    "relu by a product": (Pointwise(lambda x: x * (x > 0)), "relu"),
+    "relu by a choice": (Pointwise(lambda x: torch.where(x > 0, x, torch.zeros_like(x))), "relu"),
+    "relu that saturates": (Pointwise(lambda x: x.clamp(0, 4.5)), "relu4.5"),
+    "squared relu": (Pointwise(lambda x: x.clamp(min=0) ** 2), "rectifier"),
+    "relu above one": (Pointwise(lambda x: F.relu(x - 1)), "rectifier"),
+    "shifted": (ReLUShifted(), "relushifted"),
+    "gelu written out": (Pointwise(lambda x: 0.5 * x * (1 + torch.erf(x / 2**0.5))), "pointwise"),
+    "silu": (Pointwise(lambda x: x * torch.sigmoid(x)), "pointwise"),
+    "softplus": (Pointwise(lambda x: torch.log1p(torch.exp(x.clamp(max=50)))), "pointwise"),
+    "cube": (Pointwise(lambda x: x**3), "pointwise"),
+    "exp": (Pointwise(torch.exp), "pointwise"),
+    "leaky by channel": (prelu(0.1, 0.0), "prelu"),
+    "elu": (nn.ELU(), "elu"),
+}
+FALLING = {
+    "abs": Pointwise(torch.abs),
+    "square": Pointwise(lambda x: x**2),
+    "bell": Pointwise(lambda x: torch.exp(-(x**2))),
+    "one less sigmoid": Pointwise(lambda x: 1 - torch.sigmoid(x)),
+    "relu of the negative": Pointwise(lambda x: F.relu(-x)),
+    "hardtanh of the negative": Pointwise(lambda x: F.hardtanh(-x)),
+    "a slope that falls": nn.LeakyReLU(-0.5),
+    "one slope of two that falls": prelu(0.2, -0.2),
+    "an elu that falls": nn.ELU(-1.0),
+    "a threshold that lifts": nn.Threshold(1, 20),
+    "a dip that starts above zero": Pointwise(lambda x: F.silu(x) + 0.2),
+    "tanhshrink of the negative": Pointwise(lambda x: F.tanhshrink(-x)),
+}
+
+
+@pytest.mark.parametrize("name", INCREASING)
+def test_an_increasing_function_is_ranked_by_what_goes_in_whatever_it_is_called(name: str) -> None:
+    module, activation = INCREASING[name]
+    (found,) = choose(trace(nn.Sequential(nn.Conv2d(3, 2, 1), module), torch.zeros(1, 3, 4, 4)))
+    assert (found.name, found.reads_input, found.layer.activation) == ("1", True, activation)
+    outputs = module(torch.linspace(-9, 0, 50).reshape(25, 2, 1, 1))
+    assert found.layer.rectified == bool((outputs == 0).all())
+
+
+@pytest.mark.parametrize("name", FALLING)
+@pytest.mark.parametrize("linear", [False, True])
+def test_a_function_that_falls_is_ranked_by_what_comes_out(name: str, linear: bool, tmp_path: Path) -> None:
+    """Of each unit the highest outputs are found; where the function is silent there is no peak."""
+    torch.manual_seed(0)
+    module, images = FALLING[name], 2 * torch.randn(60, 3, 4, 4)
+    before = nn.Sequential(nn.Flatten(), nn.Linear(48, 2)) if linear else nn.Conv2d(3, 2, 1)
+    network = nn.Sequential(before, module)
+    (found,) = choose(trace(network, images[:1]))
+    assert (found.name, found.reads_input) == ("1", False)
+    atlas = unitscope.scan(network, images, tmp_path / "atlas", workers=0)
+    with torch.no_grad():
+        highest = network(images).flatten(2).amax(2) if not linear else network(images)
+    for unit in range(2):
+        expected = sorted((value for value in highest[:, unit].tolist() if value > 0 or not found.layer.rectified), reverse=True)[
+            :9
+        ]
+        assert atlas.peaks("1", unit)["value"].to_pylist() == pytest.approx(expected, rel=1e-5)
+    assert found.layer.rectified == (name == "relu of the negative")
+
+
+@pytest.mark.parametrize(
+    ("called", "activation"),
+    [
+        (F.relu, "relu"), (F.relu6, "relu6"), (lambda x: F.leaky_relu(x, -1), "none"), (lambda x: F.elu(x, -2), "none"),
+        (lambda x: F.threshold(x, 1, 20), "none"), (lambda x: F.threshold(x, 0, 0), "relu"), (torch.abs, "none"),
+        (lambda x: F.prelu(x, torch.tensor([-1.0, 0.5])), "none"), (lambda x: F.prelu(x, torch.tensor([0.1, 0.5])), "prelu"),
+        (lambda x: x.clamp(min=0, max=3), "relu3"), (lambda x: x.clamp(min=-1), "none"), (F.gelu, "gelu"),
+    ],
+)  # fmt: skip
+def test_a_function_that_is_called_is_probed_too(called: Callable[[Tensor], Tensor], activation: str) -> None:
+    class Calling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(3, 2, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return called(self.convolution(images))
+
+    (found,) = choose(trace(Calling(), torch.zeros(1, 3, 4, 4)))
+    assert (found.name, found.layer.activation) == ("convolution", activation)
 
 
 def test_a_users_own_convolution_is_one() -> None:

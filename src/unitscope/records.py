@@ -4,6 +4,7 @@ Lengths are in pixels. *Network-input pixels* count on the image as the network 
 count on the image as displayed, after EXIF orientation.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,6 +12,8 @@ from math import inf, isfinite
 
 import numpy as np
 from numpy.typing import NDArray
+
+RECTIFIER = "rectifier"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,8 @@ class Box:
 class Layer:
     """One layer, as the `layers` table describes it. Fields and strides are those of an inner cell, in network-input pixels.
 
-    `activation` is what follows the value that is ranked (`relu`, `relu6`, `gelu`, … or `none`). The effective field is None
-    where it wasn't measured.
+    `activation` is what follows the value that is ranked (`relu`, `relu6`, `gelu`, … or `none`; `rectifier` is any other function that
+    is zero at and below zero). The effective field is None where it wasn't measured.
     """
 
     name: str
@@ -69,7 +72,12 @@ class Layer:
     @property
     def rectified(self) -> bool:
         """True where values at and below zero are silenced by what follows."""
-        return self.activation.startswith("relu")  # relu, relu6 and their like
+        return is_rectifier(self.activation)
+
+
+def is_rectifier(activation: str) -> bool:
+    """True for the names of functions that are zero at and below zero: relu, relu6 and their like, and any other such."""
+    return activation == RECTIFIER or re.fullmatch(r"relu(\d+(\.\d+)?)?", activation) is not None
 
 
 def matches(name: str, pattern: str) -> bool:

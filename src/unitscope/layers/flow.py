@@ -5,7 +5,7 @@ value. Operators that only reshape keep the value. So questions such as "what is
 answers that don't depend on whether a network uses modules, functions or in-place operators.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,14 +35,15 @@ SAME_VALUES = {
 class Operator:
     """One operator: its name, the values that it read and made, and the number of the leaf call that it ran in, if any.
 
-    `bounds` are its plain number arguments, which tell a ReLU6 from other clamps.
+    `apply` is what it does to its first argument, the others being as they were; `shape` is that of what it made.
     """
 
     name: str
     read: tuple[int, ...]
     made: int
     call: int | None
-    bounds: tuple[float | None, ...]
+    apply: Callable[[Tensor], Any]
+    shape: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -151,20 +152,17 @@ class FlowMode(TorchDispatchMode):
         if name in SAME_VALUES and values:
             self._values[id(made[0])] = (made[0], values[0])
         elif made:
-            self._note(name, values, made, tuple(args[1:]))
+            rest = tuple(args[1:])
+            self._note(name, values, made, lambda first: func(first, *rest, **(kwargs or {})))
         return output
 
-    def _note(self, name: str, values: tuple[int, ...], made: list[Tensor], rest: tuple[Any, ...]) -> None:
+    def _note(self, name: str, values: tuple[int, ...], made: list[Tensor], apply: Callable[[Tensor], Any]) -> None:
         """Give what was made a value of its own, and log the operator, in the leaf call that it runs in too."""
         leaf = self._running[-1] if self._running and self._running[-1].leaf else None
         number = -1 - len(self.operators)
         for tensor in made:
             self._values[id(tensor)] = (tensor, number)
-        operator = Operator(name, values, number, leaf.number if leaf else None, _bounds(rest))
+        operator = Operator(name, values, number, leaf.number if leaf else None, apply, tuple(made[0].shape))
         self.operators.append(operator)
         if leaf:
             leaf.operators.append(operator)
-
-
-def _bounds(arguments: tuple[Any, ...]) -> tuple[float | None, ...]:
-    return tuple(a for a in arguments if a is None or isinstance(a, (int, float)))

@@ -5,14 +5,19 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unitscope.errors import NetworkError, first_line
-from unitscope.fields import Array, FieldMode, Fields, Planes, fields_of
-from unitscope.layers.flow import SAME_VALUES, Call, FlowMode, Operator
+from unitscope.fields import Array, FieldMode, Fields, Planes, fields_of, tensors_in
+from unitscope.isolation import has_hooks, isolated, needs_hooks
+from unitscope.layers.activations import Activation, bends, probed
+from unitscope.layers.flow import Call, FlowMode, Operator
 from unitscope.layers.layouts import Layout, layout_of
 from unitscope.networks import InputForm, first_tensor
 from unitscope.precision import exactly
@@ -29,8 +34,7 @@ ACTIVATION_OPERATORS = {
 }  # fmt: skip
 RENAMED = {"_prelu_kernel": "prelu", "log_sigmoid_forward": "logsigmoid", "rrelu_with_noise": "rrelu"}
 CLAMPS = {"hardtanh", "clamp", "clamp_min"}
-CURVED = ACTIVATION_OPERATORS | CLAMPS | {"exp", "erf", "pow", "abs", "maximum", "where"}
-POINTWISE = CURVED | SAME_VALUES | {"mul", "add", "sub", "rsub", "div", "neg", "minimum", "reciprocal", "log", "log1p", "gt", "lt", "ge", "le"}  # fmt: skip
+ACTIVATION_NAMES = {RENAMED.get(name, name) for name in ACTIVATION_OPERATORS | {"hardtanh"}}
 NORMALISING = {
     "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "miopen_batch_norm",
     "native_layer_norm", "native_group_norm",
@@ -83,7 +87,8 @@ class Trace:
     """The layers of a network in call order, those that can't be scanned, and the form in which the network takes its input,
     whose `shape` is (channel, y, x).
 
-    `unknown_operators` are those whose fields were taken to be the whole input for want of a rule.
+    `unknown_operators` are those whose fields were taken to be the whole input for want of a rule. `hooks` says that the network
+    computes something else without the hooks that its user hung on it.
     """
 
     layers: list[TracedLayer]
@@ -92,22 +97,28 @@ class Trace:
     shape: tuple[int, int, int]
     unknown_operators: frozenset[str]
     folds: tuple[Fold, ...]
+    hooks: bool
 
 
 def trace(network: nn.Module, images: Tensor) -> Trace:
-    """Run the network once, in eval mode, on `images` of shape (1, channel, y, x), and list its layers.
+    """Run a copy of the network once, in eval mode, on `images` of shape (1, channel, y, x), and list its layers.
 
-    Raises `NetworkError` where the network doesn't run on such an input.
+    Raises `NetworkError` where the network doesn't run on such an input, or would change its parameters.
     """
     first = first_tensor(network)
     form = InputForm(images.device, torch.float32 if first is None else first.dtype, torch.channels_last)
+    hooks = has_hooks(network) and needs_hooks(network, partial(_outputs, images=form.of(images)))
     try:
-        return _traced(network, images, form)
+        return _traced(isolated(network, hooks), images, form, hooks)
+    except NetworkError:
+        raise
     except Exception:
         # `x.view(n, -1)` on a map needs the plain layout; where that isn't the trouble, the second try says what is.
         form = replace(form, memory_format=torch.contiguous_format)
     try:
-        return _traced(network, images, form)
+        return _traced(isolated(network, hooks), images, form, hooks)
+    except NetworkError:
+        raise
     except Exception as error:
         said = first_line(error)
         raise NetworkError(
@@ -116,10 +127,51 @@ def trace(network: nn.Module, images: Tensor) -> Trace:
         ) from error
 
 
-def _traced(network: nn.Module, images: Tensor, form: InputForm) -> Trace:
+def _outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
+    """All that the modules of a network give for images of noise like these, in order."""
+    found: list[Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        found.extend(one.clone() for one in tensors_in([output]))
+
+    for module in network.modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            module.register_forward_hook(keep)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), exactly(network, images.device), eagerly():
+        torch.manual_seed(0)
+        network(noise)
+    return found
+
+
+class _WeightsKept(TorchDispatchMode):
+    """Refuses what would write into the parameters, which a copy shares with the network that was given."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch loads its compiler, in over a second, to keep it away from this mode
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._names = {p.untyped_storage()._cdata: name for name, p in network.named_parameters()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func._schema.is_mutable:
+            for argument, value in zip(func._schema.arguments, args, strict=False):
+                written = argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Tensor)
+                name = self._names.get(value.untyped_storage()._cdata) if written else None
+                if name is not None:
+                    raise NetworkError(
+                        f"the network writes into its parameter {name!r} while it runs in eval mode, as layers do that set themselves by the "
+                        "first images they meet; run it on real images once before it is scanned"
+                    )
+        return func(*args, **(kwargs or {}))
+
+
+def _traced(network: nn.Module, images: Tensor, form: InputForm, hooks: bool) -> Trace:
     fields = FieldMode()
     flow = FlowMode(fields)
-    with torch.no_grad(), exactly(network, form.device), eagerly():
+    with torch.no_grad(), exactly(network, form.device), eagerly(), _WeightsKept(network):
         images = form.of(images)
         if form.memory_format is torch.channels_last:
             network(
@@ -128,7 +180,7 @@ def _traced(network: nn.Module, images: Tensor, form: InputForm) -> Trace:
         with fields, flow.watching(network):
             fields.start(images)
             network(images)
-    reading = Reading(flow, (images.shape[-2], images.shape[-1]))
+        reading = Reading(flow, images)
     layers: list[TracedLayer] = []
     refused: list[Refusal] = []
     for call in reading.layer_calls():
@@ -138,7 +190,7 @@ def _traced(network: nn.Module, images: Tensor, form: InputForm) -> Trace:
         else:
             layers.append(_described(call, reading, layout, len(layers)))
     channels, height, width = images.shape[1:]
-    return Trace(layers, refused, form, (channels, height, width), frozenset(fields.unknown), reading.folds())
+    return Trace(layers, refused, form, (channels, height, width), frozenset(fields.unknown), reading.folds(), hooks)
 
 
 @contextmanager
@@ -150,7 +202,7 @@ def eagerly() -> Iterator[None]:
 
 
 def _described(call: Call, reading: "Reading", layout: Layout, order: int) -> TracedLayer:
-    inward = reading.activates(call)
+    inward = reading.reads_input(call)
     planes = [layout.maps(plane) for plane in _found(call, inward)[0] or []]
     _, units, height, width = planes[0].shape
     fields = fields_of(planes, *reading.input_size)
@@ -174,8 +226,11 @@ def _step(centres: Array) -> int:
 class Reading:
     """What the log of a pass says about its module calls."""
 
-    def __init__(self, flow: FlowMode, input_size: tuple[int, int]) -> None:
-        self.input_size = input_size
+    def __init__(self, flow: FlowMode, images: Tensor) -> None:
+        self.input_size = images.shape[-2], images.shape[-1]
+        self._images = images
+        self._acts: dict[int, bool] = {}
+        self._probed: dict[int, Activation] = {}
         self._calls = flow.calls
         self._constants = flow.constants
         self._by_number = {c.number: c for c in flow.calls}
@@ -214,18 +269,28 @@ class Reading:
         return tuple(result)
 
     def activates(self, call: Call) -> bool:
-        """True for torch's activation modules and a user's own: leaves without weights, pointwise, curved, of one input."""
+        """True for torch's activation modules and a user's own: leaves without weights that bend each number of their one input."""
         if isinstance(call.module, ACTIVATION_MODULES):
             return True
-        names = {o.name for o in call.operators}
+        if call.number not in self._acts:
+            self._acts[call.number] = self._acts_on_each_number(call)
+        return self._acts[call.number]
+
+    def _acts_on_each_number(self, call: Call) -> bool:
         weightless = next(call.module.parameters(), None) is None
+        if not (call.leaf and weightless and call.operators and call.read_shape == call.made_shape):
+            return False
         made = {o.made for o in call.operators}
         given = {value for o in call.operators for value in o.read if value not in made and value not in self._constants}
-        return call.leaf and weightless and names <= POINTWISE and not names.isdisjoint(CURVED) and given == {call.read}
+        return (
+            given == {call.read}
+            and _same(call.read_planes, call.made_planes)
+            and bends(call.module, call.read_shape, self._images)
+        )
 
     def layout(self, call: Call) -> Layout | str:
         """How what is read of the call holds units and places, or why it can't be scanned."""
-        inward = self.activates(call)
+        inward = self.reads_input(call)
         planes, shape = _found(call, inward)
         if not shape:
             return f"its output is a {call.output_type}, not a tensor"
@@ -240,14 +305,37 @@ class Reading:
         """True where what the call reads or makes depends on the images."""
         return call.read_planes is not None or call.made_planes is not None
 
+    def reads_input(self, call: Call) -> bool:
+        """True for activations that increase: what goes in ranks as what comes out, and doesn't saturate (rule 1)."""
+        return self.activates(call) and self._activation_of_module(call).increases
+
     def activation(self, call: Call) -> str:
         """What is applied to the ranked value: one activation and nothing else, or `none`."""
-        if self.activates(call):
-            named = activation_of(call.operators[0]) if len(call.operators) == 1 else "none"
-            own_name = named == "none" or isinstance(call.module, nn.SELU)  # which torch runs as an ELU
-            return type(call.module).__name__.lower() if own_name else named
-        names = {activation_of(o) for o in self._uses.get(call.made, [])} if call.made is not None else set()
+        if self.activates(call) and (found := self._activation_of_module(call)).name != "none":
+            return found.name
+        names = {self._activation_of_operator(o) for o in self._uses.get(call.made, [])} if call.made is not None else set()
         return names.pop() if len(names) == 1 else "none"
+
+    def _activation_of_module(self, call: Call) -> Activation:
+        """What an activation module does; where that can't be tried, what comes out of it is ranked."""
+        if call.number not in self._probed:
+            plain = RENAMED.get(call.operators[0].name, call.operators[0].name) if len(call.operators) == 1 else ""
+            known = plain in ACTIVATION_NAMES and not isinstance(call.module, nn.SELU)  # which torch runs as an ELU
+            named = plain if known else type(call.module).__name__.lower()
+            found = probed(call.module, call.read_shape, self._images, named)
+            self._probed[call.number] = found or Activation("none", increases=False)
+        return self._probed[call.number]
+
+    def _activation_of_operator(self, operator: Operator) -> str:
+        """The activation that an operator applies; `none` for others, and for those that don't increase."""
+        if operator.name not in ACTIVATION_OPERATORS | CLAMPS:
+            return "none"
+        if operator.made not in self._probed:
+            named = RENAMED.get(operator.name, operator.name)
+            found = probed(operator.apply, operator.shape, self._images, "none" if named in CLAMPS - {"hardtanh"} else named)
+            self._probed[operator.made] = found or Activation("none", increases=False)
+        found = self._probed[operator.made]
+        return found.name if found.increases else "none"
 
     def default(self, call: Call) -> bool:
         """True for activations, ends of chains that no activation module ends, and modules before a called activation."""
@@ -276,6 +364,11 @@ class Reading:
         return end
 
 
+def _same(planes: Planes | None, others: Planes | None) -> bool:
+    """True where every number depends on the same pixels."""
+    return planes is not None and others is not None and all(torch.equal(p, o) for p, o in zip(planes, others, strict=True))
+
+
 def _units_last(call: Call) -> bool:
     """True for modules that compute along the last dimension."""
     along_one = type(call.module) is nn.LayerNorm and len(call.module.normalized_shape) == 1
@@ -290,17 +383,3 @@ def _weighs(call: Call) -> bool:
 
 def _normalises(call: Call) -> bool:
     return any(o.name in NORMALISING for o in call.operators) or "norm" in type(call.module).__name__.lower()
-
-
-def activation_of(operator: Operator) -> str:
-    """The activation that an operator applies: clamps at zero are rectifiers, `relu6` one that ends at six; `none` for others."""
-    if operator.name in CLAMPS or operator.name == "threshold":
-        low, high = (*operator.bounds, None, None)[:2]
-        if operator.name == "threshold":
-            return "relu" if low == 0 and high == 0 else "threshold"
-        if low == 0:
-            return "relu" if high is None else f"relu{high:g}"
-        return "hardtanh" if operator.name == "hardtanh" else "none"
-    if operator.name in ACTIVATION_OPERATORS:
-        return RENAMED.get(operator.name, operator.name)
-    return "none"

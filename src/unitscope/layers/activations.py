@@ -1,0 +1,118 @@
+"""What an activation function does, found by giving it numbers: nothing is taken from its name (rules 1 and 5)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unitscope.records import RECTIFIER, is_rectifier
+
+SMALL, LARGE = torch.logspace(-4, 0, 9, dtype=torch.float64), torch.logspace(0.95, 3, 12, dtype=torch.float64)
+POSITIVE = torch.cat([SMALL, torch.linspace(1.125, 8, 56, dtype=torch.float64), LARGE])
+GRID = torch.cat([-POSITIVE.flip(0), torch.zeros(1, dtype=torch.float64), POSITIVE])
+"""Where functions are looked at: close around zero and where they bend, and up to a thousand in both directions."""
+ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-9}
+COARSE = 2e-2
+"""How much of a value may be rounding, by type, and in half precision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """What follows the ranked value, as the `layers` table names it, and whether the function increases.
+
+    A function that dips once below zero and increases from there on (GELU, SiLU) counts as one that increases.
+    """
+
+    name: str
+    increases: bool
+
+
+def probed(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], like: Tensor, named: str) -> Activation | None:
+    """What the function does to inputs of that shape, for one image, in the type and on the device of `like`.
+
+    It is named for what it does where it is silent at and below zero, and else as `named` says. None where it can't be tried: it gives
+    no tensor of its input's shape.
+    """
+    results = _over_grid(function, shape, like)
+    if results is None:
+        return None
+    values = results.flatten(1).double().cpu()
+    rounding = ROUNDING.get(like.dtype, COARSE)
+    if not _increases(values, rounding):
+        return Activation(RECTIFIER if _has_floor(values) else "none", increases=False)
+    return Activation(_rectifier(values, rounding) or ("activation" if is_rectifier(named) else named), increases=True)
+
+
+def bends(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], like: Tensor) -> bool:
+    """True for a function that works on each number alone, and isn't a straight line."""
+    results = _over_grid(function, shape, like)
+    if results is None or results.isnan().all():
+        return False
+    grid = GRID.to(results).reshape(-1, *(1,) * (results.dim() - 1))
+    slope = (results[-1:] - results[:1]) / (grid[-1] - grid[0])
+    if torch.allclose(results, results[:1] + slope * (grid - grid[0]), rtol=COARSE, atol=1e-4):
+        return False
+    places = torch.randint(len(grid), results.shape, generator=torch.Generator().manual_seed(0)).to(results.device)
+    mixed = _applied(function, grid.expand_as(results).gather(0, places))
+    return mixed is not None and torch.allclose(mixed, results.gather(0, places), rtol=COARSE, atol=1e-4, equal_nan=True)
+
+
+def _over_grid(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], like: Tensor) -> Tensor | None:
+    """What the function makes of the grid, laid along the first dimension."""
+    if len(shape) < 2:
+        return None
+    inputs = _inputs(GRID.to(like.device, like.dtype), shape)
+    return next((found for tried in inputs if (found := _applied(function, tried)) is not None), None)
+
+
+def _inputs(grid: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
+    """The grid along the images: over one place for every channel, of which each may have a function of its own, or over all places."""
+    inner = shape[1:]
+    ones = (1,) * len(inner[1:])
+    column = grid.reshape(-1, *(1 for _ in inner))
+    return [column.expand(-1, *rest).clone() for rest in dict.fromkeys(((*inner[:1], *ones), (*ones, *inner[-1:]), inner))]
+
+
+def _applied(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor | None:
+    shape = inputs.shape
+    try:
+        with torch.no_grad():
+            result = function(inputs)
+    except Exception:  # whatever a user's module raises for a shape that it doesn't expect
+        return None
+    return result if isinstance(result, Tensor) and result.shape == shape else None
+
+
+def _increases(values: Float[Tensor, "place function"], rounding: float) -> bool:
+    """True where every function increases, or dips once and increases from there on; equal values in between are no fall."""
+    if values.isnan().any():
+        return False
+    finite = values.nan_to_num(posinf=torch.finfo(torch.float64).max, neginf=torch.finfo(torch.float64).min)
+    step, slack = finite[1:] - finite[:-1], rounding * (0.1 + finite[1:].abs().maximum(finite[:-1].abs()))
+    falls = step < -slack
+    lowest = finite.argmin(0)
+    places = torch.arange(len(step))[:, None]
+    after = (falls & (places >= lowest)).any(0)
+    before_rises = ((step > slack) & (places < lowest)).any(0)
+    dips = (finite[0] <= rounding) & (GRID[lowest] <= 0) & (finite[-1] > 0) & ~before_rises
+    return bool((~after & (~falls.any(0) | dips) & (finite[-1] > finite[0])).all())
+
+
+def _has_floor(values: Float[Tensor, "place function"]) -> bool:
+    """True where what comes out is never below zero, and zero for all that goes in on one side of zero: there the unit is silent."""
+    sides = (GRID <= 0, GRID >= 0)
+    return bool((values >= 0).all() and torch.stack([(values[side] == 0).all(0) for side in sides]).any(0).all())
+
+
+def _rectifier(values: Float[Tensor, "place function"], rounding: float) -> str:
+    """The name of a function that is zero at and below zero, and positive somewhere above; empty for others."""
+    below, above = values[GRID <= 0], values[GRID > 0]
+    if (below != 0).any() or (above < 0).any() or not (above > 0).any(0).all():
+        return ""
+    given, highest = GRID[GRID > 0][:, None], float(above.max())
+    for name, plain in (("relu", given), (f"relu{highest:g}", given.clamp(max=highest))):
+        if torch.allclose(above, plain.expand_as(above), rtol=rounding, atol=rounding):
+            return name
+    return RECTIFIER
