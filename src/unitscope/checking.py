@@ -1,18 +1,21 @@
 """check(): do the stored peaks come back?"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from math import isfinite
 
 import torch
 from torch import Tensor, nn
 
 from unitscope.atlas import Atlas
+from unitscope.layers import rounded
 from unitscope.networks import Network
 from unitscope.precision import plain_tensors
 from unitscope.records import Peak
-from unitscope.scanning.again import Again, comes_back, opened_again
+from unitscope.scanning.again import Again, comes_back, near, opened_again
+
+VARIANTS, MARGIN = 4, 4
+"""In how many ways the last bits of an image are changed, and how many times as far as then a value may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,36 +44,48 @@ def check(atlas: Atlas, network: "nn.Module | Network | None" = None, batch_size
     """Run the images of the peaks again and compare every stored value with what stands in its cell now.
 
     `network` is needed where the atlas was made from a module in memory. A value comes back where it agrees to 1e-4 of itself or
-    1e-5 of its layer's highest value: the last bits of a convolution depend on the batch that an image is in.
+    1e-5 of its layer's highest value: the last bits of a convolution depend on the batch that an image is in. Where the scan found
+    that rounding moves a layer's values further than that, so far is allowed, and as far as the value at hand moves when the last bits of
+    its image change.
 
     Images are found by their keys, so others may have come since. Raises `AtlasError` where the weights are not those that were
     scanned.
     """
     with opened_again(atlas, network, device) as again:
-        replay = Replay(again)
         peaks = [Peak(**row) for row in atlas.table("peaks").to_pylist()]
+        replay = Replay(
+            again,
+            {layer.name: near(atlas, layer.name) for layer in atlas.layers},
+            bool(atlas.manifest["trial"]["rounding"]),
+        )
         return CheckResult(len(peaks), list(replay.differences(peaks, batch_size)))
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Runs chosen images again and reads chosen cells."""
+    """Runs chosen images again and reads chosen cells.
+
+    `near` is how far apart small values of a layer may be; `amplifies` says that the network makes more of what float32 rounds off.
+    """
 
     again: Again
+    near: Mapping[str, float]
+    amplifies: bool
 
     def differences(self, peaks: Sequence[Peak], batch_size: int) -> Iterator[Difference]:
         """The peaks whose values don't come back, image by image."""
-        scale = {layer.name: 0.0 for layer in self.again.layers}
-        for peak in peaks:
-            if isfinite(peak.value):
-                scale[peak.layer] = max(scale[peak.layer], abs(peak.value))
         by_image = [(image, list(of)) for image, of in groupby(sorted(peaks, key=_image), key=_image)]
         for start in range(0, len(by_image), batch_size):
             batch = dict(by_image[start : start + batch_size])
-            for peak, found, reason in self._found(batch):
-                if found is None or not comes_back(peak.value, found, scale[peak.layer]):
+            apart = [(peak, found, reason) for peak, found, reason in self._found(batch) if not self._comes_back(peak, found)]
+            moved = self._moved_by_rounding([(peak, found) for peak, found, _ in apart if found is not None])
+            for peak, found, reason in apart:
+                if found is None or abs(found - peak.value) > MARGIN * moved.get(peak, 0.0):
                     key = self.again.loader.source.key(peak.image)
                     yield Difference(peak.layer, peak.unit, peak.rank, key, peak.value, found, reason)
+
+    def _comes_back(self, peak: Peak, found: float | None) -> bool:
+        return found is not None and comes_back(peak.value, found, self.near[peak.layer])
 
     def _found(self, batch: dict[int, list[Peak]]) -> Iterator[tuple[Peak, float | None, str]]:
         """Every peak of some images with the value that stands in its cell now."""
@@ -79,11 +94,26 @@ class Replay:
             if one.pixels is None:
                 yield from ((peak, None, one.reason) for peak in batch[one.image])
         good = [one for one in loaded if one.pixels is not None]
-        if not good:
-            return
+        if good:
+            values = self._values(self.again.inputs(good), [batch[one.image] for one in good])
+            yield from ((peak, value, "") for peak, value in values)
+
+    def _moved_by_rounding(self, apart: Sequence[tuple[Peak, float]]) -> dict[Peak, float]:
+        """How far values move when the last bits of their image change, in a network that makes much of them."""
+        moved: dict[Peak, float] = {}
+        found = dict(apart) if self.amplifies else {}
+        for image, of_image in groupby(sorted(found, key=_image), key=_image):
+            peaks = list(of_image)
+            several = self.again.inputs([self.again.loader.load(image)] * VARIANTS)
+            for peak, value in self._values(self.again.form.of(rounded(several)), [peaks] * VARIANTS):
+                moved[peak] = max(moved.get(peak, 0.0), abs(value - found[peak]))
+        return moved
+
+    def _values(self, images: Tensor, peaks: Sequence[Sequence[Peak]]) -> Iterator[tuple[Peak, float]]:
+        """What stands in the cells of each image's peaks, in one forward pass."""
         wanted: dict[str, list[tuple[int, Peak]]] = {layer.name: [] for layer in self.again.layers}
-        for place, one in enumerate(good):
-            for peak in batch[one.image]:
+        for place, of_image in enumerate(peaks):
+            for peak in of_image:
                 wanted[peak.layer].append((place, peak))
 
         def look(number: int, maps: Tensor) -> list[float]:
@@ -91,9 +121,8 @@ class Replay:
             cells = torch.tensor(where, dtype=torch.long, device=maps.device).reshape(-1, 4)
             return maps[tuple(cells.T)].float().tolist()
 
-        images = self.again.loader.normalised([one.pixels for one in good if one.pixels is not None], self.again.form)
         for traced, values in zip(self.again.layers, self.again.each(images, look), strict=True):
-            yield from ((peak, value, "") for (_, peak), value in zip(wanted[traced.name], values, strict=True))
+            yield from ((peak, value) for (_, peak), value in zip(wanted[traced.name], values, strict=True))
 
 
 def _image(peak: Peak) -> int:

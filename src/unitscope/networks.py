@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from unitscope.errors import NetworkError, first_line, suggestion
+from unitscope.isolation import uncompiled
 from unitscope.records import Preprocessing
 
 FORMS = "torchvision:NAME, timm:NAME, demo:efficientnet-lite0, PACKAGE.MODULE:FACTORY or PATH.py:FACTORY"
@@ -36,9 +37,13 @@ class Network:
     preprocessing: Preprocessing | None
 
     def hash(self) -> str:
-        """SHA-256 over names, types, shapes and bytes of all parameters and buffers, by name; of other state over its text."""
+        """SHA-256 over names, types, shapes and bytes of all parameters and buffers, by name; of other state over its text.
+
+        A network that was compiled has the hash of the one that it was made from.
+        """
         digest = hashlib.sha256()
-        for name, value in sorted(self.module.state_dict().items()):
+        state = {name.replace("_orig_mod.", ""): value for name, value in self.module.state_dict().items()}
+        for name, value in sorted(state.items()):
             if not isinstance(value, torch.Tensor) or value.is_quantized:
                 digest.update(f"{name} {value!r}\n".encode())
                 continue
@@ -79,6 +84,7 @@ def load_network(model: str, weights: str = "default", seed: int = 0) -> Network
 
 def given_network(module: nn.Module) -> Network:
     """A network that somebody made in Python: it has no model string to build it from again."""
+    module = uncompiled(module)
     return Network(module, f"module:{type(module).__module__}.{type(module).__qualname__}", "given", 0, None)
 
 

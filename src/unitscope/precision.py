@@ -1,14 +1,18 @@
-"""Full float32 arithmetic for as long as a network is run, whatever the caller has switched on; afterwards every switch is as it was.
+"""Full float32 arithmetic, and nothing compiled, for as long as a network is run, whatever the caller has switched on; afterwards every
+switch is as it was.
 
 TF32 and bfloat16 round the factors of every product. torch has one switch for each kind of product and back end, which follows that of its
 back end, which follows the one of all; and older switches (`set_float32_matmul_precision`, `allow_tf32`) that set the same.
 """
 
+import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from threading import Lock
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -25,7 +29,7 @@ _restore = ExitStack()
 
 @contextmanager
 def exactly(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Eval mode and full float32 precision for as long as the block lasts, without autocast."""
+    """Eval mode and full float32 precision for as long as the block lasts, without autocast; compiled parts run as they were written."""
     with evaluating(module), torch.autocast(device.type, enabled=False), _full_precision():
         yield
 
@@ -35,6 +39,19 @@ def plain_tensors() -> Iterator[None]:
     """New tensors are what they are in a fresh process, whatever the caller has set: no inference tensors, and on the processor."""
     with torch.inference_mode(False), torch.device("cpu"):
         yield
+
+
+@contextmanager
+def random_states_kept(device: torch.device) -> Iterator[None]:
+    """The random states of Python, numpy and torch, on the device too, are afterwards as they were."""
+    python, numbers = random.getstate(), np.random.get_state()
+    devices, kind = ([], "cuda") if device.type == "cpu" else ([device], device.type)
+    with torch.random.fork_rng(devices, device_type=kind):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numbers)
 
 
 @contextmanager
@@ -70,6 +87,10 @@ def _full_precision() -> Iterator[None]:
 
 
 def _set_exact(restore: ExitStack) -> None:
+    if "torch._dynamo" in sys.modules and hasattr(
+        torch.compiler, "set_stance"
+    ):  # where nothing was compiled, nothing loads the compiler
+        restore.enter_context(torch.compiler.set_stance("force_eager"))
     cudnn: Any = torch.backends.cudnn
     for name, value in (("enabled", True), ("benchmark", False), ("deterministic", True)):
         restore.callback(setattr, cudnn, name, getattr(cudnn, name))

@@ -20,7 +20,7 @@ from unitscope.images import FileSource, Skipped, Source, as_source, holds, reop
 from unitscope.images.pixels import Pixels
 from unitscope.records import Layer, Peak, Preprocessing
 
-NEEDED = frozenset({"network", "preprocessing", "input", "images", "listed", "read", "k"})
+NEEDED = frozenset({"network", "preprocessing", "input", "images", "listed", "read", "k", "trial"})
 
 
 class Atlas:

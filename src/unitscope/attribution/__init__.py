@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from math import isfinite
 
 from torch import nn
 
@@ -11,11 +10,10 @@ from unitscope.attribution.descending import Descent
 from unitscope.attribution.keeping import Keeping
 from unitscope.attribution.methods import METHODS, Method
 from unitscope.errors import AtlasError, suggestion
-from unitscope.layers import eagerly
 from unitscope.networks import Network
 from unitscope.precision import plain_tensors
 from unitscope.records import Layer, Peak, matches
-from unitscope.scanning.again import opened_again
+from unitscope.scanning.again import near, opened_again
 from unitscope.scanning.lanes import Networks
 
 __all__ = ["METHODS", "attribute"]
@@ -47,7 +45,7 @@ def attribute(
     """
     way = _method(method)
     chosen = _chosen(atlas, layers, units)
-    with Keeping(atlas, method).held() as keeping, opened_again(atlas, network, device) as again, eagerly():
+    with Keeping(atlas, method).held() as keeping, opened_again(atlas, network, device) as again:
         _ = atlas.source  # found once, before threads ask for it
         tell = (lambda _: None) if on_peaks is None else on_peaks
         networks = Networks(again.network, again.trace, [layer for layer in again.layers if layer.name in chosen])
@@ -55,7 +53,7 @@ def attribute(
         for layer, peaks in chosen.items():
             left = keeping.lacking(layer, peaks)
             tell(len(peaks) - len(left))
-            with closing(Descent(again, networks, way, layer, _scale(atlas, layer)).projections(left)) as found:
+            with closing(Descent(again, networks, way, layer, near(atlas, layer)).projections(left)) as found:
                 for projection in found:
                     keeping.add(projection)
                     done += 1
@@ -90,9 +88,3 @@ def _peaks(atlas: Atlas, layer: Layer, units: Sequence[int] | None) -> list[Peak
         raise AtlasError(f"layer {layer.name!r} has units 0 to {layer.units - 1}, not {wrong[0]}")
     wanted = None if units is None else set(units)
     return [Peak(**row) for row in atlas.peaks(layer.name).to_pylist() if wanted is None or row["unit"] in wanted]
-
-
-def _scale(atlas: Atlas, layer: str) -> float:
-    """The layer's highest finite absolute value."""
-    values = atlas.peaks(layer)["value"].to_pylist()
-    return max((abs(value) for value in values if isfinite(value)), default=0.0)

@@ -35,13 +35,13 @@ class _Done:
 
 @dataclass(frozen=True, slots=True)
 class Descent:
-    """The peaks of one layer on their way down to pixels, by one method; `scale` is the layer's highest finite absolute value."""
+    """The peaks of one layer on their way down to pixels, by one method; `near` is how far apart small values may be."""
 
     again: Again
     networks: Networks
     method: Method
     name: str
-    scale: float
+    near: float
 
     def projections(self, peaks: Sequence[Peak]) -> Generator[Projection, None, None]:
         """In no order that means anything. Raises `AtlasError` where a value doesn't come back.
@@ -110,7 +110,7 @@ def _take(layer: Descent, done: _Done, result: Projected, places: list[tuple[Ent
         if number >= len(entry.peaks):
             continue
         peak = entry.peaks[number]
-        if not comes_back(peak.value, values[place], layer.scale):
+        if not comes_back(peak.value, values[place], layer.near):
             done.differing.append((peak, values[place]))
             continue
         box = peak.box.clipped(*window.input_size)

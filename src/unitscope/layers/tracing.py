@@ -1,9 +1,6 @@
 """One watched forward pass that tells everything about a network's layers before a scan."""
 
-import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,7 +17,7 @@ from unitscope.layers.activations import Activation, bends, probed
 from unitscope.layers.flow import Call, FlowMode, Operator
 from unitscope.layers.layouts import Layout, layout_of
 from unitscope.networks import InputForm, first_tensor
-from unitscope.precision import exactly
+from unitscope.precision import exactly, random_states_kept
 from unitscope.records import Layer
 
 ACTIVATION_MODULES = (
@@ -105,6 +102,12 @@ def trace(network: nn.Module, images: Tensor) -> Trace:
 
     Raises `NetworkError` where the network doesn't run on such an input, or would change its parameters.
     """
+    with random_states_kept(images.device):
+        return _tried(network, images)
+
+
+def _tried(network: nn.Module, images: Tensor) -> Trace:
+    """The trace of an input that lies in memory as images do best or, where the network can't take that, plainly."""
     first = first_tensor(network)
     form = InputForm(images.device, torch.float32 if first is None else first.dtype, torch.channels_last)
     hooks = has_hooks(network) and needs_hooks(network, partial(_outputs, images=form.of(images)))
@@ -138,7 +141,7 @@ def _outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
         if not isinstance(module, torch.jit.ScriptModule):
             module.register_forward_hook(keep)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), exactly(network, images.device), eagerly():
+    with torch.no_grad(), exactly(network, images.device):
         torch.manual_seed(0)
         network(noise)
     return found
@@ -171,7 +174,7 @@ class _WeightsKept(TorchDispatchMode):
 def _traced(network: nn.Module, images: Tensor, form: InputForm, hooks: bool) -> Trace:
     fields = FieldMode()
     flow = FlowMode(fields)
-    with torch.no_grad(), exactly(network, form.device), eagerly(), _WeightsKept(network):
+    with torch.no_grad(), exactly(network, form.device), _WeightsKept(network):
         images = form.of(images)
         if form.memory_format is torch.channels_last:
             network(
@@ -191,14 +194,6 @@ def _traced(network: nn.Module, images: Tensor, form: InputForm, hooks: bool) ->
             layers.append(_described(call, reading, layout, len(layers)))
     channels, height, width = images.shape[1:]
     return Trace(layers, refused, form, (channels, height, width), frozenset(fields.unknown), reading.folds(), hooks)
-
-
-@contextmanager
-def eagerly() -> Iterator[None]:
-    """Compiled parts run as they were written for as long as the block lasts: the modes that watch are not to be compiled in."""
-    loaded = "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")
-    with torch.compiler.set_stance("force_eager") if loaded else nullcontext():
-        yield
 
 
 def _described(call: Call, reading: "Reading", layout: Layout, order: int) -> TracedLayer:

@@ -2,8 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,13 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from unitscope.atlas import Atlas, place_for, write_atlas
 from unitscope.errors import ImagesError, NetworkError, UnitscopeError
 from unitscope.images import FileSource, Skipped, Source, as_source, keys_hash
 from unitscope.layers import Trace, choose, trace
-from unitscope.networks import PREPROCESSING_FLAGS, Network, as_preprocessing, first_tensor, given_network, load_network
+from unitscope.networks import PREPROCESSING_FLAGS, Network, as_preprocessing, given_network, load_network
 from unitscope.precision import plain_tensors
 from unitscope.records import Preprocessing
 from unitscope.runners import Runner
@@ -77,20 +75,22 @@ def scan(
     loader = loader_for(source, preprocessing_said(preprocess, known), plan.images, known.model)
     weights, patterns = known.hash(), [layers] if isinstance(layers, str) else layers
     away = getattr(runner, "device", None)
-    _warn_of_batches(known)
-    with placed(known.module, chosen_device("cpu" if away else device)) as target:
-        job, networks = _set_up(known, plan, loader, patterns, workers, target)
-        there, theirs = _elsewhere(job, networks, torch.device(away)) if away else (job, networks)
-        described = _described(known, weights, there, patterns)
-        with Checkpoint(place, described | {"scanned": job.plan.layers, "listed": plan.images}).held() as checkpoint:
-            place_for(out)  # another scan may have come first
-            run = screened if job.plan.precision == "bf16" else gather
-            tell = (lambda _: None) if on_images is None else on_images
-            part = run(theirs, there, Here() if runner is None else runner, checkpoint, tell)
-            counts = {"listed": part.listed, "read": part.read, "skipped": len(part.skipped), "again": part.again}
-            records = with_effective_fields(networks, job, part)
-            write_atlas(out, tables(part, job.layers, records, loader.preprocessing), described | counts)
-            checkpoint.drop()
+    target = chosen_device("cpu" if away else device)
+    job, networks = _set_up(known, plan, loader, patterns, workers, target)
+    there, theirs = _elsewhere(job, networks, torch.device(away)) if away else (job, networks)
+    for finding in networks.trial.findings():
+        warnings.warn(f"{known.model!r}: {finding}", stacklevel=3)
+    described = _described(known, weights, there, patterns)
+    with Checkpoint(place, described | {"scanned": job.plan.layers, "listed": plan.images}).held() as checkpoint:
+        place_for(out)  # another scan may have come first
+        run = screened if job.plan.precision == "bf16" else gather
+        tell = (lambda _: None) if on_images is None else on_images
+        part = run(theirs, there, Here() if runner is None else runner, checkpoint, tell)
+        counts = {"listed": part.listed, "read": part.read, "skipped": len(part.skipped), "again": part.again}
+        records = with_effective_fields(networks, job, part)
+        found = {"trial": _tried(networks)}
+        write_atlas(out, tables(part, job.layers, records, loader.preprocessing), described | counts | found)
+        checkpoint.drop()
     return Atlas(out, images=images)
 
 
@@ -153,20 +153,6 @@ def chosen_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-@contextmanager
-def placed(module: nn.Module, device: torch.device) -> Iterator[torch.device]:
-    """The network on a device for as long as the block lasts, then back where it was."""
-    first = first_tensor(module)
-    before = first.device if first is not None else device
-    if before.type != device.type:
-        module.to(device)
-    try:
-        yield device
-    finally:
-        if before.type != device.type:
-            module.to(before)
-
-
 def known_network(network: "str | nn.Module | Network") -> Network:
     """The network that was given in one of three ways."""
     if isinstance(network, str):
@@ -176,15 +162,6 @@ def known_network(network: "str | nn.Module | Network") -> Network:
     if not isinstance(network, Network):
         raise NetworkError(f"network is a model string, an nn.Module or what load_network gives, not a {type(network).__name__}")
     return network
-
-
-def _warn_of_batches(network: Network) -> None:
-    """Batch norm without running statistics takes those of the batch, in eval mode too."""
-    norms = (n for n, m in network.module.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is None)
-    if name := next(norms, ""):
-        warnings.warn(
-            f"{name!r} of {network.model!r} normalises by its batch, so values depend on the images beside", stacklevel=3
-        )
 
 
 def loader_for(source: Source, preprocessing: Preprocessing | None, count: int, model: str) -> Loader:
@@ -216,6 +193,13 @@ def _of_pictures(source: Source, preprocessing: Preprocessing | None, model: str
 
 
 # ── the manifest ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _tried(networks: Networks) -> dict[str, Any]:
+    """What the trial on noise found; rounding of the scanned layers alone, to one digit, since machines differ in more."""
+    trial, names = networks.trial, {layer.name for layer in networks.chosen}
+    rounding = {name: float(f"{d:.0e}") for name, d in trial.rounding.items() if name in names}
+    return {"batch": trial.batch, "random": trial.random, "shared": trial.shared, "rounding": rounding}
 
 
 def _described(network: Network, weights: str, job: Job, patterns: Sequence[str] | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -14,21 +15,22 @@ from unitscope.atlas import Atlas
 from unitscope.errors import AtlasError, ImagesError
 from unitscope.images import FileBroken, FileSource, as_source, count_of, items_of
 from unitscope.images.pixels import Pixels
-from unitscope.layers import Trace, TracedLayer, choose, tapped, trace
+from unitscope.isolation import isolated
+from unitscope.layers import Trace, TracedLayer, choose, tapped, tolerance_for, trace
 from unitscope.networks import InputForm, Network, given_network, load_network
 from unitscope.precision import exactly
 from unitscope.records import Shard
-from unitscope.scanning import chosen_device, known_network, loader_for, placed, preprocessing_said
+from unitscope.scanning import chosen_device, known_network, loader_for, preprocessing_said
 from unitscope.scanning.loading import Loaded, Loader
 
-RELATIVE, ABSOLUTE = 1e-4, 1e-5
+RELATIVE = 1e-4
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """What an atlas was made from: the network in its place, its layers, and the way from an image to its input."""
+    """What an atlas was made from: a copy of the network in its place, its layers, and the way from an image to its input."""
 
     network: nn.Module
     trace: Trace
@@ -81,11 +83,17 @@ class Again:
         return given if isinstance(given, Tensor) else torch.empty(0)
 
 
-def comes_back(stored: float, found: float, scale: float) -> bool:
-    """True where the values agree as far as float32 arithmetic promises; `scale` is the layer's highest finite value."""
+def comes_back(stored: float, found: float, near: float) -> bool:
+    """True where the values agree as far as float32 arithmetic promises; `near` is how far apart small values of the layer may be."""
     if not (isfinite(stored) and isfinite(found)):
         return stored == found
-    return abs(found - stored) <= max(RELATIVE * abs(stored), ABSOLUTE * scale)
+    return abs(found - stored) <= max(RELATIVE * abs(stored), near)
+
+
+def near(atlas: Atlas, layer: str) -> float:
+    """How far apart values of a layer may be: a share of its highest finite value, by what the trial before the scan found."""
+    values = np.abs(atlas.peaks(layer)["value"].to_numpy())
+    return tolerance_for(atlas.manifest["trial"]["rounding"], layer) * float(values[np.isfinite(values)].max(initial=0))
 
 
 @contextmanager
@@ -100,8 +108,7 @@ def opened_again(atlas: Atlas, network: "nn.Module | Network | None" = None, dev
         raise AtlasError(f"the weights of {known.model!r} are not those that the atlas {str(atlas.folder)!r} was made with")
     channels, height, width = atlas.manifest["input"]
     loader = Loader(StoredImages(atlas), atlas.preprocessing, (channels, height, width))
-    with _placed(known, loader, [layer.name for layer in atlas.layers], device) as again:
-        yield again
+    yield _opened(known, loader, [layer.name for layer in atlas.layers], device)
 
 
 @contextmanager
@@ -115,16 +122,13 @@ def opened(
     """A network and images as `scan` takes them, for as long as the block lasts. Raises as `scan` does."""
     known, source = known_network(network), as_source(images)
     loader = loader_for(source, preprocessing_said(preprocess, known), count_of(source) or 0, known.model)
-    with _placed(known, loader, [layers] if isinstance(layers, str) else layers, device) as again:
-        yield again
+    yield _opened(known, loader, [layers] if isinstance(layers, str) else layers, device)
 
 
-@contextmanager
-def _placed(known: Network, loader: Loader, layers: Sequence[str] | None, device: str) -> Iterator[Again]:
+def _opened(known: Network, loader: Loader, layers: Sequence[str] | None, device: str) -> Again:
     target = chosen_device(device)
-    with placed(known.module, target):
-        traced = trace(known.module, torch.zeros(1, *loader.shape, device=target))
-        yield Again(known.module, traced, choose(traced, layers, known.model), loader)
+    traced = trace(known.module, torch.zeros(1, *loader.shape, device=target))
+    return Again(isolated(known.module, traced.hooks).to(target), traced, choose(traced, layers, known.model), loader)
 
 
 @dataclass(frozen=True, slots=True)

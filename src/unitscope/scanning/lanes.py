@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from unitscope.layers import Trace, TracedLayer, copies, lowered
+from unitscope.layers import Replicas, Trace, TracedLayer, Trial, lowered, replicas
 from unitscope.precision import exactly
 
 MOST_LANES = 8
@@ -29,22 +29,30 @@ Submit = Callable[[Callable[[nn.Module, Any], Any], Any], "Future[Any]"]
 
 
 class Networks:
-    """The network's copies, one a lane, made where and when they are first asked for; other processes make their own.
+    """The network's replicas, one a lane, made where and when they are first asked for; other processes make their own.
 
-    With a `dtype`, the copies compute in it.
+    With a `dtype`, the replicas compute in it.
     """
 
     def __init__(self, module: nn.Module, trace: Trace, chosen: Sequence[TracedLayer], dtype: torch.dtype | None = None) -> None:
         self.module, self.trace, self.chosen, self.dtype = module, trace, chosen, dtype
 
     @cached_property
+    def _replicas(self) -> Replicas:
+        return replicas(self.module, self.trace, self.chosen, lane_count(self.trace.form.device))
+
+    @cached_property
     def lanes(self) -> list[nn.Module]:
-        device = self.trace.form.device
-        made = copies(self.module.to(device), self.trace, self.chosen, lane_count(device))
+        made = self._replicas.networks
         return made if self.dtype is None else [lowered(network, self.dtype) for network in made]
 
+    @property
+    def trial(self) -> Trial:
+        """What was found out about the network on the way."""
+        return self._replicas.trial
+
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "lanes"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("lanes", "_replicas")}
 
 
 def lane_count(device: torch.device) -> int:

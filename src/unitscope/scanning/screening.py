@@ -37,8 +37,6 @@ def why_not(job: Job, networks: Networks) -> str:
     images, wanted = plan.images, sum(job.units) * plan.k + SAMPLE_IMAGES
     if images and (share := 1 - exp(-wanted / images)) > WORTH:
         return f"about {share:.0%} of the {images:,} images would have to run again for {sum(job.units):,} units"
-    if networks.lanes[0] is networks.module:
-        return "the network can't be copied"
     return _refuses(networks.lanes[0], job)
 
 
@@ -89,7 +87,7 @@ def _refuses(network: nn.Module, job: Job) -> str:
         maps = maps_of_noise(lowered(network, torch.bfloat16), _in_bfloat16(job).trace, job.layers)
     except Exception as error:
         return f"the network doesn't run in bfloat16: {first_line(error)}"
-    other = next((found.dtype for found in maps.values() if found.dtype != torch.bfloat16), None)
+    other = next((found.dtype for found in maps if found.dtype != torch.bfloat16), None)
     return f"a layer of the network computes in {other}" if other else ""
 
 

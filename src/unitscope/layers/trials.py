@@ -1,0 +1,210 @@
+"""What a network does with noise, before it is scanned: does a value belong to its image alone (rule 10), and how exact is it?
+
+All runs are on copies. Images are the same noise every time.
+"""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unitscope.errors import NetworkError
+from unitscope.isolation import isolated
+from unitscope.layers.lockstep import side_by_side
+from unitscope.layers.tapping import tapped
+from unitscope.layers.tracing import Trace, TracedLayer
+from unitscope.precision import exactly
+
+NEAR = 1e-5
+"""How far values may be apart, as a share of their layer's highest, where arithmetic in float32 is all that differs."""
+NEAR_IN_DOUBLE = 1e-9
+COARSE = 1e-2
+"""The same where float64 can't tell rounding from a real difference, since the network doesn't run in it."""
+SPREAD = 16
+"""How many times as far as for noise other images may be apart."""
+
+OTHERS = (1, 2)
+"""The images of noise that run before the first one, to see whether that changes anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """The first layers in which something else than the image has a say in the values; None where there is none.
+
+    `batch`: the other images of the batch. `random`: something that differs from run to run. `shared`: another replica at work, since
+    they share state. `rounding` says by how much float32 arithmetic alone moves the values of a layer, as a share of its highest, where
+    that is above 1e-5.
+    """
+
+    batch: str | None = None
+    random: str | None = None
+    shared: str | None = None
+    rounding: Mapping[str, float] = field(default_factory=dict)
+
+    def findings(self) -> Iterator[str]:
+        """What a person should know of it, a sentence each."""
+        if self.batch is not None:
+            yield f"values depend on the images that run in the same batch, from layer {self.batch!r} on: another batch size gives others"
+        if self.random is not None:
+            yield f"values differ from run to run, from layer {self.random!r} on: a scan can't be repeated, and 'check' will find differences"
+        if self.shared is not None:
+            yield f"copies of the network that run at the same time change each other's values, from layer {self.shared!r} on: one runs alone"
+        if self.rounding:
+            layer = max(self.rounding, key=lambda name: self.rounding[name])
+            yield (
+                f"rounding in float32 moves values by up to {self.rounding[layer]:.0e} of their layer's highest (in layer {layer!r}); 'check' "
+                "allows for that"
+            )
+
+    def with_rounding(self, layers: Sequence[TracedLayer], apart: Sequence[float]) -> "Trial":
+        """The trial with one more comparison of layers' values, unless something else than rounding has a say in them."""
+        if self.batch is not None or self.random is not None:
+            return self
+        found = {layer.name: d for layer, d in zip(layers, apart, strict=True)}
+        wider = {name: d for name, d in found.items() if NEAR < d < inf and d > self.rounding.get(name, 0)}
+        return replace(self, rounding={**self.rounding, **wider})
+
+    def tolerance(self, layer: str) -> float:
+        """How far the layer's values may be apart, as a share of its highest."""
+        return tolerance_for(self.rounding, layer)
+
+
+def tolerance_for(rounding: Mapping[str, float], layer: str) -> float:
+    """How far a layer's values may be apart, as a share of its highest, given what the trial found for noise."""
+    return max(NEAR, SPREAD * rounding.get(layer, 0))
+
+
+def tried(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer]) -> Trial:
+    """What the layers up to the last chosen one do with noise.
+
+    Raises `NetworkError` where values depend on the images that ran before: the state that they left says what a value is.
+    """
+    last = max(layer.layer.order for layer in chosen)
+    return _Trials(network, traced, [layer for layer in traced.layers if layer.layer.order <= last]).result()
+
+
+@dataclass(frozen=True, slots=True)
+class _Trials:
+    network: nn.Module
+    traced: Trace
+    layers: Sequence[TracedLayer]
+
+    def result(self) -> Trial:
+        noise = noise_for(self.traced, 3)
+        network, other = self._copy(), self._copy()
+        alone = first_maps(network, self.layers, noise[:1])
+        for before in OTHERS:
+            first_maps(other, self.layers, self._other(noise, before))
+        later = first_maps(other, self.layers, noise[:1])
+        if (changed := self._first(later, alone, NEAR)) is not None:
+            self._check_history(noise)
+            return Trial(random=changed)
+        apart = deviations(first_maps(network, self.layers, noise), alone)
+        batch = self._depends_on_batch(noise, apart) if max(apart, default=0) > NEAR else None
+        moved = deviations(first_maps(network, self.layers, rounded(noise[:1])), alone)
+        return Trial(batch=batch).with_rounding(self.layers, apart).with_rounding(self.layers, moved)
+
+    def _copy(self) -> nn.Module:
+        return isolated(self.network, self.traced.hooks).to(self.traced.form.device)
+
+    def _other(self, noise: Tensor, number: int) -> Tensor:
+        """Another image, and a louder one: what keeps the largest value that it met must notice."""
+        louder: Tensor = noise[number : number + 1] * 3**number
+        return louder
+
+    def _first(self, maps: list[Tensor], others: list[Tensor], near: float) -> str | None:
+        """The name of the first layer whose values are apart."""
+        apart = deviations(maps, others)
+        return next((layer.name for layer, d in zip(self.layers, apart, strict=True) if d > near), None)
+
+    def _check_history(self, noise: Tensor) -> None:
+        """The same image after others, and twice after the same ones, each on a copy of its own and with the same random numbers."""
+
+        def after(image: int) -> list[Tensor]:
+            network = self._copy()
+            seed_all(0)
+            first_maps(network, self.layers, self._other(noise, image))
+            return first_maps(network, self.layers, noise[:1])
+
+        one, same, other = after(OTHERS[0]), after(OTHERS[0]), after(OTHERS[1])
+        changed = self._first(one, other, NEAR)
+        if changed is not None and self._first(one, same, NEAR) is None:
+            raise NetworkError(
+                f"values of the network depend on the images that ran before, from layer {changed!r} on: its state changes while it runs in eval "
+                "mode, as that of an observer or of a layer that sets itself by its first images. Freeze it first (run it on real images "
+                "once, or torch.ao.quantization.disable_observer)"
+            )
+
+    def _depends_on_batch(self, noise: Tensor, apart: list[float]) -> str | None:
+        """The first layer in which the images beside have a say: in float64 rounding is too small to be taken for that."""
+        traced = replace(self.traced, form=replace(self.traced.form, dtype=torch.float64))
+        try:
+            network, images = self._copy().double(), traced.form.of(noise.double())
+            together, alone = (first_maps(network, self.layers, batch) for batch in (images, images[:1]))
+            return self._first(together, alone, NEAR_IN_DOUBLE)
+        except Exception:  # what was written for one type stumbles in many ways over another
+            return next((layer.name for layer, d in zip(self.layers, apart, strict=True) if d > COARSE), None)
+
+
+def with_replicas(trial: Trial, replicas: Sequence[nn.Module], traced: Trace, chosen: Sequence[TracedLayer]) -> Trial:
+    """The trial with what replicas do to each other: two of them run in turn, operator by operator, on different images."""
+    if len(replicas) < 2 or trial.random is not None:
+        return trial
+    images = noise_for(traced, 2).split(1)
+    names = [layer.name for layer in chosen]
+    alone = [side_by_side([network], [image], chosen)[0] for network, image in zip(replicas[:2], images, strict=True)]
+    together = side_by_side(replicas[:2], images, chosen)
+    for expected, found in zip(alone, together, strict=True):
+        apart = [*deviations(found, expected[: len(found)]), *[inf] * (len(expected) - len(found))]
+        first = next((name for name, d in zip(names, apart, strict=True) if d > trial.tolerance(name)), None)
+        if first is not None:
+            return replace(trial, shared=first)
+    return trial
+
+
+def first_maps(network: nn.Module, layers: Sequence[TracedLayer], images: Tensor) -> list[Tensor]:
+    """The maps of the first of some images, of shape (1, unit, y, x), layer by layer."""
+    maps: dict[int, Tensor] = {}
+    with (
+        torch.no_grad(),
+        exactly(network, images.device),
+        tapped(network, layers, lambda number, found: maps.update({number: found[:1].clone()})) as tap,
+    ):
+        tap.run(images)
+    return [maps[number] for number in range(len(layers))]
+
+
+def deviations(maps: Sequence[Tensor], others: Sequence[Tensor]) -> list[float]:
+    """How far two layers' maps are apart at most, as a share of the highest value, layer by layer; infinity where one is NaN and the
+    other isn't."""
+    return [_deviation(one, other) for one, other in zip(maps, others, strict=True)]
+
+
+def _deviation(maps: Tensor, others: Tensor) -> float:
+    strange = ~others.isfinite()
+    if maps.shape != others.shape or not torch.allclose(maps[strange], others[strange], equal_nan=True):
+        return inf
+    scale = float(others.nan_to_num(0, 0, 0).abs().max()) if others.numel() else 0.0
+    apart = float((maps - others).nan_to_num(0, 0, 0).abs().max()) if others.numel() else 0.0
+    return apart / scale if scale else (inf if apart else 0.0)
+
+
+def noise_for(traced: Trace, images: int) -> Tensor:
+    """Images of noise, the same every time, in the form in which the network takes them."""
+    return traced.form.of(torch.randn(images, *traced.shape, generator=torch.Generator().manual_seed(0)))
+
+
+def rounded(images: Tensor) -> Tensor:
+    """The images with their last bits changed, as rounding on the way would."""
+    chance = torch.randn(images.shape, generator=torch.Generator().manual_seed(1)).sign().to(images)
+    return images * (1 + 2 * torch.finfo(images.dtype).eps * chance)
+
+
+def seed_all(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)

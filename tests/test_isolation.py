@@ -1,0 +1,312 @@
+"""The network that is given is left bit for bit as it was: everything runs on copies."""
+
+import copy
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from networks import small_network
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+import unitscope
+from unitscope.isolation import has_hooks, isolated, needs_hooks
+from unitscope.layers import choose, replicas, trace
+
+IMAGES = torch.randn(24, 3, 14, 14, generator=torch.Generator().manual_seed(0))
+
+
+def everything(network: nn.Module) -> list[tuple[str, str]]:
+    """All attributes of all modules, as text, tensors with all their numbers."""
+    with torch.no_grad():
+        torch.set_printoptions(threshold=10**9, precision=17)
+        try:
+            return [
+                (f"{name}.{key}", repr(value) if not isinstance(value, nn.Module) else type(value).__name__)
+                for name, module in network.named_modules()
+                for key, value in sorted(vars(module).items())
+                if key != "_modules"
+            ]
+        finally:
+            torch.set_printoptions(profile="default")
+
+
+class Careless(nn.Module):
+    """Counts, collects and keeps things in itself in eval mode, in every way there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = small_network()
+        self.register_buffer("calls", torch.zeros(()))
+        self.seen: list[Tensor] = []
+        self.shapes: dict[str, list[int]] = {"all": []}
+        self.last: Tensor | None = None
+        self.count = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        self.count += 1
+        self.seen.append(images.mean())
+        self.shapes["all"].append(len(images))
+        self.last = images
+        return self.network(images)
+
+
+def verbs(network: nn.Module, folder: Path) -> None:
+    """Every verb that takes a module."""
+    from unitscope.experiments import colour_or_shape, invariance
+
+    trace(network, IMAGES[:1])
+    atlas = unitscope.scan(network, IMAGES, folder / "atlas")
+    unitscope.check(atlas, network)
+    unitscope.attribute(atlas, "deconvnet", network, units=[0])
+    colour_or_shape(atlas, network)
+    invariance(network, IMAGES, folder / "invariance")
+
+
+def test_every_verb_leaves_the_network_as_it_was(tmp_path: Path) -> None:
+    network = Careless().train()
+    network.network[1].eval()
+    before, identities = everything(network), [id(one) for one in (*network.modules(), *network.parameters(), *network.buffers())]
+    verbs(network, tmp_path)
+    assert everything(network) == before
+    assert [id(one) for one in (*network.modules(), *network.parameters(), *network.buffers())] == identities
+
+
+@pytest.mark.parametrize("how", ["whole", "part", "in place", "function"])
+def test_a_compiled_network_runs_its_graph_afterwards_as_before(how: str, tmp_path: Path) -> None:
+    compiled: list[int] = []
+    ran: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        compiled.append(len(inputs))
+
+        def run(*values: Any) -> Any:
+            ran.append(1)
+            return graph.forward(*values)
+
+        return run
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = small_network()
+
+        def forward(self, images: Tensor) -> Tensor:
+            return twice(self.body(images)) if how == "function" else self.body(images)
+
+    def plain_twice(values: Tensor) -> Tensor:
+        return values * 2
+
+    twice = torch.compile(plain_twice, backend=backend) if how == "function" else plain_twice
+    network: Any = Network().eval()
+    if how == "whole":
+        network = torch.compile(network, backend=backend)
+    elif how == "part":
+        network.body = torch.compile(network.body, backend=backend)
+    elif how == "in place":
+        network.body.compile(backend=backend)
+    with torch.no_grad():
+        expected = network(IMAGES[:2])
+        graphs, runs = len(compiled), len(ran)
+        assert graphs
+        assert runs
+        verbs(network, tmp_path)
+        assert (len(compiled), len(ran)) == (graphs, runs)
+        again = network(IMAGES[:2])
+    assert len(compiled) == graphs
+    assert len(ran) > runs
+    assert torch.equal(expected, again)
+    torch._dynamo.reset()
+
+
+def test_a_compiled_network_has_the_layers_and_the_hash_of_the_plain_one(tmp_path: Path) -> None:
+    network = nn.Sequential(small_network()).eval()
+    atlas = unitscope.scan(torch.compile(network), IMAGES, tmp_path / "whole")
+    part = copy.deepcopy(network)
+    part[0] = torch.compile(part[0])
+    assert [layer.name for layer in atlas.layers] == [layer.name for layer in choose(trace(network, IMAGES[:1]))]
+    assert unitscope.check(atlas, network).differences == []
+    assert unitscope.check(atlas, part).differences == []
+
+
+# ── hooks ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Collector:
+    def __init__(self) -> None:
+        self.found: list[Tensor] = []
+        self.count = 0
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.count += 1
+        self.found.append(output)
+
+    def collect(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.count += 1
+
+
+def test_hooks_of_the_users_do_not_fire_and_stay_where_they_are(tmp_path: Path) -> None:
+    network, calls, number, collector = small_network().eval(), [], 0, Collector()
+
+    def count(module: nn.Module, args: Any, output: Tensor) -> None:
+        nonlocal number
+        number += 1
+
+    network[0].register_forward_hook(lambda module, args, output: calls.append(output))
+    network[0].register_forward_pre_hook(lambda module, args: calls.append(args))
+    network[3].register_forward_hook(count)
+    network[4].register_forward_hook(collector)
+    network[4].register_forward_hook(collector.collect)
+    network[6].register_full_backward_hook(lambda module, inputs, outputs: calls.append(outputs))
+    verbs(network, tmp_path)
+    assert (calls, number, collector.found, collector.count) == ([], 0, [], 0)
+    network(IMAGES[:1])
+    assert (len(calls), number, len(collector.found), collector.count) == (2, 1, 1, 2)
+
+
+def negated(module: nn.Module, args: Any, output: Tensor) -> None:
+    output.mul_(-1)
+
+
+@pytest.mark.parametrize("hook", [lambda module, args, output: output.relu(), negated])
+def test_a_hook_that_changes_what_is_computed_is_part_of_the_network(hook: Callable[..., Any]) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)).eval()
+    network[0].register_forward_hook(hook)
+    traced = trace(network, IMAGES[:1])
+    assert traced.hooks
+    for one in replicas(network, traced, choose(traced), 2).networks:
+        torch.testing.assert_close(one(IMAGES), network(IMAGES))
+
+
+def test_what_a_stale_variable_holds_is_not_taken_for_a_feature() -> None:
+    """The hook's dict still holds the features of the user's own last image: without the hook the network would run on those."""
+    held: dict[str, Tensor] = {}
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.first(images)
+            return self.last(held["first"])
+
+    network = Network().eval()
+    network.first.register_forward_hook(lambda module, args, output: held.update(first=output))
+    network(IMAGES[:1])
+    assert trace(network, IMAGES[:1]).hooks
+
+
+def test_torchs_own_hooks_are_no_users() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = nn.Sequential(torch.nn.utils.weight_norm(nn.Conv2d(3, 4, 3)), nn.Conv2d(4, 2, 3)).eval()
+    prune.l1_unstructured(network[1], "weight", 0.5)
+    assert not has_hooks(network)
+    with torch.no_grad():
+        network[0].weight_g *= 2  # the weight itself is computed by the hook, at the next call
+        expected = network(IMAGES)
+        network[0].weight_g *= 2
+    assert not torch.equal(isolated(network)(IMAGES), expected)
+    torch.testing.assert_close(isolated(network)(IMAGES), network(IMAGES))
+
+
+def test_a_hook_that_is_not_needed_is_called_once_at_most() -> None:
+    calls: list[int] = []
+    network = small_network().eval()
+    network[0].register_forward_hook(lambda module, args, output: calls.append(1))
+    runs: list[int] = []
+
+    def run(module: nn.Module) -> list[Tensor]:
+        result = module(IMAGES[:1])
+        runs.append(len(calls))
+        return [result]
+
+    assert not needs_hooks(network, run)
+    assert runs == [0, 1]
+    assert calls == []
+
+
+# ── copies ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Tied(nn.Module):
+    """A weight used twice, a module that is reached in three ways, and functions that close over modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.second.weight = self.first.weight
+        self.also = self.first
+        self.blocks = [self.first, self.second]
+        self.by_function = lambda images: self.second(images)
+        self.register_buffer("shift", torch.ones(()))
+        self.alias = self.shift
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.shift += 1
+        return self.by_function(self.blocks[0](images)) + self.also(images) + self.alias
+
+
+def test_a_copy_refers_to_itself_where_the_network_does() -> None:
+    network = Tied().eval()
+    made: Any = isolated(network)
+    assert made.second.weight is made.first.weight
+    assert made.also is made.first
+    assert made.blocks[1] is made.second
+    assert made.alias is made.shift
+    calls: list[nn.Module] = []
+    made.second.register_forward_hook(lambda module, args, output: calls.append(module))
+    torch.testing.assert_close(made(IMAGES), network(IMAGES))
+    assert calls == [made.second]
+    assert float(network.shift) == 2
+    assert {id(p) for p in made.parameters()}.isdisjoint({id(p) for p in network.parameters()})
+    assert all(p.data_ptr() == q.data_ptr() for p, q in zip(made.parameters(), network.parameters(), strict=True))
+    assert not any(p.requires_grad for p in made.parameters())
+
+
+def test_a_network_whose_forward_was_replaced_is_copied_with_it() -> None:
+    network: Any = small_network().eval()
+    network.forward = lambda images: network[1](network[0](images)) * 2
+    made: Any = isolated(network)
+    torch.testing.assert_close(made(IMAGES), network(IMAGES))
+    calls: list[int] = []
+    network[0].register_forward_hook(lambda module, args, output: calls.append(1))
+    made(IMAGES)
+    assert calls == []
+
+
+def test_graph_modules_scripted_ones_and_parametrized_ones_are_copied() -> None:
+    plain = small_network().eval()
+    parametrized = small_network().eval()
+    torch.nn.utils.parametrizations.weight_norm(parametrized[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.trace(small_network().eval(), IMAGES[:1])
+    for network in (torch.fx.symbolic_trace(plain), parametrized, scripted, nn.Sequential(scripted, nn.ReLU())):
+        torch.testing.assert_close(isolated(network)(IMAGES), network(IMAGES))
+
+
+def test_what_a_module_leaves_out_of_its_state_is_left_out_of_a_copy() -> None:
+    """As a Lightning module leaves out its trainer, with all its data."""
+
+    class Module(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Conv2d(3, 2, 3))
+            self.trainer: Any = Untouchable()
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {**self.__dict__, "trainer": None}
+
+    class Untouchable:
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise AssertionError("copied")
+
+    network = Module().eval()
+    made: Any = isolated(network)
+    assert made.trainer is None
+    torch.testing.assert_close(made(IMAGES), network(IMAGES))
