@@ -2,6 +2,8 @@
 
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -355,3 +357,71 @@ def test_a_folder_that_holds_an_atlas_holds_no_images(tmp_path: Path) -> None:
     (tmp_path / "atlas" / "atlas.json").write_text("{}")
     photograph().save(tmp_path / "a.png")
     assert len(FolderSource(tmp_path)) == 1
+
+
+def strip(height: int, width: int, mode: str) -> Image.Image:
+    """Noise of that size, opaque where there is alpha."""
+    noise = np.random.default_rng(height + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).convert(mode)
+    if mode in ("LA", "RGBA"):
+        image.putalpha(255)
+    return image
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("size", [(3, 900), (900, 3), (5, 1777)])
+def test_only_the_crop_of_a_strip_is_resized_and_its_pixels_are_the_same(
+    size: tuple[int, int], interpolation: str, mode: str
+) -> None:
+    image, channels = strip(*size, mode), len(mode)
+    preprocessing = Preprocessing(256, (224, 224), (0.5,) * channels, (0.5,) * channels, channels, interpolation)
+    (height, width), (top, left) = (g := Geometry.of(preprocessing, *size)).resized, g.offset
+    assert height * width > 16_000_000
+    whole = image.resize((width, height), getattr(Image.Resampling, interpolation.upper()))
+    expected = np.asarray(whole.crop((left, top, left + 224, top + 224))).reshape(224, 224, channels).astype(int)
+    difference = np.abs(prepare(image, preprocessing) - expected)
+    assert difference.max() <= 2
+    assert (difference > 0).mean() < 0.01
+    assert interpolation != "nearest" or not difference.any()
+
+
+def test_a_strip_that_is_shorter_than_its_crop_is_padded_as_ever() -> None:
+    image = strip(3, 1800, "RGB")
+    preprocessing = Preprocessing(128, (200, 200), *RGB)
+    (height, width), (_, left) = (g := Geometry.of(preprocessing, 3, 1800)).resized, g.offset
+    preprocessing_of_a_long_one = Preprocessing(256, (300, 224), *RGB)
+    prepared = prepare(image, preprocessing_of_a_long_one)
+    assert prepared.shape == (300, 224, 3)
+    assert not prepared[:22].any()
+    assert not prepared[-22:].any()
+    assert prepared[22:-22].any(axis=(1, 2)).all()
+    whole = image.resize((width, height), Image.Resampling.BILINEAR).crop((left, -36, left + 200, 164))
+    np.testing.assert_array_equal(prepare(image, preprocessing), np.asarray(whole))  # small enough to be resized whole
+
+
+MEMORY = """
+import resource, sys
+from PIL import Image
+from unitscope.images import prepare
+from unitscope.records import Preprocessing
+image = Image.new("RGB", (int(sys.argv[1]), int(sys.argv[2])))
+used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = used()
+prepare(image, Preprocessing(256, (224, 224), (0.5,) * 3, (0.5,) * 3, interpolation="bicubic"))
+print(used() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in kilobytes there")
+@pytest.mark.parametrize("size", [(1, 6000), (6000, 1), (60, 240_000)])
+def test_a_strip_takes_no_more_memory_than_its_crop_needs(size: tuple[int, int]) -> None:
+    ran = subprocess.run([sys.executable, "-c", MEMORY, *map(str, size)], capture_output=True, text=True, check=True)
+    assert int(ran.stdout) < 150_000
+
+
+def test_a_side_of_more_than_a_million_pixels_is_skipped(tmp_path: Path) -> None:
+    for size in ((1, 1_000_001), (49_000_000, 1)):
+        (tmp_path / "long.png").write_bytes(png_that_claims(*size))
+        with pytest.raises(Skipped, match="a side longer than 1 million"):
+            display(tmp_path / "long.png")

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
+from math import ceil, floor
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from unitscope.images.geometry import Geometry
-from unitscope.records import Preprocessing
+from unitscope.records import Box, Preprocessing
 
 MAX_PIXELS = 500_000_000
+MAX_SIDE_PX = 1_000_000
+MOST_RESIZED = 16_000_000
+"""Above so many pixels, an image is not resized whole when its crop is much smaller."""
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+PREMULTIPLIED = {"LA": "La", "RGBA": "RGBa"}
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -91,12 +96,32 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     height, width = geometry.resized
     if height * width > MAX_PIXELS:
         raise Skipped(f"is so long that it would be {width} x {height} pixels when resized")
-    if (height, width) != geometry.source:
-        image = image.resize((width, height), FILTERS[preprocessing.interpolation])
     (top, left), (crop_height, crop_width) = geometry.offset, geometry.input
+    if height * width > max(MOST_RESIZED, 8 * crop_height * crop_width):
+        part = Box(top, left, top + crop_height, left + crop_width).clipped(height, width)
+        image = _resized_part(image, geometry, part, FILTERS[preprocessing.interpolation])
+        top, left = top - int(part.top), left - int(part.left)
+    elif (height, width) != geometry.source:
+        image = image.resize((width, height), FILTERS[preprocessing.interpolation])
     image = image.crop((left, top, left + crop_width, top + crop_height))
     pixels = np.asarray(image)
     return pixels.reshape(crop_height, crop_width, -1)
+
+
+def _resized_part(image: Image.Image, geometry: Geometry, part: Box, interpolation: Image.Resampling) -> Image.Image:
+    """A box of the resized image without the rest of it, which of a strip one pixel wide would take gigabytes.
+
+    Columns first, then rows, as Pillow itself goes: pixels are the same, but for a step of 255 here and there, since it takes boxes in float32.
+    """
+    (down, across), (width, height) = geometry.scale, (int(part.width), int(part.height))
+    margin = 4 * max(down, 1)  # no filter reaches further
+    first, last = max(0, floor(part.top * down - margin)), min(image.height, ceil(part.bottom * down + margin))
+    rows = image.crop((0, first, image.width, last))
+    if image.mode in PREMULTIPLIED and interpolation != Image.Resampling.NEAREST:
+        rows = rows.convert(PREMULTIPLIED[image.mode])
+    rows = rows.resize((width, rows.height), interpolation, box=(part.left * across, 0, part.right * across, rows.height))
+    rows = rows.resize((width, height), interpolation, box=(0, part.top * down - first, width, part.bottom * down - first))
+    return rows if rows.mode == image.mode else rows.convert(image.mode)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -107,11 +132,13 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def check_size(image: Image.Image) -> None:
-    """Raises `Skipped` for an image without pixels or with over 500 million."""
+    """Raises `Skipped` for an image without pixels, with over 500 million, or with a side of over a million."""
     if image.width * image.height > MAX_PIXELS:
         raise Skipped(f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 1_000_000} million")
     if image.width * image.height == 0:
         raise Skipped("has no pixels")
+    if max(image.size) > MAX_SIDE_PX:
+        raise Skipped(f"has {image.width} x {image.height} pixels, a side longer than {MAX_SIDE_PX // 1_000_000} million")
 
 
 def _reason(error: Exception) -> str:
