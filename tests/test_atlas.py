@@ -13,13 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from networks import see_through, small_network
 from torch import nn
 
 import unitscope
 from unitscope.atlas import FORMAT, TABLES, Atlas, place_for, write_atlas
-from unitscope.atlas.reading import NEEDED
 from unitscope.errors import AtlasError, LayerNotFound
+from unitscope.networks import BUILDERS
+from unitscope.records import LIBRARIES
 
 CONTRACT = {
     "layers": "layer kind units map_height map_width receptive_field_height receptive_field_width effective_field_height effective_field_width stride_y stride_x "
@@ -93,7 +96,7 @@ def test_what_is_not_in_an_atlas_is_named(atlas: Atlas, tmp_path: Path) -> None:
 
 def test_a_manifest_that_lacks_something_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "atlas.json").write_text(json.dumps({"format": FORMAT, "k": 9}))
-    with pytest.raises(AtlasError, match="is broken: atlas.json lacks images, input"):
+    with pytest.raises(AtlasError, match="is broken: atlas.json holds what it can't: .*missing required field `network`"):
         Atlas(tmp_path)
 
 
@@ -104,7 +107,118 @@ def test_a_broken_table_is_one_line(atlas: Atlas, tmp_path: Path) -> None:
         _ = Atlas(tmp_path).layers
 
 
-MANIFEST = {name: {} for name in NEEDED} | {"k": 9}
+MANIFEST = {
+    "network": {"model": "demo:efficientnet-lite0", "weights": "default", "seed": 0, "hash": "0" * 64},
+    "preprocessing": {"resize": 256, "crop": [224, 224], "mean": [0.5], "std": [0.25], "channels": 1, "interpolation": "bicubic"},
+    "input": [1, 224, 224],
+    "images": {"kind": "folder", "folder": "photographs", "hash": "0" * 64},
+    "listed": 3,
+    "read": 3,
+    "k": 9,
+}
+
+WRONG: dict[str, dict[str, object]] = {
+    "k is infinite": {"k": float("inf")},
+    "k is no number": {"k": "many"},
+    "k is zero": {"k": 0},
+    "k is huge": {"k": 10**30},
+    "counts are negative": {"read": -1},
+    "counts are lists": {"listed": [3]},
+    "an input has two sides": {"input": [3, 224]},
+    "an input is endless": {"input": [3, 1 << 40, 224]},
+    "a network is a number": {"network": 5},
+    "a network has no model": {"network": {"weights": "default", "seed": 0, "hash": ""}},
+    "a seed is no number": {"network": MANIFEST["network"] | {"seed": None}},
+    "preprocessing lacks its mean": {"preprocessing": {"crop": [224, 224]}},
+    "a crop is negative": {"preprocessing": MANIFEST["preprocessing"] | {"crop": [-1, 3]}},
+    "an interpolation is unknown": {"preprocessing": MANIFEST["preprocessing"] | {"interpolation": "magic"}},
+    "images are a list": {"images": []},
+    "a folder has no folder": {"images": {"kind": "folder"}},
+    "a list has no folder": {"images": {"kind": "list", "paths": ["a.png"]}},
+    "a list's paths are numbers": {"images": {"kind": "list", "paths": [1], "working_folder": "."}},
+    "files are a name": {"images": {"kind": "files", "files": "a.tar"}},
+    "a kind is a number": {"images": {"kind": 3}},
+}
+
+
+def manifest_of(folder: Path, text: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "atlas.json").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_manifest_with_a_wrong_value_is_one_line_when_an_atlas_is_opened(tmp_path: Path, wrong: str) -> None:
+    sound = {"format": FORMAT, **MANIFEST}
+    assert Atlas(manifest_of(tmp_path / "sound", json.dumps(sound))).k == 9
+    with pytest.raises(AtlasError, match="is broken: atlas.json holds what it can't: ") as raised:
+        Atlas(manifest_of(tmp_path / "wrong", json.dumps(sound | WRONG[wrong])))
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 200_000,
+        '{"format": 2, "a": ' + '{"a": ' * 100_000,
+        '{"format": ' + "[" * 900 + "]" * 900 + "}",
+        '{"format": ' + "9" * 10_000 + "}",
+        json.dumps({"format": "x" * 100_000}),
+        "2",
+        "",
+        "\x00",
+        json.dumps({"format": FORMAT, **MANIFEST, "images": {"kind": "folder", "folder": "\udc80", "deep": {"a": [[[]]] * 9}}})[
+            :-20
+        ],
+    ],
+)
+def test_text_that_is_no_manifest_is_one_short_line(tmp_path: Path, text: str) -> None:
+    with pytest.raises(AtlasError, match="can't be read|has format") as raised:
+        Atlas(manifest_of(tmp_path, text))
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 1000
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda held: st.lists(held, max_size=3) | st.dictionaries(st.text(max_size=5), held, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(held=st.dictionaries(st.sampled_from([*MANIFEST, "skipped", "per_image", "precision", "layers"]), json_values))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_manifest_of_anything_opens_or_is_one_line(tmp_path: Path, held: dict[str, object]) -> None:
+    try:
+        atlas = Atlas(manifest_of(tmp_path, json.dumps({"format": FORMAT, **MANIFEST, **held})))
+    except AtlasError:
+        return
+    assert atlas.k > 0
+    assert min(atlas.input_size) > 0
+    assert atlas.why_no_network is None or "network" in atlas.why_no_network
+    assert atlas.preprocessing is None or min(atlas.preprocessing.crop) > 0
+
+
+def test_a_network_of_an_impossible_number_of_layers_is_not_read(tmp_path: Path) -> None:
+    many = pa.table({f.name: pa.array([None] * 200_000, f.type) for f in TABLES["layers"]}, schema=TABLES["layers"])
+    write_atlas(tmp_path / "atlas", tables() | {"layers": many}, MANIFEST)
+    with pytest.raises(AtlasError, match="says that the network has 200,000 layers"):
+        _ = Atlas(tmp_path / "atlas").layers
+
+
+@pytest.mark.parametrize("model", ["/tmp/net.py:make", "net.py:make", "package.module:make", "os:system", "a:b:c", "new:thing"])
+def test_code_that_an_atlas_names_is_not_run_in_python_unless_the_network_is_given(tmp_path: Path, model: str) -> None:
+    write_atlas(tmp_path / "atlas", tables(0), MANIFEST | {"network": MANIFEST["network"] | {"model": model}})
+    atlas = Atlas(tmp_path / "atlas")
+    with pytest.raises(AtlasError, match="names code to build its network with.*--trust-code, or network= in Python"):
+        unitscope.check(atlas)
+    with pytest.raises(AtlasError, match="the weights of 'module:.*' are not those"):
+        unitscope.check(atlas, small_network())
+
+
+def test_libraries_networks_are_no_code_of_an_atlas() -> None:
+    assert set(BUILDERS) == LIBRARIES
 
 
 def tables(rows: int = 3) -> dict[str, pa.Table]:

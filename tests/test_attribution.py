@@ -695,7 +695,7 @@ def test_the_command_line_attributes_and_draws(tmp_path: Path) -> None:
         atlas,
         *PREPROCESSING,
     )
-    said = assert_runs("attribute", atlas, "--method", "deconvnet", "--layers", "3", "--units", "0", "2")
+    said = assert_runs("attribute", atlas, "--method", "deconvnet", "--layers", "3", "--units", "0", "2", "--trust-code")
     assert said.startswith("18 peaks in ")
     assert_runs("sheet", atlas, "3", "--attribution", "deconvnet", "--out", str(tmp_path / "sheet.png"))
     assert_runs("figure", atlas, "--attribution", "deconvnet", "--out", str(tmp_path / "figure.png"))

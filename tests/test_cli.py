@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -95,10 +96,33 @@ def test_from_images_to_pictures(run: Run, model: str, images: Path, tmp_path: P
     for name, start in (("figure.png", b"\x89PNG"), ("figure.pdf", b"%PDF")):
         assert run("figure", out, "--out", tmp_path / name, "--layers", "1", "--units", "0,2,3", "--seed", "4").status == 0
         assert (tmp_path / name).read_bytes().startswith(start)
-    assert run("check", out).out.endswith("peaks come back\n")
-    result = json.loads(run("check", out, "--json").out)
+    assert run("check", out, "--trust-code").out.endswith("peaks come back\n")
+    result = json.loads(run("check", out, "--trust-code", "--json").out)
     assert result["differences"] == []
     assert result["peaks"] == Atlas(out).table("peaks").num_rows
+
+
+@pytest.mark.parametrize(
+    "verb", [["check"], ["attribute", "--units", "0"], ["colour-or-shape"], ["occlude", "1", "0"]], ids=lambda verb: verb[0]
+)
+@pytest.mark.parametrize("form", ["PATH.py", "PACKAGE.MODULE"])
+def test_code_that_an_atlas_names_runs_only_with_the_users_word(
+    run: Run, model: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: list[str], form: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("scan", model, images, *PREPROCESSING).status == 0
+    (tmp_path / f"tiny_{verb[0][:2]}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n{NETWORK}")
+    said = json.loads((tmp_path / "atlas" / "atlas.json").read_text())
+    said["network"]["model"] = f"{tmp_path}/tiny_{verb[0][:2]}.py:network" if form == "PATH.py" else f"tiny_{verb[0][:2]}:network"
+    (tmp_path / "atlas" / "atlas.json").write_text(json.dumps(said))
+    name, *rest = verb
+    line = run(name, "atlas", *rest).line
+    assert f"names code to build its network with, {said['network']['model']!r}" in line
+    assert "--trust-code" in line
+    assert "network=" in line
+    assert not (tmp_path / "ran").exists()
+    assert run(name, "atlas", *rest, "--trust-code").status == 0
+    assert (tmp_path / "ran").exists()
 
 
 def test_pictures_get_names_where_none_are_given(
@@ -113,11 +137,11 @@ def test_pictures_get_names_where_none_are_given(
 def test_check_reports_what_does_not_come_back(run: Run, model: str, images: Path, tmp_path: Path) -> None:
     run("scan", model, images, "--out", tmp_path / "atlas", "--layers", "1", *PREPROCESSING)
     Image.new("RGB", (64, 48), "white").save(images / "cat" / "000.png")
-    ran = run("check", tmp_path / "atlas")
+    ran = run("check", tmp_path / "atlas", "--trust-code")
     assert ran.status == 1
     assert "cat/000.png: was " in ran.out
     (images / "cat" / "000.png").unlink()
-    ran = run("check", tmp_path / "atlas")
+    ran = run("check", tmp_path / "atlas", "--trust-code")
     assert ran.status == 1
     assert "cat/000.png: was " in ran.out
     assert "is no longer there" in ran.out
@@ -139,7 +163,7 @@ def test_a_list_of_paths_and_random_weights(run: Run, model: str, images: Path, 
     for name, seed in (("one", 3), ("two", 3), ("three", 4)):
         assert run("scan", model, *common, "--seed", seed, "--out", tmp_path / name).status == 0
     tables = [Atlas(tmp_path / name).table("peaks") for name in ("one", "two", "three")]
-    assert "of " in run("check", tmp_path / "one").out
+    assert "of " in run("check", tmp_path / "one", "--trust-code").out
     assert tables[0].equals(tables[1])
     assert not tables[0].equals(tables[2])
     assert max(tables[0]["rank"].to_pylist()) == 2
@@ -155,7 +179,7 @@ def test_an_atlas_beside_the_images_is_checked_from_anywhere(
     assert run("scan", model, ".", *PREPROCESSING).status == 0
     monkeypatch.chdir("/")
     for atlas in (tmp_path / "listed", images / "atlas"):
-        assert run("check", atlas).status == 0
+        assert run("check", atlas, "--trust-code").status == 0
     assert run("scan", model, images, "--out", tmp_path / "again", *PREPROCESSING).out.startswith("12 images")
 
 
@@ -384,7 +408,7 @@ def answer(address: str, path: str, content: bytes | None = None) -> str:
 
 @pytest.mark.slow
 def test_serve_opens_the_pages_and_listens_to_an_image_of_ones_own(atlas: Path, images: Path) -> None:
-    with serving(atlas, "--port", "0", "--beside", str(atlas)) as process:
+    with serving(atlas, "--port", "0", "--beside", str(atlas), "--trust-code") as process:
         assert process.stdout is not None
         address = process.stdout.readline().split()[0]
         assert address.startswith("http://127.0.0.1:")
@@ -394,6 +418,25 @@ def test_serve_opens_the_pages_and_listens_to_an_image_of_ones_own(atlas: Path, 
         assert "layers/1.html" in answer(address, "fires", picture)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=20) in (0, 130, -signal.SIGINT)
+
+
+@pytest.mark.slow
+def test_serve_runs_no_code_that_the_atlas_names(atlas: Path, images: Path, tmp_path: Path) -> None:
+    evil = tmp_path / "evil.py"
+    evil.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n{NETWORK}")
+    said = json.loads((atlas / "atlas.json").read_text())
+    (atlas / "atlas.json").write_text(json.dumps(said | {"network": said["network"] | {"model": f"{evil}:network"}}))
+    with serving(atlas, "--port", "0") as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[0]
+        page = answer(address, "fires.html")
+        assert "Search by image is off" in page
+        assert "--trust-code" in page
+        assert 'type="file"' not in page
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            answer(address, "fires", next(images.rglob("*.png")).read_bytes())
+        assert "layer" in answer(address, "index.html")
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.slow

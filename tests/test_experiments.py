@@ -256,8 +256,8 @@ def test_the_commands_write_tables_and_plots(tmp_path: Path) -> None:
     assert "accuracy" in run("probe", model, images, *said)
     assert "drawn to" in run("invariance", model, images, *said)
     run("scan", model, images, *said, "--out", "atlas")
-    assert "scrambled" in run("colour-or-shape", "atlas")
-    run("occlude", "atlas", "1", "0", "--out", "occluded.png")
+    assert "scrambled" in run("colour-or-shape", "atlas", "--trust-code")
+    run("occlude", "atlas", "1", "0", "--out", "occluded.png", "--trust-code")
     failed = subprocess.run(
         [sys.executable, "-m", "unitscope", "occlude", "atlas", "1*", "0"],
         capture_output=True,

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
+import unitscope
 from unitscope.errors import NetworkError
 from unitscope.images import prepare
 from unitscope.networks import Overrides, as_preprocessing, evaluating, load_network, preprocessing_for
@@ -332,3 +333,31 @@ def test_eval_mode_lasts_as_long_as_the_block_even_where_it_fails() -> None:
         raise KeyError
     assert network.training
     assert not network[1].training
+
+
+def lazy_buffer() -> nn.Module:
+    norm = nn.LazyBatchNorm2d(affine=False)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), norm)
+
+
+VALUELESS = {
+    "lazy convolution": (lambda: nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU()), "'0.weight' has no shape yet.*lazy"),
+    "lazy buffers": (lazy_buffer, "'1.running_mean' has no shape yet.*lazy"),
+    "meta": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, device="meta"), nn.ReLU()), "'0.weight' is on the meta device"),
+    "meta buffers": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4).to("meta")), "on the meta device"),
+}
+
+
+@pytest.mark.parametrize("kind", VALUELESS)
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_parameters_without_values_are_one_line(tmp_path: Path, kind: str) -> None:
+    make, said = VALUELESS[kind]
+    with pytest.raises(NetworkError, match=said):
+        unitscope.scan(make(), torch.rand(2, 3, 8, 8), tmp_path / "atlas")
+    assert not (tmp_path / "atlas").exists()
+
+
+def test_a_factory_may_not_leave_parameters_without_values(tmp_path: Path) -> None:
+    (tmp_path / "meta.py").write_text("from torch import nn\ndef network():\n    return nn.Conv2d(3, 4, 3, device='meta')\n")
+    with pytest.raises(NetworkError, match="'weight' is on the meta device"):
+        load_network(f"{tmp_path / 'meta.py'}:network")

@@ -2,11 +2,16 @@
 
 import io
 import json
+import logging
 import shutil
+import socket
 import struct
+import threading
+import time
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +39,7 @@ from unitscope.web.interface import PATHS, openapi
 from unitscope.web.pages import Pages
 from unitscope.web.pictures import PATCH_PX, Pictures
 from unitscope.web.records import UnitPage
+from unitscope.web.serving import server
 
 
 def client(atlas: Atlas, **offer: Any) -> TestClient:
@@ -112,13 +118,48 @@ def test_a_unit_page_shows_what_attributions_there_are(site: TestClient, atlas: 
         assert site.get(f"/projections/{wrong}.webp").status_code == 404
 
 
-def test_a_broken_table_of_attributions_is_said_to_be(tmp_path: Path, atlas: Atlas) -> None:
+JUNK: dict[str, Any] = {
+    "no table": b"nothing",
+    "another table": pa.table({"layer": ["relu"], "unit": ["zero"]}),
+    "no rows": pa.table({"layer": pa.array([], pa.string()), "unit": pa.array([], pa.int32())}),
+}
+
+
+@pytest.mark.parametrize("junk", JUNK)
+def test_a_broken_table_of_attributions_leaves_the_rest_of_the_page(tmp_path: Path, atlas: Atlas, junk: str) -> None:
     folder = tmp_path / "broken"
     shutil.copytree(atlas.folder, folder)
-    (folder / "attributions" / "deconvnet.parquet").write_bytes(b"nothing")
+    shutil.copy(folder / "attributions" / "deconvnet.parquet", folder / "attributions" / "guided.parquet")
+    held, path = JUNK[junk], folder / "attributions" / "deconvnet.parquet"
+    path.write_bytes(held) if isinstance(held, bytes) else pq.write_table(held, path)
     shown = client(Atlas(folder)).get("/units/relu/0.html")
-    assert shown.status_code == 500
-    assert "can&#39;t be read" in shown.text
+    assert shown.status_code == 200
+    assert ("The attributions by deconvnet can't be shown" in shown.text) == (junk != "no rows")
+    pictures = [attributes["src"] for tag, attributes in tags_of(shown.text) if tag == "img" and "projections" in str(attributes)]
+    assert pictures == ["../../projections/guided/relu/0.webp"]
+    export(Atlas(folder), tmp_path / "site")
+    assert (tmp_path / "site" / "projections" / "guided" / "relu" / "0.webp").exists()
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"image": lambda image: b"no image"},
+        {"image": lambda image: bomb()},
+        {"top": lambda top: None},
+        {"bottom": lambda bottom: -(10**9)},
+        {"unit": lambda unit: 10**6 if unit else unit},
+        {"layer": lambda layer: None if layer == "relu#2" else layer},
+    ],
+)
+def test_broken_attributions_of_a_unit_leave_its_page(tmp_path: Path, atlas: Atlas, columns: dict[str, Any]) -> None:
+    served = client(found := changed(atlas, tmp_path / "atlas", "attributions/deconvnet", **columns))
+    assert served.get("/units/relu/0.html").status_code == 200
+    assert served.get("/units/relu@2/1.html").status_code == 200
+    drawn = served.get("/projections/deconvnet/relu/0.webp")
+    assert drawn.status_code == 200 or "that can't be drawn" in drawn.text
+    export(found, tmp_path / "site")
+    assert (tmp_path / "site" / "units" / "relu" / "0.html").exists()
 
 
 def test_a_dead_unit_says_so(site: TestClient) -> None:
@@ -404,6 +445,25 @@ def test_a_hostile_manifest_is_one_line(atlas: Atlas, tmp_path: Path, held: dict
         explorer(Atlas(tmp_path / "atlas"))
 
 
+@pytest.mark.parametrize("units", [[9_000_000, 4, 4, 2], [4, 5, 4, 2], [2**31 - 1] * 4])
+def test_units_that_no_table_has_take_no_memory(atlas: Atlas, tmp_path: Path, units: list[int]) -> None:
+    """A layer of nine million units would take gigabytes, page after page."""
+    told = iter(units)
+    with pytest.raises(AtlasError, match=f"its layers have {sum(units):,} units, but its table of units "):
+        explorer(changed(atlas, tmp_path / "atlas", "layers", units=lambda _: next(told)))
+
+
+def test_more_units_than_pages_can_show_are_refused(atlas: Atlas, tmp_path: Path) -> None:
+    many = changed(atlas, tmp_path / "atlas", "layers", units=lambda units: 3_000_000)
+    rows = 3_000_000 * len(many.layers)
+    schema = pq.read_schema(many.folder / "units.parquet")
+    pq.write_table(
+        pa.table({f.name: pa.repeat(pa.scalar(None, f.type), rows) for f in schema}, schema=schema), many.folder / "units.parquet"
+    )
+    with pytest.raises(AtlasError, match=f"has {rows:,} units, 3,000,000 in one layer; pages show up to 2,000,000"):
+        explorer(many)
+
+
 @pytest.mark.parametrize("key", ["../../etc/passwd", "/etc/passwd", "<script>alert(1)</script>", "a\nb", "\x00"])
 def test_a_hostile_key_is_text_and_no_path(atlas: Atlas, tmp_path: Path, key: str) -> None:
     served = client(changed(atlas, tmp_path / "atlas", "images", key=lambda old: key))
@@ -477,6 +537,172 @@ def test_uploads_that_are_no_image_are_refused(atlas: Atlas, content: bytes, sta
     answer = client(atlas, fires=lambda image: []).post("/fires", content=content)
     assert answer.status_code == status
     assert said in answer.text
+
+
+def tiff_of_nan() -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(np.full((20, 20), np.nan, np.float32)).save(content, "TIFF")
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (png(Image.new("L", (1, 49_000_000))), 422),
+        (png(Image.new("L", (49_000_000, 1))), 422),
+        (png(Image.new("L", (1, 200_000))), 422),
+        (tiff_of_nan(), 422),
+        (png(Image.new("L", (1, 6_000))), 200),
+        (png(Image.new("L", (6_000, 1))), 200),
+        (png(Image.new("1", (1, 1))), 200),
+    ],
+    ids=["1 x 49,000,000", "49,000,000 x 1", "1 x 200,000", "NaN", "1 x 6,000", "6,000 x 1", "1 x 1"],
+)
+def test_images_of_absurd_shapes_are_answered_or_refused(resizing: TestClient, content: bytes, status: int) -> None:
+    answer = resizing.post("/fires", content=content)
+    assert answer.status_code == status
+    assert status == 200 or answer.text.startswith("The image ")
+    assert "\n" not in answer.text.strip() or status == 200
+
+
+@pytest.fixture(scope="module")
+def resizing(tmp_path_factory: pytest.TempPathFactory, atlas: Atlas, place: Path) -> Iterator[TestClient]:
+    """A site that listens, of a network whose images are resized to 256 pixels."""
+    preprocessing = Preprocessing(256, (40, 40), (0.5,) * 3, (0.25,) * 3)
+    folder = tmp_path_factory.mktemp("resizing") / "atlas"
+    found = unitscope.scan(explored_network(), place / "photographs", folder, preprocess=preprocessing)
+    with listening(found, explored_network()) as fires:
+        yield client(found, fires=fires)
+
+
+ELSEWHERE: list[dict[str, str]] = [
+    {"Origin": "http://evil.example"},
+    {"Origin": "null"},
+    {"Origin": "http://localhost.evil.example"},
+    {"Origin": "http://localhost:9999"},
+    {"Origin": "http://127.0.0.1"},
+    {"Origin": "http://["},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+    {"Sec-Fetch-Site": "same-origin", "Origin": "https://evil.example"},
+    {"Sec-Fetch-Site": "cross-site", "Origin": "http://localhost"},
+]
+HERE: list[dict[str, str]] = [
+    {},
+    {"Origin": "http://localhost"},
+    {"Origin": "http://LOCALHOST", "Sec-Fetch-Site": "same-origin"},
+    {"Sec-Fetch-Site": "none"},
+]
+
+
+@pytest.mark.parametrize("headers", ELSEWHERE, ids=str)
+def test_what_another_site_sends_is_refused_unread(atlas: Atlas, headers: dict[str, str]) -> None:
+    def must_not_run(image: Image.Image) -> list[Response]:
+        raise AssertionError("the network ran")
+
+    served = client(atlas, fires=must_not_run)
+    answer = served.post("/fires", content=png(Image.new("RGB", (20, 20))), headers=headers)
+    assert (answer.status_code, answer.text) == (403, "Another site may not send anything here.")
+    assert served.delete("/index.html", headers=headers).status_code == 403
+    assert served.get("/index.html", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("headers", HERE, ids=str)
+def test_what_the_own_pages_send_is_taken(atlas: Atlas, headers: dict[str, str]) -> None:
+    answer = client(atlas, fires=lambda image: []).post("/fires", content=png(Image.new("RGB", (20, 20))), headers=headers)
+    assert answer.status_code == 200
+
+
+def test_a_page_says_why_search_by_image_is_off(atlas: Atlas) -> None:
+    served = client(atlas, off="the atlas names <code>")
+    assert "fires.html" in served.get("/index.html").text
+    page = served.get("/fires.html")
+    assert page.status_code == 200
+    assert "Search by image is off: the atlas names &lt;code&gt;." in page.text
+    assert not [tag for tag, _ in tags_of(page.text) if tag == "input" and "file" in page.text.split("<main")[1]]
+    answer = served.post("/fires", content=png(Image.new("RGB", (20, 20))))
+    assert (answer.status_code, answer.text) == (403, "Search by image is off: the atlas names <code>.")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("POST", "/index.html", {"GET", "HEAD"}),
+        ("DELETE", "/", {"GET", "HEAD"}),
+        ("PUT", "/units/relu/0.html", {"GET", "HEAD"}),
+        ("PATCH", "/api/index.json", {"GET", "HEAD"}),
+        ("POST", "/blocks/relu/0.webp", {"GET", "HEAD"}),
+        ("POST", "/static/find.js", {"GET", "HEAD"}),
+        ("GET", "/fires", {"POST"}),
+    ],
+)
+def test_a_method_that_is_not_allowed_is_told_which_ones_are(atlas: Atlas, method: str, path: str, allowed: set[str]) -> None:
+    answer = client(atlas, fires=lambda image: []).request(method, path)
+    assert answer.status_code == 405
+    assert {name.strip() for name in answer.headers["allow"].split(",")} == allowed
+
+
+@contextmanager
+def listening_server(atlas: Atlas, wait_s: int) -> Iterator[tuple[str, int]]:
+    """A server in a thread, as `serve` runs it, and where it listens."""
+    bound = socket.create_server(("127.0.0.1", 0))
+    running = server(explorer(atlas, Offer(fires=lambda image: [])), wait_s)
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [bound]})
+    thread.start()
+    try:
+        yield bound.getsockname()
+    finally:
+        running.should_exit = True
+        thread.join(timeout=20)
+
+
+@pytest.mark.parametrize("sent", [b"", b"G", b"GET / HTTP/1.1\r\nHost: localhost\r\n", b"POST /fires HTTP/1.1\r\nX: "], ids=repr)
+def test_a_connection_that_asks_nothing_is_closed(atlas: Atlas, sent: bytes) -> None:
+    with listening_server(atlas, wait_s=1) as address, socket.create_connection(address, timeout=10) as connection:
+        connection.sendall(sent)
+        start = time.monotonic()
+        assert connection.recv(100) == b""
+        assert time.monotonic() - start < 5
+
+
+def test_a_connection_that_drips_is_closed_too_and_one_that_asks_again_is_not(atlas: Atlas) -> None:
+    with (
+        listening_server(atlas, wait_s=2) as address,
+        socket.create_connection(address, timeout=10) as slow,
+        socket.create_connection(address, timeout=10) as brisk,
+    ):
+        slow.sendall(b"GET / HTTP/1.1\r\n")
+        slow.settimeout(0.3)
+        ended, start = False, time.monotonic()
+        while not ended and time.monotonic() - start < 8:
+            brisk.sendall(b"HEAD /words.html HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert brisk.recv(5000).startswith(b"HTTP/1.1 200")
+            with suppress(TimeoutError):
+                slow.sendall(b"a")
+                ended = slow.recv(10) == b""
+    assert ended
+
+
+def test_an_upload_that_breaks_off_is_one_line_in_the_log(atlas: Atlas, caplog: pytest.LogCaptureFixture) -> None:
+    with listening_server(atlas, wait_s=5) as address:
+        for _ in range(3):
+            with socket.create_connection(address, timeout=10) as connection:
+                connection.sendall(b"POST /fires HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1000)
+                time.sleep(0.2)
+        time.sleep(0.3)
+        with socket.create_connection(address, timeout=10) as connection:
+            connection.sendall(b"HEAD /words.html HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
+    lines = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [record.getMessage() for record in lines] == ["an upload from 127.0.0.1 ended before the whole image was there"] * 3
+    assert not any(record.exc_info for record in lines)
+
+
+def test_an_upload_that_does_not_end_is_given_up(atlas: Atlas, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unitscope.web.app.UPLOAD_S", 0.5)
+    with listening_server(atlas, wait_s=5) as address, socket.create_connection(address, timeout=10) as connection:
+        connection.sendall(b"POST /fires HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1000)
+        assert b"408" in connection.recv(100)
 
 
 def test_an_upload_is_not_kept(atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,10 +43,10 @@ class CheckResult:
 def check(atlas: Atlas, network: "nn.Module | Network | None" = None, batch_size: int = 32, device: str = "auto") -> CheckResult:
     """Run the images of the peaks again and compare every stored value with what stands in its cell now.
 
-    `network` is needed where the atlas was made from a module in memory. A value comes back where it agrees to 1e-4 of itself or
-    1e-5 of its layer's highest value: the last bits of a convolution depend on the batch that an image is in. Where the scan found
-    that rounding moves a layer's values further than that, so far is allowed, and as far as the value at hand moves when the last bits of
-    its image change.
+    `network` is needed where the atlas was made from a module in memory, or names code to build it with. A value comes back where it
+    agrees to 1e-4 of itself or 1e-5 of its layer's highest value: the last bits of a convolution depend on the batch that an image is in.
+    Where the scan found that rounding moves a layer's values further than that, so far is allowed, and as far as the value at hand moves
+    when the last bits of its image change.
 
     Images are found by their keys, so others may have come since. Raises `AtlasError` where the weights are not those that were
     scanned.

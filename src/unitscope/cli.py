@@ -51,6 +51,10 @@ Attribution = Annotated[str | None, typer.Option(metavar="METHOD", help="Draw wh
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Images = Annotated[str | None, typer.Option(help="Where the images are now, if they have moved.")]
 Beside = Annotated[Path | None, typer.Option(metavar="ATLAS", help="Another atlas, to compare with.")]
+TrustCode = Annotated[
+    bool,
+    typer.Option("--trust-code", help="Run the code that the atlas names to build its network with, PATH.py or PACKAGE.MODULE."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -148,7 +152,7 @@ def figure(
 def attribute(
     atlas: AtlasFolder,
     method: Annotated[str, typer.Option(help="deconvnet, guided, gradient, integrated or occlusion.")] = "deconvnet",
-    layers: Layers = None, units: Units = None, images: Images = None, device: Device = "auto",
+    layers: Layers = None, units: Units = None, images: Images = None, device: Device = "auto", trust_code: TrustCode = False,
 ) -> None:  # fmt: skip
     """Find what in each patch excites the unit, and keep an image of it for every peak."""
     from unitscope.atlas import Atlas
@@ -157,7 +161,9 @@ def attribute(
     opened, numbers = Atlas(atlas, images=images and _images(images)), _numbers(units, int, "--units")
     try:
         with _progress(None, method, "peaks") as advance:
-            done = attribute_peaks(opened, method, layers=layers, units=numbers, device=device, on_peaks=advance)
+            done = attribute_peaks(
+                opened, method, _trusted(opened, trust_code), layers=layers, units=numbers, device=device, on_peaks=advance
+            )
     except KeyboardInterrupt:
         _stop("stopped; the same command goes on from here", 130)
     print(f"{done:,} peaks in {atlas / 'attributions' / f'{method}.parquet'}; draw them with --attribution {method}")
@@ -227,13 +233,16 @@ def invariance(
 
 
 @app.command()
-def colour_or_shape(atlas: AtlasFolder, images: Images = None, device: Device = "auto") -> None:
+def colour_or_shape(
+    atlas: AtlasFolder, images: Images = None, device: Device = "auto", trust_code: TrustCode = False,
+) -> None:  # fmt: skip
     """See what is left of every unit's peaks in grey, blurred, scrambled and mirrored images."""
     from unitscope.atlas import Atlas
     from unitscope.experiments import colour_or_shape as change_images
 
+    opened = Atlas(atlas, images=images and _images(images))
     with _progress(None, "changing") as advance:
-        table = change_images(Atlas(atlas, images=images and _images(images)), device=device, on_images=advance)
+        table = change_images(opened, _trusted(opened, trust_code), device=device, on_images=advance)
     _print_table(table.group_by("layer", use_threads=False).aggregate([(name, "mean") for name in table.column_names[3:]]))
 
 
@@ -243,7 +252,7 @@ def occlude(
     unit: Annotated[int, typer.Argument(help="Number of a unit.")],
     out: Annotated[Path | None, typer.Option(help="The PNG file to write; ATLAS-LAYER-UNIT-occluded.png if not given.")] = None,
     classes: Annotated[Path | None, typer.Option(help="A file with the labels in the order of the network's outputs, one a line.")] = None,
-    images: Images = None, device: Device = "auto",
+    images: Images = None, device: Device = "auto", trust_code: TrustCode = False,
 ) -> None:  # fmt: skip
     """Slide a grey square over a unit's images: where does the unit drop, and what does the classifier see?"""
     from unitscope.atlas import Atlas
@@ -256,22 +265,25 @@ def occlude(
         Atlas(atlas, images=images and _images(images)),
         classes.read_text(encoding="utf-8").splitlines() if classes else None,
     )
-    known = opened.layer(layer).name
+    known, network = opened.layer(layer).name, _trusted(opened, trust_code)
     with _progress(None, "covering") as advance:
-        attribute_peaks(opened, "occlusion", layers=[known], units=[unit], device=device)
-        occlusion(opened, known, [unit], classes=names, device=device, on_images=advance)
+        attribute_peaks(opened, "occlusion", network, layers=[known], units=[unit], device=device)
+        occlusion(opened, known, [unit], network, classes=names, device=device, on_images=advance)
     path = out or Path(f"{atlas.absolute().name}-{layer.replace('/', '_')}-{unit}-occluded.png")
     draw_occlusion(opened, known, unit, names, path)
     print(f"drawn to {path}")
 
 
 @app.command()
-def check(atlas: AtlasFolder, images: Images = None, device: Device = "auto", as_json: AsJson = False) -> None:
+def check(
+    atlas: AtlasFolder, images: Images = None, device: Device = "auto", trust_code: TrustCode = False, as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Run the images of the peaks again and report every value that does not come back."""
     from unitscope.atlas import Atlas
     from unitscope.checking import check as check_atlas
 
-    result = check_atlas(Atlas(atlas, images=images and _images(images)), device=device)
+    opened = Atlas(atlas, images=images and _images(images))
+    result = check_atlas(opened, _trusted(opened, trust_code), device=device)
     if as_json:
         print(json.dumps(asdict(result), indent=1))
     else:
@@ -288,12 +300,13 @@ def serve(
     atlas: AtlasFolder, beside: Beside = None,
     host: Annotated[str, typer.Option(help="The address to listen on; others than this machine's own let others look.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes any that is free.")] = 8000,
-    images: Images = None, device: Device = "auto",
+    images: Images = None, device: Device = "auto", trust_code: TrustCode = False,
 ) -> None:  # fmt: skip
     """Open an atlas in the browser: every layer, unit and image has a page."""
     from unitscope.atlas import Atlas
 
-    _serve(Atlas(atlas, images=images and _images(images)), Atlas(beside) if beside else None, host, port, device)
+    first, second = Atlas(atlas, images=images and _images(images)), Atlas(beside) if beside else None
+    _serve(first, second, host, port, device, trust_code)
 
 
 @app.command()
@@ -338,7 +351,7 @@ def demo(
         _scan(network, source, place, preprocess=preprocessing, limit=limit, device=device)
     _save(Atlas(place).figure(size_px=96), out / "figure.png")
     if serve:
-        _serve(Atlas(place), None, "127.0.0.1", 8000, device)
+        _serve(Atlas(place), None, "127.0.0.1", 8000, device, trust_code=False)
     else:
         print(f"to look at every unit: {Path(sys.argv[0])} serve {place}")
 
@@ -426,23 +439,31 @@ def _runner(name: str, address: str | None, cpus_per_worker: int, gpus_per_worke
     return RayRunner(address, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker)
 
 
-def _serve(atlas: Any, beside: Any, host: str, port: int, device: str) -> None:
-    import uvicorn
+def _trusted(atlas: Any, trust_code: bool) -> Any:
+    """The network of an atlas whose code the user trusts; None leaves it to the verb, which runs no such code."""
+    if not trust_code or atlas.manifest["network"]["model"].startswith("module:"):
+        return None
+    from unitscope.scanning.again import trusted_network
 
+    return trusted_network(atlas)
+
+
+def _serve(atlas: Any, beside: Any, host: str, port: int, device: str, trust_code: bool) -> None:
     from unitscope.web import Offer, explorer
     from unitscope.web.app import LOOPBACK
+    from unitscope.web.serving import server
 
     own = host in (*LOOPBACK, "::1")
+    off = _why_no_search(atlas, trust_code)
     with ExitStack() as stack:
-        fires = _listener(atlas, device, stack) if _can_listen(atlas) else None
-        application = explorer(atlas, Offer(beside, fires, (*LOOPBACK, host) if own else ("*",)))
+        fires = _listener(atlas, device, trust_code, stack) if off is None else None
+        application = explorer(atlas, Offer(beside, fires, (*LOOPBACK, host) if own else ("*",), off))
         bound = _bound(host, port)
         shown = f"[{host}]" if ":" in host else host
         print(f"http://{shown}:{bound.getsockname()[1]}/ shows {atlas.folder}; Ctrl+C ends it", flush=True)
         if not own:
             print("whoever reaches this machine can see the atlas and its images", file=sys.stderr)
-        server = uvicorn.Server(uvicorn.Config(application, log_level="warning", lifespan="off"))
-        server.run(sockets=[bound])
+        server(application).run(sockets=[bound])
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -455,12 +476,16 @@ def _bound(host: str, port: int) -> socket.socket:
         raise UnitscopeError(f"can't listen on {host} port {port}: {error}; give another --host or --port") from error
 
 
-def _can_listen(atlas: Any) -> bool:
-    """True where the network can be found again, and images come to it in a known way."""
-    return atlas.preprocessing is not None and not str(atlas.manifest["network"]["model"]).startswith("module:")
+def _why_no_search(atlas: Any, trust_code: bool) -> str | None:
+    """Why an image of one's own can't be searched with: no known way to the input, or a network that isn't built unasked."""
+    if atlas.preprocessing is None:
+        return f"the atlas {str(atlas.folder)!r} was made from tensors, so there is no known way from an image to its input"
+    in_memory = atlas.manifest["network"]["model"].startswith("module:")
+    reason: str | None = atlas.why_no_network
+    return None if trust_code and not in_memory else reason
 
 
-def _listener(atlas: Any, device: str, stack: ExitStack) -> Callable[[Any], Any]:
+def _listener(atlas: Any, device: str, trust_code: bool, stack: ExitStack) -> Callable[[Any], Any]:
     """Runs the network over an image; the network is loaded for the first one."""
     held: list[Callable[[Any], Any]] = []
     loading = Lock()
@@ -470,7 +495,7 @@ def _listener(atlas: Any, device: str, stack: ExitStack) -> Callable[[Any], Any]
             if not held:
                 from unitscope.listening import listening
 
-                held.append(stack.enter_context(listening(atlas, device=device)))
+                held.append(stack.enter_context(listening(atlas, _trusted(atlas, trust_code), device)))
         return held[0](image)
 
     return listen

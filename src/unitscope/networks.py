@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from unitscope.errors import NetworkError, first_line, suggestion
 from unitscope.isolation import uncompiled
@@ -76,6 +77,7 @@ def load_network(model: str, weights: str = "default", seed: int = 0) -> Network
         if scheme == "torchvision" and hasattr(filled, "transform_input"):
             filled.transform_input = True  # GoogLeNet's and Inception's weights want it; torchvision sets it with its own
         weights = os.path.abspath(weights)
+    _check_values(network.module)
     network.module.eval()
     if scheme.endswith(".py"):
         model = f"{os.path.abspath(scheme)}:{name}"  # so that it is found from elsewhere too
@@ -83,9 +85,24 @@ def load_network(model: str, weights: str = "default", seed: int = 0) -> Network
 
 
 def given_network(module: nn.Module) -> Network:
-    """A network that somebody made in Python: it has no model string to build it from again."""
+    """A network that somebody made in Python: it has no model string to build it from again.
+
+    Raises `NetworkError` where some of its parameters or buffers have no values yet.
+    """
     module = uncompiled(module)
+    _check_values(module)
     return Network(module, f"module:{type(module).__module__}.{type(module).__qualname__}", "given", 0, None)
+
+
+def _check_values(module: nn.Module) -> None:
+    """Raises `NetworkError` for lazy parameters and buffers, and for those on the meta device: there is nothing to scan in them."""
+    for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+        if is_lazy(tensor):
+            raise NetworkError(f"{name!r} has no shape yet, since its module is lazy; run the network on an input first")
+        if tensor.is_meta:
+            raise NetworkError(
+                f"{name!r} is on the meta device, without values; build the network on a real one, or load weights into it"
+            )
 
 
 @dataclass(frozen=True, slots=True)

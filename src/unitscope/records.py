@@ -14,6 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 RECTIFIER = "rectifier"
+LIBRARIES = frozenset({"torchvision", "timm", "demo"})
+"""What a model string begins with where a library builds the network."""
+
+
+def names_code(model: str) -> bool:
+    """True where a model string names code of somebody's own, which building the network would run.
+
+    >>> names_code("torchvision:alexnet"), names_code("mine.networks:small"), names_code("/tmp/net.py:make")
+    (False, True, True)
+    """
+    return model.rpartition(":")[0] not in LIBRARIES
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from unitscope.atlas.projections import ZERO, shown
 from unitscope.drawing import EMPTY, Block, Panel, cut, draw_figure, draw_sheet, missing
-from unitscope.errors import AtlasError
+from unitscope.errors import AtlasError, first_line
 from unitscope.images import Geometry, Skipped
 from unitscope.images.pixels import Pixels, in_channels
 from unitscope.records import Box, Layer, Peak, matches
@@ -214,7 +214,13 @@ def projections(atlas: "Atlas", peaks: Sequence[Peak], kind: str, how: Drawn) ->
 def on_input(atlas: "Atlas", row: Mapping[str, Any]) -> Image.Image:
     """A row of `attributions`, drawn on the network's whole input: grey where it says nothing."""
     canvas = Image.new("RGB", atlas.input_size[::-1], (ZERO,) * 3)
-    canvas.paste(shown(row["image"], row["bottom"] - row["top"]), (row["left"], row["top"]))
+    try:
+        canvas.paste(shown(row["image"], row["bottom"] - row["top"]), (row["left"], row["top"]))
+    except Exception as error:  # whatever a broken image, or one of another size, leads to
+        raise AtlasError(
+            f"the atlas {str(atlas.folder)!r} holds an attribution of layer {row['layer']!r} unit {row['unit']} that can't be drawn: "
+            f"{first_line(error)}"
+        ) from error
     return canvas
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from unitscope.records import Box
 
 ZERO, FURTHEST = 128, 127
+MOST_PIXELS = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,5 +59,7 @@ def shown(image: bytes, height: int) -> Image.Image:
 
 def _pixels(image: bytes, height: int) -> np.ndarray:
     with Image.open(BytesIO(image)) as held:
+        if held.width * held.height > MOST_PIXELS:
+            raise ValueError(f"the image of an attribution is {held.width} x {held.height} pixels large")
         pixels = np.asarray(held)
     return pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels.reshape(-1, height, pixels.shape[1])

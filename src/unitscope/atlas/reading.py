@@ -1,26 +1,28 @@
 """Reading an atlas."""
 
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
 from unitscope.atlas import pictures
-from unitscope.atlas.schema import FORMAT, MANIFEST, PLACES, PROJECTIONS, TABLES
+from unitscope.atlas.manifest import read_manifest
+from unitscope.atlas.schema import PLACES, PROJECTIONS, TABLES
 from unitscope.errors import AtlasError, LayerNotFound, suggestion
 from unitscope.images import FileSource, Skipped, Source, as_source, holds, reopened
 from unitscope.images.pixels import Pixels
-from unitscope.records import Layer, Peak, Preprocessing
+from unitscope.records import Layer, Peak, Preprocessing, names_code
 
-NEEDED = frozenset({"network", "preprocessing", "input", "images", "listed", "read", "k", "trial"})
+MOST_LAYERS = 100_000
 
 
 class Atlas:
@@ -35,7 +37,7 @@ class Atlas:
     def __init__(self, folder: str | os.PathLike[str], images: Any = None) -> None:
         self.folder = Path(folder)
         self._images = images
-        self.manifest = _manifest(self.folder)
+        self.manifest = read_manifest(self.folder)
 
     def __repr__(self) -> str:
         return f"Atlas({str(self.folder)!r}): {self.manifest['network']['model']}, {len(self.layers)} layers, {self.manifest['read']} images"
@@ -54,11 +56,7 @@ class Atlas:
     @property
     def preprocessing(self) -> Preprocessing | None:
         """How images became inputs; None where they came as tensors."""
-        said = self.manifest["preprocessing"]
-        if said is None:
-            return None
-        fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
-        return Preprocessing(**fields)
+        return msgspec.convert(self.manifest["preprocessing"], Preprocessing | None)
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -66,9 +64,30 @@ class Atlas:
         _, height, width = self.manifest["input"]
         return int(height), int(width)
 
+    @property
+    def why_no_network(self) -> str | None:
+        """Why the network that was scanned isn't built for whoever opens the atlas; None where it is.
+
+        Code that an atlas names is whatever its maker wrote, so it runs only with the user's word.
+        """
+        model = self.manifest["network"]["model"]
+        if model.startswith("module:"):
+            return (
+                f"the atlas {str(self.folder)!r} was made from a module in memory, {model.removeprefix('module:')!r}; give that in "
+                "Python, as in unitscope.check(atlas, network)"
+            )
+        if names_code(model):
+            return (
+                f"the atlas {str(self.folder)!r} names code to build its network with, {model!r}, which isn't run unasked; if you trust "
+                "it, give --trust-code, or network= in Python"
+            )
+        return None
+
     @cached_property
     def layers(self) -> list[Layer]:
-        """All layers in call order."""
+        """All layers in call order. Raises `AtlasError` where they are more than any network has."""
+        if (count := self.rows("layers")) > MOST_LAYERS:
+            raise AtlasError(f"the atlas {str(self.folder)!r} is broken: it says that the network has {count:,} layers")
         rows = self.table("layers").to_pylist()
         return [Layer(name=row.pop("layer"), **row) for row in rows]
 
@@ -127,6 +146,11 @@ class Atlas:
         rows = None if layer is None else pc.field("layer") == layer
         return _table(self.folder.absolute() / f"{name}.parquet", TABLES[name], rows)
 
+    def rows(self, name: str) -> int:
+        """How many rows a table has, without reading it."""
+        with _one_line(path := self.folder.absolute() / f"{name}.parquet"):
+            return int(pq.read_metadata(path).num_rows)
+
     def peaks(self, layer: str, unit: int | None = None) -> pa.Table:
         """Peaks of a layer, or of one of its units, by unit and rank. Columns as in the `peaks` table.
 
@@ -177,7 +201,7 @@ class Atlas:
 
     def attributed(self, method: str) -> set[tuple[str, int]]:
         """Layer and number of the units that a method was used on."""
-        table = _table(self.folder.absolute() / "attributions" / f"{method}.parquet", PLACES, None)
+        table = _table(self.folder.absolute() / "attributions" / f"{method}.parquet", PLACES, None).drop_null()
         return set(zip(table["layer"].to_pylist(), table["unit"].to_pylist(), strict=True))
 
     def patch(self, peak: Peak | Mapping[str, Any], patch: str = "field", size_px: int = 224) -> Image.Image:
@@ -215,24 +239,13 @@ class Atlas:
 
 
 def _table(path: Path, schema: pa.Schema, rows: pc.Expression | None) -> pa.Table:
-    try:
+    with _one_line(path):
         return pq.read_table(path, columns=schema.names, filters=rows).select(schema.names).cast(schema)
+
+
+@contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, pa.ArrowException, KeyError) as error:
         raise AtlasError(f"table {str(path)!r} can't be read: {str(error).splitlines()[0]}") from error
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise AtlasError(f"{str(folder)!r} holds no atlas: there is no {MANIFEST} in it") from error
-    except (OSError, ValueError) as error:
-        raise AtlasError(f"{str(path)!r} can't be read: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise AtlasError(f"the atlas {str(folder)!r} has format {found!r}; this version reads format {FORMAT}")
-    lacking = sorted(NEEDED - manifest.keys())
-    if lacking:
-        raise AtlasError(f"the atlas {str(folder)!r} is broken: {MANIFEST} lacks {', '.join(lacking)}")
-    return manifest

@@ -100,8 +100,8 @@ def near(atlas: Atlas, layer: str) -> float:
 def opened_again(atlas: Atlas, network: "nn.Module | Network | None" = None, device: str = "auto") -> Iterator[Again]:
     """The same network on a device for as long as the block lasts.
 
-    `network` is needed where the atlas was made from a module in memory. Raises `AtlasError` where the weights are not those that
-    were scanned.
+    `network` is needed where the atlas was made from a module in memory, or names code to build it with. Raises `AtlasError` where
+    it is needed and not given, or where the weights are not those that were scanned.
     """
     known = _network(atlas, network)
     if known.hash() != atlas.manifest["network"]["hash"]:
@@ -154,13 +154,15 @@ class StoredImages:
         return self.atlas.open_image(image)
 
 
+def trusted_network(atlas: Atlas) -> Network:
+    """The network that an atlas names, built with the code that it names too. Only for atlases whose maker the user trusts."""
+    said = atlas.manifest["network"]
+    return load_network(said["model"], said["weights"], said["seed"])
+
+
 def _network(atlas: Atlas, network: "nn.Module | Network | None") -> Network:
     if network is not None:
         return given_network(network) if isinstance(network, nn.Module) else network
-    said = atlas.manifest["network"]
-    if said["model"].startswith("module:"):
-        raise AtlasError(
-            f"the atlas {str(atlas.folder)!r} was made from a module in memory, {said['model'].removeprefix('module:')!r}; give that in "
-            "Python, as in unitscope.check(atlas, network)"
-        )
-    return load_network(said["model"], said["weights"], said["seed"])
+    if atlas.why_no_network:
+        raise AtlasError(atlas.why_no_network)
+    return trusted_network(atlas)

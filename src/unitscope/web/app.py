@@ -1,21 +1,22 @@
 """The explorer, served: routes to the pages, their JSON and their pictures."""
 
-from asyncio import CancelledError, shield, wrap_future
+import logging
+from asyncio import CancelledError, shield, timeout, wrap_future
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -36,6 +37,9 @@ from unitscope.web.pictures import Pictures, Unit
 from unitscope.web.records import FiresPage, units_on
 from unitscope.web.site import STATIC, search_script
 
+LOG = logging.getLogger("unitscope.web")
+UPLOAD_S = 60.0
+"""How long an upload may take."""
 LOOPBACK = ("localhost", "127.0.0.1")
 HEADERS = {
     "Content-Security-Policy": (
@@ -52,12 +56,14 @@ HEADERS = {
 class Offer:
     """What is served besides the pages of one atlas: another atlas beside it, and a function that tells what an image excites.
 
-    `hosts` are the names by which requests may call this server; `*` is any.
+    `hosts` are the names by which requests may call this server; `*` is any. `off` says why images can't be searched with, where
+    they could be if the user wished; then a page says so.
     """
 
     beside: Atlas | None = None
     fires: Fires | None = None
     hosts: Sequence[str] = LOOPBACK
+    off: str | None = None
 
 
 def explorer(atlas: Atlas, offer: Offer | None = None) -> Starlette:
@@ -65,12 +71,13 @@ def explorer(atlas: Atlas, offer: Offer | None = None) -> Starlette:
     offer = offer or Offer()
     pages = Pages(Catalogue(atlas))
     beside = Pages(Catalogue(offer.beside)) if offer.beside is not None else None
-    routes = _Routes(pages, beside, offer.fires).all_of_them()
+    routes = _Routes(pages, beside, offer).all_of_them()
     if beside is not None:
-        routes.append(Mount("/beside", routes=_Routes(beside, None, None).all_of_them()))
+        routes.append(Mount("/beside", routes=_Routes(beside, None, Offer()).all_of_them()))
     middleware = [
         Middleware(_WithHeaders),
         Middleware(TrustedHostMiddleware, allowed_hosts=list(offer.hosts), www_redirect=False),
+        Middleware(_SameOrigin),
         Middleware(GZipMiddleware, minimum_size=2000, compresslevel=3),
     ]
     errors: Any = {HTTPException: _problem, UnitscopeError: _problem}
@@ -80,11 +87,12 @@ def explorer(atlas: Atlas, offer: Offer | None = None) -> Starlette:
 class _Routes:
     """The routes to one atlas. What they are asked for is looked up in the atlas's tables, never among files."""
 
-    def __init__(self, pages: Pages, beside: Pages | None, fires: Fires | None) -> None:
-        self._pages, self._fires = pages, fires
+    def __init__(self, pages: Pages, beside: Pages | None, offer: Offer) -> None:
+        self._pages, self._fires, self._off = pages, offer.fires, offer.off
         self._comparison = Comparison(pages, beside) if beside is not None else None
         self._pictures = Pictures(pages.catalogue)
-        self._site = {"fires": fires is not None, "compared": beside is not None}
+        self._one_upload = Lock()
+        self._site = {"fires": offer.fires is not None or offer.off is not None, "compared": beside is not None}
         Thread(target=pages.catalogue.read_ahead, daemon=True, name="read ahead").start()
         manifest = pages.catalogue.atlas.folder / MANIFEST
         self._tag = sha256(manifest.read_bytes() + str(manifest.stat().st_mtime_ns).encode()).hexdigest()[:16]
@@ -106,8 +114,8 @@ class _Routes:
             Route("/api/openapi.json", self._openapi),
             Mount("/static", StaticFiles(directory=STATIC)),
         ]
-        if self._fires is not None:
-            routes.append(Route("/fires.html", self._page(lambda: FiresPage("fires.html", pages.about, MOST_MB))))
+        if self._site["fires"]:
+            routes.append(Route("/fires.html", self._page(lambda: FiresPage("fires.html", pages.about, MOST_MB, self._off))))
             routes.append(Route("/fires", self._upload, methods=["POST"]))
         comparison = self._comparison
         if comparison is not None:
@@ -180,12 +188,17 @@ class _Routes:
 
     async def _upload(self, request: Request) -> Response:
         """What an image of one's own excites, as a piece of a page. The image is neither kept nor written."""
-        content = bytearray()
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > MOST_MB << 20:
-                raise HTTPException(413, f"The image is larger than {MOST_MB} MB.")
-        page = await run_in_threadpool(self._fired, bytes(content))
+        if self._off is not None:
+            raise HTTPException(403, f"Search by image is off: {self._off}.")
+        try:
+            async with timeout(UPLOAD_S):
+                content = await _received(request)
+        except TimeoutError as error:
+            raise HTTPException(408, f"The image didn't come within {UPLOAD_S:.0f} seconds.") from error
+        except ClientDisconnect:
+            LOG.warning("an upload from %s ended before the whole image was there", request.client and request.client.host)
+            return Response(status_code=400)  # nobody is there to read it
+        page = await run_in_threadpool(self._fired, content)
         return HTMLResponse(await run_in_threadpool(rendering.html, page, **self._site))
 
     def _fired(self, content: bytes) -> Any:
@@ -193,10 +206,20 @@ class _Routes:
         if fires is None:
             raise HTTPException(404)
         try:
-            image = opened(content)
+            with self._one_upload:  # what an image takes when it is decoded may be many times its file
+                image = opened(content)
+                return fired(self._pages, image, fires(image))
         except Skipped as reason:
             raise HTTPException(422, f"The image {reason}.") from reason
-        return fired(self._pages, image, fires(image))
+
+
+async def _received(request: Request) -> bytes:
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > MOST_MB << 20:
+            raise HTTPException(413, f"The image is larger than {MOST_MB} MB.")
+    return bytes(content)
 
 
 def _made(make: Callable[..., Any], request: Request) -> Any:
@@ -211,9 +234,10 @@ async def _problem(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     said = error.detail if isinstance(error, HTTPException) else f"{error}."
     said = "There is nothing at this address." if said == "Not Found" else said
+    headers = getattr(error, "headers", None)  # Allow, for one
     if not request.url.path.endswith((".html", "/")):
-        return Response(said, status, media_type="text/plain")
-    return HTMLResponse(rendering.problem(request.url.path.lstrip("/"), status, said), status)
+        return Response(said, status, headers, media_type="text/plain")
+    return HTMLResponse(rendering.problem(request.url.path.lstrip("/"), status, said), status, headers)
 
 
 class _WithHeaders:
@@ -229,3 +253,23 @@ class _WithHeaders:
             await send(message)
 
         await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
+
+
+class _SameOrigin:
+    """Refuses what another site has a browser send here; requests that only read may come from anywhere, since their answers may not
+    be read there. Programs that are no browser say neither `Sec-Fetch-Site` nor `Origin`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        foreign = scope["type"] == "http" and scope["method"] not in ("GET", "HEAD") and _is_foreign(Headers(scope=scope))
+        refusal = Response("Another site may not send anything here.", 403, media_type="text/plain")
+        await (refusal if foreign else self.app)(scope, receive, send)
+
+
+def _is_foreign(headers: Headers) -> bool:
+    """True where a browser says that a request comes from another origin than the one it goes to."""
+    origin = headers.get("origin")
+    here = origin is None or origin.partition("://")[2].lower() == headers.get("host", "").lower()
+    return not here or headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")

@@ -21,7 +21,6 @@ from unitscope.web.tables import (
     Columns,
     ImageRecord,
     broken,
-    check_manifest,
     images_of,
     layers_of,
     peaks_of,
@@ -109,7 +108,6 @@ class Catalogue:
 
     def __init__(self, atlas: Atlas) -> None:
         self.atlas = atlas
-        check_manifest(atlas)
         self.layers = layers_of(atlas)
         self._slugs = {slug(layer.name): layer for layer in self.layers}
         self._places = {layer.name: place for place, layer in enumerate(self.layers)}
@@ -145,8 +143,25 @@ class Catalogue:
 
     @cached_property
     def attributed(self) -> dict[str, set[tuple[str, int]]]:
-        """Layer and number of the units that each method was used on."""
-        return {method: self.atlas.attributed(method) for method in self.atlas.methods if method in METHOD_WORDS}
+        """Layer and number of the units that each method was used on, of those methods whose tables can be read."""
+        return {method: units for method, units in self._attributed.items() if not isinstance(units, AtlasError)}
+
+    @cached_property
+    def unreadable(self) -> dict[str, str]:
+        """The methods whose tables can't be read, and why."""
+        return {method: str(units) for method, units in self._attributed.items() if isinstance(units, AtlasError)}
+
+    @cached_property
+    def _attributed(self) -> dict[str, set[tuple[str, int]] | AtlasError]:
+        return {method: self._units_of(method) for method in self.atlas.methods if method in METHOD_WORDS}
+
+    def _units_of(self, method: str) -> set[tuple[str, int]] | AtlasError:
+        try:
+            found = self.atlas.attributed(method)
+        except AtlasError as error:
+            return error
+        units = {layer.name: range(layer.units) for layer in self.layers}
+        return {(layer, unit) for layer, unit in found if unit in units.get(layer, ())}
 
     @cached_property
     def missing(self) -> str | None:

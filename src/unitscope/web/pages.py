@@ -78,6 +78,7 @@ class Pages:
             _histogram(self.catalogue.sample(name, number), self.catalogue.units(name)[number].highest), self._shares(name, number),
             self.catalogue.alike(name, number, ALIKE_UNITS),
             {method: METHOD_WORDS[method] for method, units in self.catalogue.attributed.items() if (name, number) in units},
+            self.catalogue.unreadable,
         )  # fmt: skip
 
     def image(self, number: int) -> ImagePage | None:

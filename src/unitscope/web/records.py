@@ -131,6 +131,8 @@ class UnitPage:
     alike: list[Alike]
     methods: dict[str, str]
     """The methods of attribution that have looked at it, and what each one does."""
+    unreadable: dict[str, str]
+    """The methods of attribution whose tables can't be read, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,12 +189,13 @@ class WordsPage:
 
 @dataclass(frozen=True, slots=True)
 class FiresPage:
-    """Where a person puts an image of their own."""
+    """Where a person puts an image of their own; `off` says why none can be given, where none can."""
 
     template: ClassVar[str] = "fires.html"
     path: str
     about: About
     most_mb: int
+    off: str | None = None
 
 
 Page = NetworkPage | LayerPage | UnitPage | ImagePage | LabelPage | WordsPage | FiresPage

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -103,7 +104,8 @@ def _write_pictures(catalogue: Catalogue, folder: Path, on_units: Callable[[int]
             continue  # the page says so where a picture is missing
     for method, units in catalogue.attributed.items():
         for layer, unit in sorted(units):
-            _write(folder / to.projections(method, layer, unit), pictures.projections(method, (layer, unit)))
+            with suppress(AtlasError):  # one whose attributions are broken goes without
+                _write(folder / to.projections(method, layer, unit), pictures.projections(method, (layer, unit)))
     every = ((layer.name, unit) for layer in catalogue.layers for unit in range(layer.units))
     for run in _runs(every, UNITS_AT_ONCE):
         for (layer, unit), block in pictures.draw(run).items():

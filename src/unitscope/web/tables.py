@@ -18,7 +18,8 @@ from unitscope.records import Layer
 
 Columns = Mapping[str, NDArray[Any]]
 
-MOST_UNITS, MOST_PIXELS = 10_000_000, 1 << 24
+MOST_UNITS, MOST_UNITS_A_LAYER, MOST_PIXELS = 2_000_000, 1 << 18, 1 << 24
+"""What pages can show: all units of a layer stand on one."""
 SIDES = (("top", "bottom"), ("left", "right"))
 
 
@@ -38,18 +39,6 @@ def broken(atlas: Atlas, what: str) -> AtlasError:
     return AtlasError(f"the atlas {str(atlas.folder)!r} is broken: {what}")
 
 
-def check_manifest(atlas: Atlas) -> None:
-    """Look at all that pages take from the manifest."""
-    try:
-        height, width = atlas.input_size
-        _ = atlas.preprocessing, atlas.manifest["network"]["model"], atlas.manifest["images"]["kind"], int(atlas.manifest["read"])
-        sound = 0 < height <= MOST_PIXELS and 0 < width <= MOST_PIXELS and atlas.k > 0
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise broken(atlas, f"its manifest holds what it can't: {error}") from error
-    if not sound:
-        raise broken(atlas, f"its manifest has inputs of {height} x {width} and k {atlas.k}")
-
-
 def layers_of(atlas: Atlas) -> list[Layer]:
     """All layers in call order."""
     table = atlas.table("layers")
@@ -60,9 +49,22 @@ def layers_of(atlas: Atlas) -> list[Layer]:
     for layer in atlas.layers:
         sizes = (layer.map_height, layer.map_width, layer.receptive_field_height, layer.receptive_field_width)
         effective = [size for size in (layer.effective_field_height, layer.effective_field_width) if size is not None]
-        if not all(0 < size <= MOST_PIXELS for size in (*sizes, *effective)) or not 0 <= layer.units <= MOST_UNITS:
+        if not all(0 < size <= MOST_PIXELS for size in (*sizes, *effective)) or layer.units < 0:
             raise broken(atlas, f"its layer {layer.name!r} has {layer.units} units and sizes of {sizes} pixels")
+    _check_units(atlas)
     return atlas.layers
+
+
+def _check_units(atlas: Atlas) -> None:
+    """Raises `AtlasError` where `layers` has other units than `units`, or more than pages can show: so much memory would be taken."""
+    counts = [layer.units for layer in atlas.layers]
+    if sum(counts) != (rows := atlas.rows("units")):
+        raise broken(atlas, f"its layers have {sum(counts):,} units, but its table of units {rows:,}")
+    if sum(counts) > MOST_UNITS or max(counts, default=0) > MOST_UNITS_A_LAYER:
+        raise AtlasError(
+            f"the atlas {str(atlas.folder)!r} has {sum(counts):,} units, {max(counts):,} in one layer; pages show up to {MOST_UNITS:,}, "
+            f"{MOST_UNITS_A_LAYER:,} in one layer"
+        )
 
 
 def images_of(atlas: Atlas) -> dict[int, ImageRecord]:

@@ -1,0 +1,104 @@
+"""What `atlas.json` must hold. It is checked once, when an atlas is opened: nobody knows who wrote it."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from unitscope.atlas.schema import FORMAT, MANIFEST
+from unitscope.errors import AtlasError
+from unitscope.images.pixels import FILTERS
+from unitscope.records import Preprocessing
+
+MOST_SAID = 300
+
+Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
+Side = Annotated[int, Meta(ge=1, le=1 << 20)]
+
+
+class _Network(Struct):
+    model: str
+    hash: str
+    weights: str
+    seed: int
+
+
+class _Trial(Struct):
+    batch: str | None
+    random: str | None
+    shared: str | None
+    rounding: dict[str, float]
+
+
+class _Manifest(Struct):
+    """What everything that opens an atlas relies on; what else stands there is for people."""
+
+    network: _Network
+    preprocessing: Preprocessing | None
+    input: tuple[Side, Side, Side]
+    images: dict[str, Any]
+    listed: Count
+    read: Count
+    k: Annotated[int, Meta(ge=1, lt=1 << 15)]
+    trial: _Trial
+    skipped: Count = 0
+    per_image: Count = 1
+    precision: str = "fp32"
+    layers: list[str] | None = None
+
+
+class _Folder(Struct):
+    folder: str
+
+
+class _List(Struct):
+    paths: list[str]
+    working_folder: str
+
+
+class _Files(Struct):
+    files: list[str]
+
+
+class _Other(Struct):
+    kind: str = ""
+    name: str = ""
+
+
+IMAGES = {"folder": _Folder, "list": _List, "files": _Files}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of the atlas in a folder. Raises `AtlasError` where there is none, or where it holds what it can't."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise AtlasError(f"{str(folder)!r} holds no atlas: there is no {MANIFEST} in it") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise AtlasError(f"{str(path)!r} can't be read: {_short(error)}") from error
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if type(found) is not int or found != FORMAT:
+        said = repr(found) if isinstance(found, (int, float, str, type(None))) else f"of type {type(found).__name__}"
+        raise AtlasError(f"the atlas {str(folder)!r} has format {_short(said)}; this version reads format {FORMAT}; scan again")
+    try:
+        _check(manifest)
+    except (msgspec.ValidationError, OverflowError, RecursionError) as error:
+        raise AtlasError(f"the atlas {str(folder)!r} is broken: {MANIFEST} holds what it can't: {_short(error)}") from error
+    return dict(manifest)
+
+
+def _check(manifest: Any) -> None:
+    checked = msgspec.convert(manifest, _Manifest)
+    if checked.preprocessing is not None and checked.preprocessing.interpolation not in FILTERS:
+        raise msgspec.ValidationError(f"interpolation is one of {', '.join(FILTERS)} - at `$.preprocessing`")
+    kind = msgspec.convert(checked.images, _Other).kind
+    if kind in IMAGES:
+        msgspec.convert(checked.images, IMAGES[kind])
+
+
+def _short(said: object) -> str:
+    line = " ".join(str(said).split())
+    return line if len(line) <= MOST_SAID else f"{line[:MOST_SAID]} …"
