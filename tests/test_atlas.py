@@ -7,8 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import astuple
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +19,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import see_through, small_network
+from planted import HIGHEST, planted_atlas, shared
 from torch import nn
 
 import unitscope
@@ -353,3 +357,38 @@ def test_a_network_without_peaks_still_makes_an_atlas(tmp_path: Path) -> None:
     assert atlas.units("1")["dead"].to_pylist() == [True, True]
     assert atlas.sample("1").num_rows == 8
     assert atlas.figure().size[0] > 100
+
+
+# ── ties ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_ties_are_those_that_counting_finds(tmp_path: Path) -> None:
+    found = planted_atlas(tmp_path)
+    known = {unit: one for unit in range(3) if (one := shared(HIGHEST[:, unit])) is not None}
+    assert {unit: one.images for unit, one in known.items()} == {0: 24, 1: 19}
+    for layer in ("1", "3"):
+        ties = found.ties(layer)
+        assert {unit: (tie.first, tie.last, tie.shown, tie.images) for unit, tie in ties.items()} == {
+            unit: astuple(one) for unit, one in known.items()
+        }
+        assert {unit: tie.wholly for unit, tie in ties.items()} == {0: True, 1: False}
+        assert str(ties[1]) == "ranks 6 to 9: 4 of 19 images that tie"
+
+
+@given(values=st.lists(st.lists(st.integers(1, 4), min_size=3, max_size=3), min_size=1, max_size=30), k=st.integers(1, 9))
+@settings(max_examples=25, deadline=None)
+def test_ties_of_any_values_are_those_that_counting_finds(values: list[list[int]], k: int) -> None:
+    highest = np.array(values)
+    with TemporaryDirectory() as folder:
+        images = torch.tensor(values, dtype=torch.float32)[:, :, None, None]
+        ties = unitscope.scan(see_through(3, nn.ReLU()), images, Path(folder) / "atlas", k=k).ties("1")
+    for unit in range(3):
+        tie, expected = ties.get(unit), shared(highest[:, unit], k)
+        assert (tie and (tie.first, tie.last, tie.shown, tie.images)) == (expected and astuple(expected))
+
+
+def test_several_peaks_of_one_image_count_once_among_those_that_tie(tmp_path: Path) -> None:
+    images = torch.zeros(5, 1, 9, 9)
+    images[:, 0, ::4, ::4] = 7.0  # nine cells of each image have the same value
+    (tie,) = unitscope.scan(see_through(1, nn.ReLU()), images, tmp_path / "atlas", k=9, per_image=3).ties("1").values()
+    assert (tie.first, tie.last, tie.shown, tie.images) == (1, 9, 3, 5)

@@ -8,11 +8,12 @@ import torch
 from networks import see_through
 from photographs import write_photographs
 from PIL import Image
+from planted import planted_atlas
 from torch import nn
 
 import unitscope
 from unitscope.atlas import Atlas, pictures
-from unitscope.drawing import EMPTY, HATCH, INK, PAPER, Block, Panel, cut, draw_figure, draw_sheet, hatched
+from unitscope.drawing import EMPTY, FAINT, HATCH, INK, PAPER, Block, Panel, cut, draw_figure, draw_sheet, hatched
 from unitscope.errors import AtlasError, ImagesError
 from unitscope.records import Box, Layer, Peak, Preprocessing
 
@@ -219,7 +220,9 @@ def test_no_more_than_nine_patches_are_drawn_of_a_unit(tmp_path: Path) -> None:
 def test_dead_units_are_drawn_empty(tmp_path: Path) -> None:
     found = unitscope.scan(see_through(1, nn.ReLU()), -torch.ones(2, 1, 4, 4), tmp_path / "atlas")
     drawn = np.asarray(found.sheet("1", size_px=20))
-    assert (drawn == EMPTY).all(-1).sum() == 9 * 20 * 20
+    empty, grey = ((drawn == colour).all(-1).sum() for colour in (EMPTY, FAINT))
+    assert empty > 9 * 20 * 20 / 2
+    assert grey > 4 * 62  # a frame, and a bar with the word
 
 
 def test_tensors_are_drawn_from_their_lowest_to_their_highest_value(tmp_path: Path) -> None:
@@ -227,3 +230,38 @@ def test_tensors_are_drawn_from_their_lowest_to_their_highest_value(tmp_path: Pa
     found = unitscope.scan(see_through(1), images, tmp_path / "atlas")
     patch = np.asarray(found.patch(found.peaks("0").to_pylist()[0], "image", size_px=2))
     assert patch[..., 0].tolist() == [[0, 255], [128, 191]]
+
+
+# ── ties ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def grid_of(sheet: Image.Image, size_px: int = 20) -> np.ndarray:
+    """The patches of a sheet's first block, by the sizes that drawing gives them."""
+    pixels, side = np.asarray(sheet), 3 * (size_px + 2) - 2
+    below = pixels.shape[0] - 24
+    return pixels[below - side : below, 24 : 24 + side]
+
+
+def is_framed(grid: np.ndarray) -> bool:
+    edges = (grid[0], grid[-1], grid[:, 0], grid[:, -1])
+    return all((edge == FAINT).all() for edge in edges)
+
+
+def test_a_block_whose_values_tie_or_that_is_dead_is_framed(tmp_path: Path) -> None:
+    found = planted_atlas(tmp_path)
+    assert [is_framed(grid_of(found.sheet("1", units=[unit], size_px=20))) for unit in range(3)] == [True, False, False]
+    marks = {one.number: one.mark for one in pictures.panel(found, found.layer("1"), [0, 1, 2], pictures.Drawn()).blocks}
+    assert marks == {"0": "24 images tie", "1": "", "2": ""}
+    dead = unitscope.scan(see_through(1, nn.ReLU()), -torch.ones(2, 1, 4, 4), tmp_path / "dead")
+    assert is_framed(grid_of(dead.sheet("1", size_px=20)))
+
+
+def test_the_figure_chooses_no_unit_that_shows_no_preference(tmp_path: Path) -> None:
+    found = planted_atlas(tmp_path)
+    for seed in range(5):
+        assert pictures.firing_units(found, found.layer("1"), seed) == [1, 2]
+    only = unitscope.scan(see_through(1, nn.ReLU()), torch.ones(20, 1, 4, 4), tmp_path / "only")
+    assert pictures.firing_units(only, only.layer("1"), 0) == []
+    assert pictures.panel(only, only.layer("1"), [], pictures.Drawn()).subtitle.endswith("none of them shows a preference")
+    assert only.figure().size
+    assert is_framed(grid_of(only.sheet("1", size_px=20)))

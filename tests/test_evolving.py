@@ -10,6 +10,8 @@ import pytest
 import torch
 from photographs import write_photographs
 from PIL import Image
+from planted import AS_IT_IS as PLANTED
+from planted import planted_images, planted_network
 from torch import nn
 
 import unitscope
@@ -255,3 +257,15 @@ def test_the_command_line_evolves(tmp_path: Path) -> None:
     with Image.open(out / "figure.png") as figure:
         assert figure.width > 300
     assert isinstance(Atlas(out / "epoch-10"), Atlas)
+
+
+def test_units_that_show_no_preference_do_not_count_in_settling(tmp_path: Path) -> None:
+    """Unit 0 ties in the first moment and is dead in the second, which says nothing of how far the layer has settled."""
+    images, network = planted_images(tmp_path / "images"), planted_network()
+    unitscope.scan(network, images, tmp_path / "run" / "epoch-1", preprocess=PLANTED)
+    with torch.no_grad():
+        network[0].weight[0] = -1
+    unitscope.scan(network, images, tmp_path / "run" / "epoch-2", preprocess=PLANTED)
+    evolution = Evolution(tmp_path / "run")
+    assert {row["layer"]: row["overlap"] for row in evolution.settling().to_pylist()} == {"1": 1.0, "3": 1.0}
+    assert evolution.figure(layers=["1"]).size

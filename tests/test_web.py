@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 import shutil
 import socket
 import struct
@@ -12,6 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,13 @@ import pytest
 import torch
 from explored import ATTRIBUTED, LABELS, explored_atlas, explored_network, tags_of, walk
 from PIL import Image
+from planted import HIGHEST, planted_atlas, planted_network, shared
+from planted import LABELS as LABELS_PLANTED
 from starlette.testclient import TestClient
 
 import unitscope
 from unitscope.atlas import Atlas
+from unitscope.drawing import FAINT
 from unitscope.errors import AtlasError, ImagesError
 from unitscope.layers import trace
 from unitscope.listening import listening
@@ -738,10 +743,11 @@ def test_the_overlap_is_the_share_of_common_images(atlas: Atlas, other: Atlas) -
 
 
 def test_units_of_another_network_are_paired_by_their_images(atlas: Atlas, place: Path, tmp_path: Path) -> None:
-    from networks import see_through
-
+    torch.manual_seed(0)
     preprocessing = Preprocessing(None, (40, 40), (0.5,) * 3, (0.25,) * 3)
-    third = unitscope.scan(see_through(3), place / "photographs", tmp_path / "atlas", preprocess=preprocessing)
+    third = unitscope.scan(
+        torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3)), place / "photographs", tmp_path / "atlas", preprocess=preprocessing
+    )
     page = Comparison(Pages(Catalogue(atlas)), Pages(Catalogue(third))).layer("relu")
     assert page is not None
     assert page.pair.second is not None
@@ -838,3 +844,95 @@ def test_what_a_page_needed_is_given_up_for_the_next_and_still_drawn_when_asked_
     for unit in first:
         drawn = pictures.block(unit)
         assert (pictures.block(unit) if drawn.cancelled() else drawn).result(timeout=60)
+
+
+# ── ties ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
+    return planted_atlas(tmp_path_factory.mktemp("planted"))
+
+
+def test_strips_and_glances_leave_out_units_that_show_no_preference(planted: Atlas) -> None:
+    page = client(planted).get("/api/index.json").json()
+    for row in (*page["rows"], *page["glance"]):
+        assert sorted(row["strip"]) == [1, 2]
+        assert row["layer"]["no_preference"] == 1
+
+
+def test_unit_pages_say_what_ties(planted: Atlas) -> None:
+    served = client(planted)
+    for layer in ("1", "3"):
+        pages = [served.get(f"/api/units/{layer}/{unit}.json").json()["unit"] for unit in range(3)]
+        expected = [(one := shared(HIGHEST[:, unit])) and asdict(one) for unit in range(3)]
+        assert [page["tie"] for page in pages] == expected
+        texts = [" ".join(re.sub("<[^>]+>", "", served.get(f"/units/{layer}/{unit}.html").text).split()) for unit in range(3)]
+        assert "This unit shows no preference: 24 images tie at its highest value" in texts[0]
+        assert "ranks 6 to 9: 4 of 19 images that tie" in texts[1]
+        assert not ["tie" in words for text in texts[1:] for words in text.split() if words == "no preference:"]
+        assert "that tie" not in texts[2]
+
+
+def test_the_layer_page_says_which_units_show_no_preference(planted: Atlas) -> None:
+    served = client(planted)
+    page = served.get("/api/layers/1.json").json()
+    assert [bool(tile["labels"]) for tile in page["tiles"]] == [False, True, True]
+    text = served.get("/layers/1.html").text
+    marked = [attributes["data-unit"] for tag, attributes in tags_of(text) if tag == "li" and "data-tied" in attributes]
+    assert marked == ["0"]
+    assert "no preference: 24 images tie" in text
+
+
+def test_images_labels_and_similarities_leave_out_units_that_show_no_preference(planted: Atlas) -> None:
+    served, rows = client(planted), planted.table("peaks").to_pylist()
+    for image in planted.table("images")["image"].to_pylist():
+        page = served.get(f"/api/images/{image}.json").json()
+        told = {(peak["layer"], peak["unit"]) for layer in page["layers"] for peak in layer["peaks"]}
+        mine = {(row["layer"], row["unit"]) for row in rows if row["image"] == image}
+        assert told == {place for place in mine if place[1] != 0}
+        assert page["ties"] == sum(unit == 0 for _, unit in mine)
+    for label in LABELS_PLANTED:
+        assert {one["unit"] for one in served.get(f"/api/labels/{label}.json").json()["units"]} == {1, 2}
+    for layer in ("1", "3"):
+        alike = [served.get(f"/api/units/{layer}/{unit}.json").json()["alike"] for unit in range(3)]
+        assert alike[0] == []
+        assert {one["unit"] for of_unit in alike for one in of_unit} == {1, 2}
+        assert served.get(f"/api/units/{layer}/0.json").json()["labels"] == []
+
+
+def test_a_comparison_leaves_out_units_that_show_no_preference(planted: Atlas) -> None:
+    comparison = Comparison(Pages(Catalogue(planted)), Pages(Catalogue(planted)))
+    page = comparison.layer("1")
+    assert page is not None
+    assert [(one.shared, one.of, one.no_preference) for one in page.units] == [(0, 0, True), (9, 9, False), (9, 9, False)]
+    assert page.pair.shared == 1.0
+
+
+def test_an_image_that_only_ties_is_not_said_to_excite(planted: Atlas) -> None:
+    with listening(planted, planted_network()) as fires:
+        served = client(planted, fires=fires)
+
+        def told(red: int, green: int, blue: int) -> set[tuple[int, str]]:
+            pixels = np.zeros((16, 16, 3), np.uint8)
+            pixels[3, 4] = red, green, blue
+            text = served.post("/fires", content=png(Image.fromarray(pixels))).text
+            return {
+                (int(unit), rank) for unit, rank in re.findall(r'units/1/(\d)\.html.*?class="v">(.*?)</span>', text, re.DOTALL)
+            }
+
+        assert told(200, 200, 99) == set()
+        assert told(201, 200, 100) == {(0, "rank 1")}
+        assert told(200, 203, 250) == {(1, "rank 3"), (2, "rank 1")}
+        assert told(199, 199, 176) == {(2, "rank 9")}
+
+
+def test_blocks_of_units_that_tie_or_are_dead_have_a_grey_frame(planted: Atlas, atlas: Atlas) -> None:
+    def framed(found: Atlas, layer: str, unit: int) -> bool:
+        with Image.open(io.BytesIO(client(found).get(f"/blocks/{layer}/{unit}.webp").content)) as block:
+            pixels = np.asarray(block.convert("RGBA")).astype(int)
+        edges = np.concatenate([pixels[1], pixels[-2], pixels[:, 1], pixels[:, -2]])
+        return bool((np.abs(edges - (*FAINT, 255)).max(axis=1) < 40).mean() > 0.95)
+
+    assert [framed(planted, "1", unit) for unit in range(3)] == [True, False, False]
+    assert [framed(atlas, "relu", unit) for unit in range(4)] == [False, False, False, True]

@@ -25,7 +25,8 @@ GAP_PX = 2
 class Block:
     """One unit's patches, strongest first, with the words above them; `places` is how many there is room for.
 
-    `beside` is drawn at the left of the patches in the same places, where it isn't None.
+    `beside` is drawn at the left of the patches in the same places, where it isn't None. `mark` are words over the patches, in a grey
+    frame, that say why they are none or mean nothing.
     """
 
     number: str
@@ -33,6 +34,7 @@ class Block:
     patches: Sequence[Image.Image]
     places: int
     beside: Sequence[Image.Image] | None = None
+    mark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +208,8 @@ def _draw_block(block: Block, size_px: int) -> Image.Image:
     grids = [block.patches] if block.beside is None else [block.beside, block.patches]
     for number, patches in enumerate(grids):
         grid = _draw_grid(patches, block.places, size_px)
+        if block.mark:
+            mark(grid, block.mark)
         image.paste(grid, (number * (grid.width + _between_px(size_px)), label_px + 4))
     return image
 
@@ -223,6 +227,15 @@ def _draw_grid(patches: Sequence[Image.Image], places: int, size_px: int) -> Ima
         else:
             pen.rectangle((left, top, left + size_px - 1, top + size_px - 1), fill=EMPTY)
     return grid
+
+
+def mark(grid: Image.Image, words: str) -> None:
+    """Draw a grey frame around a block of patches, and the words on a grey bar across its middle."""
+    pen, label_px = ImageDraw.Draw(grid), _fitting(words, max(10, grid.height // 9), grid.width - 8)
+    width, height, middle = max(2, grid.width // 48), label_px * 8 // 5, grid.height // 2
+    pen.rectangle((0, 0, grid.width - 1, grid.height - 1), outline=FAINT, width=width)
+    pen.rectangle((0, middle - height // 2, grid.width - 1, middle + height // 2), fill=FAINT)
+    pen.text((grid.width / 2, middle), words, PAPER, _font(label_px), anchor="mm")
 
 
 def _block_size(blocks: Sequence[Block], size_px: int) -> tuple[int, int]:

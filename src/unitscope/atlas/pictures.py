@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unitscope.atlas.projections import ZERO, shown
+from unitscope.atlas.ties import Tie
 from unitscope.drawing import EMPTY, Block, Panel, cut, draw_figure, draw_sheet, missing
 from unitscope.errors import AtlasError, first_line
 from unitscope.images import Geometry, Skipped
@@ -116,17 +117,21 @@ def spread_layers(layers: Sequence[Layer]) -> list[Layer]:
 
 
 def firing_units(atlas: "Atlas", layer: Layer, seed: int, among: set[int] | None = None) -> list[int]:
-    """Nine units, drawn at random among those with all their peaks or, where those are too few, with any; of all, or of those given."""
+    """Nine units, drawn at random among those with all their peaks or, where those are too few, with any; of all, or of those given.
+
+    Those that show no preference are left out.
+    """
     counts = np.bincount(atlas.peaks(layer.name)["unit"].to_numpy(), minlength=layer.units)
+    counts[[unit for unit, tie in atlas.ties(layer.name).items() if tie.wholly]] = 0
     if among is not None:
         counts[[unit for unit in range(layer.units) if unit not in among]] = 0
     return some_units(counts, layer.name, seed)
 
 
 def some_units(counts: NDArray[np.integer[Any]], layer: str, seed: int) -> list[int]:
-    """The same, from the number of peaks that each unit has."""
+    """The same, from the number of peaks that each unit has, 0 where it is left out."""
     full, some = np.flatnonzero(counts == counts.max()), np.flatnonzero(counts)
-    candidates = (full if len(full) >= FIGURE_UNITS else some).tolist()
+    candidates = (full if len(full) >= FIGURE_UNITS and len(some) else some).tolist()
     chance = random.Random(f"{seed} {layer}")
     return sorted(chance.sample(candidates, min(FIGURE_UNITS, len(candidates))))
 
@@ -182,20 +187,29 @@ def panel(atlas: "Atlas", layer: Layer, units: Sequence[int], how: Drawn) -> Pan
     every = [peak for of_unit in peaks.values() for peak in of_unit]
     patches = _patches(atlas, every, drawn, how.size_px)
     found = projections(atlas, every, drawn, how) if how.attribution else {}
+    known = atlas.ties(layer.name) if every else {}
     blocks = []
     for unit, of_unit in peaks.items():
         beside = [found[unit, peak.rank] for peak in of_unit] if how.attribution else None
-        blocks.append(_block(unit, of_unit, [patches[unit, peak.rank] for peak in of_unit], beside, places))
+        cuts = [patches[unit, peak.rank] for peak in of_unit]
+        value = f"{of_unit[0].value:.3g}" if of_unit else "dead"
+        blocks.append(Block(str(unit), value, cuts, places, beside, mark_of(of_unit, known.get(unit))))
     about = f"{layer.kind} · {layer.units:,} units · {_field_words(atlas, layer, drawn)}"
     shown = size_drawn(atlas, layer, drawn)
     share = shown[0] / atlas.input_size[0], shown[1] / atlas.input_size[1]
-    return Panel(layer.name, about if blocks else f"{about} · none of them fires", blocks, share)
+    return Panel(layer.name, about if blocks else f"{about} · {none_shown(bool(atlas.peaks(layer.name)))}", blocks, share)
 
 
-def _block(
-    unit: int, peaks: Sequence[Peak], patches: Sequence[Image.Image], beside: Sequence[Image.Image] | None, places: int
-) -> Block:
-    return Block(str(unit), f"{peaks[0].value:.3g}" if peaks else "dead", patches, places, beside)
+def mark_of(peaks: Sequence[Any], tie: Tie | None) -> str:
+    """The words over a block whose patches are none, or no preference; nothing over others."""
+    if not peaks:
+        return "dead"
+    return f"{tie.images:,} images tie" if tie is not None and tie.wholly else ""
+
+
+def none_shown(peaks: bool) -> str:
+    """Why a layer has no units to show."""
+    return "none of them shows a preference" if peaks else "none of them fires"
 
 
 def projections(atlas: "Atlas", peaks: Sequence[Peak], kind: str, how: Drawn) -> dict[tuple[int, int], Image.Image]:

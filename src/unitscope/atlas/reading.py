@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ from PIL import Image
 from unitscope.atlas import pictures
 from unitscope.atlas.manifest import read_manifest
 from unitscope.atlas.schema import PLACES, PROJECTIONS, TABLES
+from unitscope.atlas.ties import Tie, ties
 from unitscope.errors import AtlasError, LayerNotFound, suggestion
 from unitscope.images import FileSource, Skipped, Source, as_source, holds, reopened
 from unitscope.images.pixels import Pixels
@@ -168,6 +170,13 @@ class Atlas:
         """Statistics of a layer's units, by unit."""
         self.layer(layer)
         return self.table("units", layer)
+
+    def ties(self, layer: str) -> dict[int, Tie]:
+        """The units of a layer among whose peaks only the order chose, since more images share a value than there are places."""
+        known, peaks, units = self.layer(layer), self.table("peaks", layer), self.table("units", layer)
+        tied = np.zeros(known.units, dtype=np.int64)
+        tied[units["unit"].to_numpy()] = units["tied"].fill_null(0).to_numpy()
+        return ties({name: peaks[name].to_numpy() for name in ("unit", "value", "image")}, tied)
 
     def sample(self, layer: str) -> pa.Table:
         """The layer's peaks in the sample of images, with the boxes of their cells, by unit and image."""

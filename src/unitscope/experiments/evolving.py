@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -77,12 +78,15 @@ class Evolution:
         """How far each layer stays as it was from one moment to the next, written as `evolution.parquet`.
 
         `overlap` is the share of a unit's peaks that lie in the same images in both, the mean over the units with peaks in either;
-        `jumps` the share of units whose strongest image is another. In the paper lower layers settle first.
+        `jumps` the share of units whose strongest image is another. Units that show no preference in one of them are left out. In the
+        paper lower layers settle first.
         """
         rows = []
         for (before, one), (after, two) in pairwise(self.atlases.items()):
             for layer in one.layers:
-                overlap, jumps = _change(one.peaks(layer.name), two.peaks(layer.name), layer.units)
+                mute = [unit for atlas in (one, two) for unit, tie in atlas.ties(layer.name).items() if tie.wholly]
+                earlier, later = (atlas.peaks(layer.name).filter(~pc.field("unit").isin(mute)) for atlas in (one, two))
+                overlap, jumps = _change(earlier, later, layer.units)
                 rows.append({"layer": layer.name, "before": before, "after": after, "overlap": overlap, "jumps": jumps})
         return write_table(pa.Table.from_pylist(rows, schema=SCHEMA), self.folder / "evolution.parquet")
 

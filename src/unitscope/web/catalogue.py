@@ -9,10 +9,13 @@ from math import isfinite
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from unitscope.atlas import Atlas
 from unitscope.atlas.pictures import box_drawn, boxes_on_source
+from unitscope.atlas.ties import Tie, ties
 from unitscope.errors import AtlasError, ImagesError
 from unitscope.images import Geometry
 from unitscope.records import Box, Layer, Peak
@@ -55,7 +58,7 @@ class Example:
 @dataclass(frozen=True, slots=True)
 class UnitRecord:
     """A unit's statistics; `median` is that of the sample, `standing` how many standard deviations its highest value lies
-    above that."""
+    above that; `tied` is how many images share the value of its last peak, where there are as many peaks as may be."""
 
     layer: str
     unit: int
@@ -69,6 +72,9 @@ class UnitRecord:
     dead: bool
     median: float | None
     standing: float | None
+    tied: int
+    tie: Tie | None
+    """Which of its ranks tie with images that the peaks don't show; None where there are no such."""
 
 
 METHOD_WORDS = {
@@ -113,6 +119,7 @@ class Catalogue:
         self._places = {layer.name: place for place, layer in enumerate(self.layers)}
         self.units = lru_cache(maxsize=16)(self._units)
         self.marks = lru_cache(maxsize=None)(self._marks)
+        self.ties = lru_cache(maxsize=None)(self._ties)
         self._drawn = {layer.name: box_drawn(atlas, layer, "auto") for layer in self.layers}
         self._sample = lru_cache(maxsize=4)(lambda layer: sample_of(atlas, atlas.layer(layer)))
 
@@ -138,8 +145,12 @@ class Catalogue:
     @cached_property
     def dead(self) -> Counter[str]:
         """How many dead units each layer has."""
-        table = self.atlas.table("units")
+        table = self._every_unit
         return Counter(table.filter(table["dead"])["layer"].to_pylist())
+
+    @cached_property
+    def _every_unit(self) -> pa.Table:
+        return self.atlas.table("units").select(["layer", "unit", "dead", "tied"])
 
     @cached_property
     def attributed(self) -> dict[str, set[tuple[str, int]]]:
@@ -175,7 +186,7 @@ class Catalogue:
     def read_ahead(self) -> None:
         """Read what every page needs, before somebody waits for it; what is wrong with it is said to who asks."""
         with suppress(AtlasError):
-            _ = self._by_image, self._starts, self.missing
+            _ = self._by_image, self._starts, self._telling, self.missing
 
     # ── peaks ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -213,6 +224,28 @@ class Catalogue:
         """How many peaks each unit of a layer has."""
         return np.bincount(self._peaks["unit"][self._span(layer)], minlength=self.atlas.layer(layer).units)
 
+    def _ties(self, layer: str) -> dict[int, Tie]:
+        span, table = self._span(layer), self._every_unit
+        rows = table.filter(pc.equal(table["layer"], layer)).drop_null()
+        tied = np.zeros(self.atlas.layer(layer).units, dtype=np.int64)
+        unit, images = rows["unit"].to_numpy(), rows["tied"].to_numpy()
+        known = (unit >= 0) & (unit < len(tied))
+        tied[unit[known]] = images[known]
+        return ties({name: self._peaks[name][span] for name in ("unit", "value", "image")}, tied)
+
+    def no_preference(self, layer: str) -> set[int]:
+        """The units of a layer that show no preference: all their peaks tie with images beyond them."""
+        return {unit for unit, tie in self.ties(layer).items() if tie.wholly}
+
+    @cached_property
+    def _telling(self) -> NDArray[np.bool_]:
+        """Of each peak, whether its unit shows a preference."""
+        found = np.ones(len(self._peaks["unit"]), dtype=np.bool_)
+        for layer in self.layers:
+            span = self._span(layer.name)
+            found[span] = ~np.isin(self._peaks["unit"][span], list(self.no_preference(layer.name)))
+        return found
+
     def image_of(self, row: int) -> int:
         """The image of one peak."""
         return int(self._peaks["image"][row])
@@ -239,21 +272,32 @@ class Catalogue:
         return order[np.searchsorted(images, image) : np.searchsorted(images, image, side="right")]
 
     def of_image(self, image: int) -> Iterator[Example]:
-        """All peaks in an image, by layer, unit and rank."""
-        return (self.example(int(row)) for row in self._rows_of_image(image))
+        """The peaks in an image of units that show a preference, by layer, unit and rank."""
+        return (self.example(int(row)) for row in self._telling_rows(image))
+
+    def _telling_rows(self, image: int) -> NDArray[Any]:
+        rows = self._rows_of_image(image)
+        return np.asarray(rows[self._telling[rows]])
+
+    def ties_in(self, image: int) -> int:
+        """How many peaks in an image are of units that show no preference."""
+        return len(self._rows_of_image(image)) - len(self._telling_rows(image))
 
     def excited_by(self, image: int) -> Iterator[tuple[str, int]]:
-        """Layer and unit of all peaks in an image."""
-        rows = self._rows_of_image(image)
+        """Layer and unit of all peaks in an image, of units that show a preference."""
+        rows = self._telling_rows(image)
         for place, unit in zip(self._peaks["place"][rows].tolist(), self._peaks["unit"][rows].tolist(), strict=True):
             yield self.layers[place].name, unit
 
     def alike(self, layer: str, unit: int, most: int) -> list[Alike]:
-        """The units that share most images with one among their peaks; at least two, and those of the same layer first among equals."""
+        """The units that share most images with one among their peaks; at least two, and those of the same layer first among equals.
+
+        Units that show no preference are like nothing.
+        """
         images = np.unique(self.peak_images(layer, unit))
-        if not len(images):
+        if not len(images) or unit in self.no_preference(layer):
             return []
-        rows = np.concatenate([self._rows_of_image(int(image)) for image in images])
+        rows = np.concatenate([self._telling_rows(int(image)) for image in images])
         own, wide = self.place(layer), int(self._peaks["unit"].max()) + 1
         pairs = self._peaks["place"][rows].astype(np.int64) * wide + self._peaks["unit"][rows]
         found, shared = np.unique(pairs[pairs != own * wide + unit], return_counts=True)
@@ -264,15 +308,18 @@ class Catalogue:
         ]
 
     def labels_of(self, layer: str, unit: int) -> Counter[str]:
-        """How many of a unit's peaks have each label."""
+        """How many of a unit's peaks have each label; none where it shows no preference."""
+        if unit in self.no_preference(layer):
+            return Counter()
         said = (self.images[int(image)].label for image in self.peak_images(layer, unit))
         return Counter(label for label in said if label is not None)
 
     # ── statistics and the sample ─────────────────────────────────────────────────────────────────────
 
     def _units(self, layer: str) -> list[UnitRecord]:
-        medians, known = self.marks(layer).median, self.atlas.layer(layer)
-        return [_unit_record(row, median) for row, median in zip(units_of(self.atlas, known), medians.tolist(), strict=True)]
+        medians, known, tied = self.marks(layer).median, self.atlas.layer(layer), self.ties(layer)
+        rows = zip(units_of(self.atlas, known), medians.tolist(), strict=True)
+        return [_unit_record(row, median, tied.get(row["unit"])) for row, median in rows]
 
     def sample(self, layer: str, unit: int) -> NDArray[np.float32]:
         """A unit's values in the sample, from the lowest to the highest."""
@@ -317,12 +364,13 @@ class Catalogue:
         return self._with_boxes(Peak(layer, unit, 0, row["value"], *where), ranked=False)
 
 
-def _unit_record(row: Mapping[str, Any], median: float | None) -> UnitRecord:
+def _unit_record(row: Mapping[str, Any], median: float | None, tie: Tie | None) -> UnitRecord:
     std, highest = _finite(row["std"]), _finite(row["highest"])
     standing = (highest - median) / std if median is not None and highest is not None and std else None
     return UnitRecord(
         row["layer"], row["unit"], int(row["images"] or 0), _finite(row["activation_rate"]) or 0.0, _finite(row["mean"]), std,
         _finite(row["lowest"]), highest, int(row["nan_images"] or 0), bool(row["dead"]), _finite(median), _finite(standing),
+        int(row["tied"] or 0), tie,
     )  # fmt: skip
 
 

@@ -37,12 +37,13 @@ class ComparedPage:
 
 @dataclass(frozen=True, slots=True)
 class UnitPair:
-    """Two units beside each other, how many images their peaks share, and of how many."""
+    """Two units beside each other, how many images their peaks share, and of how many; none of none where one shows no preference."""
 
     first: int
     second: int | None
     shared: int
     of: int
+    no_preference: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,16 +128,22 @@ class Comparison:
             return [UnitPair(unit, None, 0, 0) for unit in range(layer.units)]
         theirs = [self._images(other.name, unit) for unit in range(other.units)]
         ours = [set(self._first.catalogue.peak_images(name, unit).tolist()) for unit in range(layer.units)]
+        mute, mute_there = self._first.catalogue.no_preference(name), self._second.catalogue.no_preference(other.name)
         if self._same(layer, other):
             return [
-                UnitPair(unit, unit, len(a & b), max(len(a), len(b)))
+                UnitPair(unit, unit, 0, 0, no_preference=True)
+                if unit in mute | mute_there
+                else UnitPair(unit, unit, len(a & b), max(len(a), len(b)))
                 for unit, (a, b) in enumerate(zip(ours, theirs, strict=True))
             ]
         having: dict[int, list[int]] = {}
         for unit, images in enumerate(theirs):
-            for image in images:
+            for image in images if unit not in mute_there else ():
                 having.setdefault(image, []).append(unit)
-        return [_closest(unit, images, having) for unit, images in enumerate(ours)]
+        return [
+            UnitPair(unit, None, 0, 0, no_preference=True) if unit in mute else _closest(unit, images, having)
+            for unit, images in enumerate(ours)
+        ]
 
     def _images(self, layer: str, unit: int) -> set[int]:
         """The images of a unit of the second atlas, by their numbers in the first; below zero where that hasn't them."""

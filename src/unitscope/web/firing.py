@@ -7,6 +7,7 @@ from io import BytesIO
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from unitscope.images import Geometry, Skipped, display
@@ -89,8 +90,9 @@ def _exciting(catalogue: Catalogue, layer: Layer, response: Response, image: Ima
     marks = catalogue.marks(layer.name)
     values = response.values.astype(np.float64)
     better = (marks.peaks > (values + SAME * np.abs(values))[:, None]).sum(1)  # peaks that stand above
-    ranked = better < catalogue.atlas.k
+    ranked = (better < catalogue.atlas.k) & ~_ties(catalogue, layer, values, better)
     above = values > marks.highest
+    above[list(catalogue.no_preference(layer.name))] = False  # the sample reaches no more than the peaks do
     speaks = np.isfinite(values) & ((values > 0) | (not layer.rectified))
     standing = np.nan_to_num((values - marks.median) / np.where(marks.spread > 0, marks.spread, 1))
     candidates = np.flatnonzero(speaks & (ranked | above))
@@ -106,3 +108,12 @@ def _exciting(catalogue: Catalogue, layer: Layer, response: Response, image: Ima
         return Firing(layer.name, unit, float(values[unit]), rank, share, box)
 
     return [firing(int(unit)) for unit in order]
+
+
+def _ties(catalogue: Catalogue, layer: Layer, values: NDArray[np.float64], better: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Of each unit, whether the value would come in only among peaks that tie with more images than are shown."""
+    found = np.zeros(layer.units, dtype=np.bool_)
+    for unit, tie in catalogue.ties(layer.name).items():
+        tied = catalogue.marks(layer.name).peaks[unit, tie.first - 1]
+        found[unit] = better[unit] >= tie.first - 1 and not values[unit] > tied + SAME * abs(tied)
+    return found

@@ -89,7 +89,7 @@ class Pages:
         for example in self.catalogue.of_image(number):
             by_layer.setdefault(example.layer, []).append(example)
         layers = [Excited(self.record(layer), by_layer[layer.name]) for layer in self.catalogue.layers if layer.name in by_layer]
-        return ImagePage(f"images/{number}.html", self.about, found, layers)
+        return ImagePage(f"images/{number}.html", self.about, found, layers, self.catalogue.ties_in(number))
 
     def label(self, name: str) -> LabelPage | None:
         label = self._labels.get(name)
@@ -125,6 +125,7 @@ class Pages:
             self._records[layer.name] = LayerRecord(
                 layer.name, layer.kind, layer.units, layer.map_height, layer.map_width, layer.receptive_field_height, layer.receptive_field_width,
                 layer.activation, drawn, *size_drawn(atlas, layer, drawn), self.catalogue.dead.get(layer.name, 0),
+                len(self.catalogue.no_preference(layer.name)),
             )  # fmt: skip
         return self._records[layer.name]
 
@@ -143,6 +144,7 @@ class Pages:
 
     def _strip(self, layer: Layer) -> list[int]:
         counts = self.catalogue.peaks_a_unit(layer.name)
+        counts[list(self.catalogue.no_preference(layer.name))] = 0
         return some_units(counts, layer.name, seed=0) if counts.any() else []
 
     def _shares(self, layer: str, unit: int) -> list[LabelShare]:

@@ -16,8 +16,8 @@ from typing import Any
 
 from PIL import Image
 
-from unitscope.atlas.pictures import MOST_PATCHES, Drawn, as_picture, box_drawn, projections
-from unitscope.drawing import cut, missing
+from unitscope.atlas.pictures import MOST_PATCHES, Drawn, as_picture, box_drawn, mark_of, projections
+from unitscope.drawing import cut, mark, missing
 from unitscope.errors import ImagesError
 from unitscope.images import Skipped
 from unitscope.records import Peak
@@ -160,7 +160,7 @@ class Batch:
                 self.to_cut.setdefault(catalogue.image_of(row), []).append((unit, row))
             self._lacking[unit] = len(rows)
             if not rows:
-                self.results[unit].set_result(_block([], self._places, PATCH_PX))
+                self.results[unit].set_result(self._block(unit, []))
 
     @property
     def finished(self) -> bool:
@@ -188,20 +188,26 @@ class Batch:
                 self._lacking[unit] -= 1
                 whole = self._patches.pop(unit) if not self._lacking[unit] else None
             if whole is not None:
-                finished[unit] = _block([whole[row] for row in sorted(whole)], self._places, PATCH_PX)
+                finished[unit] = self._block(unit, [whole[row] for row in sorted(whole)])
         return finished
+
+    def _block(self, unit: Unit, patches: Sequence[Image.Image]) -> bytes:
+        layer, number = unit
+        return _block(patches, self._places, PATCH_PX, mark_of(patches, self._catalogue.ties(layer).get(number)))
 
     def _patch(self, picture: Image.Image, row: int) -> Image.Image:
         peak = self._catalogue.example(row)
         return cut(picture, peak.drawn, peak.seen, PATCH_PX, see_through=True)
 
 
-def _block(patches: Sequence[Image.Image], places: int, size_px: int) -> bytes:
-    """Patches row by row in a square, as WebP; nothing where there are fewer than there is room for."""
+def _block(patches: Sequence[Image.Image], places: int, size_px: int, words: str = "") -> bytes:
+    """Patches row by row in a square, as WebP; nothing where there are fewer than there is room for. `words` say what is wrong with them."""
     side = ceil(sqrt(places))
     block = Image.new("RGBA", (side * size_px, side * size_px))
     for place, patch in enumerate(patches):
         block.paste(patch, (place % side * size_px, place // side * size_px))
+    if words:
+        mark(block, words)
     return _encoded(block, "WEBP", quality=82, method=1)
 
 

@@ -29,7 +29,10 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class LayerRecord:
-    """A layer in short. `drawn` is what its patches show: field, effective field or image; its size in network-input pixels."""
+    """A layer in short. `drawn` is what its patches show: field, effective field or image; its size in network-input pixels.
+
+    `no_preference` counts the units all whose peaks tie with other images.
+    """
 
     name: str
     kind: str
@@ -43,6 +46,7 @@ class LayerRecord:
     drawn_height: int
     drawn_width: int
     dead: int
+    no_preference: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ class NetworkPage:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A unit on the layer page: its statistics, and the labels of its peaks."""
+    """A unit on the layer page: its statistics, and the labels of its peaks, none where it shows no preference."""
 
     unit: UnitRecord
     labels: list[str]
@@ -145,13 +149,14 @@ class Excited:
 
 @dataclass(frozen=True, slots=True)
 class ImagePage:
-    """One image, and the units that it is a peak of."""
+    """One image, and the units that it is a peak of; `ties` counts those besides that show no preference."""
 
     template: ClassVar[str] = "image.html"
     path: str
     about: About
     image: ImageRecord
     layers: list[Excited]
+    ties: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@
     all: () => true,
     fires: (block) => !block.dataset.dead,
     dead: (block) => Boolean(block.dataset.dead),
+    tied: (block) => Boolean(block.dataset.tied),
     always: (block) => Number(block.dataset.active) === 1,
   };
 
