@@ -16,6 +16,8 @@ from unitscope.atlas import Atlas, pictures
 from unitscope.drawing import EMPTY, FAINT, HATCH, INK, PAPER, Block, Panel, cut, draw_figure, draw_sheet, hatched
 from unitscope.errors import AtlasError, ImagesError
 from unitscope.records import Box, Layer, Peak, Preprocessing
+from unitscope.web.catalogue import Catalogue
+from unitscope.web.pages import Pages
 
 SQUARE = Preprocessing(32, (32, 32), (0.5,) * 3, (0.5,) * 3)
 
@@ -159,6 +161,69 @@ def test_the_figure_says_which_field_is_drawn(atlas: Atlas) -> None:
     assert words["field"] == f"ReLU · 4 units · field {deep.receptive_field_height} px (whole input)"
     assert words["image"].endswith("drawn: whole image crop")
     assert pictures.panel(atlas, shallow, [0], pictures.Drawn()).subtitle == "ReLU · 12 units · field 3 px"
+
+
+def of_size(field: tuple[int, int], effective: tuple[int, int] | None) -> Layer:
+    height, width = effective or (None, None)
+    return Layer("a", "ReLU", 5, 7, 7, *field, 4, 4, "relu", 0, height, width)
+
+
+@pytest.mark.parametrize(
+    ("field", "effective", "drawn"),
+    [
+        ((3, 3), (3, 3), "field"),
+        ((28, 28), (20, 20), "field"),
+        ((29, 29), (20, 20), "effective"),
+        ((29, 29), (29, 29), "field"),
+        ((115, 115), (65, 65), "effective"),
+        ((851, 851), (211, 211), "effective"),
+        ((851, 851), (851, 851), "field"),
+        ((851, 851), None, "field"),
+        ((1, 500), (1, 100), "field"),
+        ((4, 500), (4, 100), "effective"),
+    ],
+)
+def test_the_effective_field_is_drawn_where_the_field_is_no_small_part_of_the_input(
+    tmp_path: Path, field: tuple[int, int], effective: tuple[int, int] | None, drawn: str
+) -> None:
+    found = unitscope.scan(see_through(3), torch.rand(2, 3, 224, 224), tmp_path / "atlas")
+    assert pictures.box_drawn(found, of_size(field, effective), "auto") == drawn
+    for kind in ("field", "image"):
+        assert pictures.box_drawn(found, of_size(field, effective), kind) == kind
+
+
+@pytest.fixture(scope="module")
+def deepening(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
+    """An atlas of twelve layers whose fields grow from 3 to 25 pixels of 32."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("deepening")
+    convolutions = [nn.Sequential(nn.Conv2d(3 if not n else 8, 8, 3, padding=1), nn.ReLU()) for n in range(12)]
+    return unitscope.scan(nn.Sequential(*convolutions), write_photographs(folder / "images"), folder / "atlas", preprocess=SQUARE)
+
+
+def test_sheet_figure_and_pages_draw_the_same_box(deepening: Atlas) -> None:
+    pages = Pages(Catalogue(deepening))
+    kinds = set()
+    for one in deepening.layers:
+        small = one.receptive_field_height**2 * 64 <= 32 * 32
+        effective = one.effective_field_height if not small else one.receptive_field_height
+        panel, record = pictures.panel(deepening, one, [0], pictures.Drawn()), pages.record(one)
+        assert (record.drawn_height, panel.share[0] * 32) == (effective, effective)
+        peak = deepening.peaks(one.name).to_pylist()[0]
+        (example, *_) = pages.catalogue.peaks(one.name, peak["unit"])
+        assert example.drawn.height == pytest.approx(effective * 48 / 32)
+        auto, drawn = (np.asarray(deepening.patch(peak, kind)) for kind in ("auto", record.drawn))
+        np.testing.assert_array_equal(auto, drawn)
+        kinds.add(record.drawn)
+    assert kinds == {"field", "effective"}
+
+
+def test_an_effective_field_lies_on_the_input_as_far_as_it_can(deepening: Atlas) -> None:
+    for one in deepening.layers:
+        if pictures.box_drawn(deepening, one, "auto") == "effective":
+            for row in deepening.peaks(one.name).to_pylist():
+                box, seen = pictures.boxes_on_source(deepening, Peak(**row), "effective", (48, 64))
+                assert box.within(seen) == box
 
 
 def layer(order: int, cells: int = 4, activation: str = "relu") -> Layer:

@@ -27,6 +27,8 @@ PATCHES = ("auto", "field", "effective", "image")
 FIGURE_LAYERS = 6
 FIGURE_UNITS = 9
 MOST_PATCHES = 9
+SMALL_FIELD = 8
+"""A field whose sides are no more than this part of the input's is drawn as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,14 +269,21 @@ def as_picture(opened: Image.Image | Pixels) -> Image.Image:
 
 
 def box_drawn(atlas: "Atlas", layer: Layer, kind: str) -> str:
-    """Which box is drawn: unless told otherwise the field or, where that covers the whole input, the effective field."""
+    """Which box is drawn: unless told otherwise the field or, where it is no small part of the input, the effective field.
+
+    The further a field reaches, the less of it matters and the more of it is padding; small ones are drawn as they are, since they are
+    exact. From an eighth of the input's sides on, sizes go on growing where the one takes over from the other (`docs/questions.md`).
+    """
     if kind not in PATCHES:
         raise AtlasError(f"patch is one of {', '.join(PATCHES)}, not {kind!r}")
     if kind == "effective" and layer.effective_field_height is None:
         raise AtlasError(f"the effective field of layer {layer.name!r} could not be measured; draw its field or the image")
     if kind != "auto":
         return kind
-    return "effective" if covers(layer, atlas.input_size) and layer.effective_field_height else "field"
+    height, width = size_drawn(atlas, layer, "field")
+    large = height * width * SMALL_FIELD**2 > atlas.input_size[0] * atlas.input_size[1]
+    less = 0 < (layer.effective_field_height or 0) * (layer.effective_field_width or 0) < height * width
+    return "effective" if large and less else "field"
 
 
 def size_drawn(atlas: "Atlas", layer: Layer, kind: str) -> tuple[int, int]:
@@ -325,7 +334,7 @@ def _words(atlas: "Atlas", choice: FigureChoice, drawn: Drawn) -> tuple[str, lis
         f"What the units of {network} look for",
         [
             f"Each block is one unit ({how}): the {images} among {read:,} in which its activation is highest,",
-            "cut to what the unit sees and drawn at one size; the square at the right of a layer's name shows how much of the input that is.",
+            "cut to what the unit sees, or what matters of it, at one size; the square at a layer's name shows how much of the input that is.",
             "Left: unit number, right: its highest activation. Hatched: padding beyond the image."
             + (f" Grey: what {drawn.attribution} finds in them." if drawn.attribution else ""),
         ],

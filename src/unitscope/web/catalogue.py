@@ -39,8 +39,8 @@ EXAMPLES = 3
 class Example:
     """A value of a unit in an image, and where it stands; boxes in pixels of the source image as displayed, unclipped.
 
-    `rank` is None for an image of the sample. `drawn` is the box that a patch shows: the field or, where that is the
-    whole input, the effective field; `seen` is what the network got of the image.
+    `rank` is None for an image of the sample. `drawn` is the box that a patch shows: the field or, where that is
+    large, the effective field; `seen` is what the network got of the image.
     """
 
     layer: str
