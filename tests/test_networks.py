@@ -18,7 +18,8 @@ from torchvision import models
 import unitscope
 from unitscope.errors import NetworkError
 from unitscope.images import prepare
-from unitscope.networks import Overrides, as_preprocessing, evaluating, load_network, preprocessing_for
+from unitscope.networks import Overrides, as_preprocessing, load_network, preprocessing_for
+from unitscope.precision import evaluating
 from unitscope.records import Preprocessing
 
 FACTORY = """
