@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -202,6 +203,30 @@ def test_a_manifest_of_anything_opens_or_is_one_line(tmp_path: Path, held: dict[
     assert min(atlas.input_size) > 0
     assert atlas.why_no_network is None or "network" in atlas.why_no_network
     assert atlas.preprocessing is None or min(atlas.preprocessing.crop) > 0
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value", "said"),
+    [
+        ("layers", "map_height", None, "lacks its name"),
+        ("layers", "receptive_field_width", -3, "sizes of"),
+        ("layers", "effective_field_width", 2**31 - 1, "sizes of"),
+        ("layers", "units", -1, "has -1 units"),
+        ("layers", "layer", "1", "the same name"),
+        ("peaks", "unit", 10**6, "other units of layer"),
+        ("peaks", "unit", -1, "other units of layer"),
+        ("units", "unit", None, "other units of layer"),
+    ],
+)
+def test_a_figure_of_broken_tables_is_one_line(
+    atlas: Atlas, tmp_path: Path, table: str, column: str, value: object, said: str
+) -> None:
+    shutil.copytree(atlas.folder, tmp_path / "atlas")
+    held = pq.read_table(path := tmp_path / "atlas" / f"{table}.parquet")
+    wrong = pa.array([value] * len(held), held.schema.field(column).type)
+    pq.write_table(held.set_column(held.column_names.index(column), column, wrong), path)
+    with pytest.raises(AtlasError, match=f"is broken: .*{said}"):
+        Atlas(tmp_path / "atlas").figure()
 
 
 def test_a_network_of_an_impossible_number_of_layers_is_not_read(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from unitscope.images import FileSource, Skipped, Source, as_source, holds, reop
 from unitscope.images.pixels import Pixels
 from unitscope.records import Layer, Peak, Preprocessing, names_code
 
-MOST_LAYERS = 100_000
+MOST_LAYERS, MOST_PIXELS = 100_000, 1 << 24
 
 
 class Atlas:
@@ -87,11 +87,25 @@ class Atlas:
 
     @cached_property
     def layers(self) -> list[Layer]:
-        """All layers in call order. Raises `AtlasError` where they are more than any network has."""
+        """All layers in call order. Raises `AtlasError` where they can't be a network's."""
         if (count := self.rows("layers")) > MOST_LAYERS:
-            raise AtlasError(f"the atlas {str(self.folder)!r} is broken: it says that the network has {count:,} layers")
-        rows = self.table("layers").to_pylist()
-        return [Layer(name=row.pop("layer"), **row) for row in rows]
+            raise self.broken(f"it says that the network has {count:,} layers")
+        table = self.table("layers")
+        if any(table[name].null_count for name in table.column_names if not name.startswith("effective")):
+            raise self.broken("a layer lacks its name, kind or another column")
+        found = [Layer(name=row.pop("layer"), **row) for row in table.to_pylist()]
+        if len({layer.name for layer in found}) < len(found):
+            raise self.broken("two of its layers have the same name")
+        for layer in found:
+            sizes = (layer.map_height, layer.map_width, layer.receptive_field_height, layer.receptive_field_width)
+            effective = [size for size in (layer.effective_field_height, layer.effective_field_width) if size is not None]
+            if not all(0 < size <= MOST_PIXELS for size in (*sizes, *effective)) or layer.units < 0:
+                raise self.broken(f"its layer {layer.name!r} has {layer.units} units and sizes of {sizes} pixels")
+        return found
+
+    def broken(self, what: str) -> AtlasError:
+        """The error that says what is wrong with the atlas."""
+        return AtlasError(f"the atlas {str(self.folder)!r} is broken: {what}")
 
     @cached_property
     def source(self) -> Source:
@@ -158,8 +172,7 @@ class Atlas:
 
         Raises `LayerNotFound`, and `AtlasError` for a unit that the layer doesn't have.
         """
-        known = self.layer(layer)
-        table = self.table("peaks", layer)
+        known, table = self.layer(layer), self._of_units("peaks", layer)
         if unit is None:
             return table
         if not 0 <= unit < known.units:
@@ -168,12 +181,19 @@ class Atlas:
 
     def units(self, layer: str) -> pa.Table:
         """Statistics of a layer's units, by unit."""
-        self.layer(layer)
-        return self.table("units", layer)
+        return self._of_units("units", layer)
+
+    def _of_units(self, name: str, layer: str) -> pa.Table:
+        """The rows of a layer in a table of its units. Raises `AtlasError` where they are of units that it doesn't have."""
+        known, table = self.layer(layer), self.table(name, layer)
+        numbers = pc.min_max(table["unit"]).as_py()
+        if table["unit"].null_count or not 0 <= (numbers["min"] or 0) <= (numbers["max"] or 0) < max(known.units, 1):
+            raise self.broken(f"its table {name} has other units of layer {layer!r} than 0 to {known.units - 1}")
+        return table
 
     def ties(self, layer: str) -> dict[int, Tie]:
         """The units of a layer among whose peaks only the order chose, since more images share a value than there are places."""
-        known, peaks, units = self.layer(layer), self.table("peaks", layer), self.table("units", layer)
+        known, peaks, units = self.layer(layer), self.peaks(layer), self.units(layer)
         tied = np.zeros(known.units, dtype=np.int64)
         tied[units["unit"].to_numpy()] = units["tied"].fill_null(0).to_numpy()
         return ties({name: peaks[name].to_numpy() for name in ("unit", "value", "image")}, tied)

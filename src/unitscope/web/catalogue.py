@@ -23,7 +23,6 @@ from unitscope.web.addresses import slug
 from unitscope.web.tables import (
     Columns,
     ImageRecord,
-    broken,
     images_of,
     layers_of,
     peaks_of,
@@ -356,7 +355,7 @@ class Catalogue:
 
     def _sampled_example(self, layer: str, unit: int, row: Mapping[str, Any]) -> Example:
         if row["image"] not in self.images:
-            raise broken(self.atlas, f"its sample names image {row['image']}, which its images table lacks")
+            raise self.atlas.broken(f"its sample names image {row['image']}, which its images table lacks")
         source = self.images[row["image"]]
         box = Box(*(row[side] for side in ("top", "left", "bottom", "right")))
         field = Geometry.of(self.atlas.preprocessing, source.height, source.width).to_source(box)
