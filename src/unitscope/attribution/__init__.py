@@ -34,7 +34,7 @@ def attribute(
 
     `method` is `deconvnet` (Zeiler & Fergus 2014, section 2.1), `guided` (Springenberg et al. 2014), `gradient`, `integrated`
     (Sundararajan et al. 2017) or `occlusion`. `layers` are glob patterns, `units` numbers; without them all peaks are taken.
-    `network` is needed where the atlas was made from a module in memory. `on_peaks` is told how many peaks are through.
+    `network` is needed where the atlas was made from a module in memory, or names code to build it with. `on_peaks` is told how many peaks are through.
 
     At smooth activations (GELU, SiLU and their like) `deconvnet` rectifies the signal as at a ReLU, whose place they take;
     `guided` lets through what is positive on both sides of them. Activations written out in arithmetic are no rectifiers to either.
