@@ -12,6 +12,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -648,10 +649,10 @@ def test_a_method_that_is_not_allowed_is_told_which_ones_are(atlas: Atlas, metho
 
 
 @contextmanager
-def listening_server(atlas: Atlas, wait_s: int) -> Iterator[tuple[str, int]]:
+def listening_server(atlas: Atlas, wait_s: int, **offer: Any) -> Iterator[tuple[str, int]]:
     """A server in a thread, as `serve` runs it, and where it listens."""
     bound = socket.create_server(("127.0.0.1", 0))
-    running = server(explorer(atlas, Offer(fires=lambda image: [])), wait_s)
+    running = server(explorer(atlas, Offer(**{"fires": lambda image: []} | offer)), wait_s)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [bound]})
     thread.start()
     try:
@@ -703,11 +704,40 @@ def test_an_upload_that_breaks_off_is_one_line_in_the_log(atlas: Atlas, caplog: 
     assert not any(record.exc_info for record in lines)
 
 
-def test_an_upload_that_does_not_end_is_given_up(atlas: Atlas, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unitscope.web.app.UPLOAD_S", 0.5)
-    with listening_server(atlas, wait_s=5) as address, socket.create_connection(address, timeout=10) as connection:
+def test_an_upload_that_does_not_end_is_given_up(atlas: Atlas) -> None:
+    with listening_server(atlas, wait_s=5, upload_s=0.5) as address, socket.create_connection(address, timeout=10) as connection:
         connection.sendall(b"POST /fires HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1000)
         assert b"408" in connection.recv(100)
+
+
+def test_images_are_looked_at_one_at_a_time_and_pages_do_not_wait_for_them(atlas: Atlas) -> None:
+    """What an image takes when it is decoded may be many times its file."""
+    at_once: list[int] = []
+    inside = threading.Semaphore(0)
+
+    def slow(image: Image.Image) -> list[Response]:
+        inside.release()
+        time.sleep(0.2)
+        at_once.append(1)
+        assert inside.acquire(blocking=False)
+        assert not inside.acquire(blocking=False)  # nobody else came in
+        return []
+
+    def send(address: tuple[str, int]) -> bytes:
+        content = png(Image.new("RGB", (20, 20)))
+        with socket.create_connection(address, timeout=60) as connection:
+            head = f"POST /fires HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
+            connection.sendall(head.encode() + content)
+            return connection.recv(100)
+
+    with listening_server(atlas, wait_s=30, fires=slow) as address, ThreadPoolExecutor(50) as pool:
+        answers = [pool.submit(send, address) for _ in range(50)]
+        with socket.create_connection(address, timeout=5) as connection:
+            connection.sendall(b"HEAD /words.html HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        assert not all(answer.done() for answer in answers)
+        assert all(answer.result().startswith(b"HTTP/1.1 200") for answer in answers)
+    assert len(at_once) == 50
 
 
 def test_an_upload_is_not_kept(atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

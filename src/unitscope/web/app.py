@@ -1,11 +1,11 @@
 """The explorer, served: routes to the pages, their JSON and their pictures."""
 
 import logging
-from asyncio import CancelledError, shield, timeout, wrap_future
+from asyncio import CancelledError, Lock, shield, timeout, wrap_future
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from threading import Lock, Thread
+from threading import Thread
 from typing import Any
 
 import msgspec
@@ -38,8 +38,6 @@ from unitscope.web.records import FiresPage, units_on
 from unitscope.web.site import STATIC, search_script
 
 LOG = logging.getLogger("unitscope.web")
-UPLOAD_S = 60.0
-"""How long an upload may take."""
 LOOPBACK = ("localhost", "127.0.0.1")
 HEADERS = {
     "Content-Security-Policy": (
@@ -57,13 +55,14 @@ class Offer:
     """What is served besides the pages of one atlas: another atlas beside it, and a function that tells what an image excites.
 
     `hosts` are the names by which requests may call this server; `*` is any. `off` says why images can't be searched with, where
-    they could be if the user wished; then a page says so.
+    they could be if the user wished; then a page says so. An upload may take `upload_s` seconds.
     """
 
     beside: Atlas | None = None
     fires: Fires | None = None
     hosts: Sequence[str] = LOOPBACK
     off: str | None = None
+    upload_s: float = 60
 
 
 def explorer(atlas: Atlas, offer: Offer | None = None) -> Starlette:
@@ -88,7 +87,7 @@ class _Routes:
     """The routes to one atlas. What they are asked for is looked up in the atlas's tables, never among files."""
 
     def __init__(self, pages: Pages, beside: Pages | None, offer: Offer) -> None:
-        self._pages, self._fires, self._off = pages, offer.fires, offer.off
+        self._pages, self._fires, self._off, self._upload_s = pages, offer.fires, offer.off, offer.upload_s
         self._comparison = Comparison(pages, beside) if beside is not None else None
         self._pictures = Pictures(pages.catalogue)
         self._one_upload = Lock()
@@ -191,14 +190,15 @@ class _Routes:
         if self._off is not None:
             raise HTTPException(403, f"Search by image is off: {self._off}.")
         try:
-            async with timeout(UPLOAD_S):
+            async with timeout(self._upload_s):
                 content = await _received(request)
         except TimeoutError as error:
-            raise HTTPException(408, f"The image didn't come within {UPLOAD_S:.0f} seconds.") from error
+            raise HTTPException(408, f"The image didn't come within {self._upload_s:g} seconds.") from error
         except ClientDisconnect:
             LOG.warning("an upload from %s ended before the whole image was there", request.client and request.client.host)
             return Response(status_code=400)  # nobody is there to read it
-        page = await run_in_threadpool(self._fired, content)
+        async with self._one_upload:  # what an image takes when it is decoded may be many times its file
+            page = await run_in_threadpool(self._fired, content)
         return HTMLResponse(await run_in_threadpool(rendering.html, page, **self._site))
 
     def _fired(self, content: bytes) -> Any:
@@ -206,9 +206,8 @@ class _Routes:
         if fires is None:
             raise HTTPException(404)
         try:
-            with self._one_upload:  # what an image takes when it is decoded may be many times its file
-                image = opened(content)
-                return fired(self._pages, image, fires(image))
+            image = opened(content)
+            return fired(self._pages, image, fires(image))
         except Skipped as reason:
             raise HTTPException(422, f"The image {reason}.") from reason
 
