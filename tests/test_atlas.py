@@ -94,9 +94,10 @@ def test_what_is_not_in_an_atlas_is_named(atlas: Atlas, tmp_path: Path) -> None:
     (tmp_path / "atlas.json").write_text("{")
     with pytest.raises(AtlasError, match="can't be read"):
         Atlas(tmp_path)
-    (tmp_path / "atlas.json").write_text('{"format": 99}')
-    with pytest.raises(AtlasError, match=f"has format 99; this version reads format {FORMAT}"):
-        Atlas(tmp_path)
+    for other in (1, 99):
+        (tmp_path / "atlas.json").write_text(json.dumps({"format": other}))
+        with pytest.raises(AtlasError, match=f"has format {other}; this version reads format {FORMAT}; scan again"):
+            Atlas(tmp_path)
 
 
 def test_a_manifest_that_lacks_something_is_one_line(tmp_path: Path) -> None:
@@ -120,6 +121,7 @@ MANIFEST = {
     "listed": 3,
     "read": 3,
     "k": 9,
+    "trial": {"batch": None, "random": None, "shared": None, "rounding": {}},
 }
 
 WRONG: dict[str, dict[str, object]] = {
@@ -143,6 +145,8 @@ WRONG: dict[str, dict[str, object]] = {
     "a list's paths are numbers": {"images": {"kind": "list", "paths": [1], "working_folder": "."}},
     "files are a name": {"images": {"kind": "files", "files": "a.tar"}},
     "a kind is a number": {"images": {"kind": 3}},
+    "a trial found a number": {"trial": MANIFEST["trial"] | {"batch": 3}},
+    "rounding is a word": {"trial": MANIFEST["trial"] | {"rounding": {"0": "much"}}},
 }
 
 
