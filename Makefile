@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test quick check bench docs
+.PHONY: demo test quick check bench bench-scan docs
 
 demo: .venv/ready  ## scan the demo's network over the demo's photographs and draw the figure
 	$(BIN)/unitscope demo --out demo $(if $(SERVE),--serve)
@@ -21,6 +21,10 @@ check: .venv/ready  ## style, types, imports
 
 bench: .venv/ready .venv/browser .bench/ready  ## a scan beside a plain evaluation loop and others, and the explorer, in an hour and a half
 	$(BIN)/python benchmarks/bench.py
+
+bench-scan: .venv/ready  ## loop and scan alone, in twenty minutes; AGAINST=COMMIT times the scan of another commit too
+	$(BIN)/python -m pip install --quiet -e ".[bench]"
+	$(BIN)/python benchmarks/scan.py $(if $(AGAINST),--against $(AGAINST))
 
 docs: .venv/ready  ## the documentation, as pages in docs/_build
 	$(BIN)/typer unitscope.cli utils docs --name unitscope --title "Command line" --output docs/cli.md

@@ -57,9 +57,10 @@ class Measured:
     memory_mb: float
 
 
-def measure(way: str, model: str, folder: Path, images: int) -> Measured:
-    command = [sys.executable, str(HERE / "ways.py"), way, model, str(folder), str(images)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent / "src"), str(HERE.parent / ".bench")])}
+def measure(way: str, model: str, folder: Path, images: int, root: Path = HERE.parent) -> Measured:
+    """One way in a process of its own, by the code of the checkout at `root`."""
+    command = [sys.executable, str(root / "benchmarks" / "ways.py"), way, model, str(folder), str(images)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root / "src"), str(HERE.parent / ".bench")])}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
         most = 0
         while process.poll() is None:
@@ -94,6 +95,12 @@ def processor() -> str:
     said = Path("/proc/cpuinfo")
     lines = said.read_text().splitlines() if said.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def machine() -> str:
+    """Processor and versions."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "unitscope"))
+    return f"{processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}"
 
 
 def table(model: str, count: int, measured: dict[str, list[Measured]]) -> str:
@@ -140,9 +147,8 @@ def main() -> None:
     said = arguments.parse_args()
     folder = said.images or (SAMPLE if SAMPLE.is_dir() else demo_images(Path("demo/images")))
     heading = (
-        f"# {date.today():%Y-%m-%d}: {processor()}, {os.cpu_count()} cores\n\n"
-        f"Python {platform.python_version()}, torch {version('torch')}, torchvision {version('torchvision')}, "
-        f"unitscope {version('unitscope')}; {said.repeats} runs in turn, medians; images: {folder.name}. The ways on fewer images: "
+        f"# {date.today():%Y-%m-%d}: {machine()}\n\n"
+        f"{said.repeats} runs in turn, medians; images: {folder.name}. The ways on fewer images: "
         "a scan without its start-up half, hooks and floor a quarter, zennit-crp an eighth.\n"
     )
     print(heading, flush=True)

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 import unitscope
-from unitscope.layers import Trace, TracedLayer, choose, copies, pass_images, tapped
+from unitscope.layers import Trace, TracedLayer, choose, pass_images, replicas, tapped
 from unitscope.networks import Network, load_network
 from unitscope.records import Preprocessing
 from unitscope.scanning import traced_layers
@@ -185,7 +185,7 @@ def forward_s(network: Network) -> Iterator[float]:
     """Seconds an image of bare forward passes on ready batches: over all cores, and side by side; as given, and made fast."""
     trace, layers = default_layers(network)
     cores, length = torch.get_num_threads(), pass_images(network.module, trace, BATCH)
-    fast = copies(network.module, trace, layers, cores)
+    fast = replicas(network.module, trace, layers, cores).networks
     for networks, images in (([network.module], BATCH), (fast[:1], BATCH), (fast, BATCH), (fast, length)):
         ready = trace.form.of(torch.randn(images, *trace.shape))
         with lanes(networks, torch.device("cpu")) as submit:
