@@ -1,6 +1,6 @@
 """What an activation function does, found by giving it numbers: nothing is taken from its name (rules 1 and 5)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -67,12 +67,13 @@ def _over_grid(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], lik
     return next((found for tried in inputs if (found := _applied(function, tried)) is not None), None)
 
 
-def _inputs(grid: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
+def _inputs(grid: Tensor, shape: tuple[int, ...]) -> Iterator[Tensor]:
     """The grid along the images: over one place for every channel, of which each may have a function of its own, or over all places."""
     inner = shape[1:]
     ones = (1,) * len(inner[1:])
     column = grid.reshape(-1, *(1 for _ in inner))
-    return [column.expand(-1, *rest).clone() for rest in dict.fromkeys(((*inner[:1], *ones), (*ones, *inner[-1:]), inner))]
+    for rest in dict.fromkeys(((*inner[:1], *ones), (*ones, *inner[-1:]), inner)):
+        yield column.expand(-1, *rest).clone()
 
 
 def _applied(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor | None:
