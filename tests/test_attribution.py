@@ -18,6 +18,7 @@ from photographs import write_photographs
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 from torchvision.models import VisionTransformer
 
 import unitscope
@@ -401,6 +402,92 @@ def test_the_table_holds_every_peak_as_it_is_on_the_whole_image(tmp_path: Path, 
             outside = wanted.copy()
             outside[:, *box] = 0
             assert name == "occlusion" or np.abs(outside).max() <= 1e-6 * np.abs(wanted).max()  # squares reach in from outside
+
+
+class Checkpointed(nn.Module):
+    """Two blocks that run as they are, or through one of the ways to spare their memory in training."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.way = way
+        self.first = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU()
+        )
+        self.second = nn.Sequential(nn.Conv2d(8, 6, 3), nn.ReLU(inplace=True), nn.Conv2d(6, 5, 3, padding=1), nn.ReLU())
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.way == "sequential":
+            return checkpoint_sequential([*self.first, *self.second], 3, images, use_reentrant=False)
+        if self.way == "nested":
+            return checkpoint(self.inner, images, use_reentrant=False)
+        for block in (self.first, self.second):
+            images = block(images) if self.way == "plain" else checkpoint(block, images, use_reentrant=self.way == "reentrant")
+        return images
+
+    def inner(self, images: Tensor) -> Tensor:
+        for block, reentrant in ((self.first, True), (self.second, False)):
+            images = checkpoint(block, images, use_reentrant=reentrant)
+        return images
+
+
+def assert_same_projections(one: Atlas, other: Atlas, name: str) -> None:
+    """Each value to within a hundredth of its image's largest: one is kept in 127 steps."""
+    rows, wanted = (pq.read_table(atlas.folder / "attributions" / f"{name}.parquet").to_pylist() for atlas in (one, other))
+    assert rows
+    for row, plain in zip(rows, wanted, strict=True):
+        assert (row["layer"], row["unit"], row["rank"]) == (plain["layer"], plain["unit"], plain["rank"])
+        images = (decoded(said["image"], said["scale"], said["bottom"] - said["top"]) for said in (row, plain))
+        np.testing.assert_allclose(*images, atol=1.3 * plain["scale"], rtol=0)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:None of the inputs have requires_grad"
+)  # torch's, of every reentrant checkpoint without a gradient
+@pytest.mark.parametrize(
+    "name", ["deconvnet", "gradient", *(pytest.param(n, marks=pytest.mark.slow) for n in ("guided", "integrated"))]
+)
+@pytest.mark.parametrize("way", ["reentrant", "not reentrant", "sequential", "nested"])
+def test_checkpoints_of_the_training_change_no_projection(tmp_path: Path, way: str, name: str) -> None:
+    atlases = []
+    for folder, network in (("plain", Checkpointed("plain")), ("checkpointed", Checkpointed(way))):
+        atlas, _ = scanned(tmp_path / folder, network, count=4)
+        attribute(atlas, name, network)
+        atlases.append(atlas)
+    assert_same_projections(*atlases, name)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_the_libraries_own_checkpoints_change_no_projection(tmp_path: Path, library: str) -> None:
+    import timm
+    from torchvision.models import DenseNet
+
+    atlases = []
+    for spared in (False, True):
+        torch.manual_seed(0)
+        if library == "timm":
+            network: Any = timm.create_model("resnet10t", num_classes=5)
+            network.set_grad_checkpointing(spared)
+        else:
+            network = DenseNet(4, (2, 2), 8, memory_efficient=spared)
+        atlas, _ = scanned(tmp_path / str(spared), network, count=3)
+        layers = [layer.name for layer in atlas.layers][-4:]
+        attribute(atlas, "deconvnet", network, layers=layers, units=[0, 1])
+        atlases.append(atlas)
+    assert_same_projections(*atlases, "deconvnet")
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_a_training_checkpoints_as_before_afterwards(tmp_path: Path) -> None:
+    network = Checkpointed("reentrant")
+    atlas, _ = scanned(tmp_path, network, count=2)
+    attribute(atlas, "deconvnet", network, layers=["second.3"])
+    maps = network(torch.randn(2, 3, 40, 40, requires_grad=True))
+    assert "CheckpointFunction" in type(maps.grad_fn).__name__
+    maps.sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
 
 
 @pytest.mark.parametrize("name", ["gradient", "guided"])

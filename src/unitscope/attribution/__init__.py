@@ -6,6 +6,7 @@ from contextlib import closing
 from torch import nn
 
 from unitscope.atlas import Atlas
+from unitscope.attribution.checkpointing import graphs_kept
 from unitscope.attribution.descending import Descent
 from unitscope.attribution.keeping import Keeping
 from unitscope.attribution.methods import METHODS, Method
@@ -45,7 +46,7 @@ def attribute(
     """
     way = _method(method)
     chosen = _chosen(atlas, layers, units)
-    with Keeping(atlas, method).held() as keeping, opened_again(atlas, network, device) as again:
+    with Keeping(atlas, method).held() as keeping, opened_again(atlas, network, device) as again, graphs_kept():
         _ = atlas.source  # found once, before threads ask for it
         tell = (lambda _: None) if on_peaks is None else on_peaks
         networks = Networks(again.network, again.trace, [layer for layer in again.layers if layer.name in chosen])

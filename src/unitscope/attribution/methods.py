@@ -4,14 +4,16 @@ Axes: `image channel y x` for pixels, `image unit y x` for maps.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import ceil
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointError
 
 from unitscope.attribution.cones import Cones
 from unitscope.attribution.rectifiers import Rule, deconvnet, guided, rectifiers
@@ -68,14 +70,7 @@ class Backward:
     whole: bool = False
 
     def project(self, maps_of: MapsOf, images: Tensor, rounds: Sequence[Cells]) -> Iterator[Projected]:
-        leaf = images.detach().requires_grad_()
-        maps = _differentiable(maps_of, leaf)
-        if self.rule is not None:
-            for node in rectifiers(maps.grad_fn):
-                node.register_hook(self.rule)
-        for number, cells in enumerate(rounds, 1):
-            values = cells.of(maps)
-            yield Projected(values.detach(), _gradient(values, leaf, again=number < len(rounds)))
+        yield from _gradients(maps_of, images.detach().requires_grad_(), rounds, self.rule)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +89,8 @@ class Integrated:
         totals = [torch.zeros_like(images) for _ in rounds]
         for place, weight in zip(*np.polynomial.legendre.leggauss(self.steps), strict=True):
             leaf = (images * float(place + 1) / 2).requires_grad_()
-            maps = _differentiable(maps_of, leaf)
-            for number, (cells, total) in enumerate(zip(rounds, totals, strict=True), 1):
-                total += float(weight) / 2 * _gradient(cells.of(maps), leaf, again=number < len(rounds))
+            for total, result in zip(totals, _gradients(maps_of, leaf, rounds), strict=True):
+                total += float(weight) / 2 * result.pixels
         yield from (Projected(value, total * images) for value, total in zip(values, totals, strict=True))
 
 
@@ -148,9 +142,31 @@ METHODS: dict[str, Method] = {
 }
 
 
-def _differentiable(maps_of: MapsOf, leaf: Tensor) -> Tensor:
+def _gradients(maps_of: MapsOf, leaf: Tensor, rounds: Sequence[Cells], rule: Rule | None = None) -> Iterator[Projected]:
+    """Each round's values, and their gradients with what `rule` makes of them at rectifiers.
+
+    A checkpointed part is run again on the way down, where no mode is on, and so as torch alone runs it: then there are no cones.
+    """
+    done = 0
+    for mode in (Cones(), nullcontext()):
+        maps = _differentiable(maps_of, leaf, mode)
+        for node in rectifiers(maps.grad_fn) if rule is not None else ():
+            node.register_hook(rule)
+        try:
+            for cells in rounds[done:]:
+                values = cells.of(maps)
+                gradient = _gradient(values, leaf, again=done + 1 < len(rounds))
+                done += 1
+                yield Projected(values.detach(), gradient)
+            return
+        except CheckpointError as error:
+            differs = error
+    raise _problem(differs) from differs
+
+
+def _differentiable(maps_of: MapsOf, leaf: Tensor, mode: AbstractContextManager[Any]) -> Tensor:
     """The maps with a graph that leads down to `leaf`. Networks may change their input in place, so they get a copy."""
-    with torch.enable_grad(), Cones():
+    with torch.enable_grad(), mode:
         try:
             maps = maps_of(leaf.clone())
         except (RuntimeError, NotImplementedError) as error:
@@ -167,6 +183,8 @@ def _gradient(values: Tensor, leaf: Tensor, again: bool) -> Tensor:
     with torch.enable_grad():
         try:
             return torch.autograd.grad(values.sum(), leaf, retain_graph=again)[0].detach()
+        except CheckpointError:
+            raise
         except (RuntimeError, NotImplementedError) as error:
             raise _problem(error) from error
 
