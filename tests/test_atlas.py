@@ -327,8 +327,7 @@ except AtlasError as error:
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, limit: int) -> None:
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "atlas"), str(limit), "100"]
     ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent)
-    assert "can't be written: " in ran.stdout
-    assert "File too large; nothing was kept" in ran.stdout
+    assert "can't be written: File too large" in ran.stdout
     assert list(tmp_path.iterdir()) == []
 
 

@@ -280,10 +280,12 @@ def test_wrong_usage_is_status_2(run: Run, arguments: list[str]) -> None:
 
 def test_a_picture_that_cannot_be_written_is_one_line(run: Run, model: str, images: Path, tmp_path: Path) -> None:
     run("scan", model, images, "--out", tmp_path / "atlas", *PREPROCESSING)
-    for name in ("nowhere/figure.png", "figure.nothing"):
+    (tmp_path / "file").touch()
+    for name in ("file/figure.png", "figure.nothing", "figure", "atlas"):
         ran = run("figure", tmp_path / "atlas", "--out", tmp_path / name)
         assert ran.status == 1
-        assert ran.line.startswith("UnitscopeError: the picture can't be written to")
+        assert ran.line.startswith(f"UnitscopeError: the picture {str(tmp_path / name)!r} can't be written: ")
+    assert run("figure", tmp_path / "atlas", "--out", tmp_path / "new" / "figure.PNG").status == 0
 
 
 def test_weights_that_do_not_fit_are_named(run: Run, model: str, images: Path, tmp_path: Path) -> None:

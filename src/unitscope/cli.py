@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from unitscope.errors import UnitscopeError
+from unitscope.files import check_writable, written
 
 WHAT_IMAGES = (
     "A folder of images, a .txt file with one path a line, tar shards or Parquet files, here or behind a URL "
@@ -128,9 +129,10 @@ def sheet(
     """Draw all units of a layer, nine patches each."""
     from unitscope.atlas import Atlas
 
+    path = out or Path(f"{atlas.absolute().name}-{layer.replace('/', '_')}.png")
+    _picture_format(path)  # or the work would be for nothing
     opened = Atlas(atlas, images=images and _images(images))
-    image = opened.sheet(layer, units=_numbers(units, int, "--units"), patch=patch, attribution=attribution)
-    _save(image, out or Path(f"{atlas.absolute().name}-{layer.replace('/', '_')}.png"))
+    _save(opened.sheet(layer, units=_numbers(units, int, "--units"), patch=patch, attribution=attribution), path)
 
 
 @app.command()
@@ -142,10 +144,12 @@ def figure(
     """Draw the network from shallow to deep: up to six layers, nine units each, nine patches a unit."""
     from unitscope.atlas import Atlas
 
+    path = out or Path(f"{atlas.absolute().name}.png")
+    _picture_format(path)  # or the work would be for nothing
     image = Atlas(atlas, images=images and _images(images)).figure(
         layers=layers, units=_numbers(units, int, "--units"), patch=patch, seed=seed, size_px=96, attribution=attribution
     )
-    _save(image, out or Path(f"{atlas.absolute().name}.png"))
+    _save(image, path)
 
 
 @app.command()
@@ -183,6 +187,7 @@ def evolve(
     from unitscope.networks import load_network, preprocessing_for
 
     overrides = _overrides(resize, crop, mean, std, channels)
+    _picture_format(out / "figure.png")  # or the work would be for nothing
     preprocessing = preprocessing_for(load_network(model, "none", 0), overrides)
     evolution = evolve_network(
         model, checkpoints, _images(images), out, layers=layers, preprocess=preprocessing, device=device,
@@ -201,9 +206,9 @@ def probe(
 ) -> None:  # fmt: skip
     """Train a linear classifier on each layer's features: what is a layer good for?"""
     from unitscope.experiments import probe as probe_layers
-    from unitscope.experiments.plots import draw_probe, matplotlib_here
+    from unitscope.experiments.plots import draw_probe, plot_format
 
-    matplotlib_here()  # or the work would be for nothing
+    plot_format(out / "probe.png")  # or the work would be for nothing
     network, preprocessing = _network(model, weights, seed, _overrides(resize, crop, mean, std, channels))
     with _progress(None, "reading") as advance:
         table = probe_layers(
@@ -223,9 +228,9 @@ def invariance(
 ) -> None:  # fmt: skip
     """Move, enlarge and turn a few images: how far do each layer's features go with them?"""
     from unitscope.experiments import invariance as move_images
-    from unitscope.experiments.plots import draw_invariance, matplotlib_here
+    from unitscope.experiments.plots import draw_invariance, plot_format
 
-    matplotlib_here()  # or the work would be for nothing
+    plot_format(out / "invariance.png")  # or the work would be for nothing
     network, preprocessing = _network(model, weights, seed, _overrides(resize, crop, mean, std, channels))
     table = move_images(network, _images(images), out, layers=layers, preprocess=preprocessing, device=device)
     draw_invariance(table, out / "invariance.png")
@@ -258,9 +263,10 @@ def occlude(
     from unitscope.atlas import Atlas
     from unitscope.attribution import attribute as attribute_peaks
     from unitscope.experiments import occlusion
-    from unitscope.experiments.plots import draw_occlusion, matplotlib_here
+    from unitscope.experiments.plots import draw_occlusion, plot_format
 
-    matplotlib_here()  # or the work would be for nothing
+    path = out or Path(f"{atlas.absolute().name}-{layer.replace('/', '_')}-{unit}-occluded.png")
+    plot_format(path)  # or the work would be for nothing
     opened, names = (
         Atlas(atlas, images=images and _images(images)),
         classes.read_text(encoding="utf-8").splitlines() if classes else None,
@@ -269,7 +275,6 @@ def occlude(
     with _progress(None, "covering") as advance:
         attribute_peaks(opened, "occlusion", network, layers=[known], units=[unit], device=device)
         occlusion(opened, known, [unit], network, classes=names, device=device, on_images=advance)
-    path = out or Path(f"{atlas.absolute().name}-{layer.replace('/', '_')}-{unit}-occluded.png")
     draw_occlusion(opened, known, unit, names, path)
     print(f"drawn to {path}")
 
@@ -562,14 +567,29 @@ def _numbers(text: str | None, kind: Callable[[str], Any], option: str) -> list[
 
 
 def _save(image: Any, path: Path) -> None:
-    aside = path.with_name(f".unfinished{path.suffix}")
-    try:
-        image.save(aside, **({"resolution": 200, "quality": 95} if path.suffix.lower() == ".pdf" else {}))
-        aside.replace(path)
-    except (OSError, ValueError) as error:
-        aside.unlink(missing_ok=True)
-        raise UnitscopeError(f"the picture can't be written to {str(path)!r}: {error}") from error
+    kind = _picture_format(path)
+    with written(path, f"the picture {str(path)!r}", UnitscopeError) as aside:
+        try:
+            image.save(aside, kind, **({"resolution": 200, "quality": 95} if kind == "PDF" else {}))
+        except (ValueError, KeyError) as error:  # larger than the format can hold, or colours that it doesn't have
+            raise UnitscopeError(
+                f"the picture {str(path)!r} can't be written as {kind}: {error}; .png holds everything"
+            ) from error
     print(f"drawn to {path}")
+
+
+def _picture_format(path: Path) -> str:
+    """The format that a path's ending means. Raises `UnitscopeError` where there is none, or where nothing can be written there."""
+    from PIL import Image
+
+    Image.init()
+    kind = Image.registered_extensions().get(path.suffix.lower(), "")
+    if kind not in Image.SAVE:
+        raise UnitscopeError(
+            f"the picture {str(path)!r} can't be written: {path.suffix!r} is no picture format; end it with .png or .pdf"
+        )
+    check_writable(path, f"the picture {str(path)!r}", UnitscopeError)
+    return kind
 
 
 def _note_refused(trace: Any) -> None:

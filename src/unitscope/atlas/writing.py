@@ -1,9 +1,7 @@
 """Writing an atlas: whole or not at all."""
 
-import glob
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import pyarrow.parquet as pq
 
 from unitscope.atlas.schema import FORMAT, MANIFEST, TABLES
 from unitscope.errors import AtlasError
+from unitscope.files import flush, written
 
 
 def place_for(out: str | os.PathLike[str]) -> Path:
@@ -37,62 +36,20 @@ def place_for(out: str | os.PathLike[str]) -> Path:
 
 
 def write_atlas(out: str | os.PathLike[str], tables: Mapping[str, pa.Table], manifest: Mapping[str, Any]) -> None:
-    """Write all tables and the manifest beside `out`, flush them to the disk, and move them there in one step.
+    """Write all tables and the manifest, whole or not at all.
 
     Raises `AtlasError` where that can't be done, and leaves nothing behind.
     """
-    place = place_for(out)
-    aside = place.parent / f".{place.name}.{os.getpid()}.unfinished"
-    try:
-        _clear_leftovers(place)
-        aside.mkdir(parents=True)
+    with written(place_for(out), f"the atlas {str(out)!r}") as folder:
+        folder.mkdir()
         for name, schema in TABLES.items():
-            _flushed(aside / f"{name}.parquet", lambda path, n=name, s=schema: _write_table(tables[n].cast(s), path))
+            _write_table(tables[name].cast(schema), folder / f"{name}.parquet")
+            flush(folder / f"{name}.parquet")
         text = json.dumps({"format": FORMAT, **manifest}, indent=2, sort_keys=True, default=str)
-        _flushed(aside / MANIFEST, lambda path: path.write_text(text + "\n", encoding="utf-8"))
-        flush(aside)
-        os.replace(aside, place)
-        flush(place.absolute().parent)
-    except OSError as error:
-        raise AtlasError(f"the atlas {str(out)!r} can't be written: {error.strerror or error}; nothing was kept") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _clear_leftovers(place: Path) -> None:
-    """Remove what scans to the same place left that were killed; of one that still runs, the process is alive."""
-    for left in place.parent.glob(f".{glob.escape(place.name)}.*.unfinished"):
-        number = left.name.split(".")[-2]
-        if number.isdigit() and not _alive(int(number)):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return process != os.getpid()
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        flush(folder / MANIFEST)
 
 
 def _write_table(table: pa.Table, path: Path) -> None:
     with path.open("wb") as file:  # a path would have to be valid text
         pq.write_table(table, file)
-
-
-def _flushed(path: Path, write: Any) -> None:
-    write(path)
-    flush(path)
-
-
-def flush(path: Path) -> None:
-    """Have the operating system put a file, or the names in a folder, on the disk."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folders
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

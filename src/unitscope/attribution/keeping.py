@@ -1,6 +1,5 @@
 """A table of projections while it comes to be: pieces are written as they are done, the table whole or not at all."""
 
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,10 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from unitscope.atlas import Atlas, flush
+from unitscope.atlas import Atlas
 from unitscope.atlas.projections import Projection
 from unitscope.atlas.schema import PROJECTIONS
 from unitscope.errors import AtlasError
+from unitscope.files import why, written
 from unitscope.records import Peak
 
 EVERY_S = 10.0
@@ -43,7 +43,7 @@ class Keeping:
         try:
             self._aside.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise AtlasError(f"{str(self._aside)!r} can't be made: {error.strerror or error}") from error
+            raise AtlasError(f"{str(self._aside)!r} can't be made: {why(error)}") from error
         lock = FileLock(self._aside / "lock", timeout=0)
         try:
             lock.acquire()
@@ -78,18 +78,16 @@ class Keeping:
         pieces = list(self._pieces())
         if not pieces:
             return
-        unfinished = self._aside / "table"
-        with _written(self._place), pq.ParquetWriter(unfinished, PROJECTIONS, **WRITING) as writer:
+        with (
+            written(self._place, f"the projections {str(self._place)!r}") as path,
+            pq.ParquetWriter(path, PROJECTIONS, **WRITING) as writer,
+        ):
             for layer in self._atlas.layers:
                 for start in range(0, layer.units, UNITS_AT_ONCE):
                     units = (pc.field("unit") >= start) & (pc.field("unit") < start + UNITS_AT_ONCE)
                     rows = pa.concat_tables(self._tables((pc.field("layer") == layer.name) & units))
                     if len(rows):
                         writer.write_table(_in_order(rows), row_group_size=GROUP_ROWS)
-        with _written(self._place):
-            flush(unfinished)
-            os.replace(unfinished, self._place)
-            flush(self._place.parent)
         for piece in pieces:
             piece.unlink()
 
@@ -108,12 +106,10 @@ class Keeping:
         if not self._rows:
             return
         number = max((int(piece.stem) for piece in self._pieces()), default=-1) + 1
-        unfinished, piece = self._aside / "piece", self._aside / f"{number:06}.piece"
-        with _written(piece):
+        piece = self._aside / f"{number:06}.piece"
+        with written(piece, f"the projections {str(piece)!r}") as path:
             rows = table_of(self._rows).sort_by([("layer", "ascending"), ("unit", "ascending")])
-            pq.write_table(rows, unfinished, row_group_size=GROUP_ROWS, **WRITING)
-            flush(unfinished)
-            os.replace(unfinished, piece)
+            pq.write_table(rows, path, row_group_size=GROUP_ROWS, **WRITING)
         self._rows = []
 
 
@@ -125,14 +121,6 @@ def table_of(projections: Sequence[Projection]) -> pa.Table:
         for p in projections
     ]
     return pa.Table.from_pylist(rows, schema=PROJECTIONS)
-
-
-@contextmanager
-def _written(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise AtlasError(f"{str(path)!r} can't be written: {error.strerror or error}") from error
 
 
 def _in_order(rows: pa.Table) -> pa.Table:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from unitscope.atlas import Atlas
 from unitscope.atlas.projections import decoded
 from unitscope.errors import UnitscopeError
+from unitscope.files import check_writable, written
 from unitscope.records import Peak
 
 
@@ -105,6 +106,20 @@ def _means(pairs: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
     return amounts, [float(np.mean([value for amount, value in pairs if amount == one])) for one in amounts]
 
 
+def plot_format(path: Path) -> str:
+    """The format that the path's ending means. Raises `UnitscopeError` where there is none, or where nothing can be written there."""
+    matplotlib_here()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in FigureCanvasBase.get_supported_filetypes():
+        raise UnitscopeError(
+            f"the plot {str(path)!r} can't be written: {path.suffix!r} is no picture format; end it with .png or .pdf"
+        )
+    check_writable(path, f"the plot {str(path)!r}", UnitscopeError)
+    return kind
+
+
 def matplotlib_here() -> Any:
     """matplotlib's functions. Raises `UnitscopeError` where it isn't installed."""
     try:
@@ -121,8 +136,7 @@ def _saved(plots: Any, figure: Any, path: Path) -> None:
     for axis in figure.axes:
         axis.spines[["top", "right"]].set_visible(False)
     try:
-        figure.savefig(path, dpi=140)
-    except (OSError, ValueError) as error:
-        raise UnitscopeError(f"the plot can't be written to {str(path)!r}: {error}") from error
+        with written(path, f"the plot {str(path)!r}", UnitscopeError) as aside:
+            figure.savefig(aside, dpi=140, format=plot_format(path))
     finally:
         plots.close(figure)

@@ -5,7 +5,6 @@ all, and `lock` belongs to the scan that runs. The folder goes when the atlas is
 """
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -22,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from unitscope.atlas import flush
 from unitscope.atlas.schema import MANIFEST
 from unitscope.errors import AtlasError
+from unitscope.files import written
 from unitscope.scanning.parts import Extremes, ImageNote, ImageSample, Moments, Part, Sum
 from unitscope.topk import TopK
 
@@ -137,14 +136,9 @@ class Checkpoint:
         raise AtlasError(f"{str(path)!r} is damaged; remove the folder {str(self.folder)!r} to scan from the beginning")
 
     def _write(self, name: str, content: bytes) -> None:
-        aside = self.folder / f"{name}.new"
-        try:
+        path = self.folder / name
+        with written(path, f"the checkpoint {str(path)!r}") as aside:
             aside.write_bytes(content)
-            flush(aside)
-            os.replace(aside, self.folder / name)
-            flush(self.folder)
-        except OSError as error:
-            raise AtlasError(f"the checkpoint {str(self.folder / name)!r} can't be written: {error.strerror or error}") from error
 
 
 def _remove(folder: Path) -> None:

@@ -1,7 +1,6 @@
 """The explorer as files, for any static host or to be opened from a disk."""
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,6 +13,7 @@ import msgspec
 
 from unitscope.atlas import Atlas
 from unitscope.errors import AtlasError
+from unitscope.files import written
 from unitscope.images import Skipped
 from unitscope.web import rendering
 from unitscope.web.addresses import Addresses, json_path
@@ -50,21 +50,15 @@ def export(
     place = Path(os.path.realpath(site))
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise AtlasError(f"{str(site)!r} is there already and not empty; give another folder")
-    aside = place.parent / f".{place.name}.{os.getpid()}.unfinished"
-    try:
-        aside.mkdir(parents=True)
+    with written(place, f"the site {str(site)!r}") as folder:
+        folder.mkdir()
         first = Pages(Catalogue(atlas))
         second = Pages(Catalogue(beside)) if beside is not None else None
-        _write_atlas(first, aside, second, on_units)
+        _write_atlas(first, folder, second, on_units)
         if second is not None:
-            _write_atlas(second, aside / "beside", None, on_units)
-        written = [path.stat().st_size for path in aside.rglob("*") if path.is_file()]
-        os.replace(aside, place)
-    except OSError as error:
-        raise AtlasError(f"the site {str(site)!r} can't be written: {error.strerror or error}; nothing was kept") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return Exported(len(written), sum(written))
+            _write_atlas(second, folder / "beside", None, on_units)
+        sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return Exported(len(sizes), sum(sizes))
 
 
 def search_script(pages: Pages) -> bytes:
@@ -73,7 +67,9 @@ def search_script(pages: Pages) -> bytes:
 
 
 def _write_atlas(pages: Pages, folder: Path, beside: Pages | None, on_units: Callable[[int], None] | None) -> None:
-    shutil.copytree(STATIC, folder / "static")
+    for path in STATIC.rglob("*"):
+        if path.is_file():
+            _write(folder / "static" / path.relative_to(STATIC), path.read_bytes())
     (folder / "search.js").write_bytes(search_script(pages))
     site = {"fires": False, "compared": beside is not None}
     _write(folder / "api/openapi.json", msgspec.json.encode(openapi(beside is not None)))
