@@ -1,4 +1,4 @@
-"""One network at several moments; and a training that is watched is the same as one that isn't."""
+"""One network at several epochs of its training."""
 
 import subprocess
 import sys
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from photographs import write_photographs
@@ -16,10 +18,9 @@ from torch import nn
 
 import unitscope
 from unitscope.atlas import Atlas
-from unitscope.errors import AtlasError, UnitscopeError
+from unitscope.errors import AtlasError, NetworkError
 from unitscope.experiments import Evolution, evolve
 from unitscope.experiments.evolving import _change
-from unitscope.networks import given_network
 from unitscope.records import Preprocessing
 
 AS_IT_IS = Preprocessing(None, (24, 24), (0.5,) * 3, (0.25,) * 3)
@@ -88,8 +89,6 @@ def test_moments_come_in_the_order_given(tmp_path: Path) -> None:
 
 
 def test_overlap_and_jumps_by_hand() -> None:
-    import pyarrow as pa
-
     def peaks(*rows: tuple[int, int, int]) -> pa.Table:
         return pa.table({name: [row[place] for row in rows] for place, name in enumerate(("unit", "rank", "image"))})
 
@@ -121,124 +120,114 @@ def test_what_doesnt_belong_together_is_refused(tmp_path: Path) -> None:
         Evolution(tmp_path / "out")
 
 
-# ── inside a training loop ──────────────────────────────────────────────────────────────────────────────────────────
+def test_all_checkpoints_are_tried_before_any_is_scanned(tmp_path: Path) -> None:
+    model, network = network_of(tmp_path)
+    photographs = write_photographs(tmp_path / "photographs", 6, (24, 24))
+    first, second = checkpoints(tmp_path, network, 2)
+    (tmp_path / "broken.pt").write_bytes(b"no weights")
+    torch.save({"0.weight": torch.zeros(1)}, tmp_path / "other.pt")
+    for name, said in (("missing.pt", "there is no weights file"), ("broken.pt", "'.*broken.pt'"), ("other.pt", "don't fit")):
+        with pytest.raises(NetworkError, match=said):
+            evolve(model, [first, tmp_path / name], photographs, tmp_path / "out", preprocess=AS_IT_IS)
+        assert not (tmp_path / "out").exists()
+    (tmp_path / "out" / second.stem).mkdir(parents=True)
+    (tmp_path / "out" / second.stem / "mine.txt").touch()
+    with pytest.raises(AtlasError, match="epoch-2' is not empty"):
+        evolve(model, [first, second], photographs, tmp_path / "out", preprocess=AS_IT_IS)
+    assert not (tmp_path / "out" / first.stem).exists()
+    with pytest.raises(AtlasError, match="needs at least one checkpoint"):
+        evolve(model, [], photographs, tmp_path / "out", preprocess=AS_IT_IS)
 
 
-def trained(folder: Path, photographs: Path, watched: bool) -> tuple[dict[str, torch.Tensor], tuple[Any, ...], nn.Module]:
-    """Weights and random states after three epochs with dropout, batch norm and shuffling."""
-    _, network = network_of(folder)
-    np.random.seed(1)
-    torch.manual_seed(1)
-    network.train()
-    network.get_submodule("4").eval()  # a mode of its own
-    images = torch.randn(32, 3, 24, 24)
-    labels = torch.randint(2, (32,))
-    optimiser = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
-    recorder = unitscope.Recorder(network, photographs, folder / "evolution", preprocess=AS_IT_IS) if watched else None
-    for epoch in range(1, 4):
-        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), 8, shuffle=True)
-        for given, wanted in loader:
-            optimiser.zero_grad()
-            nn.functional.cross_entropy(network(given), wanted).backward()
-            optimiser.step()
-        if recorder is not None:
-            before = [(name, module.training) for name, module in network.named_modules()]
-            gradients = [None if p.grad is None else p.grad.clone() for p in network.parameters()]
-            recorder.epoch(epoch)
-            assert [(name, module.training) for name, module in network.named_modules()] == before
-            for gradient, parameter in zip(gradients, network.parameters(), strict=True):
-                assert parameter.grad is not None
-                assert gradient is not None
-                assert torch.equal(gradient, parameter.grad)
-    states = np.random.rand(), float(torch.rand(()))
-    return network.state_dict(), states, network
+# ── images that aren't the same in all epochs ───────────────────────────────────────────────────────────────────────
 
 
-def test_a_training_that_is_watched_gives_the_same_weights(tmp_path: Path) -> None:
-    photographs = write_photographs(tmp_path / "photographs", 8, (24, 24))
-    alone, random_alone, _ = trained(tmp_path, photographs, watched=False)
-    seen, random_seen, network = trained(tmp_path, photographs, watched=True)
-    assert random_alone == random_seen
-    assert all(torch.equal(alone[name], seen[name]) for name in alone)
-    evolution = Evolution(tmp_path / "evolution")
-    assert list(evolution.atlases) == ["epoch-001", "epoch-002", "epoch-003"]
-    assert evolution.last.manifest["network"]["hash"] == given_network(network).hash()
-    assert unitscope.check(evolution.last, network).differences == []
-    assert evolution.last.methods == ["deconvnet"]
-    assert isinstance(evolution.figure(size_px=24), Image.Image)
+def scanned_epochs(folder: Path, unreadable: list[list[int]], network: nn.Module, k: int = 9) -> Evolution:
+    """The same weights over the same folder, in which other files are damaged at each epoch."""
+    photographs = write_photographs(folder / "photographs", 14, (24, 24))
+    paths = sorted(photographs.rglob("*.png"))
+    whole = {path: path.read_bytes() for path in paths}
+    for epoch, numbers in enumerate(unreadable):
+        for number, path in enumerate(paths):
+            path.write_bytes(b"" if number in numbers else whole[path])
+        unitscope.scan(network, photographs, folder / "out" / f"epoch-{epoch}", k=k, preprocess=AS_IT_IS, layers=["2", "4"])
+    for path in paths:
+        path.write_bytes(whole[path])
+    return Evolution(folder / "out")
 
 
-PYTHONS_RANDOM_STATE = """
-import random, sys
-sys.path.insert(0, {tests!r})
-import unitscope
-from unitscope.records import Preprocessing
-space = {{}}
-exec(open({network!r}).read(), space)
-preprocess = Preprocessing(None, (24, 24), (0.5,) * 3, (0.25,) * 3)
-recorder = unitscope.Recorder(space["net"](), {photographs!r}, {out!r}, preprocess=preprocess)
-random.seed(1)
-state = random.getstate()
-recorder.epoch(1)
-assert random.getstate() == state
-"""
-
-
-@pytest.mark.slow
-def test_pythons_random_state_stays(tmp_path: Path) -> None:
-    """In a process of its own: beartype, which checks all other tests, draws random numbers itself."""
-    network_of(tmp_path)
-    photographs = write_photographs(tmp_path / "photographs", 4, (24, 24))
-    said = {"network": tmp_path / "net.py", "photographs": photographs, "out": tmp_path / "out", "tests": Path(__file__).parent}
-    program = PYTHONS_RANDOM_STATE.format(**{name: str(path) for name, path in said.items()})
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-
-
-def test_only_every_nth_epoch_is_scanned(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unreadable", [[[], [3]], [[3], []], [[], [0, 1, 2, 5, 8, 13]], [[4, 7], [7, 11], [1]]])
+def test_unchanged_weights_dont_change_where_some_images_cant_be_read(tmp_path: Path, unreadable: list[list[int]]) -> None:
     _, network = network_of(tmp_path)
-    photographs = write_photographs(tmp_path / "photographs", 4, (24, 24))
-    recorder = unitscope.Recorder(network, photographs, tmp_path / "out", every=2, preprocess=AS_IT_IS, layers=["2"])
-    for epoch in range(1, 5):
-        recorder.epoch(epoch)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["epoch-002", "epoch-004", "evolution.json"]
-    assert list(recorder.evolution().atlases) == ["epoch-002", "epoch-004"]
-    with pytest.raises(AtlasError, match="holds an evolution already; give another out"):
-        unitscope.Recorder(network, photographs, tmp_path / "out", preprocess=AS_IT_IS)
-    more = unitscope.Recorder(network, photographs, tmp_path / "out", preprocess=AS_IT_IS, layers=["2"], go_on=True)
-    more.record("at the end")
-    more.record("afterwards")
-    assert list(more.evolution().atlases) == ["epoch-002", "epoch-004", "at the end", "afterwards"]
-    with pytest.raises(UnitscopeError, match="every must be at least 1"):
-        unitscope.Recorder(network, photographs, every=0)
+    evolution = scanned_epochs(tmp_path, unreadable, network)
+    lost = set().union(*map(set, unreadable)) - set.intersection(*map(set, unreadable))
+    with pytest.warns(UserWarning, match=f"^{len(lost)} of 14 images could be read in some moments only, such as '.*': overlaps"):
+        rows = evolution.settling().to_pylist()
+    assert {(row["overlap"], row["jumps"]) for row in rows} == {(1, 0)}
+    figure = np.asarray(evolution.figure(size_px=40))
+    assert not (figure == (226, 112, 58)).all(2).any()  # a jump
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")
-def test_lightning_calls_the_recorder(tmp_path: Path) -> None:
-    lightning = pytest.importorskip("pytorch_lightning")
+def test_an_image_that_no_epoch_could_read_is_nothing_to_warn_of(tmp_path: Path) -> None:
     _, network = network_of(tmp_path)
-    photographs = write_photographs(tmp_path / "photographs", 4, (24, 24))
+    rows = scanned_epochs(tmp_path, [[3], [3]], network).settling().to_pylist()
+    assert {(row["overlap"], row["jumps"]) for row in rows} == {(1, 0)}
 
-    class Training(lightning.LightningModule):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
 
-        def training_step(self, batch: Any, number: int) -> Any:
-            return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+def test_overlap_is_that_of_scans_over_the_shared_images_alone(tmp_path: Path) -> None:
+    """Against scans of the images that both could read, in which every unit's whole order is known."""
+    _, network = network_of(tmp_path)
+    photographs = write_photographs(tmp_path / "photographs", 14, (24, 24))
+    paths = sorted(photographs.rglob("*.png"))
+    lost, whole = (2, 6, 9), {path: path.read_bytes() for path in paths}
+    shared = [str(path) for number, path in enumerate(paths) if number not in lost]
+    orders = []
+    for epoch in range(2):
+        unitscope.scan(network, shared, tmp_path / f"whole-{epoch}", k=14, preprocess=AS_IT_IS, layers=["4"])
+        orders.append(Atlas(tmp_path / f"whole-{epoch}"))
+        unitscope.scan(network, photographs, tmp_path / "out" / f"epoch-{epoch}", k=4, preprocess=AS_IT_IS, layers=["4"])
+        for number in lost:
+            paths[number].write_bytes(b"")
+        with torch.no_grad():
+            convolution: Any = network.get_submodule("3")
+            convolution.weight += torch.randn(convolution.weight.shape, generator=torch.Generator().manual_seed(7)) / 4
+    evolution = Evolution(tmp_path / "out")
+    overlaps, jumps = [], []
+    for unit in range(5):
+        told = evolution.atlases["epoch-0"].peaks("4", unit)["image"].to_pylist()
+        known = 4 - len(set(told) & set(lost)) if len(told) == 4 else 4
+        tops = [[row["image"] for row in atlas.peaks("4", unit).slice(0, known).to_pylist()] for atlas in orders]
+        if any(tops):
+            overlaps.append(len(set(tops[0]) & set(tops[1])) / max(map(len, tops)))
+        if all(tops):
+            jumps.append(tops[0][0] != tops[1][0])
+    with pytest.warns(UserWarning, match="^3 of 14 images could be read in some moments only"):
+        (row,) = evolution.settling().to_pylist()
+    assert row["overlap"] == pytest.approx(np.mean(overlaps))
+    assert row["jumps"] == pytest.approx(np.mean(jumps))
+    for path in paths:
+        path.write_bytes(whole[path])
 
-        def configure_optimizers(self) -> Any:
-            return torch.optim.SGD(self.parameters(), lr=0.01)
 
-    recorder = unitscope.Recorder(network, photographs, tmp_path / "out", preprocess=AS_IT_IS, layers=["2", "4"])
-    trainer = lightning.Trainer(
-        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[recorder.callback()],
-    )  # fmt: skip
-    data = torch.utils.data.TensorDataset(torch.randn(8, 3, 24, 24), torch.randint(2, (8,)))
-    trainer.fit(Training(), torch.utils.data.DataLoader(data, 4))
-    assert list(recorder.evolution().atlases) == ["epoch-001", "epoch-002"]
+def test_images_that_were_replaced_are_left_out(tmp_path: Path) -> None:
+    _, network = network_of(tmp_path)
+    photographs = write_photographs(tmp_path / "photographs", 14, (24, 24))
+    replaced = sorted(photographs.rglob("*.png"))[5]
+    for epoch in range(2):
+        unitscope.scan(network, photographs, tmp_path / "out" / f"epoch-{epoch}", preprocess=AS_IT_IS, layers=["2"])
+        Image.effect_noise((24, 24), 200).convert("RGB").save(replaced)
+    with_content(tmp_path / "out" / "epoch-0", {})
+    with_content(tmp_path / "out" / "epoch-1", {str(replaced.relative_to(photographs)): 7})
+    with pytest.warns(UserWarning, match="^1 of 14 images were replaced in between, such as 'cat/010.png'"):
+        rows = Evolution(tmp_path / "out").settling().to_pylist()
+    assert {(row["overlap"], row["jumps"]) for row in rows} == {(1, 0)}
+
+
+def with_content(folder: Path, changed: dict[str, int]) -> None:
+    """Put a hash into the column of an atlas's images: 1, but for some keys."""
+    table = pq.read_table(folder / "images.parquet")
+    contents = pa.array([changed.get(key, 1) for key in table["key"].to_pylist()], pa.uint64())
+    pq.write_table(table.set_column(table.schema.get_field_index("content"), "content", contents), folder / "images.parquet")
 
 
 @pytest.mark.slow

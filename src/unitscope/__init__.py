@@ -28,7 +28,7 @@ _HOMES = {
     "Peak": "records",
     "Preprocessing": "records",
     "RayRunner": "runners.on_ray",
-    "Recorder": "experiments.evolving",
+    "Recorder": "experiments.recording",
     "UnitscopeError": "errors",
     "attribute": "attribution",
     "check": "checking",

@@ -1,13 +1,14 @@
 """The experiments of Zeiler & Fergus 2014 beside the patches themselves; each reads images again and writes a table of its own.
 
 `changing`: colour or shape? `moving`: how far features move with the image. `covering`: what covering hides from the classifier.
-`probing`: what a layer's features are good for. `evolving`: how units came to be.
+`probing`: what a layer's features are good for. `evolving`: how units came to be; `recording`: the same while a network is trained.
 """
 
 from unitscope.experiments.changing import colour_or_shape
 from unitscope.experiments.covering import occlusion
-from unitscope.experiments.evolving import Evolution, Recorder, evolve
+from unitscope.experiments.evolving import Evolution, evolve
 from unitscope.experiments.moving import invariance
 from unitscope.experiments.probing import probe
+from unitscope.experiments.recording import Recorder
 
 __all__ = ["Evolution", "Recorder", "colour_or_shape", "evolve", "invariance", "occlusion", "probe"]

@@ -1,18 +1,15 @@
-"""evolve() and Recorder: one network at several moments of its training (Zeiler & Fergus 2014, section 4, figure 4).
+"""evolve(): one network at several moments of its training (Zeiler & Fergus 2014, section 4, figure 4).
 
 An *evolution* is a folder with an atlas for each moment, all of the same layers and images.
 """
 
 import json
 import os
-import random
 import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,26 +17,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from PIL import Image
-from torch import Tensor, nn
 
-from unitscope.atlas import Atlas
+from unitscope.atlas import Atlas, place_for
 from unitscope.atlas.pictures import Drawn, box_drawn, firing_units, projections, spread_layers
 from unitscope.atlas.schema import MANIFEST
 from unitscope.attribution import attribute
 from unitscope.drawing import Moment, Strip, draw_strips
-from unitscope.errors import AtlasError, UnitscopeError
+from unitscope.errors import AtlasError, first_line
 from unitscope.experiments.tables import write_table
+from unitscope.files import written
 from unitscope.images import as_source, count_of, keys_hash
-from unitscope.networks import Network, first_tensor, given_network, load_network
+from unitscope.networks import Network, load_network
 from unitscope.records import Layer, Peak
 from unitscope.scanning import preprocessing_said, scan
 
 METHOD = "deconvnet"
 ORDER = "evolution.json"
 UNITS_SHOWN = 4
-UNITS_FOLLOWED = 8
 
 SCHEMA = pa.schema(
     [
@@ -60,7 +55,7 @@ class Evolution:
 
     def __init__(self, folder: str | os.PathLike[str], images: Any = None) -> None:
         self.folder = Path(folder)
-        self.atlases = {name: Atlas(self.folder / name, images=images) for name in _moments(self.folder)}
+        self.atlases = {name: Atlas(self.folder / name, images=images) for name in epochs_in(self.folder)}
         if not self.atlases:
             raise AtlasError(f"{str(folder)!r} holds no atlases; make them with: unitscope evolve CHECKPOINT … --out {folder}")
         first, *others = self.atlases.items()
@@ -80,12 +75,16 @@ class Evolution:
         `overlap` is the share of a unit's peaks that lie in the same images in both, the mean over the units with peaks in either;
         `jumps` the share of units whose strongest image is another. Units that show no preference in one of them are left out. In the
         paper lower layers settle first.
+
+        Images that couldn't be read in some moments, or that were replaced, are left out of all, which a warning tells.
         """
         rows = []
+        self._warn_of_images()
         for (before, one), (after, two) in pairwise(self.atlases.items()):
             for layer in one.layers:
                 mute = [unit for atlas in (one, two) for unit, tie in atlas.ties(layer.name).items() if tie.wholly]
-                earlier, later = (atlas.peaks(layer.name).filter(~pc.field("unit").isin(mute)) for atlas in (one, two))
+                told = [atlas.peaks(layer.name).filter(~pc.field("unit").isin(mute)) for atlas in (one, two)]
+                earlier, later = _without(self._unshared, told, one.k)
                 overlap, jumps = _change(earlier, later, layer.units)
                 rows.append({"layer": layer.name, "before": before, "after": after, "overlap": overlap, "jumps": jumps})
         return write_table(pa.Table.from_pylist(rows, schema=SCHEMA), self.folder / "evolution.parquet")
@@ -114,6 +113,35 @@ class Evolution:
         """Layer and number of the units that have projections, by moment."""
         return {name: atlas.attributed(METHOD) for name, atlas in self.atlases.items() if METHOD in atlas.methods}
 
+    @cached_property
+    def _unread(self) -> set[str]:
+        """Keys of the images that could be read in some moments but not in all."""
+        skipped = [set(atlas.table("skipped")["key"].to_pylist()) for atlas in self.atlases.values()]
+        return set().union(*skipped) - set.intersection(*skipped)
+
+    @cached_property
+    def _replaced(self) -> set[str]:
+        """Keys of the images that were others in some moments, by the hash of their content."""
+        contents: dict[str, set[int]] = {}
+        for atlas in self.atlases.values():
+            for row in atlas.table("images").to_pylist():
+                if row["content"] is not None:
+                    contents.setdefault(row["key"], set()).add(row["content"])
+        return {key for key, found in contents.items() if len(found) > 1}
+
+    @cached_property
+    def _unshared(self) -> set[int]:
+        """Numbers of the images that aren't the same in all moments."""
+        keys = self._unread | self._replaced
+        rows = (row for atlas in self.atlases.values() for row in atlas.table("images").select(["image", "key"]).to_pylist())
+        return {row["image"] for row in rows if row["key"] in keys}
+
+    def _warn_of_images(self) -> None:
+        for keys, what in ((self._unread, "could be read in some moments only"), (self._replaced, "were replaced in between")):
+            if keys:
+                text = f"{len(keys):,} of {self.last.manifest['listed']:,} images {what}, such as {min(keys)!r}: overlaps and jumps leave them out"
+                warnings.warn(text, stacklevel=3)
+
     def _moments(self, layer: Layer, unit: int, size_px: int) -> list[Moment]:
         moments: list[Moment] = []
         image = None
@@ -126,8 +154,11 @@ class Evolution:
             projection = None
             if (layer.name, unit) in self._projected.get(name, ()):
                 projection = projections(atlas, [peak], kind, Drawn("auto", METHOD, size_px))[unit, peak.rank]
-            moments.append(Moment(atlas.patch(peak, kind, size_px), projection, jumps=image not in (None, peak.image)))
-            image = peak.image
+            [shared] = _without(self._unshared, [atlas.peaks(layer.name, unit)], atlas.k)
+            strongest = next(iter(shared["image"].to_pylist()), None)
+            jumps = None not in (image, strongest) and image != strongest
+            moments.append(Moment(atlas.patch(peak, kind, size_px), projection, jumps))
+            image = strongest
         return moments
 
 
@@ -149,112 +180,46 @@ def evolve(
 
     Raises as `scan` does, and `AtlasError` where two checkpoints have one name, or where another atlas is in the way.
     """
+    names = _names(checkpoints)
+    options = {"layers": layers, "preprocess": preprocess, "device": device}
+    for name, checkpoint in zip(names, checkpoints, strict=True):  # all of them, before hours of work
+        _standing(load_network(model, str(checkpoint), 0), images, Path(out) / name, **options)
+    for name, checkpoint in zip(names, checkpoints, strict=True):
+        if on_checkpoint is not None:
+            on_checkpoint(name)
+        scanned(load_network(model, str(checkpoint), 0), images, Path(out) / name, **options)
+    write_order(Path(out), names)
+    evolution = Evolution(out, images=images)
+    last = evolution.last
+    followed = {layer.name: firing_units(last, layer, 0)[:UNITS_SHOWN] for layer in spread_layers(last.layers)}
+    for name, checkpoint in zip(names, checkpoints, strict=True):
+        project(evolution.atlases[name], load_network(model, str(checkpoint), 0), followed, device)
+    return evolution
+
+
+def _names(checkpoints: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Each atlas's name, that of its file. Raises `AtlasError` where two have one name, or where there are none."""
     names = [Path(checkpoint).stem for checkpoint in checkpoints]
+    if not names:
+        raise AtlasError("an evolution needs at least one checkpoint")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise AtlasError(
             f"two checkpoints have the name {twice!r}; an atlas is named for its file, so give the files names of their own"
         )
-    for name, checkpoint in zip(names, checkpoints, strict=True):
-        if on_checkpoint is not None:
-            on_checkpoint(name)
-        network = load_network(model, str(checkpoint), 0)
-        _scanned(network, images, Path(out) / name, layers=layers, preprocess=preprocess, device=device)
-    _write_moments(Path(out), names)
-    evolution = Evolution(out, images=images)
-    last = evolution.last
-    followed = {layer.name: firing_units(last, layer, 0)[:UNITS_SHOWN] for layer in spread_layers(last.layers)}
-    for name, checkpoint in zip(names, checkpoints, strict=True):
-        _project(evolution.atlases[name], load_network(model, str(checkpoint), 0), followed, device)
-    return evolution
+    return names
 
 
-@dataclass(slots=True)
-class Recorder:
-    """Scans a network in between, while it is trained, always over the same images; the training doesn't notice.
-
-    Call `epoch` after every epoch, or give `callback()` to Lightning. Weights, gradients, train and eval modes and the random
-    states of Python, numpy and torch are afterwards as they were. `images`, `layers` and `preprocess` are those of `scan`; `every`
-    how many epochs lie between scans. Of each layer some units are brought down to pixels, as the figure shows them.
-
-    Raises as `scan` does, and `AtlasError` where `out` holds an evolution already, unless this training is to `go_on` with it.
-    """
-
-    network: nn.Module
-    images: Any
-    out: str | os.PathLike[str] = "evolution"
-    every: int = 1
-    layers: Sequence[str] | None = None
-    preprocess: Any = None
-    go_on: bool = False
-    _followed: dict[str, list[int]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise UnitscopeError(f"every must be at least 1, not {self.every}")
-        if _moments(Path(self.out)) and not self.go_on:
-            raise AtlasError(
-                f"{str(self.out)!r} holds an evolution already; give another out, or go_on=True where it is this training's"
-            )
-
-    def epoch(self, number: int) -> None:
-        """After an epoch, counted in any way that goes up: scan where it is this one's turn."""
-        if number % self.every == 0:
-            self.record(f"epoch-{number:03}")
-
-    def record(self, name: str) -> Atlas:
-        """Scan now, into an atlas of that name."""
-        wrapped = isinstance(self.network, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-        network: Any = self.network.module if wrapped else self.network  # what wraps it would wait for the other processes
-        tensor = first_tensor(network)
-        device = "cpu" if tensor is None else str(tensor.device)
-        with _unnoticed(tensor):
-            known = given_network(network)
-            place = Path(self.out) / name
-            atlas = _scanned(known, self.images, place, layers=self.layers, preprocess=self.preprocess, device=device)
-            _write_moments(Path(self.out), [*(one for one in _moments(Path(self.out)) if one != name), name])
-            if not self._followed:
-                self._followed = {layer.name: _followed(layer) for layer in spread_layers(atlas.layers)}
-            _project(atlas, known, self._followed, device)
-        return atlas
-
-    def evolution(self) -> Evolution:
-        """What was recorded."""
-        return Evolution(self.out, images=self.images)
-
-    def callback(self) -> Any:
-        """A Lightning callback that records after training epochs, on the first process alone."""
-        lightning, recorder = _lightning(), self
-
-        class Recording(lightning.Callback):  # type: ignore[misc, name-defined]
-            def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-                if trainer.is_global_zero:
-                    recorder.epoch(trainer.current_epoch + 1)
-
-        return Recording()
-
-
-def _lightning() -> Any:
-    """Lightning under the one of its two names that is in use: callbacks of the other are strangers to a trainer."""
-    names = ("lightning.pytorch", "pytorch_lightning")
-    for name in sorted(names, key=lambda name: name not in sys.modules):
-        try:
-            return import_module(name)
-        except ImportError:
-            continue
-    raise UnitscopeError("a Lightning callback needs Lightning: pip install lightning")
-
-
-def _followed(layer: Layer) -> list[int]:
-    """Units to follow, drawn at random before it is known which will fire."""
-    chance = random.Random(layer.name)
-    return sorted(chance.sample(range(layer.units), min(UNITS_FOLLOWED, layer.units)))
-
-
-def _scanned(network: Network, images: Any, place: Path, **options: Any) -> Atlas:
+def scanned(network: Network, images: Any, place: Path, **options: Any) -> Atlas:
     """The atlas at that place: made now, or the one that is there if it is of the same weights, images and layers."""
+    return _standing(network, images, place, **options) or scan(network, images, place, **options)
+
+
+def _standing(network: Network, images: Any, place: Path, **options: Any) -> Atlas | None:
+    """The atlas that is there. Raises `AtlasError` where it is of something else, or where something else is in the way."""
     if not (place / MANIFEST).exists():
-        return scan(network, images, place, **options)
+        place_for(place)
+        return None
     atlas, source = Atlas(place, images=images), as_source(images)
     said, patterns = atlas.manifest, options["layers"]
     preprocessing = preprocessing_said(options["preprocess"], network)
@@ -270,7 +235,7 @@ def _scanned(network: Network, images: Any, place: Path, **options: Any) -> Atla
     return atlas
 
 
-def _project(atlas: Atlas, network: Network, units: dict[str, list[int]], device: str) -> None:
+def project(atlas: Atlas, network: Network, units: dict[str, list[int]], device: str) -> None:
     """Deconvnet projections of some units; those that are dead at that moment have none."""
     for layer, numbers in units.items():
         firing = set(atlas.peaks(layer)["unit"].to_pylist())
@@ -279,31 +244,56 @@ def _project(atlas: Atlas, network: Network, units: dict[str, list[int]], device
             attribute(atlas, METHOD, network, layers=[layer], units=chosen, device=device)
 
 
-@contextmanager
-def _unnoticed(tensor: Tensor | None) -> Iterator[None]:
-    """The random states of Python, numpy and torch, on the tensor's device too, are afterwards as they were."""
-    python, numbers = random.getstate(), np.random.get_state()
-    device = torch.device("cpu") if tensor is None else tensor.device
-    devices, kind = ([], "cuda") if device.type == "cpu" else ([device], device.type)
-    with torch.random.fork_rng(devices, device_type=kind):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numbers)
-
-
-def _moments(folder: Path) -> list[str]:
+def epochs_in(folder: Path) -> list[str]:
     """The names of the atlases in a folder: in the order that is written there, or else by name, where numbers count as numbers."""
     there = sorted((path.parent.name for path in folder.glob("[!.]*/" + MANIFEST)), key=_by_numbers)
-    order = json.loads((folder / ORDER).read_text()) if (folder / ORDER).exists() else []
-    return [*(name for name in order if name in there), *(name for name in there if name not in order)]
+    order = [name for name in _order(folder) if name in there]
+    return [*order, *(name for name in there if name not in order)]
 
 
-def _write_moments(folder: Path, names: Sequence[str]) -> None:
-    aside = folder / f".{ORDER}"
-    aside.write_text(json.dumps(list(names)))
-    os.replace(aside, folder / ORDER)
+def _order(folder: Path) -> list[Any]:
+    try:
+        said = json.loads((folder / ORDER).read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (OSError, ValueError) as error:
+        raise AtlasError(
+            f"{str(folder / ORDER)!r} can't be read: {first_line(error)}; remove it to have the order of names"
+        ) from error
+    return list(said) if isinstance(said, list) else []
+
+
+def write_order(folder: Path, names: Sequence[str]) -> None:
+    """Keep the order in which the atlases are to be shown."""
+    with written(folder / ORDER, f"the order of the evolution {str(folder)!r}") as aside:
+        aside.write_text(json.dumps(list(names)))
+
+
+def _without(images: set[int], tables: Sequence[pa.Table], k: int) -> list[pa.Table]:
+    """The same layer's peaks at several moments, in other images than those, with ranks among themselves.
+
+    Of a unit with all its k peaks nobody knows which would have come next, so for each that is left out one less is known; then no
+    more are taken of it at any moment.
+    """
+    if not images:
+        return list(tables)
+    kept = [table.filter(pc.invert(pc.is_in(table["image"], pa.array(sorted(images), pa.int64())))) for table in tables]
+    known: dict[int, int] = {}
+    for all_peaks, peaks in zip(tables, kept, strict=True):
+        counts, left = Counter(all_peaks["unit"].to_pylist()), Counter(peaks["unit"].to_pylist())
+        known |= {unit: min(known.get(unit, k), left[unit]) for unit, count in counts.items() if count == k}
+    return [_first_peaks(peaks, known) for peaks in kept]
+
+
+def _first_peaks(peaks: pa.Table, known: Mapping[int, int]) -> pa.Table:
+    """As many peaks of each unit as are known, and all of the others, with ranks from 1."""
+    met: Counter[int] = Counter()
+    ranks = []
+    for unit in peaks["unit"].to_pylist():
+        met[unit] += 1
+        ranks.append(met[unit] if met[unit] <= known.get(unit, met[unit]) else 0)
+    ranked = peaks.set_column(peaks.schema.get_field_index("rank"), "rank", pa.array(ranks, peaks.schema.field("rank").type))
+    return ranked.filter(pc.field("rank") > 0)
 
 
 def _change(one: pa.Table, two: pa.Table, units: int) -> tuple[float, float]:
