@@ -322,6 +322,66 @@ def test_several_patterns_and_units_after_one_option(run: Run, model: str, image
     assert run("figure", tmp_path / "atlas", "--layers", "1", "3", "--units", "0", "2", "--out", tmp_path / "f.png").status == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "units"),
+    [
+        (["0-2"], [0, 1, 2]),
+        (["0-1", "5"], [0, 1, 5]),
+        (["3,0-1"], [3, 0, 1]),
+        (["5", "2-4", "0"], [5, 2, 3, 4, 0]),
+        (["1-1"], [1]),
+    ],
+)
+def test_ranges_of_units_are_what_they_hold(
+    run: Run, model: str, images: Path, tmp_path: Path, words: list[str], units: list[int]
+) -> None:
+    run("scan", model, images, "--out", tmp_path / "atlas", "--layers", "1", *PREPROCESSING)
+    assert run("sheet", tmp_path / "atlas", "1", "--out", tmp_path / "sheet.png", "--units", *words).status == 0
+    wanted = Atlas(tmp_path / "atlas").sheet("1", units=units)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("words", ["2-1", "-1", "0-", "a", "", ",", "0-1-2", "0x3", "1.5", "0-99999999999"])
+def test_what_is_no_list_of_units_is_wrong_usage(run: Run, tmp_path: Path, words: str) -> None:
+    ran = run("sheet", tmp_path, "1", f"--units={words}")
+    assert ran.status == 2
+    assert "--units takes" in ran.err
+
+
+def test_units_that_a_layer_lacks_are_one_line(run: Run, model: str, images: Path, tmp_path: Path) -> None:
+    run("scan", model, images, "--out", tmp_path / "atlas", "--layers", "1", *PREPROCESSING)
+    for verb in (["sheet", "ATLAS", "1"], ["figure", "ATLAS"], ["attribute", "ATLAS"]):
+        ran = run(*(tmp_path / "atlas" if word == "ATLAS" else word for word in verb), "--units", "0", "4-9")
+        assert (ran.status, ran.line) == (1, "AtlasError: layer '1' has units 0 to 5, not 6")
+    ran = run("occlude", tmp_path / "atlas", "1", "6")
+    assert (ran.status, ran.line) == (1, "AtlasError: layer '1' has units 0 to 5, not 6")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"cat\ndog\n", "2 classes were given, but the network has 5 outputs"),
+        (b"\n".join([b"x"] * 6), "6 classes were given, but the network has 5 outputs"),
+        (b"", "0 classes were given"),
+        (b"\xff\xfea", "can't be read: it isn't text in UTF-8"),
+        (None, "can't be read: No such file"),
+    ],
+)
+def test_a_wrong_file_of_classes_is_found_before_the_work(
+    run: Run, model: str, images: Path, tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    run("scan", model, images, "--out", tmp_path / "atlas", "--layers", "1", *PREPROCESSING)
+    if content is not None:
+        (tmp_path / "classes.txt").write_bytes(content)
+    ran = run("occlude", tmp_path / "atlas", "1", "0", "--classes", tmp_path / "classes.txt", "--out", tmp_path / "plot.png")
+    assert ran.status == 1
+    assert said in ran.line
+    assert not (tmp_path / "atlas" / "experiments").exists()
+    assert not (tmp_path / "atlas" / "attributions").exists()
+    assert not (tmp_path / "plot.png").exists()
+
+
 SLOW_NETWORK = """
 import time
 from pathlib import Path

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import unitscope
 from unitscope.atlas import Atlas
-from unitscope.errors import AtlasError, ImagesError
+from unitscope.errors import AtlasError, ImagesError, NetworkError
 from unitscope.experiments import colour_or_shape, invariance, occlusion, probe
 from unitscope.experiments.changing import changes
 from unitscope.experiments.moving import Move, moves
@@ -141,8 +141,14 @@ def test_covering_what_matters_changes_the_class(tmp_path: Path) -> None:
         Image.fromarray(pixels).save(folder / name / "0.png")
     network = BrightCorner()
     atlas = unitscope.scan(network, folder, tmp_path / "atlas", preprocess=PLAIN, workers=0, layers=["relu"])
-    with pytest.raises(AtlasError, match="has 2 classes, but a label is class 2 of those given"):
-        occlusion(atlas, "relu", network=network, classes=["x", "no", "yes"])
+    for wrong in (["x", "no", "yes"], ["no"], []):
+        with pytest.raises(
+            AtlasError, match=f"^{len(wrong)} classes were given, but the network has 2 outputs; give one label for each"
+        ):
+            occlusion(atlas, "relu", network=network, classes=wrong)
+    assert not (atlas.folder / "experiments").exists()
+    twice = occlusion(atlas, "relu", network=network, classes=["yes", "yes"]).to_pylist()
+    assert [row["labelled"] for row in twice] == [False, False]
     assert [row["labelled"] for row in occlusion(atlas, "relu", network=network).to_pylist()] == [False, False]
     table = occlusion(atlas, "relu", network=network, classes=["no", "yes"]).to_pylist()
     bright = next(row for row in table if row["class"] == 1)
@@ -164,6 +170,66 @@ def test_what_gives_no_classes_is_refused(tmp_path: Path) -> None:
         occlusion(atlas, "1", [0], network=network)
     with pytest.raises(AtlasError, match="have no peaks"):
         occlusion(atlas, "1", [3], network=network)
+
+
+def test_a_unit_that_the_layer_lacks_is_named_before_the_work(tmp_path: Path) -> None:
+    network = BrightCorner()
+    atlas = unitscope.scan(network, colourful(tmp_path / "images", 2), tmp_path / "atlas", preprocess=PLAIN, layers=["relu"])
+    last = atlas.layer("relu").units - 1
+    for units in ([last + 1], [0, 99], [-1]):
+        with pytest.raises(AtlasError, match=f"layer 'relu' has units 0 to {last}, not {units[-1]}"):
+            occlusion(atlas, "relu", units, network)
+
+
+# ── half precision ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def pooled_network(dtype: torch.dtype, scale: float = 1.0) -> nn.Module:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3)
+    )
+    with torch.no_grad():
+        network.get_parameter("0.weight").mul_(scale)
+    return network.to(dtype)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (torch.float16, torch.float64))]
+)
+def test_networks_of_any_precision_go_through_every_experiment(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Each close to what the same weights give in float32."""
+    images, found = colourful(tmp_path / "images", 8), []
+    for kind in (torch.float32, dtype):
+        network, out = pooled_network(kind), tmp_path / str(kind)
+        atlas = unitscope.scan(network, images, out / "atlas", preprocess=CENTRED)
+        shares, covered = colour_or_shape(atlas, network).to_pylist(), occlusion(atlas, "3", network=network).to_pylist()
+        moved = invariance(network, images, out, preprocess=CENTRED).to_pylist()
+        probed = probe(network, images, out, preprocess=CENTRED).to_pylist()
+        assert all(0 <= row["accuracy"] <= 1 for row in probed)
+        found.append(
+            [
+                np.array(
+                    [
+                        [row[name] for name in ("grey", "blurred", "scrambled", "mirrored")]
+                        for row in shares
+                        if row["grey"] is not None
+                    ]
+                ),
+                np.concatenate([row["probability"] for row in covered]),
+                np.array([row["distance"] / row["norm"] for row in moved if row["norm"] > 0.1]),
+            ]
+        )
+    for plain, half in zip(*found, strict=True):
+        assert plain.shape == half.shape
+        assert np.abs(plain - half).max() < 0.1
+
+
+def test_features_too_large_for_half_precision_have_finite_distances(tmp_path: Path) -> None:
+    network = pooled_network(torch.float16, scale=3_000)
+    rows = invariance(network, colourful(tmp_path / "images", 2), tmp_path / "out", preprocess=CENTRED, layers=["1"]).to_pylist()
+    assert max(row["norm"] for row in rows) > torch.finfo(torch.float16).max
+    assert all(np.isfinite([row["distance"], row["norm"]]).all() for row in rows)
 
 
 # ── moving ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -233,6 +299,29 @@ def test_probing_needs_labels(tmp_path: Path) -> None:
     write_photographs(tmp_path / "images", 6, labels=("one",))
     with pytest.raises(ImagesError, match="at least two labels with two images each"):
         probe(by_hand(), tmp_path / "images", tmp_path / "out", preprocess=CENTRED)
+
+
+class Spoilt(nn.Module):
+    """NaN, or infinite values, where an image is black."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return torch.where(maps.amax((1, 2, 3), keepdim=True) > 0, maps, self.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_features_that_are_no_numbers_name_their_layer(tmp_path: Path, value: float) -> None:
+    folder = write_photographs(tmp_path / "images", 8, (40, 40))
+    Image.new("RGB", (40, 40)).save(folder / "dog" / "black.png")
+    network = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.ReLU(), Spoilt(value), nn.Conv2d(4, 2, 1))
+    with pytest.raises(
+        NetworkError, match="layer '3': it gives values that are no finite numbers, first for the image 'dog/black.png'; choose"
+    ):
+        probe(network, folder, tmp_path / "out", preprocess=PLAIN, layers=["1", "3"])
+    assert not (tmp_path / "out").exists()
 
 
 # ── commands ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -19,12 +19,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from unitscope.errors import UnitscopeError
-from unitscope.files import check_writable, written
+from unitscope.files import check_writable, why, written
 
 WHAT_IMAGES = (
     "A folder of images, a .txt file with one path a line, tar shards or Parquet files, here or behind a URL "
     "('s3://bucket/train-{000..127}.tar'), or hf:NAME:SPLIT."
 )
+MOST_UNITS = 1_000_000
 LISTS = {"--layers", "--units", "--mean", "--std", "--crop", "--resize"}
 
 app = typer.Typer(
@@ -46,7 +47,7 @@ Mean = Annotated[str | None, typer.Option(metavar="M …", help="Mean per channe
 Std = Annotated[str | None, typer.Option(metavar="S …", help="Standard deviation per channel.")]
 Channels = Annotated[int | None, typer.Option(help="1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.")]
 Layers = Annotated[list[str] | None, typer.Option(metavar="GLOB …", help="Glob patterns of layer names.")]
-Units = Annotated[str | None, typer.Option(metavar="N …", help="Numbers of units.")]
+Units = Annotated[str | None, typer.Option(metavar="N …", help="Numbers of units, and ranges of them: 0-8 17.")]
 Patch = Annotated[str, typer.Option(help="auto, field, effective or image: what of the image is drawn.")]
 Attribution = Annotated[str | None, typer.Option(metavar="METHOD", help="Draw what this method found beside the patches.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
@@ -130,9 +131,10 @@ def sheet(
     from unitscope.atlas import Atlas
 
     path = out or Path(f"{atlas.absolute().name}-{layer.replace('/', '_')}.png")
+    numbers = _units(units)
     _picture_format(path)  # or the work would be for nothing
     opened = Atlas(atlas, images=images and _images(images))
-    _save(opened.sheet(layer, units=_numbers(units, int, "--units"), patch=patch, attribution=attribution), path)
+    _save(opened.sheet(layer, units=numbers, patch=patch, attribution=attribution), path)
 
 
 @app.command()
@@ -147,7 +149,7 @@ def figure(
     path = out or Path(f"{atlas.absolute().name}.png")
     _picture_format(path)  # or the work would be for nothing
     image = Atlas(atlas, images=images and _images(images)).figure(
-        layers=layers, units=_numbers(units, int, "--units"), patch=patch, seed=seed, size_px=96, attribution=attribution
+        layers=layers, units=_units(units), patch=patch, seed=seed, size_px=96, attribution=attribution
     )
     _save(image, path)
 
@@ -162,7 +164,8 @@ def attribute(
     from unitscope.atlas import Atlas
     from unitscope.attribution import attribute as attribute_peaks
 
-    opened, numbers = Atlas(atlas, images=images and _images(images)), _numbers(units, int, "--units")
+    numbers = _units(units)
+    opened = Atlas(atlas, images=images and _images(images))
     try:
         with _progress(None, method, "peaks") as advance:
             done = attribute_peaks(
@@ -267,14 +270,11 @@ def occlude(
 
     path = out or Path(f"{atlas.absolute().name}-{layer.replace('/', '_')}-{unit}-occluded.png")
     plot_format(path)  # or the work would be for nothing
-    opened, names = (
-        Atlas(atlas, images=images and _images(images)),
-        classes.read_text(encoding="utf-8").splitlines() if classes else None,
-    )
+    opened, names = Atlas(atlas, images=images and _images(images)), _lines(classes) if classes else None
     known, network = opened.layer(layer).name, _trusted(opened, trust_code)
     with _progress(None, "covering") as advance:
-        attribute_peaks(opened, "occlusion", network, layers=[known], units=[unit], device=device)
         occlusion(opened, known, [unit], network, classes=names, device=device, on_images=advance)
+        attribute_peaks(opened, "occlusion", network, layers=[known], units=[unit], device=device)
     draw_occlusion(opened, known, unit, names, path)
     print(f"drawn to {path}")
 
@@ -555,6 +555,32 @@ def _images(images: str) -> Any:
         return images
     lines = Path(images).read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
     return [line.strip() for line in lines if line.strip()]
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file without the space around them and without empty ones at the end."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        reason = why(error) if isinstance(error, OSError) else "it isn't text in UTF-8"
+        raise UnitscopeError(f"{str(path)!r} can't be read: {reason}") from error
+    return [line.strip() for line in text.rstrip().splitlines()]
+
+
+def _units(text: str | None) -> list[int] | None:
+    """Numbers of units, and ranges of them: `0-8,17`."""
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise typer.BadParameter(f"--units takes numbers and ranges, as in 0-8 17, not {part!r}")
+        start, stop = int(first), int(last or first)
+        if stop < start or stop - start > MOST_UNITS:
+            raise typer.BadParameter(f"--units takes ranges from a lower to a higher number, as in 0-8, not {part!r}")
+        found += range(start, stop + 1)
+    return found
 
 
 def _numbers(text: str | None, kind: Callable[[str], Any], option: str) -> list[Any] | None:

@@ -118,6 +118,11 @@ class InputForm:
         return images.to(self.device, self.dtype).contiguous(memory_format=self.memory_format)
 
 
+def single(values: torch.Tensor) -> torch.Tensor:
+    """The values in float32 at least: half precision has too few digits to add up in, and too little range for a norm."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def first_tensor(module: nn.Module) -> torch.Tensor | None:
     """A parameter, or else a buffer, of floating type: where the network is and in which type it computes."""
     tensors = (t for t in chain(module.parameters(), module.buffers()) if t.is_floating_point())

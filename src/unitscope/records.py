@@ -5,13 +5,15 @@ count on the image as displayed, after EXIF orientation.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import inf, isfinite
 
 import numpy as np
 from numpy.typing import NDArray
+
+from unitscope.errors import AtlasError
 
 RECTIFIER = "rectifier"
 LIBRARIES = frozenset({"torchvision", "timm", "demo"})
@@ -84,6 +86,12 @@ class Layer:
     def rectified(self) -> bool:
         """True where values at and below zero are silenced by what follows."""
         return is_rectifier(self.activation)
+
+    def check_units(self, units: Iterable[int]) -> None:
+        """Raises `AtlasError` for a number that no unit of the layer has."""
+        wrong = next((unit for unit in units if not 0 <= unit < self.units), None)
+        if wrong is not None:
+            raise AtlasError(f"layer {self.name!r} has units 0 to {self.units - 1}, not {wrong}")
 
 
 def is_rectifier(activation: str) -> bool:

@@ -318,9 +318,7 @@ def _size(height: int, width: int) -> str:
 
 
 def _checked(layer: Layer, units: Sequence[int]) -> Sequence[int]:
-    wrong = [unit for unit in units if not 0 <= unit < layer.units]
-    if wrong:
-        raise AtlasError(f"layer {layer.name!r} has units 0 to {layer.units - 1}, not {wrong[0]}")
+    layer.check_units(units)
     return units
 
 

@@ -175,8 +175,7 @@ class Atlas:
         known, table = self.layer(layer), self._of_units("peaks", layer)
         if unit is None:
             return table
-        if not 0 <= unit < known.units:
-            raise AtlasError(f"layer {layer!r} has units 0 to {known.units - 1}, not {unit}")
+        known.check_units([unit])
         return table.filter(pc.field("unit") == unit)
 
     def units(self, layer: str) -> pa.Table:

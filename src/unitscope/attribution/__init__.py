@@ -84,8 +84,6 @@ def _chosen(atlas: Atlas, patterns: Sequence[str] | None, units: Sequence[int] |
 
 
 def _peaks(atlas: Atlas, layer: Layer, units: Sequence[int] | None) -> list[Peak]:
-    wrong = [unit for unit in units or () if not 0 <= unit < layer.units]
-    if wrong:
-        raise AtlasError(f"layer {layer.name!r} has units 0 to {layer.units - 1}, not {wrong[0]}")
+    layer.check_units(units or ())
     wanted = None if units is None else set(units)
     return [Peak(**row) for row in atlas.peaks(layer.name).to_pylist() if wanted is None or row["unit"] in wanted]

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import CheckpointError
 from unitscope.attribution.cones import Cones
 from unitscope.attribution.rectifiers import Rule, deconvnet, guided, rectifiers
 from unitscope.errors import NetworkError, first_line
+from unitscope.networks import single
 
 MapsOf = Callable[[Tensor], Tensor]
 """From images to one layer's maps, with autograd's graph where that is switched on."""
@@ -86,9 +87,10 @@ class Integrated:
         with torch.no_grad():
             maps = maps_of(images.clone())
             values = [cells.of(maps) for cells in rounds]
+        images, dtype = single(images), images.dtype
         totals = [torch.zeros_like(images) for _ in rounds]
         for place, weight in zip(*np.polynomial.legendre.leggauss(self.steps), strict=True):
-            leaf = (images * float(place + 1) / 2).requires_grad_()
+            leaf = (images * float(place + 1) / 2).to(dtype).requires_grad_()
             for total, result in zip(totals, _gradients(maps_of, leaf, rounds), strict=True):
                 total += float(weight) / 2 * result.pixels
         yield from (Projected(value, total * images) for value, total in zip(values, totals, strict=True))
@@ -109,15 +111,15 @@ class Occlusion:
         with torch.no_grad():
             maps = maps_of(images.clone())
             values = [cells.of(maps) for cells in rounds]
-            drops = [torch.zeros_like(images[:, :1]) for _ in rounds]
-            covered = torch.zeros_like(images[:1, :1])
+            drops = [torch.zeros_like(single(images[:, :1])) for _ in rounds]
+            covered = torch.zeros_like(drops[0][:1])
             for rows, columns in squares(images.shape[2], images.shape[3]):
                 occluded = images.clone()
                 occluded[:, :, rows, columns] = 0
                 covered[:, :, rows, columns] += 1
                 maps = maps_of(occluded)
                 for cells, value, drop in zip(rounds, values, drops, strict=True):
-                    drop[:, :, rows, columns] += (value - cells.of(maps))[:, None, None, None]
+                    drop[:, :, rows, columns] += (single(value) - single(cells.of(maps)))[:, None, None, None]
         yield from (Projected(value, drop / covered) for value, drop in zip(values, drops, strict=True))
 
 

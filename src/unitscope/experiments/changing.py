@@ -12,7 +12,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from unitscope.atlas import Atlas
 from unitscope.experiments.tables import write_table
-from unitscope.networks import Network
+from unitscope.networks import Network, single
 from unitscope.precision import plain_tensors
 from unitscope.readings import by_comparing
 from unitscope.records import Preprocessing
@@ -67,7 +67,7 @@ class _Shares:
 
     def add(self, images: Sequence[int]) -> None:
         again = self._again
-        inputs = again.inputs(again.loader.load(image) for image in images)
+        inputs = single(again.inputs(again.loader.load(image) for image in images))
         for row, changed in enumerate(changes(inputs, images, again.loader.preprocessing)):
             highest = again.each(again.form.of(changed), lambda _, maps: _highest(maps).cpu().numpy())
             for traced, values in zip(again.layers, highest, strict=True):

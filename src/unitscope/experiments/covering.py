@@ -1,5 +1,6 @@
 """occlusion(): what the classifier makes of an image while a square of it is covered (Zeiler & Fergus 2014, section 4.2)."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import pyarrow as pa
@@ -47,10 +48,12 @@ def occlusion(
     class, at each place of the square, row by row. With `classes`, the labels in the order of the network's outputs, the class is
     that of the image's label (`labelled`); else, and for an image without such a label, the one that the network finds most
     probable in the whole image. How the unit's own value drops is `attribute` with the method `occlusion`, with the same squares.
-    A table that is there is replaced.
+    A table that is there is replaced. A label that stands there twice says nothing of the class.
 
-    Raises `AtlasError` where the network gives no class scores, of shape (image, class), and `ImagesError` where an image is gone.
+    Raises `AtlasError` for a unit that the layer doesn't have, where the network gives no class scores, of shape (image, class), or
+    where `classes` are more or fewer than those, and `ImagesError` where an image is gone.
     """
+    atlas.layer(layer).check_units(units or ())
     peaks = atlas.peaks(layer)
     wanted = None if units is None else set(units)
     images = sorted(
@@ -59,8 +62,10 @@ def occlusion(
     if not images:
         raise AtlasError(f"the chosen units of layer {layer!r} have no peaks in the atlas {str(atlas.folder)!r}")
     labels = {row["image"]: row["label"] for row in atlas.table("images").to_pylist()}
-    numbers = {label: number for number, label in enumerate(classes or ())}
+    counts = Counter(classes or ())
+    numbers = {label: number for number, label in enumerate(classes or ()) if counts[label] == 1}
     with opened_again(atlas, network, device) as again:
+        _check_classes(again, images[0], classes)
         rows = []
         for image in images:
             rows.append(_row(again, image, numbers.get(labels.get(image) or "")))
@@ -69,11 +74,18 @@ def occlusion(
     return write_table(pa.Table.from_pylist(rows, schema=SCHEMA), atlas.folder / "experiments" / "occlusion.parquet")
 
 
+def _check_classes(again: Again, image: int, classes: Sequence[str] | None) -> None:
+    """Raises `AtlasError` where the labels are not as many as the network's outputs; found with one image, before all the others."""
+    outputs = _probabilities(again, again.inputs([again.loader.load(image)])).shape[1]
+    if classes is not None and len(classes) != outputs:
+        raise AtlasError(
+            f"{len(classes):,} classes were given, but the network has {outputs:,} outputs; give one label for each, in their order"
+        )
+
+
 def _row(again: Again, image: int, known: int | None) -> dict[str, object]:
     given = again.inputs([again.loader.load(image)])
     whole = _probabilities(again, given)
-    if known is not None and known >= whole.shape[1]:
-        raise AtlasError(f"the network has {whole.shape[1]} classes, but a label is class {known} of those given")
     number = int(whole.argmax()) if known is None else known
     places = list(squares(*again.trace.shape[1:]))
     found = torch.cat(

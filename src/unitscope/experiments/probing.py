@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor, nn
 
-from unitscope.errors import ImagesError, UnitscopeError
+from unitscope.errors import ImagesError, NetworkError, UnitscopeError
 from unitscope.experiments.tables import write_table
 from unitscope.networks import Network
 from unitscope.precision import plain_tensors
@@ -53,7 +53,7 @@ def probe(
     most frequent label.
 
     Arguments are those of `scan`; `images` must have labels: sub-folders, or a data set of pairs. Raises `ImagesError` where there
-    are fewer than two labels with two images each.
+    are fewer than two labels with two images each, and `NetworkError` where a layer's features are no finite numbers.
     """
     try:
         from sklearn.linear_model import LogisticRegression
@@ -94,6 +94,7 @@ def _features(again: Again, on_images: Callable[[int], None] | None) -> tuple[li
     known = ((one, one.note.label) for one in again.loaded() if one.note is not None and one.note.label is not None)
     while batch := list(islice(known, BATCH_IMAGES)):
         parts.append(again.each(again.inputs(one for one, _ in batch), pooled))
+        _check_finite(again, [one.key for one, _ in batch], parts[-1])
         labels += [label for _, label in batch]
         if on_images is not None:
             on_images(len(batch))
@@ -102,3 +103,14 @@ def _features(again: Again, on_images: Callable[[int], None] | None) -> tuple[li
     if len({label for label in labels if counts[label] > 1}) < 2:
         raise ImagesError("probing needs at least two labels with two images each; a label is the name of an image's sub-folder")
     return [np.concatenate(layer)[kept] for layer in zip(*parts, strict=True)], np.array(labels)[kept]
+
+
+def _check_finite(again: Again, keys: Sequence[str], features: Sequence[np.ndarray]) -> None:
+    """Raises `NetworkError` for the first layer whose features of some image can't be learnt from."""
+    for traced, of_layer in zip(again.layers, features, strict=True):
+        wrong = np.flatnonzero(~np.isfinite(of_layer).all(axis=1))
+        if len(wrong):
+            raise NetworkError(
+                f"no classifier can be trained on layer {traced.name!r}: it gives values that are no finite numbers, first for the image "
+                f"{keys[wrong[0]]!r}; choose other layers with --layers (layers= in Python)"
+            )
