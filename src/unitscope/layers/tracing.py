@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unitscope.errors import NetworkError, first_line
+from unitscope.errors import NetworkError
 from unitscope.fields import Array, FieldMode, Fields, Planes, fields_of, tensors_in
 from unitscope.isolation import has_hooks, isolated, needs_hooks
 from unitscope.layers.activations import Activation, bends, probed
+from unitscope.layers.failures import failure_of
 from unitscope.layers.flow import Call, FlowMode, Operator
 from unitscope.layers.layouts import Layout, layout_of
 from unitscope.networks import InputForm, first_tensor
@@ -102,6 +103,10 @@ def trace(network: nn.Module, images: Tensor) -> Trace:
 
     Raises `NetworkError` where the network doesn't run on such an input, or would change its parameters.
     """
+    if isinstance(network, torch.jit.ScriptModule):
+        raise NetworkError(
+            "the network is a TorchScript program, whose layers can't be read while it runs; give the nn.Module that it was made from"
+        )
     with random_states_kept(images.device):
         return _tried(network, images)
 
@@ -123,11 +128,7 @@ def _tried(network: nn.Module, images: Tensor) -> Trace:
     except NetworkError:
         raise
     except Exception as error:
-        said = first_line(error)
-        raise NetworkError(
-            f"the network doesn't run on an input of shape {tuple(images.shape)}: {type(error).__name__}: {said}. "
-            "Check the size and the channels that it expects."
-        ) from error
+        raise NetworkError(failure_of(isolated(network, hooks), form.of(images), error)) from error
 
 
 def _outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
