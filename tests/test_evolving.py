@@ -88,6 +88,17 @@ def test_moments_come_in_the_order_given(tmp_path: Path) -> None:
         evolve(model, paths, photographs, tmp_path / "out", preprocess=AS_IT_IS)
 
 
+def test_two_sets_of_weights_in_one_file_are_two_moments(tmp_path: Path) -> None:
+    model, network = network_of(tmp_path)
+    photographs = write_photographs(tmp_path / "photographs", 4, (24, 24))
+    averaged = {name: tensor / 2 if tensor.is_floating_point() else tensor for name, tensor in network.state_dict().items()}
+    torch.save({"model": network.state_dict(), "ema": averaged}, tmp_path / "last.pt")
+    paths = [f"{tmp_path / 'last.pt'}:{key}" for key in ("model", "ema")]
+    evolution = evolve(model, paths, photographs, tmp_path / "out", preprocess=AS_IT_IS, layers=["2"])
+    assert list(evolution.atlases) == ["last-model", "last-ema"]
+    assert evolution.last.manifest["network"]["weights"] == paths[1]
+
+
 def test_overlap_and_jumps_by_hand() -> None:
     def peaks(*rows: tuple[int, int, int]) -> pa.Table:
         return pa.table({name: [row[place] for row in rows] for place, name in enumerate(("unit", "rank", "image"))})

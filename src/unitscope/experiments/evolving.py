@@ -31,6 +31,7 @@ from unitscope.images import as_source, count_of, keys_hash
 from unitscope.networks import Network, load_network
 from unitscope.records import Layer, Peak
 from unitscope.scanning import preprocessing_said, scan
+from unitscope.weights import split_key
 
 METHOD = "deconvnet"
 ORDER = "evolution.json"
@@ -175,7 +176,7 @@ def evolve(
 ) -> Evolution:
     """Scan one network with the weights of several checkpoints, an atlas each in `out`, and project some units of each layer.
 
-    `model` is a model string, `checkpoints` are state dicts, from early to late; an atlas has the name of its file. What is there
+    `model` is a model string, `checkpoints` are state dicts, from early to late; an atlas has the name of its file, and of the key of `PATH:KEY`. What is there
     already of the same weights, images and layers is left alone. `on_checkpoint` is told the name of each before it begins.
 
     Raises as `scan` does, and `AtlasError` where two checkpoints have one name, or where another atlas is in the way.
@@ -199,7 +200,8 @@ def evolve(
 
 def _names(checkpoints: Sequence[str | os.PathLike[str]]) -> list[str]:
     """Each atlas's name, that of its file. Raises `AtlasError` where two have one name, or where there are none."""
-    names = [Path(checkpoint).stem for checkpoint in checkpoints]
+    chosen = [split_key(str(checkpoint)) for checkpoint in checkpoints]
+    names = [f"{path.stem}-{key}" if key else path.stem for path, key in chosen]
     if not names:
         raise AtlasError("an evolution needs at least one checkpoint")
     twice = next((name for name in names if names.count(name) > 1), None)
