@@ -351,10 +351,10 @@ def test_what_is_no_list_of_units_is_wrong_usage(run: Run, tmp_path: Path, words
 
 def test_units_that_a_layer_lacks_are_one_line(run: Run, model: str, images: Path, tmp_path: Path) -> None:
     run("scan", model, images, "--out", tmp_path / "atlas", "--layers", "1", *PREPROCESSING)
-    for verb in (["sheet", "ATLAS", "1"], ["figure", "ATLAS"], ["attribute", "ATLAS"]):
+    for verb in (["sheet", "ATLAS", "1"], ["figure", "ATLAS"], ["attribute", "ATLAS", "--trust-code"]):
         ran = run(*(tmp_path / "atlas" if word == "ATLAS" else word for word in verb), "--units", "0", "4-9")
         assert (ran.status, ran.line) == (1, "AtlasError: layer '1' has units 0 to 5, not 6")
-    ran = run("occlude", tmp_path / "atlas", "1", "6")
+    ran = run("occlude", tmp_path / "atlas", "1", "6", "--trust-code")
     assert (ran.status, ran.line) == (1, "AtlasError: layer '1' has units 0 to 5, not 6")
 
 
@@ -374,7 +374,8 @@ def test_a_wrong_file_of_classes_is_found_before_the_work(
     run("scan", model, images, "--out", tmp_path / "atlas", "--layers", "1", *PREPROCESSING)
     if content is not None:
         (tmp_path / "classes.txt").write_bytes(content)
-    ran = run("occlude", tmp_path / "atlas", "1", "0", "--classes", tmp_path / "classes.txt", "--out", tmp_path / "plot.png")
+    words = ["--classes", tmp_path / "classes.txt", "--out", tmp_path / "plot.png", "--trust-code"]
+    ran = run("occlude", tmp_path / "atlas", "1", "0", *words)
     assert ran.status == 1
     assert said in ran.line
     assert not (tmp_path / "atlas" / "experiments").exists()
