@@ -1,7 +1,7 @@
 """What the tests compare with: slow, plain, and independent of the code under test."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,3 +92,43 @@ def assert_boxes_equal(fields: Fields, moved: Sequence[Moved], size: tuple[int, 
         np.testing.assert_array_equal(np.broadcast_to(stop, seen.shape)[seen], true_stop[seen], err_msg=where)
     empty = (known[0][0] >= known[0][1]) | (known[1][0] >= known[1][1])
     np.testing.assert_array_equal(np.broadcast_to(empty, seen.shape), ~seen, err_msg=where)
+
+
+def assert_moved(
+    function: Callable[[Tensor], Tensor], images: Sequence[Tensor], known: Sequence[np.ndarray], exact: bool = True
+) -> None:
+    """The bounds of every number that a function gives, of shape (2, number) for rows and for columns, are those between which a
+    change of a row (column) moves it; or, if not `exact`, hold all that do.
+
+    Each line of each image is raised, lowered and scattered; what none of that moves doesn't depend on it.
+    """
+    for axis, (start, stop) in enumerate(known):
+        length = images[0].shape[2 + axis]
+        seen = torch.stack([_moves(function, images, axis, line) for line in range(length)]).numpy()
+        first, last = seen.argmax(0), length - seen[::-1].argmax(0)
+        moving = seen.any(0)
+        start, stop = np.broadcast_to(start, first.shape), np.broadcast_to(stop, first.shape)
+        if exact:
+            np.testing.assert_array_equal((start[moving], stop[moving]), (first[moving], last[moving]), err_msg=f"axis {axis}")
+            assert (start >= stop)[~moving].all(), f"axis {axis}: what nothing moves has a box"
+        else:
+            assert (start <= first)[moving].all(), f"axis {axis}"
+            assert (stop >= last)[moving].all(), f"axis {axis}"
+
+
+def _moves(function: Callable[[Tensor], Tensor], images: Sequence[Tensor], axis: int, line: int) -> Tensor:
+    moved = []
+    noise = torch.Generator().manual_seed(line)
+    with torch.no_grad():
+        for image in images:
+            still = function(image)
+            for change in (
+                9.1,
+                1.7,
+                -0.9,
+                torch.randn(image.shape[1], image.shape[3 - axis], generator=noise, dtype=image.dtype),
+            ):
+                changed = image.clone()
+                changed.select(2 + axis, line).add_(change)
+                moved.append((function(changed) != still).flatten())
+    return torch.stack(moved).any(0)

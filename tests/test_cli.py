@@ -152,8 +152,27 @@ def test_layers_are_listed(run: Run, model: str) -> None:
     assert [line.split()[0] for line in ran.out.splitlines()] == ["layer", "0", "1", "2", "3", "4", "5"]
     assert ran.out.splitlines()[2].split() == ["1", "ReLU", "6", "15", "x", "15", "3", "x", "3", "2", "x", "2", "relu", "yes"]
     listed = json.loads(run("layers", model, *PREPROCESSING, "--json").out)
-    assert [one["layer"] for one in listed if one["default"]] == ["1", "3", "5"]
-    assert listed[2]["receptive_field_height"] == 7
+    assert (listed["left_out"], listed["operators_without_rule"]) == ([], [])
+    assert [one["layer"] for one in listed["layers"] if one["default"]] == ["1", "3", "5"]
+    assert listed["layers"][2]["receptive_field_height"] == 7
+
+
+def test_layers_left_out_and_operators_without_a_rule_are_listed(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "partly.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Partly(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.first, self.tokens = nn.Conv2d(3, 4, 1), nn.Linear(256, 6)\n"
+        "    def forward(self, images):\n"
+        "        maps, places = nn.functional.max_pool2d(self.first(images), 2, return_indices=True)\n"
+        "        return self.tokens(nn.functional.max_unpool2d(maps, places, 2).flatten(2)[..., :256])\n"
+    )
+    model = f"{tmp_path / 'partly.py'}:Partly"
+    ran = run("layers", model, *PREPROCESSING)
+    assert "1 more can't be scanned: 'tokens': " in ran.err
+    assert "no rule says what the operators 'max_unpool2d' depend on" in ran.err
+    listed = json.loads(run("layers", model, *PREPROCESSING, "--json").out)
+    assert [one["layer"] for one in listed["left_out"]] == ["tokens"]
+    assert listed["operators_without_rule"] == ["max_unpool2d"]
 
 
 def test_a_list_of_paths_and_random_weights(run: Run, model: str, images: Path, tmp_path: Path) -> None:

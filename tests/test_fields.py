@@ -228,14 +228,68 @@ def test_a_global_operation_sees_the_input_and_no_padding() -> None:
     assert known[1].box(0, 0, 0) == Box(0, 0, 9, 7)
 
 
-def test_an_operator_without_a_rule_takes_everything_and_says_so() -> None:
-    class Unknown(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return F.grid_sample(images, torch.zeros(1, 4, 4, 2, dtype=images.dtype), align_corners=False)
+@pytest.mark.parametrize(
+    ("function", "names"),
+    [
+        (lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2), {"max_unpool2d"}),
+        (lambda x: x.index_add(3, x[0, 0, 0].long(), x), {"index_add"}),
+        (lambda x: torch.fft.rfft(x).abs().softmax(-1), set()),
+        (lambda x: F.max_unpool2d(torch.zeros_like(x), torch.zeros_like(x).long(), 2) + 1, set()),
+    ],
+    ids=["unpooled", "added by the image", "all of a row, by rules", "nothing of the image"],
+)
+def test_operators_that_take_everything_for_want_of_a_rule_are_named(
+    function: Callable[[Tensor], Tensor], names: set[str]
+) -> None:
+    mode, images = FieldMode(), torch.rand(1, 3, 8, 6, dtype=torch.float64)
+    with torch.no_grad(), mode:
+        mode.start(images)
+        planes = mode.planes(function(images))
+    assert mode.unknown == names
+    if names:
+        assert fields_of(planes, 8, 6).box(0, 3, 3) == Box(0, 0, 8, 6)
 
-    known, unknown = fields(nn.Sequential(Unknown()), (9, 7))
-    assert unknown == {"grid_sampler_2d"}
-    assert known[0].box(0, 3, 3) == Box(0, 0, 9, 7)
+
+class InferenceMode(nn.Module):
+    """Part of a network that enters inference mode."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> Tensor:
+        return self.part(images)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("name", CHAINS)
+def test_fields_in_inference_mode_are_the_same(name: str) -> None:
+    network = CHAINS[name]()
+    plain, _ = fields(network, (29, 22))
+    for entered in (nn.Sequential(*map(InferenceMode, network)), nn.Sequential(network[0], *map(InferenceMode, network[1:]))):
+        known, unknown = fields(entered, (29, 22))
+        assert not unknown
+        for one, other in zip(plain, known, strict=True):
+            assert (one.rows == other.rows).all()
+            assert (one.columns == other.columns).all()
+
+
+def test_writing_outside_inference_mode_into_what_was_made_in_it_is_followed() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 5, padding=2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            result = torch.zeros_like(images)
+            with torch.inference_mode():
+                wide = self.second(images)
+                result[:, :, 1::2] = wide[:, :, 1::2]
+            result[:, :, ::2] += self.first(images)[:, :, ::2]
+            return result
+
+    assert_fields_are_exact(nn.Sequential(Both(), nn.Conv2d(3, 3, 1)), (9, 8))
 
 
 def test_cells_of_one_layer_stand_a_stride_apart() -> None:

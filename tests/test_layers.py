@@ -324,28 +324,90 @@ def test_a_network_of_another_precision_gets_images_of_its_own(dtype: torch.dtyp
     assert len(choose(found)) == 3
 
 
-def test_maps_that_depend_on_the_images_shape_are_refused() -> None:
-    class Counting(nn.Module):
+def test_maps_that_depend_on_what_the_images_show_are_refused() -> None:
+    class Cutting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.convolution = nn.Conv2d(3, 2, 1)
 
         def forward(self, images: Tensor) -> Tensor:
-            return torch.cat([self.convolution(image[None]) for image in images])
+            return self.convolution(images[..., 1:] if float(images.sum()) else images)
 
-    network = Counting()
+    network = Cutting()
     layers = trace(network, torch.zeros(1, 3, 4, 4)).layers
     with (
         torch.no_grad(),
         tapped(network, layers, lambda *_: None) as tap,
         pytest.raises(NetworkError, match="depend on the images"),
     ):
-        tap.run(torch.zeros(3, 3, 4, 4))
+        tap.run(torch.ones(3, 3, 4, 4))
+
+
+class OneByOne(nn.Module):
+    """A convolution that is called for every image alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.last = nn.Conv2d(3, 2, 1), nn.ReLU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(torch.cat([self.convolution(image[None]) for image in images]))
+
+
+class TokensFirst(nn.Module):
+    """A linear layer on (token, image, unit)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.tokens = nn.Conv2d(3, 4, 2, stride=2), nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tokens(self.first(images).flatten(2).permute(2, 0, 1)).mean(0)
+
+
+class WindowsFirst(nn.Module):
+    """A linear layer on (image and window, token, unit)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.tokens = nn.Conv2d(3, 4, 2, stride=2), nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tokens(self.first(images).unflatten(2, (2, 2)).permute(0, 2, 3, 4, 1).reshape(-1, 8, 4)).mean((1, 2))
+
+
+class Averages(nn.Module):
+    """A linear layer on the mean of all images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.mean = nn.Conv2d(3, 4, 2, stride=2), nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.first(images)
+        return self.mean(maps.mean((0, 2, 3))[None])
+
+
+@pytest.mark.parametrize(
+    ("network", "layer", "reason"),
+    [
+        (OneByOne(), "convolution", r"has shape \(1, 2, 8, 8\) for one image and for two, so it has no dimension of images"),
+        (TokensFirst(), "tokens", r"of shape \(16, 1, 5\) holds images along dimension 1"),
+        (WindowsFirst(), "tokens", r"has shape \(2, 8, 5\) for one image: images and something else share the first dimension"),
+        (Averages(), "mean", r"has shape \(1, 5\) for one image and for two"),
+    ],
+)
+def test_where_images_are_is_said_where_they_are_elsewhere(network: nn.Module, layer: str, reason: str) -> None:
+    found = trace(network, torch.zeros(1, 3, 8, 8))
+    with pytest.raises(LayoutError, match=f"{layer!r}.*{reason}"):
+        choose(found, [layer])
+    with pytest.warns(UserWarning, match=f"{layer!r}.* is left out, since it can't be scanned.*{reason}"):
+        assert layer not in [one.name for one in choose(found)]
 
 
 def test_patterns_that_match_layers_of_another_layout_say_what_they_leave_out() -> None:
     found = trace(Sequences(), torch.zeros(1, 3, 8, 8))
-    with pytest.warns(UserWarning, match="left out, since they can't be scanned: 'tokens'"):
+    with pytest.warns(UserWarning, match="'tokens' of 'the network' is left out, since it can't be scanned"):
         assert [layer.name for layer in choose(found, ["*"])] == ["first"]
 
 
@@ -391,12 +453,13 @@ class Sequences(nn.Module):
         return self.tokens(self.first(images).flatten(2).transpose(1, 2)[:, 1::2][:, 1:])
 
 
-def test_tokens_without_a_grid_are_refused_by_name() -> None:
+def test_tokens_without_a_grid_are_left_out_by_name() -> None:
     found = trace(Sequences(), torch.zeros(1, 3, 8, 8))
-    with pytest.raises(
-        LayoutError, match=r"'tokens'.*the 7 tokens of its output of shape \(1, 7, 5\) don't stand on a grid.*--layers"
-    ):
-        choose(found)
+    reason = r"the 7 tokens of its output of shape \(1, 7, 5\) don't stand on a grid"
+    with pytest.warns(UserWarning, match=f"layer 'tokens' of 'net' is left out, since it can't be scanned: {reason}"):
+        assert [layer.name for layer in choose(found, model="net")] == ["first"]
+    with pytest.raises(LayoutError, match=f"'tokens'.*{reason}.*--layers"):
+        choose(found, ["tokens"])
     assert [layer.name for layer in choose(found, ["first"])] == ["first"]
 
 
@@ -411,9 +474,13 @@ class Turned(nn.Module):
         return self.last(self.first(images).transpose(2, 3))
 
 
-def test_maps_that_are_turned_are_refused() -> None:
-    with pytest.raises(LayoutError, match=r"'last'.*holds rows and columns in another order"):
-        choose(trace(Turned(), torch.zeros(1, 3, 8, 8)))
+def test_maps_that_are_turned_are_turned_back() -> None:
+    network, images = Turned(), torch.randn(2, 3, 8, 6)
+    (found,) = choose(trace(network, images[:1]), ["last"])
+    with torch.no_grad():
+        expected = network.last(network.first(images))
+    torch.testing.assert_close(read_everything(network, images, ["last"])["last"], expected)
+    assert found.fields.box(0, 3, 1) == Box(6, 2, 8, 4)
 
 
 class ChannelsLast(nn.Module):
@@ -457,6 +524,149 @@ def test_units_are_last_and_places_are_found_again(network: nn.Module) -> None:
         assert (layer.layer.units, layer.layer.map_height, layer.layer.map_width) == (5, 4, 3)
         assert (layer.layer.receptive_field_height, layer.layer.stride_y) == (2, 2)
         assert layer.fields.box(3, 1, 2) == Box(2, 4, 4, 6)
+
+
+def last_linear(units: int, **how: object) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 2, stride=2), Then(lambda maps: maps.permute(0, 2, 3, 1)), nn.Linear(4, units), Then(**how)
+    )
+
+
+class Then(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, given: Tensor) -> Tensor:
+        return self.function(given)
+
+
+def windows(maps: Tensor) -> Tensor:
+    """(image, y, x, unit) as (image, window, token, unit), in windows of two by two."""
+    n, height, width, units = maps.shape
+    return maps.reshape(n, height // 2, 2, width // 2, 2, units).transpose(2, 3).reshape(n, -1, 4, units)
+
+
+SHAPES: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, int, int]]] = {
+    "units last, one cell": (lambda maps: maps.mean((1, 2), keepdim=True), (24, 1, 1)),
+    "units last, one cell, as tokens": (lambda maps: maps.mean((1, 2))[:, None], (24, 1, 1)),
+    "units first, one cell": (lambda maps: maps.mean((1, 2))[..., None, None], (24, 1, 1)),
+    "units last": (lambda maps: maps.contiguous(), (24, 4, 4)),
+    "units first": (lambda maps: maps.permute(0, 3, 1, 2), (24, 4, 4)),
+    "units between": (lambda maps: maps.permute(0, 1, 3, 2), (24, 4, 4)),
+    "rows of means": (lambda maps: maps.mean(2, keepdim=True), (24, 4, 1)),
+    "columns of means, as tokens": (lambda maps: maps.mean(1), (24, 1, 4)),
+    "windows": (windows, (24, 4, 4)),
+    "windows, units first": (lambda maps: windows(maps).permute(0, 3, 1, 2), (24, 4, 4)),
+    "windows of units in two parts, joined": (lambda maps: windows(maps).unflatten(3, (2, 12)).flatten(3), (24, 4, 4)),
+    "tokens, units first": (lambda maps: maps.flatten(1, 2).transpose(1, 2), (24, 4, 4)),
+    "pixels shuffled": (lambda maps: torch.pixel_shuffle(maps.permute(0, 3, 1, 2), 2), (6, 8, 8)),
+    "places shuffled into units": (lambda maps: torch.pixel_unshuffle(maps.permute(0, 3, 1, 2), 2), (96, 2, 2)),
+    "the highest of groups of units": (lambda maps: maps.unflatten(3, (6, 4)).amax(4), (6, 4, 4)),
+    "weighed by a gate of other units": (lambda maps: maps * maps.mean((1, 2), keepdim=True).flip(3), (24, 4, 4)),
+    "enlarged": (lambda maps: F.interpolate(maps.permute(0, 3, 1, 2), scale_factor=2).flatten(2).mT, (24, 8, 8)),
+    "convolved, as tokens": (
+        lambda maps: F.conv2d(maps.permute(0, 3, 1, 2), maps.new_ones(5, 24, 3, 3), padding=1).flatten(2).mT,
+        (5, 4, 4),
+    ),
+    "spread, as tokens": (
+        lambda maps: F.conv_transpose2d(maps.permute(0, 3, 1, 2), maps.new_ones(24, 5, 2, 2), stride=2).flatten(2).mT,
+        (5, 8, 8),
+    ),
+    "attended": (lambda maps: (maps.flatten(1, 2) @ maps.flatten(1, 2).mT).softmax(-1) @ maps.flatten(1, 2), (24, 4, 4)),
+    "attended, fused": (lambda maps: F.scaled_dot_product_attention(*[maps.flatten(1, 2)[:, None]] * 3)[:, 0], (24, 4, 4)),
+    "added to what was attended from elsewhere": (
+        lambda maps: maps + maps.flatten(1, 2)[:, :1, None].expand(-1, 4, 4, -1),
+        (24, 4, 4),
+    ),
+    "added to itself, moved": (lambda maps: maps + maps.roll(1, 2), (24, 4, 4)),
+    "one unit": (lambda maps: maps[..., :1].permute(0, 3, 1, 2), (1, 4, 4)),
+    "one unit of tokens": (lambda maps: maps[..., :1].flatten(1, 2), (1, 4, 4)),
+    "one unit that all make": (lambda maps: maps.mean(3)[:, None], (1, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_units_are_followed_from_what_made_them(name: str) -> None:
+    function, shape = SHAPES[name]
+    network = last_linear(24, function=function)
+    (found,) = choose(trace(network, torch.zeros(1, 3, 8, 8)), ["3"])
+    assert (found.layer.units, found.layer.map_height, found.layer.map_width) == shape
+    images = torch.randn(2, 3, 8, 8)
+    maps, (units, height, width) = read_everything(network, images, ["3"])["3"], shape
+    with torch.no_grad():
+        given = network[:3](images)
+        moved_only = torch.equal(function(given).flatten().sort().values, given.flatten().sort().values)
+    if moved_only and (units, height, width) == (24, 4, 4):
+        torch.testing.assert_close(maps, given.permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda maps: windows(maps).mean(2).unflatten(2, (4, 6)), "units run along several axes"),
+        (lambda maps: maps.flatten(1, 2) @ maps.flatten(1, 2).mT, "holds units can't be told"),
+        (lambda maps: maps.mean((1, 2)).unflatten(1, (1, 4, 6)), "units run along several axes"),
+        (lambda maps: maps.flatten(1, 2).softmax(1).mT @ maps.flatten(1, 2), "units run along several axes"),
+        (lambda maps: maps.flatten(1, 2).mT @ maps.new_ones(16, 9), r"the 9 tokens .* don't stand on a grid"),
+        (lambda maps: maps.mean(3).flatten(1), "holds units can't be told"),
+        (lambda maps: maps[:, None], "neither one of maps"),
+        (lambda maps: maps.topk(3).values.mean((1, 2)), "holds units can't be told"),
+    ],
+)  # fmt: skip
+def test_a_layout_that_cannot_be_told_is_left_out(function: Callable[[Tensor], Tensor], reason: str) -> None:
+    found = trace(last_linear(24, function=function), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(LayoutError, match=f"layer '3' .*{reason}"):
+        choose(found, ["3"])
+
+
+def test_a_convolution_says_anew_where_units_and_rows_are() -> None:
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(192, 48), Then(lambda given: given.unflatten(1, (3, 4, 4))), nn.ConvTranspose2d(3, 5, 2, stride=2)
+    )
+    found = trace(network, torch.zeros(1, 3, 8, 8))
+    (last,) = choose(found, ["3"])
+    assert (last.layer.units, last.layer.map_height, last.layer.map_width) == (5, 8, 8)
+    assert last.fields.box(0, 0, 0) == Box(0, 0, 8, 8)
+    with pytest.raises(LayoutError, match="units run along several axes"):
+        choose(found, ["2"])
+
+
+def test_in_inference_mode_layers_are_the_same() -> None:
+    class Inference(nn.Sequential):
+        @torch.inference_mode()
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images)
+
+    parts = [nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 3), nn.GELU()]
+    plain, entered = (trace(kind(*parts), torch.zeros(1, 3, 8, 8)) for kind in (nn.Sequential, Inference))
+    assert [one.layer for one in entered.layers] == [one.layer for one in plain.layers]
+    assert entered.folds == plain.folds
+    assert [one.layer.receptive_field_height for one in entered.layers] == [3, 3, 3, 5, 5]
+
+
+def test_parts_of_torchs_own_transformer_are_layers() -> None:
+    class Transformer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv2d(3, 8, 4, stride=4)
+            self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+
+        @torch.inference_mode()
+        def forward(self, images: Tensor) -> Tensor:
+            return self.encoder(self.patches(images).flatten(2).mT)
+
+    before = torch.backends.mha.get_fastpath_enabled()
+    network, images = Transformer().eval(), torch.randn(2, 3, 8, 8)
+    found = trace(network, images[:1])
+    assert torch.backends.mha.get_fastpath_enabled() == before
+    assert not found.unknown_operators
+    hidden = next(one.layer for one in found.layers if one.name == "encoder.layers.1.linear1")
+    assert (hidden.units, hidden.map_height, hidden.map_width, hidden.receptive_field_height) == (16, 2, 2, 8)
+    maps = read_everything(network, images, ["encoder.layers.1.linear1"])["encoder.layers.1.linear1"]
+    assert maps.shape == (2, 16, 2, 2)
 
 
 def test_a_network_that_cannot_run_on_such_images_says_so() -> None:

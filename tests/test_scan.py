@@ -2,6 +2,8 @@
 
 import math
 import random
+import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -18,6 +20,7 @@ from networks import Reused, see_through, small_network
 from torch import Tensor, nn
 
 import unitscope
+from unitscope.errors import LayoutError
 from unitscope.records import Shard
 from unitscope.runners import Work
 
@@ -370,3 +373,37 @@ def test_numbers_that_make_no_sense_are_refused(tmp_path: Path, name: str) -> No
     with pytest.raises(unitscope.UnitscopeError, match=f"{name} must be at least 1, not 0"):
         unitscope.scan(see_through(1), torch.ones(1, 1, 1, 1), tmp_path / "atlas", **{name: 0})
     assert not (tmp_path / "atlas").exists()
+
+
+class PartlyRead(nn.Module):
+    """Maps, an operator without a rule, a layer that mixes tokens, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.tokens, self.last = nn.Conv2d(3, 4, 1), nn.Linear(4, 6), nn.Linear(24, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps, places = nn.functional.max_pool2d(self.first(images), 2, return_indices=True)
+        maps = nn.functional.max_pool2d(nn.functional.max_unpool2d(maps, places, 2), 2)
+        return self.last(self.tokens(maps.flatten(2)).flatten(1))
+
+
+def test_layers_left_out_and_operators_without_a_rule_stand_in_the_manifest(tmp_path: Path) -> None:
+    network, images = PartlyRead(), torch.randn(4, 3, 4, 4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        atlas = unitscope.scan(network, images, tmp_path / "atlas", k=2)
+    said = [str(warning.message) for warning in caught]
+    assert len([text for text in said if "no rule says what the operators 'max_unpool2d' depend on" in text]) == 1
+    assert len([text for text in said if "layer 'tokens'" in text and "is left out, since it can't be scanned" in text]) == 1
+    assert [layer.name for layer in atlas.layers] == ["first", "last"]
+    assert atlas.manifest["operators_without_rule"] == ["max_unpool2d"]
+    (out,) = atlas.manifest["left_out"]
+    assert out["layer"] == "tokens"
+    assert "(1, 4, 6)" in out["reason"]
+    with pytest.raises(LayoutError, match=f"'tokens'.*{re.escape(out['reason'])}"):
+        unitscope.scan(network, images, tmp_path / "other", layers=["tokens"])
+    with pytest.warns(UserWarning, match="max_unpool2d"):
+        chosen = unitscope.scan(network, images, tmp_path / "chosen", layers=["first"])
+    assert chosen.manifest["left_out"] == []

@@ -78,7 +78,9 @@ def layers(
             {"layer": t.name} | {k: v for k, v in asdict(t.layer).items() if k != "name"} | {"default": t.default}
             for t in trace.layers
         ]
-        print(json.dumps(rows, indent=1))
+        refused = [{"layer": r.name, "reason": r.reason, "default": r.default} for r in trace.refused]
+        unknown = sorted(trace.unknown_operators)
+        print(json.dumps({"layers": rows, "left_out": refused, "operators_without_rule": unknown}, indent=1))
         return
     table = Table("layer", "kind", "units", "map", "field", "stride", "activation", "default", box=None)
     for traced in trace.layers:
@@ -622,10 +624,12 @@ def _picture_format(path: Path) -> str:
 
 
 def _note_refused(trace: Any) -> None:
+    from unitscope.scanning import unknown_said
+
     if trace.refused:
         print(
-            f"{len(trace.refused)} more can't be scanned yet: {trace.refused[0].name!r}: {trace.refused[0].reason}",
+            f"{len(trace.refused)} more can't be scanned: {trace.refused[0].name!r}: {trace.refused[0].reason}",
             file=sys.stderr,
         )
     if trace.unknown_operators:
-        print(f"fields taken to be the whole input for: {', '.join(sorted(trace.unknown_operators))}", file=sys.stderr)
+        print(unknown_said(trace), file=sys.stderr)

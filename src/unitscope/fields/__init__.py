@@ -6,20 +6,24 @@ moving data moves the planes in the same way, arithmetic unites them, convolutio
 Rows and columns are independent, since fields are boxes. Where a plane doesn't vary along a dimension that dimension has
 stride 0 and costs nothing, so a pass takes little more time than the network's own.
 
-An operation that the mode doesn't know makes every output depend on the whole of its inputs, and its name is kept in `unknown`.
+One more plane holds the number of the unit that an element belongs to, so that the axis of units can be told wherever it is moved.
+
+Composite operators are taken apart. One that the mode doesn't know makes every output depend on the whole of its inputs, and its
+name is kept in `unknown`.
 
 Two kinds of bounds are kept. The *inner* ones count real pixels alone and are the smallest possible. The *outer* ones count
 padding too, as if the map went on beyond its border, so that all cells of a convolution have fields of one size.
 
-`watching` follows the pass, `rules` says what each operator does, `planes` is the arithmetic, `boxes` the result.
+`watching` follows the pass; `rules` says what each operator does, with those of `windows`, `products`, `reductions` and `indexing`;
+`planes` is the arithmetic, `boxes` the result.
 """
 
 from unitscope.fields.boxes import Fields, fields_of
-from unitscope.fields.planes import COLUMNS, PLACE, ROWS, Array, Planes, differs
-from unitscope.fields.rules import operator_name, tensors_in
-from unitscope.fields.watching import FieldMode
+from unitscope.fields.operations import operator_name, tensors_in
+from unitscope.fields.planes import COLUMNS, PLACE, ROWS, UNIT, Array, Planes, runs_along, varying
+from unitscope.fields.watching import FieldMode, is_composite, taken_apart
 
 __all__ = [
-    "COLUMNS", "PLACE", "ROWS", "Array", "FieldMode", "Fields", "Planes", "differs", "fields_of", "operator_name",
-    "tensors_in",
+    "COLUMNS", "PLACE", "ROWS", "UNIT", "Array", "FieldMode", "Fields", "Planes", "fields_of", "is_composite", "operator_name",
+    "runs_along", "taken_apart", "tensors_in", "varying",
 ]  # fmt: skip

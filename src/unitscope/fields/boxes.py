@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from unitscope.fields.planes import COLUMNS, PLACE, ROWS, Array, Planes, varying
+from unitscope.fields.planes import COLUMNS, PLACE, ROWS, UNIT, Array, Planes, varying
 from unitscope.records import Box
 
 
@@ -56,7 +56,7 @@ def fields_of(planes: Planes, height: int, width: int) -> Fields:
     if planes[0].dim() == 2:
         planes = [p[..., None, None] for p in planes]
     rows = _bounds(planes[ROWS:COLUMNS], height)
-    columns = _bounds(planes[COLUMNS:], width)
+    columns = _bounds(planes[COLUMNS:UNIT], width)
     map_height, map_width = planes[0].shape[-2:]
     return Fields(
         rows,

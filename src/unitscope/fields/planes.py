@@ -12,14 +12,15 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 # The planes of one axis: the interval of real pixels, the one that counts padding, whether a global operation came before (then
 # padding no longer counts), and where an element itself stands, as far as that can be told. Starts are kept negated, so that every
-# union is a maximum.
+# union is a maximum. One more plane is no bound: the number of the unit that an element belongs to.
 INNER_START, INNER_STOP, OUTER_START, OUTER_STOP, WHOLE, PLACE = range(6)
-ROWS, COLUMNS = 0, 6
+ROWS, COLUMNS, UNIT = 0, 6, 12
 NOTHING = -torch.inf
 OUTER_PLANES = {ROWS + OUTER_START, ROWS + OUTER_STOP, COLUMNS + OUTER_START, COLUMNS + OUTER_STOP}
+PLACE_PLANES = {ROWS + PLACE, COLUMNS + PLACE}
 
 Planes = list[Tensor]
-"""Twelve tensors of the watched tensor's shape: six for rows, six for columns."""
+"""Thirteen tensors of the watched tensor's shape: six for rows, six for columns, one for units."""
 
 MISSING = -(1 << 40)
 """A tap that reads nothing at all, neither a pixel nor padding."""
@@ -36,7 +37,9 @@ def transposed_taps(cells: int, kernel: int, stride: int, padding: int, dilation
 
 
 def windowed(plane: Tensor, number: int, dim: int, taps: list[Array]) -> Tensor:
-    """The union along `dim` over the cells that each output cell reads."""
+    """The union along `dim` over the cells that each output cell reads; of places, their middle."""
+    if number in PLACE_PLANES:
+        return placed_at(plane, dim, middle_of(taps))
     shape, cells = _resized(plane, dim, len(taps[0])), plane.shape[dim]
     plane = varying(plane)
     length = plane.shape[dim]
@@ -48,6 +51,29 @@ def windowed(plane: Tensor, number: int, dim: int, taps: list[Array]) -> Tensor:
     nothing = padded.shape[dim] - 1
     index = [torch.from_numpy(np.where(t == MISSING, nothing, t + before)) for t in taps]
     return reduce(torch.maximum, (padded.index_select(dim, i) for i in index)).expand(shape)
+
+
+def middle_of(taps: list[Array]) -> Array:
+    """The middle of the cells that each output cell reads, padding included; cells that read nothing stand between their neighbours."""
+    read = np.stack(taps)
+    count = (read != MISSING).sum(0)
+    middle: Array = np.where(read == MISSING, 0, read).sum(0) / np.maximum(count, 1)
+    known = np.flatnonzero(count)
+    if 0 < len(known) < len(count):
+        middle = np.interp(np.arange(len(count)), known, middle[known])
+    return middle
+
+
+def placed_at(plane: Tensor, dim: int, numbers: Array) -> Tensor:
+    """The places along `dim` at those numbers of cells, between two cells or beyond the border too."""
+    shape, plane = _resized(plane, dim, len(numbers)), varying(plane)
+    if plane.shape[dim] == 1:
+        return plane.expand(shape)
+    below = np.clip(np.floor(numbers), 0, plane.shape[dim] - 2).astype(np.int64)
+    share = torch.from_numpy((numbers - below).astype(np.float32)).reshape([-1 if d == dim else 1 for d in range(plane.dim())])
+    low, high = (plane.index_select(dim, torch.from_numpy(cells)) for cells in (below, below + 1))
+    between = low + (high - low) * share
+    return torch.where(low == NOTHING, high, torch.where(high == NOTHING, low, between)).expand(shape)
 
 
 def _reaches(taps: list[Array], cells: int | None) -> Array:
@@ -109,20 +135,31 @@ def mixed_channels(plane: Tensor, groups: int, units: int) -> Tensor:
 def global_along(planes: Planes, dims: Sequence[int]) -> Planes:
     """The union along `dims`, kept with length 1. Where it leaves an axis with nothing that varies, that axis is whole."""
     result = []
-    for before in (planes[ROWS:COLUMNS], planes[COLUMNS:]):
-        after = [varying(p).amax(list(dims), keepdim=True) for p in before]
+    for before in (planes[ROWS:COLUMNS], planes[COLUMNS:UNIT]):
+        after = [varying(p).amax(list(dims), keepdim=True) for p in before[:PLACE]]
+        after.append(shared(before[PLACE], dims))
         starts = before[OUTER_START]
         joined = any(differs(starts, d) for d in dims)
         left = any(differs(after[OUTER_START], d) for d in range(starts.dim()))
-        if any(differs(before[PLACE], d) for d in dims):  # a mixture of places stands at none of them
-            after[PLACE] = torch.full_like(after[PLACE], NOTHING)
-        result += _axis_as_global(after) if joined and not left else after
+        result += [*_axis_as_global(after)[:PLACE], after[PLACE]] if joined and not left else after
+    result.append(shared(planes[UNIT], dims))
     return [p.expand([1 if d in dims else n for d, n in enumerate(planes[0].shape)]) for p in result]
+
+
+def shared(plane: Tensor, dims: Sequence[int]) -> Tensor:
+    """The place (or unit) that all elements along `dims` have in common, kept with length 1: a mixture of places stands at none."""
+    plane = varying(plane)
+    highest = plane.amax(list(dims), keepdim=True)
+    if highest.shape == plane.shape:
+        return highest
+    lowest = plane.masked_fill(plane == NOTHING, torch.inf).amin(list(dims), keepdim=True)
+    return torch.where(lowest == highest, highest, NOTHING)
 
 
 def as_global(planes: Planes) -> Planes:
     """Planes of something that depends on everything that these depend on."""
-    return _axis_as_global(planes[ROWS:COLUMNS]) + _axis_as_global(planes[COLUMNS:])
+    nobody = torch.full((), NOTHING).expand(planes[UNIT].shape)
+    return [*_axis_as_global(planes[ROWS:COLUMNS]), *_axis_as_global(planes[COLUMNS:UNIT]), nobody]
 
 
 def _axis_as_global(axis: Planes) -> Planes:
@@ -132,7 +169,7 @@ def _axis_as_global(axis: Planes) -> Planes:
 
 def no_planes(shape: torch.Size) -> Planes:
     """The planes of a tensor that holds nothing of the images."""
-    return [torch.full((), NOTHING).expand(shape)] * (2 * COLUMNS)
+    return [torch.full((), NOTHING).expand(shape)] * (UNIT + 1)
 
 
 def laid_out(memory: Planes, shape: torch.Size, strides: Sequence[int], offset: int) -> Planes:
@@ -202,3 +239,55 @@ def differs(plane: Tensor, dim: int) -> bool:
     """True where the plane really varies along the dimension."""
     plane = varying(plane)
     return plane.shape[dim] > 1 and bool((plane.amax(dim) != plane.amin(dim)).any())
+
+
+def runs_along(plane: Tensor, dim: int) -> bool:
+    """True where places (or units) differ along the dimension; elements that have none don't count."""
+    if plane.stride(dim) == 0 or plane.shape[dim] == 1:
+        return False
+    plane = varying(plane)
+    lowest = plane.masked_fill(plane == NOTHING, torch.inf).amin(dim)
+    return bool(((lowest < plane.amax(dim)) & (lowest != torch.inf)).any())
+
+
+def sees_nothing(planes: Planes) -> bool:
+    """True where no element depends on the images."""
+    return all(bool((varying(planes[axis + INNER_STOP]) == NOTHING).all()) for axis in (ROWS, COLUMNS))
+
+
+def constant_elements(planes: Planes) -> Tensor | None:
+    """Which elements of a tensor depend on nothing of the images, where others do; None where there are none."""
+    nothing = reduce(torch.logical_and, (varying(planes[axis + INNER_STOP]) == NOTHING for axis in (ROWS, COLUMNS)))
+    return nothing if bool(nothing.any()) else None
+
+
+def cleared(planes: Planes, where: Tensor) -> Planes:
+    """The planes with nothing seen where `where` is True."""
+    shape = torch.broadcast_shapes(planes[0].shape, where.shape)
+    return [torch.where(where, NOTHING, varying(p)).expand(shape) for p in planes]
+
+
+def with_units_along(planes: Planes, dim: int) -> Planes:
+    """The planes of a tensor whose units are numbered along `dim`."""
+    shape = planes[UNIT].shape
+    numbers = torch.arange(shape[dim], dtype=torch.float32)
+    return [*planes[:UNIT], numbers.reshape([-1 if d == dim % len(shape) else 1 for d in range(len(shape))]).expand(shape)]
+
+
+def with_map_places(planes: Planes) -> Planes:
+    """The planes of maps, of shape (image, unit, y, x), that an operator of two dimensions made: where nothing tells any more which
+    rows or columns cells stand at, as after attention, they are numbered as the operator takes them."""
+    planes, shape = list(planes), planes[0].shape
+    for number, other, dim in ((ROWS + PLACE, COLUMNS + PLACE, len(shape) - 2), (COLUMNS + PLACE, ROWS + PLACE, len(shape) - 1)):
+        if shape[dim] > 1 and _placeless(planes[number]) and not runs_along(planes[other], dim):
+            numbers = torch.arange(shape[dim], dtype=torch.float32)
+            planes[number] = numbers.reshape([-1 if d == dim else 1 for d in range(len(shape))]).expand(shape)
+    return planes
+
+
+def _placeless(plane: Tensor) -> bool:
+    values = varying(plane)
+    if values.numel() == 1:
+        return True
+    lowest, highest = values.masked_fill(values == NOTHING, torch.inf).amin(), values.amax()
+    return not bool(lowest < highest)

@@ -1,14 +1,17 @@
 """Following one forward pass, operator by operator."""
 
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unitscope.fields.planes import Planes, laid_out, no_planes, unlaid
-from unitscope.fields.rules import GLOBAL, Operation, everything, operator_name, rule_for, tensors_in
+from unitscope.fields.operations import NoRule, Operation, everything, operator_name, tensors_in
+from unitscope.fields.planes import ROWS, UNIT, Planes, laid_out, no_planes, sees_nothing, unlaid
+from unitscope.fields.rules import rule_for
 
 
 class FieldMode(TorchDispatchMode):
@@ -39,6 +42,7 @@ class FieldMode(TorchDispatchMode):
         rows = torch.arange(height, dtype=torch.float32)[:, None]
         columns = torch.arange(width, dtype=torch.float32)
         planes = [p for axis in (rows, columns) for p in (-axis, axis + 1, -axis, axis + 1, torch.zeros(1), axis)]
+        planes.append(torch.arange(images.shape[1], dtype=torch.float32)[:, None, None])
         self._keep(images, [p.expand(images.shape) for p in planes])
 
     def planes(self, tensor: Tensor) -> Planes | None:
@@ -47,17 +51,22 @@ class FieldMode(TorchDispatchMode):
             return self._kept[id(tensor)][1]
         if _storage(tensor) not in self._sharing:
             return None
-        return laid_out(self._remembered(tensor), tensor.shape, tensor.stride(), int(tensor.storage_offset()))
+        with _plain_tensors():
+            return laid_out(self._remembered(tensor), tensor.shape, tensor.stride(), int(tensor.storage_offset()))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
+        if is_composite(func):  # as in inference mode, where operators come before they are taken apart
+            with self:
+                return taken_apart(func, args, kwargs)
         arguments = _named_arguments(func, args, kwargs)
         if operator_name(func) == "as_strided":  # in place it changes what `restriding` must know
             arguments["strides_before"] = args[0].stride()
         seen = [(t, p) for t in tensors_in(arguments.values()) if (p := self.planes(t)) is not None]
         output = func(*args, **kwargs)
         if seen:
-            self._follow(func, arguments, seen, output)
+            with _plain_tensors():
+                self._follow(func, arguments, seen, output)
         return output
 
     def _follow(self, func: Any, arguments: dict[str, Any], seen: list[tuple[Tensor, Planes]], output: Any) -> None:
@@ -69,17 +78,18 @@ class FieldMode(TorchDispatchMode):
             self._keep(tensor, planes)
 
     def _followed(self, operation: Operation) -> list[Planes]:
-        """The planes of the outputs by the operator's rule; an operator that has none, or breaks it, takes everything."""
+        """The planes of the outputs by the operator's rule; an operator that has none, or breaks it, takes everything and is named."""
         if not operation.outputs:
             return []
         rule = rule_for(operation)
-        if rule is not everything:
+        if rule is not None:
             try:
-                return rule(operation)
-            except (RuntimeError, ValueError, IndexError, TypeError, AttributeError):
-                rule = everything
-        if operation.name not in GLOBAL:
-            self.unknown.add(operation.name)
+                return _of_all_outputs(rule(operation), operation)
+            except (NoRule, RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError):
+                pass
+        if all(map(sees_nothing, operation.inputs())):
+            return [no_planes(output.shape) for output in operation.outputs]
+        self.unknown.add(operation.name)
         return everything(operation)
 
     def _keep(self, tensor: Tensor, planes: Planes) -> None:
@@ -107,9 +117,44 @@ class FieldMode(TorchDispatchMode):
         return number in self._kept and self._kept[number][2] == self._writes[_storage(self._kept[number][0])]
 
 
+def is_composite(func: Any) -> bool:
+    """True for an operator that is made of others; outside inference mode torch takes it apart before a mode sees it."""
+    return bool(_has_kernel(func.name(), "CompositeImplicitAutograd"))
+
+
+def taken_apart(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The outputs of a composite operator, by those that it is made of: by torch's own kernel, not one of its compiler's."""
+    return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+
+
+@cache
+def _has_kernel(name: str, key: str) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(name, key))
+
+
+def _plain_tensors() -> AbstractContextManager[Any]:
+    """Planes are ordinary tensors, also where a network enters inference mode: they are written to later, outside it."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+
+
+def _of_all_outputs(planes: list[Planes], operation: Operation) -> list[Planes]:
+    """What a rule says, checked, and for outputs that it says nothing of (statistics, counts), everything."""
+    for known, output in zip(planes, operation.outputs, strict=False):
+        if len(known) != UNIT + 1 or not known[ROWS].shape == known[UNIT].shape == output.shape:
+            raise NoRule
+    return [*planes, *(everything(operation)[len(planes) :] if len(planes) < len(operation.outputs) else [])]
+
+
 def _named_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    names = [a.name for a in func._schema.arguments]
-    return dict(zip(names, args, strict=False)) | kwargs
+    """The arguments by name, those that weren't given with their defaults."""
+    names, defaults = _arguments_of(func)
+    return defaults | dict(zip(names, args, strict=False)) | kwargs
+
+
+@cache
+def _arguments_of(func: Any) -> tuple[list[str], dict[str, Any]]:
+    arguments = func._schema.arguments
+    return [a.name for a in arguments], {a.name: a.default_value for a in arguments if a.has_default_value()}
 
 
 def _storage(tensor: Tensor) -> int:

@@ -2,7 +2,7 @@
 
 What a network does that a scan must know of is found out on noise first (`trials`)."""
 
-from unitscope.layers.choosing import choose
+from unitscope.layers.choosing import choose, left_out
 from unitscope.layers.replicas import Replicas, cached_images, lowered, maps_of_noise, pass_images, replicas
 from unitscope.layers.tapping import Tap, tapped
 from unitscope.layers.tracing import Fold, Trace, TracedLayer, trace
@@ -17,6 +17,7 @@ __all__ = [
     "Trial",
     "cached_images",
     "choose",
+    "left_out",
     "lowered",
     "maps_of_noise",
     "pass_images",

@@ -11,21 +11,32 @@ from unitscope.records import matches
 def choose(trace: Trace, patterns: Sequence[str] | None = None, model: str = "the network") -> list[TracedLayer]:
     """The layers that match any of the glob patterns, in call order; without patterns the default ones.
 
-    Raises `LayerNotFound` for a pattern that matches nothing and `LayoutError` where a layer asked for can't be scanned.
+    Layers that can't be scanned are left out with a warning. Raises `LayerNotFound` for a pattern that matches nothing, and
+    `LayoutError` for one that matches only layers that can't be scanned, or where no default layer can.
     """
-    if not patterns:
-        _refuse([r for r in trace.refused if r.default], model)
-        chosen = [layer for layer in trace.layers if layer.default]
-        if not chosen:
-            raise LayerNotFound(f"{model!r} has no activation, convolution or linear layer to scan by default; name some")
-        return chosen
-    for pattern in patterns:
+    refused = left_out(trace, patterns)
+    for pattern in patterns or ():
         _check(pattern, trace, model)
-    left_out = [r.name for r in trace.refused if any(matches(r.name, p) for p in patterns)]
-    if left_out:
-        said = f"{', '.join(map(repr, left_out[:3]))}{f' and {len(left_out) - 3} more' if len(left_out) > 3 else ''}"
-        warnings.warn(f"left out, since they can't be scanned: {said}", stacklevel=2)
-    return [layer for layer in trace.layers if any(matches(layer.name, p) for p in patterns)]
+    chosen = [layer for layer in trace.layers if (_matches(layer.name, patterns) if patterns else layer.default)]
+    if not chosen:
+        _refuse(refused, model)
+        raise LayerNotFound(f"{model!r} has no activation, convolution or linear layer to scan by default; name some")
+    if refused:
+        others = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        warnings.warn(
+            f"layer {refused[0].name!r}{others} of {model!r} is left out, since it can't be scanned: {refused[0].reason}",
+            stacklevel=2,
+        )
+    return chosen
+
+
+def left_out(trace: Trace, patterns: Sequence[str] | None = None) -> list[Refusal]:
+    """The layers that the patterns match, or the default ones, and that can't be scanned."""
+    return [r for r in trace.refused if (_matches(r.name, patterns) if patterns else r.default)]
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(matches(name, pattern) for pattern in patterns)
 
 
 def _check(pattern: str, trace: Trace, model: str) -> None:

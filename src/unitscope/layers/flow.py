@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unitscope.fields import FieldMode, Planes, operator_name, tensors_in
+from unitscope.fields import FieldMode, Planes, is_composite, operator_name, taken_apart, tensors_in
 
 SAME_VALUES = {
     "view",
@@ -74,7 +74,12 @@ class Call:
 
     @property
     def layer_name(self) -> str:
-        return self.name if self.count == 1 else f"{self.name}#{self.count}"
+        return call_name(self.name, self.count)
+
+
+def call_name(module: str, count: int) -> str:
+    """The name of the layer that is the `count`-th call of a module."""
+    return module if count == 1 else f"{module}#{count}"
 
 
 class FlowMode(TorchDispatchMode):
@@ -145,6 +150,9 @@ class FlowMode(TorchDispatchMode):
         self.calls.append(call)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if is_composite(func):
+            with self:
+                return taken_apart(func, args, kwargs or {})
         values = tuple(self.value(t) for t in tensors_in(args))
         output = func(*args, **(kwargs or {}))
         made = list(tensors_in([output]))

@@ -1,6 +1,8 @@
 """One watched forward pass that tells everything about a network's layers before a scan."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,11 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unitscope.errors import NetworkError
-from unitscope.fields import Array, FieldMode, Fields, Planes, fields_of, tensors_in
+from unitscope.fields import UNIT, Array, FieldMode, Fields, Planes, fields_of, tensors_in
 from unitscope.isolation import has_hooks, isolated, needs_hooks
 from unitscope.layers.activations import Activation, bends, probed
 from unitscope.layers.failures import failure_of
-from unitscope.layers.flow import Call, FlowMode, Operator
+from unitscope.layers.flow import Call, FlowMode, Operator, call_name
 from unitscope.layers.layouts import Layout, layout_of
 from unitscope.networks import InputForm, first_tensor
 from unitscope.precision import exactly, random_states_kept
@@ -175,16 +177,13 @@ class _WeightsKept(TorchDispatchMode):
 def _traced(network: nn.Module, images: Tensor, form: InputForm, hooks: bool) -> Trace:
     fields = FieldMode()
     flow = FlowMode(fields)
-    with torch.no_grad(), exactly(network, form.device), _WeightsKept(network):
+    with torch.no_grad(), exactly(network, form.device), unfused(), _WeightsKept(network):
         images = form.of(images)
-        if form.memory_format is torch.channels_last:
-            network(
-                images.expand(2, -1, -1, -1).contiguous(memory_format=torch.channels_last)
-            )  # one image hides a `view` that fails
+        of_two = _shapes_of_two(network, images, form)
         with fields, flow.watching(network):
             fields.start(images)
             network(images)
-        reading = Reading(flow, images)
+        reading = Reading(flow, images, of_two)
     layers: list[TracedLayer] = []
     refused: list[Refusal] = []
     for call in reading.layer_calls():
@@ -197,9 +196,75 @@ def _traced(network: nn.Module, images: Tensor, form: InputForm, hooks: bool) ->
     return Trace(layers, refused, form, (channels, height, width), frozenset(fields.unknown), reading.folds(), hooks)
 
 
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Transformers run part by part for as long as the block lasts, as they do with hooks, and not by torch's fast path."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+Shapes = dict[tuple[str, bool], tuple[int, ...]]
+"""The shape of what goes into a layer (True) and of what comes out (False), by the layer's name."""
+
+
+def _shapes_of_two(network: nn.Module, images: Tensor, form: InputForm) -> Shapes:
+    """The shapes of everything for two images, which tell where images are; nothing where the network takes only one.
+
+    In channels last an error is raised: one image hides a `view` that fails.
+    """
+    shapes: Shapes = {}
+    counts: Counter[str] = Counter()
+    handles = []
+    for name, module in network.named_modules():
+        if name and not isinstance(module, torch.jit.ScriptModule):
+
+            def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
+                counts[name] += 1
+                given = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
+                if given is not None:
+                    shapes[call_name(name, counts[name]), True] = tuple(given.shape)
+
+            def after(_: nn.Module, args: Any, output: Any, name: str = name) -> None:
+                if isinstance(output, Tensor):
+                    shapes[call_name(name, counts[name]), False] = tuple(output.shape)
+
+            handles += [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
+    try:
+        network(images.expand(2, -1, -1, -1).contiguous(memory_format=form.memory_format))
+    except Exception:
+        if form.memory_format is torch.channels_last:
+            raise
+        shapes.clear()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return shapes
+
+
+def _images_elsewhere(shape: tuple[int, ...], of_two: tuple[int, ...] | None) -> str:
+    """Why the first dimension of an output doesn't hold images alone; empty where it does."""
+    if shape[:1] == (1,) and of_two in (None, (2, *shape[1:])):
+        return ""
+    if of_two is None:
+        return f"its output has shape {shape} for one image, so the first dimension isn't one of images alone"
+    if of_two == shape:
+        return f"its output has shape {shape} for one image and for two, so it has no dimension of images"
+    changed = [d for d, (one, two) in enumerate(zip(shape, of_two, strict=False)) if one != two]
+    if len(shape) != len(of_two) or len(changed) != 1 or of_two[changed[0]] != 2 * shape[changed[0]]:
+        return f"its output has shape {shape} for one image and {of_two} for two"
+    if shape[changed[0]] == 1:
+        return f"its output of shape {shape} holds images along dimension {changed[0]}, where they should be along the first"
+    which = f"dimension {changed[0]}" if changed[0] else "the first dimension"
+    return f"its output has shape {shape} for one image: images and something else share {which}"
+
+
 def _described(call: Call, reading: "Reading", layout: Layout, order: int) -> TracedLayer:
     inward = reading.reads_input(call)
-    planes = [layout.maps(plane) for plane in _found(call, inward)[0] or []]
+    planes = [layout.maps(plane) for plane in (_found(call, inward)[0] or [])[:UNIT]]
     _, units, height, width = planes[0].shape
     fields = fields_of(planes, *reading.input_size)
     steps = _step(fields.centres_y), _step(fields.centres_x)
@@ -222,15 +287,15 @@ def _step(centres: Array) -> int:
 class Reading:
     """What the log of a pass says about its module calls."""
 
-    def __init__(self, flow: FlowMode, images: Tensor) -> None:
+    def __init__(self, flow: FlowMode, images: Tensor, of_two: "Shapes") -> None:
         self.input_size = images.shape[-2], images.shape[-1]
+        self._of_two = of_two
         self._images = images
         self._acts: dict[int, bool] = {}
         self._probed: dict[int, Activation] = {}
         self._calls = flow.calls
         self._constants = flow.constants
         self._by_number = {c.number: c for c in flow.calls}
-        self._makers = {c.made: c for c in flow.calls if c.leaf and c.made is not None and c.made != c.read}
         self._readers: dict[int, list[Call]] = {}
         self._uses: dict[int, list[Operator]] = {}
         for call in flow.calls:
@@ -288,14 +353,11 @@ class Reading:
         """How what is read of the call holds units and places, or why it can't be scanned."""
         inward = self.reads_input(call)
         planes, shape = _found(call, inward)
-        if not shape:
+        if call.made is None and not inward:
             return f"its output is a {call.output_type}, not a tensor"
         if planes is None:
             return "it doesn't depend on the images"
-        if shape[0] != 1:
-            return f"its output has shape {shape} for one image: images and something else share the first dimension"
-        maker = call if not inward else self._makers.get(call.read) if call.read is not None else None
-        return layout_of(shape, planes, maker is not None and _units_last(maker))
+        return _images_elsewhere(shape, self._of_two.get((call.layer_name, inward))) or layout_of(shape, planes)
 
     def depends(self, call: Call) -> bool:
         """True where what the call reads or makes depends on the images."""
@@ -363,12 +425,6 @@ class Reading:
 def _same(planes: Planes | None, others: Planes | None) -> bool:
     """True where every number depends on the same pixels."""
     return planes is not None and others is not None and all(torch.equal(p, o) for p, o in zip(planes, others, strict=True))
-
-
-def _units_last(call: Call) -> bool:
-    """True for modules that compute along the last dimension."""
-    along_one = type(call.module) is nn.LayerNorm and len(call.module.normalized_shape) == 1
-    return along_one or isinstance(call.module, nn.Linear)
 
 
 def _weighs(call: Call) -> bool:

@@ -15,7 +15,7 @@ from torch import nn
 from unitscope.atlas import Atlas, place_for, write_atlas
 from unitscope.errors import ImagesError, NetworkError, UnitscopeError
 from unitscope.images import FileSource, Skipped, Source, as_source, keys_hash
-from unitscope.layers import Trace, choose, trace
+from unitscope.layers import Trace, choose, left_out, trace
 from unitscope.networks import PREPROCESSING_FLAGS, Network, as_preprocessing, given_network, load_network
 from unitscope.precision import plain_tensors
 from unitscope.records import Preprocessing
@@ -116,6 +116,8 @@ def _set_up(
     """What is to be done on this device, and with which networks."""
     traced = trace(network.module, torch.zeros(1, *loader.shape, device=device))
     chosen = choose(traced, patterns, network.model)
+    if traced.unknown_operators:
+        warnings.warn(f"receptive fields of {network.model!r}: {unknown_said(traced)}", stacklevel=3)
     networks = Networks(network.module, traced, chosen)
     plan = replace(plan, layers=tuple(layer.name for layer in chosen))
     return _affordable(Job(plan, traced, tuple(chosen), loader, workers), networks), networks
@@ -133,6 +135,12 @@ def _affordable(job: Job, networks: Networks) -> Job:
         warnings.warn(f"bf16 would gain nothing here, so this runs in fp32: {reason}", stacklevel=3)
         return replace(job, plan=replace(job.plan, precision="fp32"))
     return job
+
+
+def unknown_said(traced: Trace) -> str:
+    """What it means that operators of a network have no rule."""
+    names = ", ".join(map(repr, sorted(traced.unknown_operators)))
+    return f"no rule says what the operators {names} depend on, so behind them a field is everything that went in"
 
 
 def traced_layers(network: Network, preprocessing: Preprocessing) -> Trace:
@@ -213,6 +221,8 @@ def _described(network: Network, weights: str, job: Job, patterns: Sequence[str]
         "input": job.loader.shape,
         "images": {**source.description, "hash": keys_hash(source, plan.images)},
         "layers": list(patterns) if patterns else None,
+        "left_out": [{"layer": r.name, "reason": r.reason} for r in left_out(job.trace, patterns)],
+        "operators_without_rule": sorted(job.trace.unknown_operators),
         "k": plan.k,
         "per_image": plan.per_image,
         "batch_size": plan.batch_size,
