@@ -68,11 +68,12 @@ def layers(
     model: Model, weights: Weights = "none", seed: Seed = 0, resize: Resize = None, crop: Crop = None, mean: Mean = None,
     std: Std = None, channels: Channels = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """List every layer of a network in call order: name, kind, units, map, field, stride."""
-    from unitscope.scanning import traced_layers
+    """List every layer of a network in call order: name, kind, units, map, field, stride; and what its values depend on."""
+    from unitscope.scanning import traced_layers, trial_of
 
     network, preprocessing = _network(model, weights, seed, _overrides(resize, crop, mean, std, channels))
     trace = traced_layers(network, preprocessing)
+    trial = trial_of(network, trace)
     if as_json:
         rows = [
             {"layer": t.name} | {k: v for k, v in asdict(t.layer).items() if k != "name"} | {"default": t.default}
@@ -80,7 +81,8 @@ def layers(
         ]
         refused = [{"layer": r.name, "reason": r.reason, "default": r.default} for r in trace.refused]
         unknown = sorted(trace.unknown_operators)
-        print(json.dumps({"layers": rows, "left_out": refused, "operators_without_rule": unknown}, indent=1))
+        found = {"left_out": refused, "operators_without_rule": unknown, "trial": trial.described()}
+        print(json.dumps({"layers": rows} | found, indent=1))
         return
     table = Table("layer", "kind", "units", "map", "field", "stride", "activation", "default", box=None)
     for traced in trace.layers:
@@ -93,6 +95,8 @@ def layers(
         table.add_row(one.name, one.kind, str(one.units), *sizes, one.activation, "yes" if traced.default else "")
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     _note_refused(trace)
+    for finding in trial.findings():
+        print(finding, file=sys.stderr)
 
 
 @app.command()

@@ -4,9 +4,10 @@ All runs are on copies. Images are the same noise every time.
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +60,11 @@ class Trial:
                 f"rounding in float32 moves values by up to {self.rounding[layer]:.0e} of their layer's highest (in layer {layer!r}); 'check' "
                 "allows for that"
             )
+
+    def described(self, layers: Collection[str] | None = None) -> dict[str, Any]:
+        """As the manifest has it: rounding of these layers alone, to one digit, since machines differ in more."""
+        rounding = {name: float(f"{d:.0e}") for name, d in self.rounding.items() if layers is None or name in layers}
+        return {"batch": self.batch, "random": self.random, "shared": self.shared, "rounding": rounding}
 
     def with_rounding(self, layers: Sequence[TracedLayer], apart: Sequence[float]) -> "Trial":
         """The trial with one more comparison of layers' values, unless something else than rounding has a say in them."""

@@ -15,7 +15,7 @@ from torch import nn
 from unitscope.atlas import Atlas, place_for, write_atlas
 from unitscope.errors import ImagesError, NetworkError, UnitscopeError
 from unitscope.images import FileSource, Skipped, Source, as_source, keys_hash
-from unitscope.layers import Trace, choose, left_out, trace
+from unitscope.layers import Trace, Trial, choose, left_out, replicas, trace
 from unitscope.networks import PREPROCESSING_FLAGS, Network, as_preprocessing, given_network, load_network
 from unitscope.precision import plain_tensors
 from unitscope.records import Preprocessing
@@ -88,7 +88,7 @@ def scan(
         part = run(theirs, there, Here() if runner is None else runner, checkpoint, tell)
         counts = {"listed": part.listed, "read": part.read, "skipped": len(part.skipped), "again": part.again}
         records = with_effective_fields(networks, job, part)
-        found = {"trial": _tried(networks)}
+        found = {"trial": networks.trial.described(job.plan.layers)}
         write_atlas(out, tables(part, job.layers, records, loader.preprocessing), described | counts | found)
         checkpoint.drop()
     return Atlas(out, images=images)
@@ -148,6 +148,11 @@ def traced_layers(network: Network, preprocessing: Preprocessing) -> Trace:
     return trace(network.module, torch.zeros(1, preprocessing.channels, *preprocessing.crop))
 
 
+def trial_of(network: Network, traced: Trace) -> Trial:
+    """What the network does with noise. Raises `NetworkError` where its values depend on the images that ran before."""
+    return replicas(network.module, traced, traced.layers, 2).trial if traced.layers else Trial()
+
+
 def chosen_device(name: str) -> torch.device:
     """The device of that name; `auto` takes a GPU where there is one. Raises `UnitscopeError` where there is none."""
     name = str(name)
@@ -201,13 +206,6 @@ def _of_pictures(source: Source, preprocessing: Preprocessing | None, model: str
 
 
 # ── the manifest ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _tried(networks: Networks) -> dict[str, Any]:
-    """What the trial on noise found; rounding of the scanned layers alone, to one digit, since machines differ in more."""
-    trial, names = networks.trial, {layer.name for layer in networks.chosen}
-    rounding = {name: float(f"{d:.0e}") for name, d in trial.rounding.items() if name in names}
-    return {"batch": trial.batch, "random": trial.random, "shared": trial.shared, "rounding": rounding}
 
 
 def _described(network: Network, weights: str, job: Job, patterns: Sequence[str] | None) -> dict[str, Any]:
