@@ -142,7 +142,7 @@ WRONG: dict[str, dict[str, object]] = {
     "images are a list": {"images": []},
     "a folder has no folder": {"images": {"kind": "folder"}},
     "a list has no folder": {"images": {"kind": "list", "paths": ["a.png"]}},
-    "a list's paths are numbers": {"images": {"kind": "list", "paths": [1], "working_folder": "."}},
+    "a list's paths are numbers": {"images": {"kind": "list", "paths": [1], "folder": "."}},
     "files are a name": {"images": {"kind": "files", "files": "a.tar"}},
     "a kind is a number": {"images": {"kind": 3}},
     "a trial found a number": {"trial": MANIFEST["trial"] | {"batch": 3}},

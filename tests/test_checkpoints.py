@@ -94,6 +94,53 @@ def test_another_plan_is_refused_with_what_differs(tmp_path: Path) -> None:
     assert sum(scan(tmp_path / "atlas")) == 60
 
 
+PICTURES = unitscope.Preprocessing(None, (14, 14), (0.5,) * 3, (0.5,) * 3)
+
+
+def stopped_and_resumed(first: object, second: object, out: Path) -> None:
+    """A scan over some images that is stopped half way, and one over others to the same place."""
+    options = {"preprocess": PICTURES, "batch_size": 2}
+    with pytest.raises(KeyboardInterrupt):
+        unitscope.scan(small_network(), first, out, on_images=Told(30), **options)
+    unitscope.scan(small_network(), second, out, **options)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("changed", [range(60), range(30, 60), range(1), range(59, 60)])
+def test_other_images_of_the_same_number_are_refused(tmp_path: Path, changed: range) -> None:
+    other = SIXTY.clone()
+    other[list(changed)] += 1
+    with pytest.raises(AtlasError, match=r"of another plan: the images are others: image \d+") as caught:
+        stopped_and_resumed(SIXTY, other, tmp_path / "atlas")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("eager")
+def test_files_that_were_changed_after_they_were_scanned_are_noticed(tmp_path: Path) -> None:
+    """No file of the fingerprint is among them."""
+    (tmp_path / "images").mkdir()
+    for number in range(60):
+        Image.new("RGB", (20, 20), (number * 4, 90, 200)).save(tmp_path / "images" / f"{number:02}.png")
+    options = {"preprocess": PICTURES, "batch_size": 2}
+    with pytest.raises(KeyboardInterrupt):
+        unitscope.scan(small_network(), tmp_path / "images", tmp_path / "atlas", on_images=Told(30), **options)
+    for number in range(1, 8):
+        Image.new("RGB", (20, 20), (9, number, 9)).save(tmp_path / "images" / f"{number:02}.png")
+    with pytest.raises(AtlasError, match=r"an unfinished scan was of other images: '0\d.png' holds other content than then"):
+        unitscope.scan(small_network(), tmp_path / "images", tmp_path / "atlas", **options)
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_folder_that_moved_is_the_same_images_but_another_place(tmp_path: Path) -> None:
+    """The list of a moved folder has the same keys; what it says of its folder differs, and that is said."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for number in range(40):
+            Image.new("RGB", (20, 20), (number * 4, 90, 200)).save(tmp_path / name / f"{number:02}.png")
+    with pytest.raises(AtlasError, match=r"of another plan: images\.folder was"):
+        stopped_and_resumed(tmp_path / "one", tmp_path / "two", tmp_path / "atlas")
+
+
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("damage", ["cut", "empty", "changed"])
 def test_a_damaged_checkpoint_is_refused_with_the_way_out(tmp_path: Path, damage: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -482,6 +484,63 @@ def test_export_writes_a_site_and_says_how_much(run: Run, atlas: Path, tmp_path:
     assert (tmp_path / "site" / "beside" / "index.html").exists()
     assert "not empty" in run("export", atlas, tmp_path / "site").line
     assert "holds no atlas" in run("export", tmp_path, tmp_path / "other").line
+
+
+DRAWING = [["sheet", "1"], ["figure"], ["export"]]
+
+
+@pytest.mark.parametrize("command", DRAWING)
+def test_a_drawing_that_lacks_images_says_how_many(
+    run: Run, atlas: Path, images: Path, tmp_path: Path, command: list[str]
+) -> None:
+    (images / "cat" / "000.png").unlink()
+    Image.new("RGB", (64, 48)).save(images / "dog" / "001.png")
+    verb, *arguments = command
+    out = ["--out", tmp_path / "a.png"] if verb != "export" else [tmp_path / "site"]
+    ran = run(verb, atlas, *arguments, *out)
+    assert ran.status == 0
+    assert re.match(r"\d+ (of [\d,]+ patches|images, and the patches in them,) could not be drawn: ", ran.line)
+    assert ran.line.endswith("say where they are with --images (images= in Python)")
+
+
+@pytest.mark.parametrize("command", [*DRAWING, ["occlude", "1", "0", "--trust-code"]])
+@pytest.mark.parametrize("as_list", [False, True])
+def test_a_drawing_of_nothing_is_an_error_that_names_images_and_images_helps(
+    run: Run, model: str, images: Path, tmp_path: Path, command: list[str], as_list: bool
+) -> None:
+    given = images
+    if as_list:
+        given = tmp_path / "list.txt"
+        given.write_text("\n".join(str(path) for path in sorted(images.rglob("*.png"))))
+    made = tmp_path / "made"
+    assert run("scan", model, given, "--out", made, *PREPROCESSING).status == 0
+    os.rename(images, tmp_path / "elsewhere")
+    verb, *arguments = command
+    out = ["--out", tmp_path / "a.png"] if verb != "export" else [tmp_path / "site"]
+    ran = run(verb, made, *arguments, *out)
+    assert ran.status == 1
+    assert "--images" in ran.line
+    assert not (tmp_path / "a.png").exists()
+    assert not (tmp_path / "site").exists()
+    again = run(verb, made, *arguments, *out, "--images", tmp_path / "elsewhere")
+    assert (again.status, again.err) == (0, "")
+
+
+def test_twelve_bits_are_scanned_once_their_range_is_said(run: Run, model: str, tmp_path: Path) -> None:
+    (tmp_path / "rays").mkdir()
+    for number in range(3):
+        values = np.linspace(0, 4095 - number, 40 * 40).astype(np.uint16).reshape(40, 40)
+        Image.fromarray(values).save(tmp_path / "rays" / f"{number}.png")
+    refused = run("scan", model, tmp_path / "rays", "--out", tmp_path / "atlas", *PREPROCESSING)
+    assert refused.status == 1
+    assert "--value-range LOW HIGH" in refused.line
+    scan = ["scan", model, tmp_path / "rays", "--out", tmp_path / "atlas", *PREPROCESSING, "--value-range", "0", "4095"]
+    assert run(*scan).status == 0
+    assert Atlas(tmp_path / "atlas").manifest["preprocessing"]["value_range"] == [0, 4095]
+    assert Atlas(tmp_path / "atlas").picture(0).getextrema()[0] == (0, 255)
+    assert run("check", tmp_path / "atlas", "--trust-code").status == 0
+    assert run(*scan[:-1]).status == 2
+    assert "lower and a higher" in run(*scan[:-2], "9", "0", "--out", tmp_path / "b").line
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from torch import nn
 
 import unitscope
 from unitscope.atlas import Atlas, pictures
-from unitscope.drawing import EMPTY, FAINT, HATCH, INK, PAPER, Block, Panel, cut, draw_figure, draw_sheet, hatched
+from unitscope.drawing import EMPTY, FAINT, HATCH, INK, PAPER, Block, Panel, cut, draw_figure, draw_sheet, hatched, missing
 from unitscope.errors import AtlasError, ImagesError
+from unitscope.images import Changed
 from unitscope.records import Box, Layer, Peak, Preprocessing
 from unitscope.web.catalogue import Catalogue
 from unitscope.web.pages import Pages
@@ -244,11 +245,47 @@ def test_an_image_that_is_gone_leaves_a_mark_and_the_rest_is_drawn(tmp_path: Pat
     gone = first_peak(found, "0")
     (images / found.source.key(gone.image)).write_bytes(b"")
     again = Atlas(tmp_path / "atlas")
-    after = np.asarray(again.sheet("0"))
+    with pytest.warns(UserWarning, match=r"3 of 18 patches could not be drawn: image 'cat/000.png' is not an image .*--images"):
+        after = np.asarray(again.sheet("0"))
     assert after.shape == before.shape
     assert not np.array_equal(before, after)
     with pytest.raises(AtlasError, match="can't be drawn any more: it is not an image"):
         again.patch(gone)
+
+
+def test_an_image_that_became_another_is_drawn_as_changed(tmp_path: Path) -> None:
+    """Of the same name and size; in a list, a folder, and a data set of which another subset is given."""
+    images = write_photographs(tmp_path / "images", 12)
+    paths = sorted(images.rglob("*.png"))
+    pictures_held = [Image.open(path).copy() for path in paths]
+    for number, given in enumerate((images, paths, pictures_held[:6])):
+        found = unitscope.scan(see_through(3), given, tmp_path / f"atlas {number}", preprocess=SQUARE)
+        peak = first_peak(found, "0")
+        if number == 2:
+            changed = unitscope.Atlas(found.folder, images=pictures_held[6:])
+        else:
+            path = images / found.key(peak.image)
+            kept = path.read_bytes()
+            Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+            changed = unitscope.Atlas(found.folder)
+        with pytest.raises(Changed, match="has changed: it is not the image that was scanned"):
+            changed.open_image(peak.image)
+        with pytest.raises(AtlasError, match="can't be drawn any more: it has changed"):
+            changed.patch(peak)
+        differing = unitscope.check(changed, see_through(3)).differences
+        assert peak.rank in {one.rank for one in differing if one.reason.startswith("has changed")}
+        if number < 2:
+            with pytest.warns(UserWarning, match="patches could not be drawn: image .* has changed"):
+                changed.sheet("0")
+            path.write_bytes(kept)
+        else:
+            with pytest.raises(ImagesError, match="18 of 18 patches could not be drawn: image '0' has changed"):
+                changed.sheet("0")
+
+
+def test_changed_and_missing_look_different() -> None:
+    tiles = [np.asarray(tile) for tile in (missing(64), missing(64, changed=True), hatched(64, 64))]
+    assert len({tile.tobytes() for tile in tiles}) == 3
 
 
 def test_an_image_is_found_by_its_name_though_others_came_before_it(tmp_path: Path) -> None:

@@ -92,17 +92,17 @@ def test_images_come_in_order_with_keys_and_labels_and_each_is_found_again(
     assert items[5].key == (
         "shard-1.parquet/1/" + pictures[5].name if kind == "parquet" else f"shard-1.{kind}/some/{pictures[5].name}"
     )
-    assert [item.label() for item in items] == [path.parent.name for path in pictures]
+    assert [item.read().label for item in items] == [path.parent.name for path in pictures]
     for item, path in zip(items, pictures, strict=True):
-        for opened in (item.open(), source.open(item.image)):
-            np.testing.assert_array_equal(np.asarray(opened), np.asarray(Image.open(path)))
+        for found in (item.read(), source.read(item.image)):
+            np.testing.assert_array_equal(np.asarray(found.pixels), np.asarray(Image.open(path)))
+            assert found.label == path.parent.name
         assert source.key(item.image) == item.key
-        assert source.label(item.image) == path.parent.name
         assert source.find(item.key) == item.image
     assert source.find("shard-1.tar/nothing") is None
     for beyond in (4, 3 << 32):
         with pytest.raises(Skipped, match="is no longer there"):
-            source.open(beyond)
+            source.read(beyond)
 
 
 def peaks(atlas: unitscope.Atlas) -> list[tuple[Any, ...]]:
@@ -157,16 +157,16 @@ def test_tar_files_may_be_compressed_or_not(tmp_path: Path, pictures: list[Path]
     (tmp_path / "a.tar").write_bytes(tar_of(pictures[:5]))
     (tmp_path / "b.tgz").write_bytes(tar_of(pictures[5:], mode="w:gz"))
     items = all_items(as_source([str(tmp_path / "a.tar"), str(tmp_path / "b.tgz")]))
-    assert [item.label() for item in items] == [path.parent.name for path in pictures]
+    assert [item.read().label for item in items] == [path.parent.name for path in pictures]
 
 
 def test_a_picture_of_no_bytes_is_no_picture(tmp_path: Path, pictures: list[Path]) -> None:
     pictures[1].write_bytes(b"")
     (tmp_path / "all.tar").write_bytes(tar_of(pictures))
     source = as_source(tmp_path / "all.tar")
-    for open_one in (all_items(source)[1].open, lambda: source.open(1)):
+    for read_one in (all_items(source)[1].read, lambda: source.read(1)):
         with pytest.raises(Skipped, match="is not an image that Pillow knows"):
-            open_one()
+            read_one()
 
 
 def test_files_in_memory_are_files(tmp_path: Path, pictures: list[Path]) -> None:
@@ -278,18 +278,184 @@ def test_the_image_is_found_when_a_file_came_before_it(tmp_path: Path, pictures:
     assert holds(before, 1, before.key(1))
 
 
-def test_parquet_files_without_pictures_say_what_they_have(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"text": ["a"], "number": [1]}), tmp_path / "words.parquet")
-    with pytest.raises(ScanUnfinished, match="none of its columns 'text', 'number' is known to hold images; call one 'image'"):
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"text": ["a"], "number": [1]}, r"none of its columns holds the bytes .*: 'text' \(string\), 'number' \(int64\)"),
+        ({"image": ["a.jpg"]}, r"none of its columns holds the bytes of image files, .*: 'image' \(string\)"),
+        ({"left": [b"a"], "right": [b"b"]}, "its columns 'left', 'right' all hold bytes; call the one with the images 'image'"),
+    ],
+)
+def test_parquet_files_without_pictures_say_what_they_have(tmp_path: Path, columns: dict[str, list[Any]], words: str) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "words.parquet")
+    with pytest.raises(ScanUnfinished, match=words):
         unitscope.scan(small_network(), tmp_path / "words.parquet", tmp_path / "atlas", preprocess=HOW)
+
+
+def test_the_names_of_a_column_of_labels_are_found_whatever_it_is_called(tmp_path: Path, pictures: list[Path]) -> None:
+    table = pq.read_table(io.BytesIO(parquet_of(pictures))).rename_columns(["image", "species"])
+    said = b'{"info": {"features": {"image": {"_type": "Image"}, "species": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}'
+    pq.write_table(table.replace_schema_metadata({b"huggingface": said}), tmp_path / "a.parquet")
+    source = as_source(tmp_path / "a.parquet")
+    assert [item.read().label for item in all_items(source)] == [path.parent.name for path in pictures]
+
+
+Member = tuple[str, bytes]
+
+
+def tar_with(path: Path, members: list[Member], links: dict[str, tuple[bytes, str]] | None = None) -> Path:
+    """A tar file of these members in this order, and of links: hard (`tarfile.LNKTYPE`) or symbolic ones, by name."""
+    with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+        for name, (kind, target) in (links or {}).items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            tar.addfile(member)
+    return path
+
+
+def met(path: Path) -> dict[str, str | None]:
+    """Every item of a file by its name: its label or, where it is skipped, the reason in brackets."""
+    found: dict[str, str | None] = {}
+    source = as_source(path)
+    for item in all_items(source):
+        name = item.key.partition("/")[2]
+        assert name not in found
+        try:
+            found[name] = item.read().label
+        except Skipped as reason:
+            found[name] = f"({reason})"
+    return found
+
+
+BOTH = pytest.mark.parametrize("ending", ["tar", "tgz"])
+"""Read through an index, and as a stream."""
+
+
+def picture(number: int = 0, form: str = "PNG") -> bytes:
+    held = io.BytesIO()
+    Image.new("RGB", (20, 20), (number * 9, 80, 120)).save(held, form)
+    return held.getvalue()
+
+
+@BOTH
+def test_every_member_whose_last_ending_is_a_pictures_is_opened(tmp_path: Path, ending: str) -> None:
+    forms = {"a.0.jpg": "JPEG", "a.1.jpg": "JPEG", "x.input.png": "PNG", "b.avif": "AVIF", "c.jp2": "JPEG2000", "d.jfif": "JPEG",
+             "e.jpe": "JPEG", "f.tga": "TGA", "g.mpo": "MPO", "h.webp": "WEBP", "i.JPG": "JPEG", "j.ico": "ICO", "k.PnG": "PNG"}  # fmt: skip
+    path = tar_with(tmp_path / f"all.{ending}", [(name, picture(n, form)) for n, (name, form) in enumerate(forms.items())])
+    assert met(path) == dict.fromkeys(forms)
+    atlas = unitscope.scan(small_network(), path, tmp_path / "atlas", preprocess=HOW)
+    assert (atlas.manifest["listed"], atlas.manifest["read"], atlas.manifest["skipped"]) == (len(forms), len(forms), 0)
+
+
+@BOTH
+def test_labels_stand_before_or_after_their_picture_or_are_the_first_folder(tmp_path: Path, ending: str) -> None:
+    members = [
+        ("a.jpg", picture(1)), ("a.cls", b"cat"), ("b.cls", b"dog"), ("b.jpg", picture(2)), ("c.0.jpg", picture(3)), ("c.0.cls", b"elk"),
+        ("c.1.jpg", picture(4)), ("c.1.json", b'{"label": 3.0}'), ("c.cls", b"gnu"), ("c.2.jpg", picture(5)), ("./cow/d.jpg", picture(6)),
+        ("cow/in/e.jpg", picture(7)), ("cow/f.jpg", picture(8)), ("cow/f.json", b'{"label": "ox"}'), ("g.jpg", picture(9)),
+        ("h.jpg", picture(10)), ("h.cls", b"-1"),
+    ]  # fmt: skip
+    assert met(tar_with(tmp_path / f"all.{ending}", members)) == {
+        "a.jpg": "cat", "b.jpg": "dog", "c.0.jpg": "elk", "c.1.jpg": "3", "c.2.jpg": "gnu", "./cow/d.jpg": "cow", "cow/in/e.jpg": "cow",
+        "cow/f.jpg": "ox", "g.jpg": None, "h.jpg": None,
+    }  # fmt: skip
+
+
+def test_labels_far_from_their_picture_are_found_in_a_file_and_named_in_a_stream(tmp_path: Path) -> None:
+    members = [("a.jpg", picture(1)), ("b.jpg", picture(2)), ("a.cls", b"cat"), ("b.cls", b"dog")]
+    assert met(tar_with(tmp_path / "all.tar", members)) == {"a.jpg": "cat", "b.jpg": "dog"}
+    streamed = met(tar_with(tmp_path / "all.tgz", members))
+    assert streamed == {name: streamed[name] for name in ("a.jpg", "b.jpg", "a.cls", "b.cls")}
+    assert streamed["a.cls"] == "(is a sample without an image beside it: it has .cls)"
+
+
+@BOTH
+def test_members_of_one_name_are_several_images(tmp_path: Path, ending: str) -> None:
+    members = [("a.png", picture(1)), ("a.cls", b"cat"), ("b.png", picture(2)), ("a.png", picture(3)), ("a.cls", b"dog")]
+    path = tar_with(tmp_path / f"all.{ending}", members)
+    assert met(path) == {"a.png": "cat", "b.png": None, "a.png#2": "dog"}
+    source = as_source(path)
+    for number, colour in enumerate((9, 18, 27)):
+        assert source.read(number).pixels.getpixel((0, 0))[0] == colour
+        assert source.find(source.key(number)) == number
+
+
+@BOTH
+def test_links_are_followed_where_a_file_can_go_back_and_named_where_not(tmp_path: Path, ending: str) -> None:
+    links = {
+        "hard.png": (tarfile.LNKTYPE, "in/a.png"), "in/soft.png": (tarfile.SYMTYPE, "a.png"), "over.png": (tarfile.SYMTYPE, "hard.png"),
+        "nowhere.png": (tarfile.SYMTYPE, "/etc/passwd"), "round.png": (tarfile.SYMTYPE, "round.png"),
+    }  # fmt: skip
+    found = met(tar_with(tmp_path / f"all.{ending}", [("in/a.png", picture(1))], links))
+    assert found.keys() == {"in/a.png", *links}
+    if ending == "tar":
+        assert (found["hard.png"], found["in/soft.png"], found["over.png"]) == (None, "in", None)
+        assert found["nowhere.png"] == "(is a link to '/etc/passwd', which isn't in the tar file)"
+        assert "leads back to itself" in str(found["round.png"])
+    else:
+        assert found["hard.png"] == "(is a link to 'in/a.png', which can't be followed in a stream)"
+
+
+@BOTH
+def test_what_is_no_picture_is_skipped_and_everything_adds_up(tmp_path: Path, ending: str) -> None:
+    members = [
+        ("README.txt", b"words"), ("a.png", picture(1)), ("a.seg.npy", b"123"), ("a.txt", b"a caption"), ("b.cls", b"dog"), ("b.txt", b"x"),
+        ("inner.tar", b"tar"), ("c.png", b"no picture"), ("Makefile", b"all:"), ("._a.png", b"apple"),
+    ]  # fmt: skip
+    path = tar_with(tmp_path / f"all.{ending}", members)
+    assert met(path) == {
+        "README.txt": "(is no image by its ending)", "a.png": None,
+        "b.cls": "(is a sample without an image beside it: it has .cls, .txt)",
+        "inner.tar": "(is a tar file inside the tar file: unpack the outer one and give those)",
+        "c.png": "(is not an image that Pillow knows)", "Makefile": "(has no ending that says that it is an image)",
+        "._a.png": "(is not an image that Pillow knows)",
+    }  # fmt: skip
+    atlas = unitscope.scan(small_network(), path, tmp_path / "atlas", preprocess=HOW)
+    assert (atlas.manifest["listed"], atlas.manifest["read"], len(atlas.table("skipped"))) == (7, 1, 6)
+
+
+def test_files_that_hold_no_image_say_so(tmp_path: Path) -> None:
+    empty = tar_with(tmp_path / "empty.tar", [])
+    tars = tar_with(tmp_path / "tars.tar", [("a.tar", b""), ("b.tar", b"")])
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "none.parquet")
+    for path, words in (
+        (empty, r"there are no images: '.*empty\.tar' hold"), (tmp_path / "none.parquet", "there are no images: '.*none.parquet' hold"),
+        (tars, r"none of 2 items is an image .*'tars\.tar/a\.tar' is a tar file inside the tar file"),
+    ):  # fmt: skip
+        with pytest.raises(ImagesError, match=words):
+            unitscope.scan(small_network(), path, tmp_path / "atlas", preprocess=HOW)
+
+
+def test_an_index_and_a_stream_number_and_name_the_same_images(tmp_path: Path, pictures: list[Path]) -> None:
+    (tmp_path / "all.tar").write_bytes(tar_of(pictures))
+    (tmp_path / "all.tgz").write_bytes(tar_of(pictures, mode="w:gz"))
+    one, other = (all_items(as_source(tmp_path / name)) for name in ("all.tar", "all.tgz"))
+    for first, second in zip(one, other, strict=True):
+        assert (first.image, first.key.partition("/")[2]) == (second.image, second.key.partition("/")[2])
+        assert first.read().content == second.read().content
+
+
+def test_content_is_the_hash_of_the_files_bytes_wherever_they_lie(tmp_path: Path, pictures: list[Path]) -> None:
+    import xxhash
+
+    (tmp_path / "all.tar").write_bytes(tar_of(pictures))
+    (tmp_path / "all.parquet").write_bytes(parquet_of(pictures))
+    expected = {xxhash.xxh3_64(path.read_bytes()).intdigest() for path in pictures}
+    for images in (tmp_path / "pictures", tmp_path / "all.tar", tmp_path / "all.parquet"):
+        atlas = unitscope.scan(small_network(), images, tmp_path / f"atlas of {images.name}", preprocess=HOW)
+        assert set(atlas.table("images")["content"].to_pylist()) == expected
 
 
 def test_plain_bytes_in_parquet_are_images(tmp_path: Path, pictures: list[Path]) -> None:
     (tmp_path / "plain.parquet").write_bytes(parquet_of(pictures, paired=False))
     items = all_items(as_source(tmp_path / "plain.parquet"))
     assert [item.key for item in items][:2] == ["plain.parquet/0", "plain.parquet/1"]
-    assert [item.label() for item in items][:2] == ["0", "0"]
-    np.testing.assert_array_equal(np.asarray(items[3].open()), np.asarray(Image.open(pictures[3])))
+    assert [item.read().label for item in items][:2] == ["0", "0"]
+    np.testing.assert_array_equal(np.asarray(items[3].read().pixels), np.asarray(Image.open(pictures[3])))
 
 
 def test_a_limit_needs_numbered_images(tmp_path: Path, pictures: list[Path]) -> None:

@@ -5,7 +5,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import see_through
 from PIL import Image
 from torchvision import transforms
 
+import unitscope
 from unitscope.errors import ImagesError
 from unitscope.images import (
     DatasetSource,
@@ -27,8 +29,10 @@ from unitscope.images import (
     Skipped,
     as_source,
     display,
+    fingerprint,
     keys_hash,
     prepare,
+    same_images,
 )
 from unitscope.records import Box, Preprocessing
 
@@ -195,7 +199,7 @@ def test_a_folder_is_read_in_one_order_with_labels_from_its_folders(tmp_path: Pa
         photograph().save(tmp_path / name, format="PNG")
     source = FolderSource(tmp_path)
     assert [source.key(i) for i in range(len(source))] == ["a/deep/1.png", "b/10.png", "b/2.png", "top.png"]
-    assert [source.label(i) for i in range(len(source))] == ["a", "b", "b", None]
+    assert [source.read(i).label for i in range(len(source))] == ["a", "b", "b", None]
 
 
 def test_a_link_that_leads_back_ends_nowhere(tmp_path: Path) -> None:
@@ -244,8 +248,10 @@ class ImageSourceContract:
         assert len(first) == len(second) == 4
         for image in (2, 0, 3, 1):
             assert first.key(image) == second.key(image)
-            assert first.label(image) == second.label(image)
-            np.testing.assert_array_equal(np.asarray(first.open(image)), np.asarray(second.open(image)))
+            one, other = first.read(image), second.read(image)
+            assert one.label == other.label
+            assert one.content == other.content == first.content(image)
+            np.testing.assert_array_equal(np.asarray(one.pixels), np.asarray(other.pixels))
         assert keys_hash(first, 4) == keys_hash(second, 4)
         assert keys_hash(first, 3) != keys_hash(second, 4)
 
@@ -282,7 +288,7 @@ class TestDatasetOfPictures(ImageSourceContract):
         return DatasetSource(Classes())
 
     def test_labels_are_looked_up_in_its_classes(self, tmp_path: Path) -> None:
-        assert [self.source(tmp_path).label(i) for i in range(4)] == ["cat", "dog", "cat", "dog"]
+        assert [self.source(tmp_path).read(i).label for i in range(4)] == ["cat", "dog", "cat", "dog"]
 
 
 class TestDatasetOfTensors(ImageSourceContract):
@@ -300,14 +306,14 @@ def test_labels_are_classes_and_other_targets_are_none(target: object, label: st
         def __getitem__(self, image: int) -> tuple[Image.Image, object]:
             return photograph(), target
 
-    assert DatasetSource(Targets()).label(0) == label
+    assert DatasetSource(Targets()).read(0).label == label
 
 
 def test_a_dataset_of_something_else_is_refused() -> None:
-    with pytest.raises(ImagesError, match="PIL images"):
-        DatasetSource([np.zeros((2, 2), np.float32)]).open(0)
-    with pytest.raises(ImagesError, match="int64"):
-        DatasetSource(torch.zeros(1, 3, 2, 2, dtype=torch.int64)).open(0)
+    with pytest.raises(Skipped, match="PIL images"):
+        DatasetSource([np.zeros((2, 2), np.float32)]).read(0)
+    with pytest.raises(Skipped, match="int64"):
+        DatasetSource(torch.zeros(1, 3, 2, 2, dtype=torch.int64)).read(0)
 
 
 def test_an_image_that_a_dataset_cannot_give_is_skipped() -> None:
@@ -316,7 +322,7 @@ def test_an_image_that_a_dataset_cannot_give_is_skipped() -> None:
             raise OSError("disk on fire")
 
     with pytest.raises(Skipped, match="OSError: disk on fire"):
-        DatasetSource(Failing()).open(0)
+        DatasetSource(Failing()).read(0)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="names with other bytes exist on POSIX only")
@@ -324,9 +330,74 @@ def test_names_that_are_no_text_are_keys_too(tmp_path: Path) -> None:
     photograph().save(tmp_path / "a.png")
     os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xff\xfe.png")
     source = FolderSource(tmp_path)
-    assert source.open(0).size == (60, 40)
+    assert source.read(0).pixels.size == (60, 40)
     assert source.key(0) == "\\xff\\xfe.png"
     assert keys_hash(source, 1)
+
+
+def test_a_link_to_itself_costs_one_file(tmp_path: Path) -> None:
+    photograph().save(tmp_path / "a.png")
+    (tmp_path / "self").symlink_to(tmp_path / "self")
+    (tmp_path / "nowhere.png").symlink_to(tmp_path / "gone.png")
+    source = FolderSource(tmp_path)
+    assert [source.key(image) for image in range(len(source))] == ["a.png", "nowhere.png", "self"]
+    for image in (1, 2):
+        with pytest.raises(Skipped):
+            source.read(image)
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Iterator[Path]:
+    """A folder with folders in it, deeper than Python calls itself and longer than a path may be."""
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1_200):
+        os.mkdir("deep", dir_fd=here)
+        inner = os.open("deep", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(here)
+    yield tmp_path
+    subprocess.run(["rm", "-rf", str(tmp_path / "deep")], check=True)  # Python's own way would be to call itself
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders that deep exist on POSIX only")
+def test_folders_may_lie_as_deep_as_a_system_lets_them(deep: Path) -> None:
+    photograph().save(deep / "a.png")
+    source = FolderSource(deep)
+    assert source.key(0) == "a.png"
+    assert len(source) == 2
+    with pytest.raises(Skipped, match="too long"):
+        source.read(1)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "images"),
+    [('{"format": 2, "k": 9}', 0), ('{"format": 1}', 0), ("{}", 2), ('{"format": "RGBA8888"}', 2), ("[1]", 2), ("no JSON", 2), ("[" * 99999, 2)],
+)  # fmt: skip
+def test_only_a_real_atlas_is_passed_over_and_that_is_said(tmp_path: Path, manifest: str, images: int) -> None:
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    photograph().save(tmp_path / "a.png")
+    photograph().save(tmp_path / "in" / "sub" / "b.png")
+    (tmp_path / "in" / "sub" / "atlas.json").write_text(manifest)
+    source = FolderSource(tmp_path)
+    assert len(source) == 1 + images
+    assert source.passed_over == ({} if images else {"in/sub": "is a folder that holds an atlas"})
+
+
+def test_what_is_passed_over_stands_in_the_atlas_and_everything_adds_up(tmp_path: Path) -> None:
+    (tmp_path / "images" / "old").mkdir(parents=True)
+    photograph().save(tmp_path / "images" / "a.png")
+    (tmp_path / "images" / "old" / "atlas.json").write_text('{"format": 2}')
+    (tmp_path / "images" / "back").symlink_to(tmp_path / "images")
+    (tmp_path / "images" / "notes.md").write_text("words")
+    how = Preprocessing(None, (40, 60), *RGB)
+    atlas = unitscope.scan(see_through(3), tmp_path / "images", tmp_path / "atlas", preprocess=how)
+    assert {row["key"]: row["reason"] for row in atlas.table("skipped").to_pylist()} == {
+        "notes.md": "is not an image that Pillow knows",
+        "back": "is a link back to a folder that it lies in",
+        "old": "is a folder that holds an atlas",
+    }
+    assert (atlas.manifest["listed"], atlas.manifest["read"], atlas.manifest["skipped"]) == (4, 1, 3)
 
 
 def test_links_that_lead_round_are_followed_once(tmp_path: Path) -> None:
@@ -354,9 +425,25 @@ def test_an_image_that_would_be_huge_when_resized_is_skipped() -> None:
 
 def test_a_folder_that_holds_an_atlas_holds_no_images(tmp_path: Path) -> None:
     (tmp_path / "atlas").mkdir()
-    (tmp_path / "atlas" / "atlas.json").write_text("{}")
+    (tmp_path / "atlas" / "atlas.json").write_text('{"format": 2}')
     photograph().save(tmp_path / "a.png")
-    assert len(FolderSource(tmp_path)) == 1
+    source = FolderSource(tmp_path)
+    assert len(source) == 1
+    assert source.passed_over == {"atlas": "is a folder that holds an atlas"}
+
+
+def test_other_images_of_the_same_names_are_other_images(tmp_path: Path) -> None:
+    paths = written(tmp_path / "images")
+    source = FolderSource(tmp_path / "images")
+    known = {"hash": keys_hash(source, 4), "fingerprint": fingerprint(source, 4)}
+    assert same_images(known, FolderSource(tmp_path / "images"))
+    kept = paths[2].read_bytes()
+    Image.new("RGB", (20, 12)).save(paths[2])
+    assert not same_images(known, FolderSource(tmp_path / "images"))
+    paths[2].write_bytes(kept)
+    assert same_images(known, FolderSource(tmp_path / "images"))
+    paths[2].rename(tmp_path / "images" / "other.png")
+    assert not same_images(known, FolderSource(tmp_path / "images"))
 
 
 def strip(height: int, width: int, mode: str) -> Image.Image:

@@ -18,15 +18,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from unitscope.errors import UnitscopeError
+from unitscope.errors import WHERE_IMAGES_ARE, ImagesWarning, UnitscopeError
 from unitscope.files import check_writable, why, written
 
 WHAT_IMAGES = (
-    "A folder of images, a .txt file with one path a line, tar shards or Parquet files, here or behind a URL "
+    "A folder of images, a .txt file with one path a line (and a label after it), a glob, tar shards or Parquet files, here or behind a URL "
     "('s3://bucket/train-{000..127}.tar'), or hf:NAME:SPLIT."
 )
 MOST_UNITS = 1_000_000
-LISTS = {"--layers", "--units", "--mean", "--std", "--crop", "--resize"}
+LISTS = {"--layers", "--units", "--mean", "--std", "--crop", "--resize", "--value-range"}
 
 app = typer.Typer(
     add_completion=False,
@@ -48,6 +48,12 @@ Resize = Annotated[str | None, typer.Option(metavar="N | H W", help="Length of t
 Crop = Annotated[str | None, typer.Option(metavar="N | H W", help="What is cut from the centre.")]
 Mean = Annotated[str | None, typer.Option(metavar="M …", help="Mean per channel, for values from 0 to 1.")]
 Std = Annotated[str | None, typer.Option(metavar="S …", help="Standard deviation per channel.")]
+ValueRange = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LOW HIGH", help="The values that are black and white in images of more than 8 bits, where files don't say."
+    ),
+]
 Channels = Annotated[int | None, typer.Option(help="1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.")]
 Layers = Annotated[list[str] | None, typer.Option(metavar="GLOB …", help="Glob patterns of layer names.")]
 Units = Annotated[str | None, typer.Option(metavar="N …", help="Numbers of units, and ranges of them: 0-8 17.")]
@@ -66,12 +72,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command()
 def layers(
     model: Model, weights: Weights = "none", seed: Seed = 0, resize: Resize = None, crop: Crop = None, mean: Mean = None,
-    std: Std = None, channels: Channels = None, as_json: AsJson = False,
+    std: Std = None, channels: Channels = None, value_range: ValueRange = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """List every layer of a network in call order: name, kind, units, map, field, stride; and what its values depend on."""
     from unitscope.scanning import traced_layers, trial_of
 
-    network, preprocessing = _network(model, weights, seed, _overrides(resize, crop, mean, std, channels))
+    network, preprocessing = _network(model, weights, seed, _overrides(resize, crop, mean, std, channels, value_range))
     trace = traced_layers(network, preprocessing)
     trial = trial_of(network, trace)
     if as_json:
@@ -107,7 +113,9 @@ def scan(
     k: Annotated[int, typer.Option(help="Peaks a unit.")] = 9,
     per_image: Annotated[int, typer.Option(help="Peaks a unit may have in one image, half a field apart.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 32,
-    workers: Annotated[int, typer.Option(help="Threads that decode.")] = 2,
+    workers: Annotated[
+        str, typer.Option(help="Threads that decode files (auto: 2), or processes that read a data set (auto: none, but this one).")
+    ] = "auto",
     limit: Annotated[int | None, typer.Option(help="Scan the first images only.")] = None,
     precision: Annotated[str, typer.Option(help="fp32, or bf16: screen in bfloat16, rank in float32.")] = "fp32",
     runner: Annotated[str, typer.Option(help="here, or ray: on all machines of a Ray cluster.")] = "here",
@@ -115,17 +123,19 @@ def scan(
     cpus_per_worker: Annotated[int, typer.Option(help="Cores of one Ray worker.")] = 1,
     gpus_per_worker: Annotated[float, typer.Option(help="GPUs of one Ray worker.")] = 0,
     device: Device = "auto", resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, channels: Channels = None,
+    value_range: ValueRange = None,
 ) -> None:  # fmt: skip
     """Find the patches that excite every unit most, and keep them in an atlas."""
     from unitscope.atlas import place_for
     from unitscope.images import as_source
 
-    overrides = _overrides(resize, crop, mean, std, channels)
+    overrides = _overrides(resize, crop, mean, std, channels, value_range)
     place_for(out)
     spread = _runner(runner, address, cpus_per_worker, gpus_per_worker)
-    source = as_source(_images(images))
+    source = as_source(images)
     network, preprocessing = _network(model, weights, seed, overrides)
-    options = {"layers": layers, "k": k, "per_image": per_image, "batch_size": batch_size, "workers": workers, "device": device}
+    options = {"layers": layers, "k": k, "per_image": per_image, "batch_size": batch_size, "device": device}
+    options["workers"] = _workers(workers)
     options["precision"] = precision
     _scan(network, source, out, preprocess=preprocessing, limit=limit, runner=spread, **options)
 
@@ -142,7 +152,7 @@ def sheet(
     path = out or Path(f"{atlas.absolute().name}-{layer.replace('/', '_')}.png")
     numbers = _units(units)
     _picture_format(path)  # or the work would be for nothing
-    opened = Atlas(atlas, images=images and _images(images))
+    opened = Atlas(atlas, images=images)
     _save(opened.sheet(layer, units=numbers, patch=patch, attribution=attribution), path)
 
 
@@ -157,7 +167,7 @@ def figure(
 
     path = out or Path(f"{atlas.absolute().name}.png")
     _picture_format(path)  # or the work would be for nothing
-    image = Atlas(atlas, images=images and _images(images)).figure(
+    image = Atlas(atlas, images=images).figure(
         layers=layers, units=_units(units), patch=patch, seed=seed, size_px=96, attribution=attribution
     )
     _save(image, path)
@@ -174,7 +184,7 @@ def attribute(
     from unitscope.attribution import attribute as attribute_peaks
 
     numbers = _units(units)
-    opened = Atlas(atlas, images=images and _images(images))
+    opened = Atlas(atlas, images=images)
     try:
         with _progress(None, method, "peaks") as advance:
             done = attribute_peaks(
@@ -193,16 +203,17 @@ def evolve(
     out: Annotated[Path, typer.Option(help="The folder to write the atlases to.")] = Path("evolution"),
     layers: Layers = None, device: Device = "auto",
     resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, channels: Channels = None,
+    value_range: ValueRange = None,
 ) -> None:  # fmt: skip
     """Scan a network at several moments of its training, and draw how its units came to be."""
     from unitscope.experiments import evolve as evolve_network
     from unitscope.networks import load_network, preprocessing_for
 
-    overrides = _overrides(resize, crop, mean, std, channels)
+    overrides = _overrides(resize, crop, mean, std, channels, value_range)
     _picture_format(out / "figure.png")  # or the work would be for nothing
     preprocessing = preprocessing_for(load_network(model, "none", 0), overrides)
     evolution = evolve_network(
-        model, checkpoints, _images(images), out, layers=layers, preprocess=preprocessing, device=device,
+        model, checkpoints, images, out, layers=layers, preprocess=preprocessing, device=device,
         on_checkpoint=lambda name: print(f"scanning {name}", file=sys.stderr),
     )  # fmt: skip
     _print_table(evolution.settling())
@@ -215,17 +226,16 @@ def probe(
     out: Annotated[Path, typer.Option(help="The folder to write the table and the plot to.")] = Path("probe"),
     weights: Weights = "default", seed: Seed = 0, layers: Layers = None,
     device: Device = "auto", resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, channels: Channels = None,
+    value_range: ValueRange = None,
 ) -> None:  # fmt: skip
     """Train a linear classifier on each layer's features: what is a layer good for?"""
     from unitscope.experiments import probe as probe_layers
     from unitscope.experiments.plots import draw_probe, plot_format
 
     plot_format(out / "probe.png")  # or the work would be for nothing
-    network, preprocessing = _network(model, weights, seed, _overrides(resize, crop, mean, std, channels))
+    network, preprocessing = _network(model, weights, seed, _overrides(resize, crop, mean, std, channels, value_range))
     with _progress(None, "reading") as advance:
-        table = probe_layers(
-            network, _images(images), out, layers=layers, preprocess=preprocessing, device=device, on_images=advance
-        )
+        table = probe_layers(network, images, out, layers=layers, preprocess=preprocessing, device=device, on_images=advance)
     _print_table(table)
     draw_probe(table, out / "probe.png")
     print(f"drawn to {out / 'probe.png'}")
@@ -237,14 +247,15 @@ def invariance(
     out: Annotated[Path, typer.Option(help="The folder to write the table and the plot to.")] = Path("invariance"),
     weights: Weights = "default", seed: Seed = 0, layers: Layers = None,
     device: Device = "auto", resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, channels: Channels = None,
+    value_range: ValueRange = None,
 ) -> None:  # fmt: skip
     """Move, enlarge and turn a few images: how far do each layer's features go with them?"""
     from unitscope.experiments import invariance as move_images
     from unitscope.experiments.plots import draw_invariance, plot_format
 
     plot_format(out / "invariance.png")  # or the work would be for nothing
-    network, preprocessing = _network(model, weights, seed, _overrides(resize, crop, mean, std, channels))
-    table = move_images(network, _images(images), out, layers=layers, preprocess=preprocessing, device=device)
+    network, preprocessing = _network(model, weights, seed, _overrides(resize, crop, mean, std, channels, value_range))
+    table = move_images(network, images, out, layers=layers, preprocess=preprocessing, device=device)
     draw_invariance(table, out / "invariance.png")
     print(f"drawn to {out / 'invariance.png'}")
 
@@ -257,7 +268,7 @@ def colour_or_shape(
     from unitscope.atlas import Atlas
     from unitscope.experiments import colour_or_shape as change_images
 
-    opened = Atlas(atlas, images=images and _images(images))
+    opened = Atlas(atlas, images=images)
     with _progress(None, "changing") as advance:
         table = change_images(opened, _trusted(opened, trust_code), device=device, on_images=advance)
     _print_table(table.group_by("layer", use_threads=False).aggregate([(name, "mean") for name in table.column_names[3:]]))
@@ -279,7 +290,7 @@ def occlude(
 
     path = out or Path(f"{atlas.absolute().name}-{layer.replace('/', '_')}-{unit}-occluded.png")
     plot_format(path)  # or the work would be for nothing
-    opened, names = Atlas(atlas, images=images and _images(images)), _lines(classes) if classes else None
+    opened, names = Atlas(atlas, images=images), _lines(classes) if classes else None
     known, network = opened.layer(layer).name, _trusted(opened, trust_code)
     with _progress(None, "covering") as advance:
         occlusion(opened, known, [unit], network, classes=names, device=device, on_images=advance)
@@ -296,7 +307,7 @@ def check(
     from unitscope.atlas import Atlas
     from unitscope.checking import check as check_atlas
 
-    opened = Atlas(atlas, images=images and _images(images))
+    opened = Atlas(atlas, images=images)
     result = check_atlas(opened, _trusted(opened, trust_code), device=device)
     if as_json:
         print(json.dumps(asdict(result), indent=1))
@@ -319,7 +330,7 @@ def serve(
     """Open an atlas in the browser: every layer, unit and image has a page."""
     from unitscope.atlas import Atlas
 
-    first, second = Atlas(atlas, images=images and _images(images)), Atlas(beside) if beside else None
+    first, second = Atlas(atlas, images=images), Atlas(beside) if beside else None
     _serve(first, second, host, port, device, trust_code)
 
 
@@ -332,10 +343,15 @@ def export(
     from unitscope.atlas import Atlas
     from unitscope.web import export as export_site
 
-    first, second = Atlas(atlas, images=images and _images(images)), Atlas(beside) if beside else None
+    first, second = Atlas(atlas, images=images), Atlas(beside) if beside else None
     units = sum(layer.units for one in (first, second) if one for layer in one.layers)
     with _progress(units, "exporting", "units") as advance:
         written = export_site(first, site, second, on_units=advance)
+    for key, reason in islice(written.lacking.items(), 1):
+        print(
+            f"{len(written.lacking):,} images, and the patches in them, could not be drawn: {key!r} {reason}; {WHERE_IMAGES_ARE}",
+            file=sys.stderr,
+        )
     print(f"{written.files:,} files, {written.bytes / 1e6:,.0f} MB in {site}; open {site / 'index.html'}")
 
 
@@ -357,7 +373,7 @@ def demo(
         said = Atlas(place).manifest
         if said["images"].get("folder") != source.description["folder"] or said["listed"] != min(
             len(source), limit or len(source)
-        ):
+        ) + len(source.passed_over):
             raise UnitscopeError(f"the atlas in {str(place)!r} is one of other images; give another --out")
         print(f"using the atlas that is in {place} already")
     else:
@@ -373,6 +389,7 @@ def demo(
 def main() -> None:
     """Run a command; a `UnitscopeError` becomes one line and exit status 1, a warning one line on the way."""
     warnings.showwarning = lambda message, *_: print(message, file=sys.stderr)
+    warnings.simplefilter("always", ImagesWarning)
     try:
         app(args=gathered(sys.argv[1:]))
     except UnitscopeError as error:
@@ -441,6 +458,10 @@ def _print_table(table: Any) -> None:
     for row in table.to_pylist():
         shown.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
     Console(width=None if sys.stdout.isatty() else 160).print(shown)
+
+
+def _workers(text: str) -> int | str:
+    return int(text) if text.removeprefix("-").isdecimal() else text
 
 
 def _runner(name: str, address: str | None, cpus_per_worker: int, gpus_per_worker: float) -> Any:
@@ -546,6 +567,7 @@ def _overrides(
     mean: str | None = None,
     std: str | None = None,
     channels: int | None = None,
+    value_range: str | None = None,
 ) -> Any:
     from unitscope.networks import Overrides
 
@@ -556,14 +578,13 @@ def _overrides(
     resized = None if sizes[0] is None else sizes[0][0] if len(sizes[0]) == 1 else (sizes[0][0], sizes[0][1])
     cropped = None if sizes[1] is None else (sizes[1][0], sizes[1][-1])
     means, stds = _numbers(mean, float, "--mean"), _numbers(std, float, "--std")
-    return Overrides(resized, cropped, tuple(means) if means else None, tuple(stds) if stds else None, channels)
-
-
-def _images(images: str) -> Any:
-    if not images.endswith(".txt") or not Path(images).is_file():
-        return images
-    lines = Path(images).read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
-    return [line.strip() for line in lines if line.strip()]
+    values = _numbers(value_range, float, "--value-range")
+    if values is not None and len(values) != 2:
+        raise typer.BadParameter(f"--value-range takes two numbers, not {len(values)}")
+    return Overrides(
+        resized, cropped, tuple(means) if means else None, tuple(stds) if stds else None, channels,
+        None if values is None else (values[0], values[1]),
+    )  # fmt: skip
 
 
 def _lines(path: Path) -> list[str]:

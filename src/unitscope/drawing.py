@@ -106,11 +106,12 @@ def _hatched(width: int, height: int, see_through: bool) -> Image.Image:
     return Image.fromarray(np.where(stripes, *(np.array(c, dtype=np.uint8) for c in colours)).astype(np.uint8))
 
 
-def missing(size_px: int) -> Image.Image:
-    """What stands for a patch whose image can't be read any more."""
+def missing(size_px: int, changed: bool = False) -> Image.Image:
+    """What stands for a patch whose image can't be read any more, or has `changed` since it was scanned."""
     tile = hatched(size_px, size_px)
-    font = _font(size_px // 3)
-    ImageDraw.Draw(tile).text((size_px // 2, size_px // 2), "?", INK, font, anchor="mm")
+    word = "changed" if changed else "?"
+    font = _font(_fitting(word, size_px // 3, size_px - 4))
+    ImageDraw.Draw(tile).text((size_px // 2, size_px // 2), word, INK, font, anchor="mm")
     return tile
 
 

@@ -12,6 +12,8 @@ UnitscopeError
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+WHERE_IMAGES_ARE = "if the images have moved, say where they are with --images (images= in Python)"
+
 
 class UnitscopeError(Exception):
     """Base of every error that unitscope raises on purpose; its text is one line that says what to do."""
@@ -39,6 +41,10 @@ class ScanUnfinished(UnitscopeError):
 
 class AtlasError(UnitscopeError):
     """A folder that isn't an atlas where one is expected, or is in the way where none is."""
+
+
+class ImagesWarning(UserWarning):
+    """Some of the images couldn't be read where they were needed."""
 
 
 def first_line(error: BaseException) -> str:

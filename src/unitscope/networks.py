@@ -140,6 +140,7 @@ class Overrides:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     channels: int | None = None
+    value_range: tuple[float, float] | None = None
 
 
 def preprocessing_for(network: Network, said: Overrides) -> Preprocessing:
@@ -156,7 +157,7 @@ def preprocessing_for(network: Network, said: Overrides) -> Preprocessing:
         raise NetworkError(f"nothing is known of how {network.model!r} wants its images; say it with {PREPROCESSING_FLAGS}")
     channels = said.channels if said.channels is not None else len(mean)
     try:
-        return Preprocessing(resize, crop, mean, std, channels, known.interpolation if known else "bilinear")
+        return Preprocessing(resize, crop, mean, std, channels, known.interpolation if known else "bilinear", said.value_range)
     except ValueError as error:
         raise NetworkError(f"{error}; say it with {PREPROCESSING_FLAGS}") from error
 

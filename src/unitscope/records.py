@@ -162,7 +162,8 @@ class Preprocessing:
 
     `resize` is the length of the shorter side (one number) or height and width (two numbers), None to leave the size; `crop`
     is the height and width cut from the centre. Values are divided by 255, less `mean`, divided by `std`, per channel.
-    `channels` is 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha).
+    `channels` is 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha). `value_range` are the values that are black and white in
+    images of more than 8 bits, of which files often don't say it.
     """
 
     resize: int | tuple[int, int] | None
@@ -171,6 +172,7 @@ class Preprocessing:
     std: tuple[float, ...]
     channels: int = 3
     interpolation: str = "bilinear"
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if len(self.mean) != self.channels or len(self.std) != self.channels:
@@ -183,6 +185,11 @@ class Preprocessing:
             raise ValueError(
                 f"resize {self.resize}, crop {self.crop} and std {self.std} must be positive, and mean {self.mean} finite numbers"
             )
+
+        if self.value_range is not None and not (
+            all(map(isfinite, self.value_range)) and self.value_range[0] < self.value_range[1]
+        ):
+            raise ValueError(f"value range {self.value_range} must be a lower and a higher finite number")
 
     @classmethod
     def of_size(cls, height: int, width: int, mean: Sequence[float], std: Sequence[float]) -> "Preprocessing":

@@ -55,7 +55,7 @@ class _Folder(Struct):
 
 class _List(Struct):
     paths: list[str]
-    working_folder: str
+    folder: str
 
 
 class _Files(Struct):

@@ -1,9 +1,11 @@
 """What to draw of an atlas: which layers, units and boxes. How it is drawn is `unitscope.drawing`'s."""
 
 import random
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +17,11 @@ from PIL import Image
 from unitscope.atlas.projections import ZERO, shown
 from unitscope.atlas.ties import Tie
 from unitscope.drawing import EMPTY, Block, Panel, cut, draw_figure, draw_sheet, missing
-from unitscope.errors import AtlasError, first_line
-from unitscope.images import Geometry, Skipped
-from unitscope.images.pixels import Pixels, in_channels
+from unitscope.errors import WHERE_IMAGES_ARE, AtlasError, ImagesError, ImagesWarning, first_line
+from unitscope.images import Changed, Geometry, Skipped
+from unitscope.images.pixels import in_channels
+from unitscope.images.protocol import Pixels
+from unitscope.images.ranges import Range
 from unitscope.records import Box, Layer, Peak, matches
 
 if TYPE_CHECKING:
@@ -52,10 +56,10 @@ class Drawn:
 def patch(atlas: "Atlas", peak: Peak, kind: str, size_px: int) -> Image.Image:
     kind = box_drawn(atlas, atlas.layer(peak.layer), kind)
     try:
-        image = as_picture(atlas.open_image(peak.image))
+        image = atlas.picture(peak.image)
     except Skipped as reason:
         raise AtlasError(
-            f"image {peak.image} of the atlas {str(atlas.folder)!r} can't be drawn any more: it {reason}"
+            f"image {atlas.key(peak.image)!r} of the atlas {str(atlas.folder)!r} can't be drawn any more: it {reason}; {WHERE_IMAGES_ARE}"
         ) from reason
     return cut(image, *boxes_on_source(atlas, peak, kind, (image.height, image.width)), size_px)
 
@@ -66,17 +70,47 @@ def sheet(atlas: "Atlas", layer: str, units: Sequence[int] | None, drawn: Drawn)
     every = range(known.units) if there is None else sorted(there)
     chosen = _checked(known, units if units is not None else every)
     _require(atlas, known, drawn, chosen, there)
-    return draw_sheet(panel(atlas, known, chosen, drawn), drawn.size_px)
+    with drawing_counted() as lacking:
+        return draw_sheet(panel(atlas, known, chosen, drawn, lacking), drawn.size_px)
 
 
 def figure(atlas: "Atlas", choice: FigureChoice, drawn: Drawn) -> Image.Image:
+    with drawing_counted() as lacking:
+        return draw_figure(_panels(atlas, choice, drawn, lacking), *_words(atlas, choice, drawn), drawn.size_px)
+
+
+def _panels(atlas: "Atlas", choice: FigureChoice, drawn: Drawn, lacking: "Lacking") -> list[Panel]:
     panels = []
     for layer in _asked(atlas, choice.layers) if choice.layers else spread_layers(_with_projections(atlas, drawn)):
         there = _attributed(atlas, drawn.attribution, layer.name)
         units = _checked(layer, choice.units) if choice.units is not None else firing_units(atlas, layer, choice.seed, there)
         _require(atlas, layer, drawn, units, there)
-        panels.append(panel(atlas, layer, units, drawn))
-    return draw_figure(panels, *_words(atlas, choice, drawn), drawn.size_px)
+        panels.append(panel(atlas, layer, units, drawn, lacking))
+    return panels
+
+
+@dataclass(slots=True)
+class Lacking:
+    """How many patches were to be drawn, and the reasons of those that couldn't be, one a patch."""
+
+    wanted: int = 0
+    reasons: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def drawing_counted() -> Iterator[Lacking]:
+    """Counts the patches that are drawn in the block: a warning says how many lack their image.
+
+    Raises `ImagesError` where all do.
+    """
+    lacking = Lacking()
+    yield lacking
+    if not lacking.reasons:
+        return
+    many = f"{len(lacking.reasons):,} of {lacking.wanted:,} patches could not be drawn: image {lacking.reasons[0]}"
+    if len(lacking.reasons) == lacking.wanted:
+        raise ImagesError(f"{many}; {WHERE_IMAGES_ARE}")
+    warnings.warn(f"{many}; {WHERE_IMAGES_ARE}", ImagesWarning, stacklevel=5)
 
 
 def _require(atlas: "Atlas", layer: Layer, drawn: Drawn, units: Sequence[int], there: set[int] | None) -> None:
@@ -179,7 +213,7 @@ def centre(start: float, stop: float, cell: tuple[int, int], length: int) -> flo
     return (place + 0.5) * length / places if (start, stop) == (0, length) else (start + stop) / 2
 
 
-def panel(atlas: "Atlas", layer: Layer, units: Sequence[int], how: Drawn) -> Panel:
+def panel(atlas: "Atlas", layer: Layer, units: Sequence[int], how: Drawn, lacking: Lacking | None = None) -> Panel:
     drawn = box_drawn(atlas, layer, how.patch)
     places = min(atlas.k, MOST_PATCHES)
     peaks: dict[int, list[Peak]] = {unit: [] for unit in units}
@@ -187,7 +221,7 @@ def panel(atlas: "Atlas", layer: Layer, units: Sequence[int], how: Drawn) -> Pan
         if row["unit"] in peaks and row["rank"] <= places:
             peaks[row["unit"]].append(Peak(**row))
     every = [peak for of_unit in peaks.values() for peak in of_unit]
-    patches = _patches(atlas, every, drawn, how.size_px)
+    patches = _patches(atlas, every, drawn, how.size_px, lacking or Lacking())
     found = projections(atlas, every, drawn, how) if how.attribution else {}
     known = atlas.ties(layer.name) if every else {}
     blocks = []
@@ -240,17 +274,21 @@ def on_input(atlas: "Atlas", row: Mapping[str, Any]) -> Image.Image:
     return canvas
 
 
-def _patches(atlas: "Atlas", peaks: Sequence[Peak], kind: str, size_px: int) -> dict[tuple[int, int], Image.Image]:
+def _patches(
+    atlas: "Atlas", peaks: Sequence[Peak], kind: str, size_px: int, lacking: Lacking
+) -> dict[tuple[int, int], Image.Image]:
     """Every peak's patch by unit and rank. Each image is decoded once, several at a time."""
     by_image = groupby(sorted(peaks, key=lambda peak: peak.image), key=lambda peak: peak.image)
     work = [(image, list(of_image)) for image, of_image in by_image]
     _ = atlas.source  # found once, before the threads ask for it
+    lacking.wanted += len(peaks)
 
     def cut_all(image: int, of_image: Sequence[Peak]) -> list[tuple[tuple[int, int], Image.Image]]:
         try:
-            picture = as_picture(atlas.open_image(image))
-        except Skipped:
-            return [((peak.unit, peak.rank), missing(size_px)) for peak in of_image]
+            picture = atlas.picture(image)
+        except Skipped as reason:
+            lacking.reasons += [f"{atlas.key(image)!r} {reason}"] * len(of_image)
+            return [((peak.unit, peak.rank), missing(size_px, isinstance(reason, Changed))) for peak in of_image]
         size = picture.height, picture.width
         return [((p.unit, p.rank), cut(picture, *boxes_on_source(atlas, p, kind, size), size_px)) for p in of_image]
 
@@ -258,10 +296,10 @@ def _patches(atlas: "Atlas", peaks: Sequence[Peak], kind: str, size_px: int) -> 
         return dict(pair for pairs in pool.map(cut_all, *zip(*work, strict=True)) for pair in pairs) if work else {}
 
 
-def as_picture(opened: Image.Image | Pixels) -> Image.Image:
+def as_picture(opened: Image.Image | Pixels, value_range: Range | None = None) -> Image.Image:
     """What a person looks at; tensors are spread from their lowest to their highest value, the first three channels as colours."""
     if isinstance(opened, Image.Image):
-        return in_channels(opened, 3)
+        return in_channels(opened, 3, value_range)
     shown = opened[:3] if len(opened) >= 3 else opened[:1].repeat(3, axis=0)
     low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
     spread = (np.nan_to_num(shown) - low) / (high - low or 1.0)

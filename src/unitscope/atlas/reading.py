@@ -19,9 +19,9 @@ from unitscope.atlas import pictures
 from unitscope.atlas.manifest import read_manifest
 from unitscope.atlas.schema import PLACES, PROJECTIONS, TABLES
 from unitscope.atlas.ties import Tie, ties
-from unitscope.errors import AtlasError, LayerNotFound, suggestion
-from unitscope.images import FileSource, Skipped, Source, as_source, holds, reopened
-from unitscope.images.pixels import Pixels
+from unitscope.errors import WHERE_IMAGES_ARE, AtlasError, ImagesError, LayerNotFound, suggestion
+from unitscope.images import Changed, Skipped, Source, as_source, finder, holds, reopened, skipping_errors
+from unitscope.images.protocol import Pixels
 from unitscope.records import Layer, Peak, Preprocessing, names_code
 
 MOST_LAYERS, MOST_PIXELS = 100_000, 1 << 24
@@ -110,42 +110,62 @@ class Atlas:
     @cached_property
     def source(self) -> Source:
         """The images that were scanned. Raises `ImagesError` where they are gone."""
-        return as_source(self._images) if self._images is not None else reopened(self.manifest["images"])
+        if self._images is not None:
+            return as_source(self._images)
+        try:
+            return reopened(self.manifest["images"])
+        except ImagesError as error:
+            raise ImagesError(f"{error}; {WHERE_IMAGES_ARE}") from error
 
     @cached_property
-    def _images_met(self) -> dict[int, tuple[str, tuple[int, int]]]:
-        """Key and size (width, height) of every image that a peak names."""
-        rows = self.table("images").to_pylist()
-        return {row["image"]: (row["key"], (row["width"], row["height"])) for row in rows}
+    def _images_met(self) -> dict[int, dict[str, Any]]:
+        """The row of every image that a peak names."""
+        return {row["image"]: row for row in self.table("images").to_pylist()}
 
     @cached_property
     def _find(self) -> Callable[[str], int | None]:
         """The way from a key to the number that its image has now."""
-        source = self.source
-        return source.find if isinstance(source, FileSource) else {source.key(n): n for n in range(len(source))}.get
+        return finder(self.source)
 
-    def key(self, image: int) -> str:
-        """The key of the image with that number, of those that the atlas mentions."""
+    def _image(self, image: int) -> dict[str, Any]:
         if image not in self._images_met:
             raise AtlasError(
                 f"the atlas {str(self.folder)!r} is broken: a peak names image {image}, which its images table lacks"
             )
-        return self._images_met[image][0]
+        return self._images_met[image]
+
+    def key(self, image: int) -> str:
+        """The key of the image with that number, of those that the atlas mentions."""
+        return str(self._image(image)["key"])
+
+    def content(self, image: int) -> int | None:
+        """The hash of what the image of that number held when it was scanned; None where that isn't known."""
+        found = self._image(image)["content"]
+        return None if found is None else int(found)
 
     def open_image(self, image: int) -> Image.Image | Pixels:
         """The source image with that number, found by its key, since files may have come or gone since the scan.
 
-        Raises `Skipped` where it is gone, can't be read or has another size than it had.
+        Raises `Skipped` where it is gone or can't be read, and `Changed`, which is one, where it isn't the image that was scanned.
         """
-        key, size = self.key(image), self._images_met[image][1]
-        place = image if holds(self.source, image, key) else self._find(key)
-        if place is None:
-            raise Skipped("is no longer there")
-        opened = self.source.open(place)
-        found = opened.size if isinstance(opened, Image.Image) else (opened.shape[2], opened.shape[1])
+        known, source = self._image(image), self.source
+        with skipping_errors():
+            place = image if holds(source, image, known["key"]) else self._find(known["key"])
+            if place is None:
+                raise Skipped("is no longer there")
+            opened = source.read(place)
+        pixels, size = opened.pixels, (known["width"], known["height"])
+        found = pixels.size if isinstance(pixels, Image.Image) else (pixels.shape[2], pixels.shape[1])
         if found != size:
-            raise Skipped(f"is {found[0]} x {found[1]} pixels now and was {size[0]} x {size[1]}")
-        return opened
+            raise Changed(f"has changed: it is {found[0]} x {found[1]} pixels now and was {size[0]} x {size[1]}")
+        if None not in (known["content"], opened.content) and opened.content != known["content"]:
+            raise Changed("has changed: it is not the image that was scanned")
+        return pixels
+
+    def picture(self, image: int) -> Image.Image:
+        """The source image with that number as a person looks at it, in 8 bits and three colours. Raises as `open_image` does."""
+        value_range = self.preprocessing.value_range if self.preprocessing else None
+        return pictures.as_picture(self.open_image(image), value_range)
 
     def layer(self, name: str) -> Layer:
         """The layer of that name. Raises `LayerNotFound`."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from unitscope.atlas.projections import Projection, encoded
 from unitscope.attribution.batches import Entry, Window, batches, cropped, window_for
 from unitscope.attribution.methods import Cells, Method, Projected
-from unitscope.errors import AtlasError
-from unitscope.images.pixels import Pixels
+from unitscope.errors import WHERE_IMAGES_ARE, AtlasError
+from unitscope.images.protocol import Pixels
 from unitscope.layers import TracedLayer, cached_images, tapped
 from unitscope.records import Peak
 from unitscope.scanning.again import Again, comes_back
@@ -139,7 +139,7 @@ def _pixels(again: Again, batch: tuple[Entry, ...], window: Window) -> list[Pixe
     for entry in batch:
         one = loaded[entry.image]
         if one.pixels is None:
-            raise AtlasError(f"the image {one.key!r} {one.reason}")
+            raise AtlasError(f"the image {one.key!r} {one.reason}; {WHERE_IMAGES_ARE}")
         box = entry.box(window)
         rows, columns = slice(int(box.top), int(box.bottom)), slice(int(box.left), int(box.right))
         found.append(one.pixels[rows, columns] if again.loader.preprocessing is not None else one.pixels[:, rows, columns])

@@ -27,7 +27,7 @@ from unitscope.drawing import Moment, Strip, draw_strips
 from unitscope.errors import AtlasError, first_line
 from unitscope.experiments.tables import write_table
 from unitscope.files import written
-from unitscope.images import as_source, count_of, keys_hash
+from unitscope.images import as_source, same_images
 from unitscope.networks import Network, load_network
 from unitscope.records import Layer, Peak
 from unitscope.scanning import preprocessing_said, scan
@@ -227,7 +227,7 @@ def _standing(network: Network, images: Any, place: Path, **options: Any) -> Atl
     preprocessing = preprocessing_said(options["preprocess"], network)
     same = {
         "weights": said["network"]["hash"] == network.hash(),
-        "images": said["images"].get("hash") == keys_hash(source, count_of(source) or 0),
+        "images": same_images(said["images"], source),
         "layers": said["layers"] == (list(patterns) if patterns else None),
         "preprocessing": atlas.preprocessing == preprocessing or atlas.preprocessing is None,
     }

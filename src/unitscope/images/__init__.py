@@ -1,23 +1,30 @@
-"""Images: where they come from (`sources`, and `files` that hold many), how they become pixels (`pixels`), where a box lies on them (`geometry`)."""
+"""Images: where they come from (`sources`, `datasets`, and `files` that hold many), how they become pixels (`pixels`), where a box
+lies on them (`geometry`)."""
 
-from unitscope.images.files import FILE_BITS, FileBroken, FileSource, Item
+from unitscope.images.content import contradictions
+from unitscope.images.datasets import DatasetSource
+from unitscope.images.files import FILE_BITS, FileBroken, FileSource
 from unitscope.images.geometry import Geometry
-from unitscope.images.pixels import Skipped, display, prepare
+from unitscope.images.pixels import display, prepare
+from unitscope.images.protocol import Changed, ImageSource, Item, Skipped, SourceImage, skipping_errors
 from unitscope.images.sources import (
-    DatasetSource,
     FolderSource,
-    ImageSource,
     ListSource,
     Source,
     as_source,
     count_of,
+    finder,
+    fingerprint,
     holds,
     items_of,
     keys_hash,
     reopened,
+    same_images,
 )  # fmt: skip
 
 __all__ = [
-    "FILE_BITS", "DatasetSource", "FileBroken", "FileSource", "FolderSource", "Geometry", "ImageSource", "Item", "ListSource",
-    "Skipped", "Source", "as_source", "count_of", "display", "holds", "items_of", "keys_hash", "prepare", "reopened",
+    "FILE_BITS", "Changed", "DatasetSource", "FileBroken", "FileSource", "FolderSource", "Geometry", "ImageSource", "Item", "ListSource",
+    "Skipped", "Source", "SourceImage", "as_source", "contradictions", "count_of", "display", "finder", "fingerprint", "holds",
+    "items_of", "keys_hash", "prepare", "reopened", "same_images",
+    "skipping_errors",
 ]  # fmt: skip

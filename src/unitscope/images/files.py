@@ -4,62 +4,64 @@ Files are read from beginning to end, one after the other, so that nobody has to
 file `f` has the number `f · 2³² + p`: the order is that of the files and, within each, its own.
 """
 
-import io
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import ChainMap, Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
-from itertools import groupby, islice
+from itertools import count, groupby, islice
 from os.path import abspath, commonprefix
+from posixpath import dirname, join, normpath, splitext
 from time import sleep
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import fsspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from braceexpand import braceexpand
 from fsspec.core import url_to_fs
-from PIL import Image
+from fsspec.implementations.local import LocalFileSystem
 
 from unitscope.errors import ImagesError
-from unitscope.images.pixels import Pixels, Skipped, display
+from unitscope.images.content import FEW, hash_of_bytes, spread
+from unitscope.images.datasets import IMAGE_COLUMNS
+from unitscope.images.labels import LABEL_COLUMNS, label_text, words, written_label
+from unitscope.images.names import picture_endings
+from unitscope.images.pixels import read_bytes
+from unitscope.images.protocol import Item, Skipped, SourceImage, as_text
 
 Result = TypeVar("Result")
+Named = TypeVar("Named", "Sample", "Entry")
 
 Stream = Any
 """An open file to read, of whatever kind the file system gives."""
 
 FILE_BITS = 32
+FEW_REMOTE, MOST_LINKS = 3, 40
 TRIES, PATIENCE_S = 3, 0.5
 UNSEEKABLE = -1
 """In place of a size: the bytes of that sample are found by reading the file from its beginning."""
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 PARQUET_ENDINGS = (".parquet",)
-PICTURES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm"}
-IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
-LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class")
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One image on its way to be opened. `open` and `label` may be called in another thread."""
-
-    image: int
-    key: str
-    open: Callable[[], Image.Image | Pixels]
-    label: Callable[[], str | None]
+LEAVINGS = 1 << 31
+"""From this place on, what a file holds that is no image of it is numbered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image as it lies in a file: its name there, its bytes or None where there are none, its label."""
+    """One image as it lies in a file: its name there, its bytes or None where there are none, its label.
+
+    `reason` says why it can't be read, if it can't; of what is no image at all, `leaving` is true.
+    """
 
     name: str
     content: bytes | None
-    label: str | None
+    label: str | None = None
+    reason: str = ""
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +70,14 @@ class Entry:
 
     name: str
     label: str | None
-    where: tuple[int, int]
+    where: tuple[int, int] = (0, 0)
+    reason: str = ""
+    leaving: bool = False
 
 
 @runtime_checkable
 class Form(Protocol):
-    """How images lie in a file. All three raise any error where the file is broken."""
+    """How images lie in a file. All raise any error where the file is broken."""
 
     def read(self, file: Stream) -> Iterator[Sample]:
         """All samples of an open file, in order."""
@@ -87,6 +91,10 @@ class Form(Protocol):
         """The bytes of one sample."""
         ...
 
+    def first(self, file: Stream) -> bytes | None:
+        """The bytes of the first image, without a look at what comes after it."""
+        ...
+
 
 class FileSource:
     """Images in files of one form. Keys are the file's path from the folder that all are in, and the name within the file.
@@ -94,6 +102,9 @@ class FileSource:
     A file is read in sequence; reading that fails is tried again, three times in all, before its error is raised. Single images
     are found through an index of their file.
     """
+
+    thread_safe = True
+    passed_over: Mapping[str, str] = {}
 
     def __init__(self, files: Sequence[str], form: Form) -> None:
         self.files = list(files)
@@ -115,33 +126,44 @@ class FileSource:
         return sha256("\0".join(self.files).encode()).hexdigest()
 
     def items(self, file: int) -> Iterator[Item]:
-        """The images of one file, from its first to its last."""
-        for place, sample in enumerate(self._read(file)):
-            image = (file << FILE_BITS) + place
-            yield Item(image, self._key(file, sample.name), partial(_opened, sample.content), partial(getattr, sample, "label"))
+        """The images of one file, from its first to its last, and what it holds beside them, which is skipped."""
+        places, leavings = count(), count(LEAVINGS)
+        for sample in _named_apart(self._read(file)):
+            image = (file << FILE_BITS) + next(leavings if sample.leaving else places)
+            yield Item(image, self._key(file, sample.name), partial(_opened, sample.content, sample.label, sample.reason))
 
     def key(self, image: int) -> str:
         return self._key(image >> FILE_BITS, self._entry(image).name)
 
-    def label(self, image: int) -> str | None:
-        return self._entry(image).label
-
-    def open(self, image: int) -> Image.Image:
+    def read(self, image: int) -> SourceImage:
         file, entry = image >> FILE_BITS, self._entry(image)
-        return _opened(self._reached(file, lambda stream: self.form.fetch(stream, entry)))
+        content = None if entry.reason else self._reached(file, lambda stream: self.form.fetch(stream, entry))
+        return _opened(content, entry.label, entry.reason)
+
+    def fingerprint(self) -> dict[str, str | None]:
+        """The hash of the first image of a few files, by its number; None where it can't be read. One request a file."""
+        few = spread(len(self.files), FEW_REMOTE if any("://" in file for file in self.files) else FEW)
+        return {str(file << FILE_BITS): self._first_content(file) for file in few}
+
+    def _first_content(self, file: int) -> str | None:
+        try:
+            with fsspec.open(self.files[file], "rb") as stream:
+                first = self.form.first(stream)
+        except Exception:  # whoever scans it says why
+            return None
+        return None if first is None else f"{hash_of_bytes(first):016x}"
 
     def find(self, key: str) -> int | None:
         """The number of the image with that key; None where it isn't there."""
         for file, path in enumerate(self.files):
-            start = path.removeprefix(self._base) + "/"
-            if key.startswith(start):
-                names = [start + entry.name for entry in self._index(file)]
-                if key in names:
-                    return (file << FILE_BITS) + names.index(key)
+            if key.startswith(as_text(path.removeprefix(self._base) + "/")):
+                keys = [self._key(file, entry.name) for entry in self._index(file)]
+                if key in keys:
+                    return (file << FILE_BITS) + keys.index(key)
         return None
 
     def _key(self, file: int, name: str) -> str:
-        return f"{self.files[file].removeprefix(self._base)}/{name}"
+        return as_text(f"{self.files[file].removeprefix(self._base)}/{name}")
 
     def _entry(self, image: int) -> Entry:
         file, place = image >> FILE_BITS, image & ((1 << FILE_BITS) - 1)
@@ -152,13 +174,13 @@ class FileSource:
 
     def _index(self, file: int) -> list[Entry]:
         if file not in self._indexes:
-            self._indexes[file] = self._reached(file, lambda stream: list(self.form.index(stream)))
+            entries = self._reached(file, lambda stream: [e for e in self.form.index(stream) if not e.leaving])
+            self._indexes[file] = list(_named_apart(entries))
         return self._indexes[file]
 
     def _reached(self, file: int, use: Callable[[Stream], Result]) -> Result:
         try:
-            with fsspec.open(self.files[file], "rb") as stream:
-                return use(stream)
+            return _used(self.files[file], use)
         except Exception as error:  # whatever a file system or a broken file leads to
             raise Skipped(f"can't be reached in {self.files[file]!r}: {type(error).__name__}: {error}") from error
 
@@ -178,13 +200,16 @@ class FileSource:
                 sleep(PATIENCE_S * 4 ** (attempt - 1))
 
 
-def label_text(said: Any, classes: Any = None) -> str | None:
-    """A label as text: words as they are, whole numbers by the class of that number; None for targets of other kinds."""
-    if hasattr(said, "item") and np.ndim(said) == 0:
-        said = said.item()
-    if isinstance(said, int) and isinstance(classes, (list, tuple)) and 0 <= said < len(classes):
-        return str(classes[said])
-    return str(said) if isinstance(said, (str, int)) else None
+def _used(path: str, use: Callable[[Stream], Result]) -> Result:
+    """What a function gives of an open file. One from a server that gives no parts of files is fetched whole, once."""
+    try:
+        with fsspec.open(path, "rb") as stream:
+            return use(stream)
+    except ValueError:
+        if "://" not in path:
+            raise
+    with fsspec.open(f"simplecache::{path}", "rb") as stream:
+        return use(stream)
 
 
 class FileBroken(Exception):
@@ -194,29 +219,49 @@ class FileBroken(Exception):
 class Tar:
     """A tar file in WebDataset's form: members whose names are equal up to the first dot after the last slash are one sample.
 
-    Its image is the first member that ends as pictures do, its label what a member `.cls` or `.json` says; captions are no labels.
+    Every member whose last ending Pillow knows is an image, the other members of its sample are no images of their own. Its label is
+    what `.cls` or `.json` of the same name says, or those of the sample, or the name of the first folder on its way; captions are no
+    labels. Of a file on this machine all names are read first, so that labels may stand anywhere and links are followed; in a stream the
+    members of a sample must lie together. A member of a sample without an image is left over.
     """
 
     def read(self, file: Stream) -> Iterator[Sample]:
-        with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Header) as tar:
-            for name, members in groupby(filter(tarfile.TarInfo.isfile, tar), key=_sample_name):
-                yield from _sample(name, ((member, _content(tar, member)) for member in members))
+        entries = self._listed(file) if isinstance(getattr(file, "fs", None), LocalFileSystem) else None
+        if entries is None:
+            yield from _streamed(file)
+        for entry in entries or ():
+            content = None if entry.reason else self.fetch(file, entry)
+            yield Sample(entry.name, content, entry.label, entry.reason, entry.leaving)
 
     def index(self, file: Stream) -> Iterator[Entry]:
-        try:
-            with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
-                entries = list(_entries(tar))
-        except (tarfile.TarError, OSError, ValueError):  # compressed, or a stream that can't go back, or broken
-            file.seek(0)
-            entries = [Entry(sample.name, sample.label, (place, UNSEEKABLE)) for place, sample in enumerate(self.read(file))]
+        entries = self._listed(file)
+        if entries is None:
+            images = (sample for sample in _streamed(file) if not sample.leaving)
+            entries = [Entry(s.name, s.label, (place, UNSEEKABLE), s.reason) for place, s in enumerate(images)]
         yield from entries
 
     def fetch(self, file: Stream, entry: Entry) -> bytes | None:
         start, size = entry.where
         if size == UNSEEKABLE:
-            return next(islice(self.read(file), start, None)).content
+            return next(islice((sample for sample in _streamed(file) if not sample.leaving), start, None)).content
         file.seek(start)
-        return bytes(file.read(size))
+        content = bytes(file.read(size))
+        if len(content) != size:
+            raise OSError(f"the tar file is cut off in {entry.name!r}")
+        return content
+
+    def first(self, file: Stream) -> bytes | None:
+        with closing(_streamed(file)) as samples:
+            return next((sample.content for sample in samples if not sample.leaving), None)
+
+    def _listed(self, file: Stream) -> list[Entry] | None:
+        """All samples, from one look at the names; None where the file is compressed, a stream that can't go back, or broken."""
+        try:
+            with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
+                return list(_entries(tar))
+        except (tarfile.TarError, OSError, ValueError):
+            file.seek(0)
+            return None
 
 
 class _Header(tarfile.TarInfo):
@@ -233,21 +278,89 @@ class _Header(tarfile.TarInfo):
 
 
 def _entries(tar: tarfile.TarFile) -> Iterator[Entry]:
-    for name, members in groupby(filter(tarfile.TarInfo.isfile, tar), key=_sample_name):
-        listed = list(members)
-        picture = next((member for member in listed if _ending(member) in PICTURES), None)
-        if picture:
-            sample = next(_sample(name, ((m, b"" if m is picture else _content(tar, m)) for m in listed)))
-            yield Entry(picture.name, sample.label, (picture.offset_data, picture.size))
+    """All images of a tar file that can go back, and what is left over; labels that lie elsewhere than their image count too."""
+    members = [member for member in tar if not member.isdir()]
+    by_name = {normpath(member.name): member for member in members}
+    groups = [list(of_sample) for _, of_sample in groupby(members, key=_sample_name)]
+    labels = [_labels(tar, group, by_name) for group in groups]
+    anywhere = {stem: said for group in reversed(labels) for stem, said in group.items()}
+    samples = {_sample_name(member) for member in members if _is_picture(member)}
+    for group, beside in zip(groups, labels, strict=True):
+        for member in filter(_is_picture, group):
+            target, label = _target(member, by_name), _label_of(member, ChainMap(beside, anywhere))
+            where = (target.offset_data, target.size) if isinstance(target, tarfile.TarInfo) else (0, 0)
+            yield Entry(member.name, label, where, target if isinstance(target, str) else "")
+        if _sample_name(group[0]) not in samples:
+            yield Entry(group[0].name, None, reason=_left_over(group), leaving=True)
+
+
+def _labels(
+    tar: tarfile.TarFile, group: Sequence[tarfile.TarInfo], by_name: Mapping[str, tarfile.TarInfo]
+) -> dict[str, str | None]:
+    """What the members of one sample say, by the name that they say it of."""
+    targets = [(member, _target(member, by_name)) for member in reversed(group) if _is_label(member)]
+    return {_stem(m): _label_said(m, _content(tar, target)) for m, target in targets if isinstance(target, tarfile.TarInfo)}
+
+
+def _streamed(file: Stream) -> Generator[Sample, None, None]:
+    """The same of a tar file that is read once from its beginning; members of a sample lie together."""
+    with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Header) as tar:
+        for _, of_sample in groupby((member for member in tar if not member.isdir()), key=_sample_name):
+            members = [(member, _content(tar, member) if member.isfile() else None) for member in of_sample]
+            labels = {
+                _stem(m): _label_said(m, content) for m, content in reversed(members) if content is not None and _is_label(m)
+            }
+            pictures = [(member, content) for member, content in members if _is_picture(member)]
+            for member, content in pictures:
+                reason = "" if content is not None else f"is a link to {member.linkname!r}, which can't be followed in a stream"
+                yield Sample(member.name, content, _label_of(member, labels), reason)
+            if not pictures:
+                yield Sample(members[0][0].name, None, reason=_left_over([member for member, _ in members]), leaving=True)
+
+
+def _target(member: tarfile.TarInfo, by_name: Mapping[str, tarfile.TarInfo]) -> tarfile.TarInfo | str:
+    """The member that holds the bytes, where links lead to; or why there is none."""
+    target: tarfile.TarInfo | None = member
+    for _ in range(MOST_LINKS):
+        if target is None:
+            return f"is a link to {member.linkname!r}, which isn't in the tar file"
+        if target.isfile():
+            return "is a sparse file" if target.issparse() else target
+        if not target.islnk() and not target.issym():
+            return "is no regular file"
+        beside = "" if target.islnk() else dirname(target.name)
+        target = by_name.get(normpath(join(beside, target.linkname)))
+    return f"is a link to {member.linkname!r}, which leads back to itself"
+
+
+def _left_over(members: Sequence[tarfile.TarInfo]) -> str:
+    endings = [_ending(member) for member in members]
+    if any(member.name.lower().endswith(TAR_ENDINGS) for member in members):
+        return "is a tar file inside the tar file: unpack the outer one and give those"
+    if any(map(_is_label, members)):
+        return f"is a sample without an image beside it: it has {', '.join(endings)}"
+    return "is no image by its ending" if any(endings) else "has no ending that says that it is an image"
 
 
 def _sample_name(member: tarfile.TarInfo) -> str:
     folder, slash, name = member.name.rpartition("/")
-    return folder + slash + name.partition(".")[0]
+    return folder + slash + (name[:1] + name[1:].partition(".")[0])
+
+
+def _stem(member: tarfile.TarInfo) -> str:
+    return splitext(member.name)[0]
 
 
 def _ending(member: tarfile.TarInfo) -> str:
-    return member.name.rpartition("/")[2].partition(".")[2].lower()
+    return splitext(member.name)[1].lower()
+
+
+def _is_picture(member: tarfile.TarInfo) -> bool:
+    return _ending(member) in picture_endings()
+
+
+def _is_label(member: tarfile.TarInfo) -> bool:
+    return _ending(member) in (".cls", ".json")
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -258,34 +371,40 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return content
 
 
-def _sample(name: str, members: Iterable[tuple[tarfile.TarInfo, bytes]]) -> Iterator[Sample]:
-    """The sample of these members; none where no picture is among them."""
-    picture, label = None, None
-    for member, content in members:
-        ending = _ending(member)
-        if picture is None and ending in PICTURES:
-            picture = (member.name, content)
-        elif ending == "cls":
-            label = label or content.decode("utf-8", "backslashreplace").strip()
-        elif ending == "json":
-            label = label or _label_of(content)
-    if picture:
-        yield Sample(*picture, label)
+def _label_of(member: tarfile.TarInfo, labels: Mapping[str, str | None]) -> str | None:
+    """The label of an image: what is said under its own name, or the start of it up to a dot; or its first folder."""
+    stem, sample = _stem(member), _sample_name(member)
+    while len(stem) >= len(sample):
+        if labels.get(stem):
+            return labels[stem]
+        stem = splitext(stem)[0] if splitext(stem)[1] else ""
+    folders = [part for part in member.name.split("/")[:-1] if part not in ("", ".")]
+    return as_text(folders[0]) if folders else None
 
 
-def _label_of(content: bytes) -> str | None:
-    """What a JSON object says under `label`, or a name like that."""
+def _label_said(member: tarfile.TarInfo, content: bytes) -> str | None:
+    """What `.cls` says, or a JSON object under `label` or a name like that."""
+    if _ending(member) == ".cls":
+        return written_label(content.decode("utf-8", "backslashreplace"))
     try:
         said = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return label_text(next((said[name] for name in LABEL_COLUMNS if name in said), None)) if isinstance(said, dict) else None
+
+
+def _named_apart(samples: Iterable[Named]) -> Iterator[Named]:
+    """Members of one name are several images: from the second on they get a number."""
+    met: Counter[str] = Counter()
+    for sample in samples:
+        met[sample.name] += 1
+        yield sample if met[sample.name] == 1 else replace(sample, name=f"{sample.name}#{met[sample.name]}")
 
 
 class Parquet:
     """A Parquet file with a column of images: bytes, or Hugging Face's pairs of bytes and path."""
 
-    def read(self, file: Stream) -> Iterator[Sample]:
+    def read(self, file: Stream) -> Generator[Sample, None, None]:
         table = pq.ParquetFile(file)
         columns = _Columns.of(table.schema_arrow)
         place = 0
@@ -293,6 +412,10 @@ class Parquet:
             for row in batch.to_pylist():
                 yield columns.sample(row, place)
                 place += 1
+
+    def first(self, file: Stream) -> bytes | None:
+        with closing(self.read(file)) as samples:
+            return next((sample.content for sample in samples), None)
 
     def index(self, file: Stream) -> Iterator[Entry]:
         table = pq.ParquetFile(file)
@@ -326,11 +449,10 @@ class _Columns:
         held = [field for field in schema if _holds_bytes(field.type)]
         image = next((f for name in IMAGE_COLUMNS for f in held if f.name == name), held[0] if len(held) == 1 else None)
         if image is None:
-            raise ImagesError(
-                f"none of its columns {', '.join(map(repr, schema.names))} is known to hold images; call one 'image'"
-            )
-        label = next((name for name in LABEL_COLUMNS if name in schema.names), None)
-        return cls(image.name, pa.types.is_struct(image.type), label, _classes(schema, label))
+            raise ImagesError(_without_images(schema, [field.name for field in held]))
+        classes = _classes(schema)
+        label = next((name for name in (*LABEL_COLUMNS, *classes) if name in schema.names), None)
+        return cls(image.name, pa.types.is_struct(image.type), label, classes.get(label or ""))
 
     @property
     def read(self) -> list[str]:
@@ -355,13 +477,20 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _classes(schema: pa.Schema, label: str | None) -> list[str] | None:
-    """The names of the labels, as Hugging Face's datasets write them into the schema."""
+def _without_images(schema: pa.Schema, held: Sequence[str]) -> str:
+    if held:
+        return f"its columns {', '.join(map(repr, held))} all hold bytes; call the one with the images 'image'"
+    columns = ", ".join(f"{field.name!r} ({field.type})" for field in schema)
+    return f"none of its columns holds the bytes of image files, nor Hugging Face's pairs of bytes and path: {columns or 'it has none'}"
+
+
+def _classes(schema: pa.Schema) -> dict[str, list[str]]:
+    """The names of the labels in each column of labels, as Hugging Face's datasets write them into the schema."""
     try:
-        said = json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]["names"]
-        return list(map(str, said))
-    except (KeyError, TypeError, ValueError):
-        return None
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        return {name: list(map(words, said["names"])) for name, said in features.items() if "names" in said}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
 
 
 FORMS: dict[str, Form] = dict.fromkeys(TAR_ENDINGS, Tar()) | dict.fromkeys(PARQUET_ENDINGS, Parquet())
@@ -400,7 +529,9 @@ def _globbed(path: str) -> list[str]:
     return [system.unstrip_protocol(file) if "://" in path else file for file in found]
 
 
-def _opened(content: bytes | None) -> Image.Image:
+def _opened(content: bytes | None, label: str | None, reason: str) -> SourceImage:
+    if reason:
+        raise Skipped(reason)
     if content is None:
         raise Skipped("has no bytes in its file")
-    return display(io.BytesIO(content))
+    return read_bytes(content, label)

@@ -3,6 +3,7 @@
 The pixels are those of torchvision's evaluation transforms on Pillow images: resize with antialiasing, then a crop in the centre.
 """
 
+import os
 import stat
 import threading
 import warnings
@@ -16,7 +17,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from unitscope.images.content import hash_of_bytes, hash_of_stream
 from unitscope.images.geometry import Geometry
+from unitscope.images.protocol import Pixels, Skipped, SourceImage
+from unitscope.images.ranges import Range, check_colours, eight_bits, note_range
 from unitscope.records import Box, Preprocessing
 
 MAX_PIXELS = 500_000_000
@@ -31,13 +35,41 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+LARGE_FILE = 64 << 20
+"""Files of more bytes are not held in memory to be hashed."""
 _opening = threading.Lock()
 
-Pixels = np.ndarray[Any, np.dtype[Any]]
+
+def read_file(path: Path, label: str | None = None) -> SourceImage:
+    """The image in a file with the hash of the file's bytes. Raises `Skipped`."""
+    with _regular(path) as file:
+        if os.fstat(file.fileno()).st_size > LARGE_FILE:
+            return SourceImage(display(path), label, hash_of_stream(file))
+        return read_bytes(file.read(), label)
 
 
-class Skipped(Exception):
-    """An image that can't be read; its text is the reason."""
+def read_bytes(content: bytes, label: str | None = None) -> SourceImage:
+    """The image that these bytes of a file are, with their hash. Raises `Skipped`."""
+    return SourceImage(display(BytesIO(content)), label, hash_of_bytes(content))
+
+
+def content_of_file(path: Path) -> int | None:
+    """The hash of a file's bytes; None where they can't be read."""
+    with suppress(Skipped, OSError), _regular(path) as file:
+        return hash_of_stream(file)
+    return None
+
+
+@contextmanager
+def _regular(path: Path) -> Iterator[Any]:
+    """The open file. Raises `Skipped` for what is none: to open a pipe may take for ever."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise Skipped("is no regular file")
+        with path.open("rb") as file:
+            yield file
+    except (OSError, ValueError, MemoryError) as error:
+        raise Skipped(_reason(error)) from error
 
 
 def display(file: Path | BytesIO) -> Image.Image:
@@ -54,6 +86,7 @@ def display(file: Path | BytesIO) -> Image.Image:
             if image.format == "EPS":
                 raise Skipped("is PostScript, a program that Pillow would run")
             check_size(image)
+            note_range(image)
             image.load()
             return upright(image)
     except Skipped:
@@ -71,17 +104,17 @@ def upright(image: Image.Image) -> Image.Image:
     return image
 
 
-def in_channels(image: Image.Image, channels: int) -> Image.Image:
+def in_channels(image: Image.Image, channels: int, value_range: Range | None = None) -> Image.Image:
     """The image in 8 bits and 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha) channels.
 
-    16-bit grey is scaled down to 8 bits; transparency is dropped where it isn't asked for, as in the usual loaders.
+    Grey of more bits is scaled down, from `value_range` or what the file says; transparency is dropped where it isn't asked for, as
+    in the usual loaders. Raises `Skipped`.
     """
     if channels not in MODES:
         raise Skipped(f"image files have 1 to 4 channels, not {channels}; give a data set of tensors instead")
-    if image.mode.startswith("I"):
-        image = _eight_bits(image)
-    elif image.mode == "F":
-        raise Skipped("pixels are 32-bit floats, whose range isn't known")
+    check_colours(image, value_range)
+    if image.mode.startswith(("I", "F")):
+        image = eight_bits(image, value_range)
     elif image.mode == "LAB":
         image = image.convert("RGB")
     elif image.mode == "P":
@@ -91,7 +124,7 @@ def in_channels(image: Image.Image, channels: int) -> Image.Image:
 
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     """The network's input before it is normalised: uint8 of shape (y, x, channel)."""
-    image = in_channels(image, preprocessing.channels)
+    image = in_channels(image, preprocessing.channels, preprocessing.value_range)
     geometry = Geometry.of(preprocessing, image.height, image.width)
     height, width = geometry.resized
     if height * width > MAX_PIXELS:
@@ -122,13 +155,6 @@ def _resized_part(image: Image.Image, geometry: Geometry, part: Box, interpolati
     rows = rows.resize((width, rows.height), interpolation, box=(part.left * across, 0, part.right * across, rows.height))
     rows = rows.resize((width, height), interpolation, box=(0, part.top * down - first, width, part.bottom * down - first))
     return rows if rows.mode == image.mode else rows.convert(image.mode)
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise Skipped(f"pixels are 32-bit integers from {values.min()} to {values.max()}, whose range isn't known")
-    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
 
 
 def check_size(image: Image.Image) -> None:

@@ -1,45 +1,27 @@
-"""Where images come from: a stable order, a key for each, and each by its number.
+"""Where images come from: folders and lists of files here; data sets and files of many images beside; and what a user means by a word.
 
 A source is anything with the members of `ImageSource`. Images are numbered from 0 in an order that never changes for the same
 source; a key says the same to a person.
 """
 
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from glob import glob, has_magic
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from unitscope.errors import ImagesError, first_line
-from unitscope.images.files import IMAGE_COLUMNS, LABEL_COLUMNS, FileSource, Item, file_source, form_of, label_text
-from unitscope.images.pixels import Pixels, Skipped, check_size, display
+from unitscope.errors import ImagesError
+from unitscope.images.content import contradictions, spread
+from unitscope.images.datasets import DatasetSource, from_hugging_face
+from unitscope.images.files import FileSource, file_source, form_of
+from unitscope.images.lists import read_list
+from unitscope.images.names import picture_endings
+from unitscope.images.pixels import content_of_file, read_file
+from unitscope.images.protocol import ImageSource, Item, Skipped, SourceImage, as_text
 from unitscope.records import Shard
-
-
-@runtime_checkable
-class ImageSource(Protocol):
-    """A numbered collection of images.
-
-    `open` gives the image as displayed or, where the data set holds tensors that are already preprocessed, an array of shape
-    (channel, y, x); it raises `Skipped` with the reason where an image can't be read. It may be called from several threads.
-    `description` is what is written into an atlas, so that `reopened` can find the images again.
-    """
-
-    @property
-    def description(self) -> Mapping[str, Any]: ...
-
-    def __len__(self) -> int: ...
-
-    def key(self, image: int) -> str: ...
-
-    def label(self, image: int) -> str | None: ...
-
-    def open(self, image: int) -> Image.Image | Pixels: ...
-
 
 Source = ImageSource | FileSource
 """Images that are numbered one by one, or that lie many to a file."""
@@ -48,16 +30,21 @@ Source = ImageSource | FileSource
 class FolderSource:
     """All files below a folder, by path; the label is the name of the first folder on the way, where there is one.
 
-    Every file counts, whatever its name ends in, but for hidden ones: what isn't an image is skipped with its reason.
+    Every file counts, whatever its name ends in: what isn't an image is skipped with its reason. Hidden files and folders, whose
+    names begin with a dot, are none of the images. Folders that hold an atlas, and links back to a folder on the way, are passed over.
     """
+
+    thread_safe = True
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise ImagesError(f"there is no folder {str(folder)!r} with images")
-        self._paths = sorted(_files_below(self.folder))
+        passed_over: dict[str, str] = {}
+        self._paths = sorted(_files_below(str(folder), passed_over))
+        self.passed_over: Mapping[str, str] = dict(sorted(passed_over.items()))
         if not self._paths:
-            raise ImagesError(f"the folder {str(folder)!r} holds no files")
+            raise ImagesError(f"the folder {str(folder)!r} holds no files" + _with_reason(self.passed_over))
 
     @property
     def description(self) -> Mapping[str, Any]:
@@ -69,115 +56,68 @@ class FolderSource:
     def key(self, image: int) -> str:
         return as_text(self._paths[image])
 
-    def label(self, image: int) -> str | None:
-        first, slash, _ = self.key(image).partition("/")
-        return first if slash else None
+    def content(self, image: int) -> int | None:
+        return content_of_file(self.folder / self._paths[image])
 
-    def open(self, image: int) -> Image.Image:
-        return display(self.folder / self._paths[image])
+    def read(self, image: int) -> SourceImage:
+        first, slash, _ = self.key(image).partition("/")
+        return read_file(self.folder / self._paths[image], first if slash else None)
 
 
 class ListSource:
-    """Files in the order given; a key is the path as given, from the working folder or from `folder`."""
+    """Files in the order given, with labels where they are given; a key is the path from the folder that all files are in.
 
-    def __init__(self, paths: Sequence[str | os.PathLike[str]], folder: str | os.PathLike[str] | None = None) -> None:
-        self._folder = Path(folder or os.getcwd())
-        self._paths = [os.fspath(p) for p in paths]
-        if not self._paths:
+    Relative paths start from `folder` or, without one, from the working folder.
+    """
+
+    thread_safe = True
+    passed_over: Mapping[str, str] = {}
+
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        folder: str | os.PathLike[str] | None = None,
+        labels: Sequence[str | None] | None = None,
+    ) -> None:
+        if not paths:
             raise ImagesError("the list of images is empty")
+        files = [os.path.normpath(os.path.join(folder or os.getcwd(), os.fspath(path))) for path in paths]
+        self._folder = _common_folder(files)
+        self._paths = [os.path.relpath(file, self._folder) if self._folder else file for file in files]
+        self._labels = labels
 
     @property
     def description(self) -> Mapping[str, Any]:
-        return {"kind": "list", "working_folder": str(self._folder), "paths": self._paths}
+        return {"kind": "list", "folder": self._folder, "paths": self._paths}
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def key(self, image: int) -> str:
-        return as_text(self._paths[image])
+        return as_text(self._paths[image].replace(os.sep, "/"))
 
-    def label(self, image: int) -> str | None:
-        return None
+    def content(self, image: int) -> int | None:
+        return content_of_file(Path(self._folder, self._paths[image]))
 
-    def open(self, image: int) -> Image.Image:
-        return display(self._folder / self._paths[image])
-
-
-class DatasetSource:
-    """A map-style data set of PIL images or tensors: alone, as the first of a tuple whose second is the label, or in the columns
-    of a row, as Hugging Face's data sets give them.
-
-    `name` is what finds the data set again, where it has one. Keys are the numbers of the images. Labels are looked up in the data set's
-    `classes`, or the names of its column.
-    """
-
-    def __init__(self, dataset: Any, name: str = "") -> None:
-        self.dataset, self._name = dataset, name
-        if len(dataset) == 0:
-            raise ImagesError("the data set is empty")
-        self._labels: dict[int, str | None] = {}
-
-    @property
-    def description(self) -> Mapping[str, Any]:
-        kind = type(self.dataset)
-        named = {"name": self._name} if self._name else {}
-        return {"kind": "dataset", "type": f"{kind.__module__}.{kind.__qualname__}", "length": len(self), **named}
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def key(self, image: int) -> str:
-        return str(image)
-
-    def label(self, image: int) -> str | None:
-        if image not in self._labels:
-            self._keep_label(image, self.dataset[image])
-        return self._labels.pop(image)  # they would add up
-
-    def open(self, image: int) -> Image.Image | Pixels:
-        try:
-            item = self.dataset[image]
-        except (IndexError, KeyError) as error:
-            raise ImagesError(f"the data set has length {len(self)} but gives no image {image}: {error!r}") from error
-        except Exception as error:
-            raise Skipped(f"the data set raised {type(error).__name__}: {error}") from error
-        self._keep_label(image, item)
-        first = _first(item)
-        if isinstance(first, Image.Image):
-            check_size(first)
-            return first
-        return _array(first)
-
-    def _keep_label(self, image: int, item: Any) -> None:
-        if isinstance(item, Mapping):
-            name = next((name for name in LABEL_COLUMNS if name in item), "")
-            features = getattr(self.dataset, "features", None) or {}
-            self._labels[image] = label_text(item.get(name), getattr(features.get(name), "names", None))
-            return
-        said = item[1] if isinstance(item, (tuple, list)) and len(item) > 1 else None
-        self._labels[image] = label_text(said, getattr(self.dataset, "classes", None))
+    def read(self, image: int) -> SourceImage:
+        return read_file(Path(self._folder, self._paths[image]), self._labels[image] if self._labels else None)
 
 
-def _first(item: Any) -> Any:
-    """The image in what a data set gives: the item itself, the first of a tuple, or the image column of a row."""
-    if isinstance(item, Mapping):
-        named = [item[name] for name in IMAGE_COLUMNS if name in item]
-        images = named or [value for value in item.values() if isinstance(value, Image.Image)]
-        if not images:
-            raise ImagesError(f"the data set's rows have the columns {', '.join(map(repr, item))}, none of which holds an image")
-        return images[0]
-    return item[0] if isinstance(item, (tuple, list)) and item else item
+def _common_folder(files: Sequence[str]) -> str:
+    """The deepest folder that holds all files; none where they lie on several drives."""
+    try:
+        return os.path.commonpath([os.path.dirname(file) for file in files])
+    except ValueError:
+        return ""
 
 
 def as_source(images: Any) -> Source:
     """The source that a user means: a folder, files of many images, a list of paths, a map-style data set, or a source.
 
-    `hf:NAME` or `hf:NAME:SPLIT` is a data set of Hugging Face's `datasets`.
+    `hf:NAME` or `hf:NAME:SPLIT` is a data set of Hugging Face's `datasets`, a `.txt` file a list, a glob the files that it stands for.
     """
-    if isinstance(images, str) and images.startswith("hf:"):
-        return _from_hugging_face(images)
     if isinstance(images, (str, os.PathLike)):
-        return file_source([os.fspath(images)]) if form_of(os.fspath(images)) else FolderSource(images)
+        return _named(os.fspath(images))
     if isinstance(images, (list, tuple)) and all(isinstance(p, (str, os.PathLike)) for p in images):
         many = bool(images) and all(form_of(os.fspath(path)) for path in images)
         return file_source([os.fspath(path) for path in images]) if many else ListSource(images)
@@ -191,12 +131,49 @@ def as_source(images: Any) -> Source:
     )
 
 
+def _named(name: str) -> Source:
+    ending = os.path.splitext(name)[1].lower()
+    if name.startswith("hf:"):
+        return from_hugging_face(name)
+    if form_of(name) and not os.path.isdir(name):
+        return file_source([name])
+    if os.path.isdir(name):
+        return FolderSource(name)
+    if not os.path.exists(name) and has_magic(name) and "://" not in name:
+        files = sorted(file for file in glob(name, recursive=True) if not os.path.isdir(file))
+        if not files:
+            raise ImagesError(f"there are no files {name!r}")
+        return ListSource(files)
+    if ending == ".txt" and os.path.isfile(name):
+        paths, labels, folder = read_list(name)
+        return ListSource(paths, folder, labels)
+    if ending in picture_endings() and os.path.isfile(name):
+        return ListSource([name])
+    raise ImagesError(_no_source(name, ending))
+
+
+def _no_source(name: str, ending: str) -> str:
+    """What that is, if anything, and what to give."""
+    if not os.path.exists(name):
+        return f"there is no folder {name!r} with images, and no file of that name"
+    what = {
+        ".zip": "a zip archive: unpack it and give the folder",
+        ".csv": "a table: give a .txt file with one path a line, and its label after it",
+        ".tsv": "a table: give a .txt file with one path a line, and its label after it",
+        ".json": "a JSON file: give a .txt file with one path a line, and its label after it",
+    }.get(
+        ending,
+        "a file that unitscope can't find images in: give a folder, a .txt file with one path a line, tar shards or Parquet files",
+    )
+    return f"{name!r} is {what}"
+
+
 def reopened(description: Mapping[str, Any]) -> Source:
     """The source that an atlas was made from. Raises `ImagesError` where it is gone or was a data set in memory."""
     if description["kind"] == "folder":
         return FolderSource(description["folder"])
     if description["kind"] == "list":
-        return ListSource(description["paths"], description["working_folder"])
+        return ListSource(description["paths"], description["folder"])
     if description["kind"] == "files":
         return file_source(description["files"])
     if description.get("name"):
@@ -206,32 +183,13 @@ def reopened(description: Mapping[str, Any]) -> Source:
     )
 
 
-def _from_hugging_face(name: str) -> DatasetSource:
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImagesError(f"images {name!r} need Hugging Face's datasets: pip install 'unitscope[hf]'") from error
-    _, path, split = (name + "::").split(":")[:3]
-    try:
-        found = datasets.load_from_disk(path) if os.path.isdir(path) else datasets.load_dataset(path)
-    except Exception as error:
-        raise ImagesError(f"images {name!r} can't be loaded: {type(error).__name__}: {first_line(error)}") from error
-    if isinstance(found, Mapping):
-        if (not split and len(found) > 1) or (split and split not in found):
-            raise ImagesError(
-                f"images {name!r}: name one of the splits {', '.join(found)}, as in 'hf:{path}:{next(iter(found))}'"
-            )
-        found = found[split or next(iter(found))]
-    return DatasetSource(found, name)
-
-
 def items_of(source: Source, shard: Shard) -> Iterator[Item]:
     """The images of a shard, in order: those with its numbers, or all of the file with its number."""
     if isinstance(source, FileSource):
         yield from source.items(shard.number)
         return
     for image in range(shard.start, shard.stop):
-        yield Item(image, source.key(image), partial(source.open, image), partial(source.label, image))
+        yield Item(image, source.key(image), partial(source.read, image))
 
 
 def count_of(source: Source) -> int | None:
@@ -248,9 +206,28 @@ def holds(source: Source, image: int, key: str) -> bool:
         return False
 
 
-def as_text(name: str) -> str:
-    """A file's name as valid text: bytes that are none are written out."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+def finder(source: Source) -> Callable[[str], int | None]:
+    """The way from a key to the number that its image has in a source.
+
+    An image whose folder was given from further up, or further down, is found by the end of its path, where only one file has it.
+    """
+    if isinstance(source, FileSource):
+        return source.find
+    numbers, by_name = {source.key(image): image for image in range(len(source))}, dict[str, list[str]]()
+    for key in numbers:
+        by_name.setdefault(key.rpartition("/")[2], []).append(key)
+
+    def find(key: str) -> int | None:
+        if key in numbers:
+            return numbers[key]
+        ends = [
+            other
+            for other in by_name.get(key.rpartition("/")[2], ())
+            if f"/{key}".endswith(f"/{other}") or f"/{other}".endswith(f"/{key}")
+        ]
+        return numbers[ends[0]] if len(ends) == 1 else None
+
+    return find
 
 
 def keys_hash(source: Source, count: int) -> str:
@@ -263,39 +240,67 @@ def keys_hash(source: Source, count: int) -> str:
     return digest.hexdigest()
 
 
-def _files_below(folder: Path, inside: frozenset[tuple[int, int]] = frozenset(), prefix: str = "") -> Iterator[str]:
-    """Paths of all files, from `folder`; hidden ones and folders that hold an atlas left out.
+def fingerprint(source: Source, count: int) -> dict[str, str | None]:
+    """The hashes of a few images by their numbers, None for those that can't be read: enough to tell two collections apart."""
+    if isinstance(source, FileSource):
+        return source.fingerprint()
+    found: dict[str, str | None] = {}
+    for image in spread(count):
+        try:
+            content = source.content(image)
+        except Exception:  # whoever scans it says why
+            content = None
+        found[str(image)] = None if content is None else f"{content:016x}"
+    return found
 
-    A link to a folder that the way leads through is not followed. A folder that can't be read counts as a file, to be skipped with
-    its reason.
+
+def same_images(description: Mapping[str, Any], source: Source) -> bool:
+    """True where a source has the images that an atlas says it was made from: by their keys, and by the content of a few."""
+    count = count_of(source) or 0
+    known = description.get("fingerprint") or {}
+    return description.get("hash") == keys_hash(source, count) and not contradictions(known, fingerprint(source, count))
+
+
+def _files_below(top: str, passed_over: dict[str, str]) -> Iterator[str]:
+    """Paths of all files, from `top`; hidden ones left out, and folders that are passed over noted with the reason.
+
+    A folder that can't be read counts as a file, to be skipped with its reason.
     """
-    known = folder.stat()
-    if (known.st_dev, known.st_ino) in inside:
-        return
-    try:
-        entries = list(os.scandir(folder))
-    except OSError:
-        yield prefix.rstrip("/")
-        return
-    if prefix and any(entry.name == "atlas.json" for entry in entries):
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while waiting:
+        prefix, inside = waiting.pop()
+        folder = os.path.join(top, prefix)
+        try:
+            known = os.stat(folder)
+            entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        except OSError:
+            yield prefix.rstrip("/")
             continue
-        if entry.is_dir():
-            yield from _files_below(Path(entry), inside | {(known.st_dev, known.st_ino)}, f"{prefix}{entry.name}/")
+        place = (known.st_dev, known.st_ino)
+        if place in inside:
+            passed_over[as_text(prefix.rstrip("/"))] = "is a link back to a folder that it lies in"
+        elif prefix and any(entry.name == "atlas.json" and _is_atlas(entry.path) for entry in entries):
+            passed_over[as_text(prefix.rstrip("/"))] = "is a folder that holds an atlas"
         else:
-            yield prefix + entry.name
+            waiting += [(f"{prefix}{entry.name}/", inside | {place}) for entry in entries if _is_folder(entry)]
+            yield from (prefix + entry.name for entry in entries if not _is_folder(entry))
 
 
-def _array(item: Any) -> Pixels:
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
-        values = item.detach().cpu().numpy() if hasattr(item, "detach") else np.asarray(item)
-    except TypeError as error:
-        raise ImagesError(f"the data set gave a {type(item).__name__} that is no float tensor: {error}") from error
-    if values.ndim != 3 or values.dtype.kind != "f":
-        raise ImagesError(
-            f"the data set gave a {type(item).__name__} of shape {values.shape} and type {values.dtype}; unitscope takes PIL images, "
-            "or preprocessed float tensors of shape (channel, y, x)"
-        )
-    return values.astype(np.float32, copy=False)
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_atlas(path: str) -> bool:
+    """True for the manifest of an atlas, of whatever format."""
+    try:
+        said = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(said, dict) and type(said.get("format")) is int
+
+
+def _with_reason(passed_over: Mapping[str, str]) -> str:
+    return next((f"; {key!r} {reason}" for key, reason in passed_over.items()), "")

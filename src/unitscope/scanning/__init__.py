@@ -2,9 +2,12 @@
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ from torch import nn
 
 from unitscope.atlas import Atlas, place_for, write_atlas
 from unitscope.errors import ImagesError, NetworkError, UnitscopeError
-from unitscope.images import FileSource, Skipped, Source, as_source, keys_hash
+from unitscope.images import FileSource, ImageSource, Skipped, Source, as_source, fingerprint, keys_hash, skipping_errors
+from unitscope.images.content import spread
 from unitscope.layers import Trace, Trial, choose, left_out, replicas, trace
 from unitscope.networks import PREPROCESSING_FLAGS, Network, as_preprocessing, given_network, load_network
 from unitscope.precision import plain_tensors
@@ -23,13 +27,16 @@ from unitscope.runners import Runner
 from unitscope.runners.here import Here
 from unitscope.scanning.checkpoints import Checkpoint, clear_finished
 from unitscope.scanning.effects import with_effective_fields
-from unitscope.scanning.gathering import gather
+from unitscope.scanning.gathering import gather, none_read
 from unitscope.scanning.lanes import Networks
 from unitscope.scanning.loading import Loader
 from unitscope.scanning.plans import ScanPlan
+from unitscope.scanning.readers import reader_count
 from unitscope.scanning.screening import screened, why_not
 from unitscope.scanning.tables import tables
 from unitscope.scanning.workers import Job
+
+FEW_LOOKED_AT = 3
 
 
 @plain_tensors()
@@ -42,7 +49,7 @@ def scan(
     k: int = 9,
     preprocess: Any = None,
     batch_size: int = 32,
-    workers: int = 2,
+    workers: int | str = "auto",
     device: str = "auto",
     precision: str = "fp32",
     per_image: int = 1,
@@ -54,12 +61,14 @@ def scan(
 
     `network` is a model string (with its default weights), an `nn.Module`, or what `load_network` gives. `images` is a folder, a
     list of paths, or a map-style data set of PIL images or of preprocessed tensors (channel, y, x), alone or with labels.
-    `images` may also name tar shards or Parquet files, here or behind URLs, or `hf:NAME:SPLIT`.
+    `images` may also name a `.txt` list, tar shards or Parquet files, here or behind URLs, or `hf:NAME:SPLIT`.
     `layers` are glob patterns; without them all default layers are scanned. `preprocess` is a `Preprocessing` or a torchvision
-    preset, and is needed for pictures with a network that has none. `workers` threads decode. Of one image a unit gets one peak,
-    or `per_image` that are half a field apart. With `precision` bf16 the images are screened in bfloat16 first, and only those that
-    may hold peaks run in float32; where that gains nothing a warning says so. `runner` spreads the work (`RayRunner`, whose workers
-    have devices of their own). `limit` scans the first images only; `on_images` is told of progress.
+    preset, and is needed for pictures with a network that has none. `workers` threads decode files, two unless told otherwise; a
+    data set is read in the caller's thread alone or, with two `workers` and more, by as many processes with a pickled copy each.
+    Of one image a unit gets one peak, or `per_image` that are half a field apart. With `precision` bf16 the images are screened in
+    bfloat16 first, and only those that may hold peaks run in float32; where that gains nothing a warning says so. `runner` spreads
+    the work (`RayRunner`, whose workers have devices of their own). `limit` scans the first images only; `on_images` is told of
+    progress.
 
     A scan that was stopped goes on where it was when it is started again. The network is left as it was: mode, device and weights.
 
@@ -68,15 +77,15 @@ def scan(
     """
     clear_finished(Path(os.path.realpath(out)))
     place = place_for(out)
-    if workers < 0:
-        raise UnitscopeError(f"workers must be at least 0, not {workers}")
     known, source = known_network(network), as_source(images)
+    count = reader_count(workers, source)
     plan = _plan(source, limit, k=k, per_image=per_image, batch_size=batch_size, precision=precision)
     loader = loader_for(source, preprocessing_said(preprocess, known), plan.images, known.model)
     weights, patterns = known.hash(), [layers] if isinstance(layers, str) else layers
     away = getattr(runner, "device", None)
+    _warn_of_chance(source)
     target = chosen_device("cpu" if away else device)
-    job, networks = _set_up(known, plan, loader, patterns, workers, target)
+    job, networks = _set_up(known, plan, loader, patterns, count, target)
     there, theirs = _elsewhere(job, networks, torch.device(away)) if away else (job, networks)
     for finding in networks.trial.findings():
         warnings.warn(f"{known.model!r}: {finding}", stacklevel=3)
@@ -86,6 +95,7 @@ def scan(
         run = screened if job.plan.precision == "bf16" else gather
         tell = (lambda _: None) if on_images is None else on_images
         part = run(theirs, there, Here() if runner is None else runner, checkpoint, tell)
+        part.skipped |= {plan.images + number: over for number, over in enumerate(source.passed_over.items())}
         counts = {"listed": part.listed, "read": part.read, "skipped": len(part.skipped), "again": part.again}
         records = with_effective_fields(networks, job, part)
         found = {"trial": networks.trial.described(job.plan.layers)}
@@ -177,24 +187,46 @@ def known_network(network: "str | nn.Module | Network") -> Network:
     return network
 
 
+def _warn_of_chance(source: Source) -> None:
+    """A data set that crops or flips at random can't be asked for an image again."""
+    if isinstance(source, FileSource) or source.thread_safe:
+        return
+    with suppress(Exception):  # whoever reads it all says what is wrong with the first
+        if source.content(0) != source.content(0):
+            warnings.warn(
+                "the data set gives another image each time that it is asked for the same one, so patches can't be drawn nor peaks checked",
+                stacklevel=3,
+            )
+
+
 def loader_for(source: Source, preprocessing: Preprocessing | None, count: int, model: str) -> Loader:
-    """The way from images to inputs; the first image that can be read says whether they are pictures or tensors.
+    """The way from images to inputs; the first images that can be read, and some later ones, say whether they are pictures or tensors.
 
     Raises `ImagesError` where no image can be read.
     """
-    reason = ""
     if isinstance(source, FileSource):
         return _of_pictures(source, preprocessing, model)
-    for image in range(count):
+    shape = _usual_shape(source, count)
+    return _of_pictures(source, preprocessing, model) if shape is None else Loader(source, None, shape)
+
+
+def _usual_shape(source: ImageSource, count: int) -> tuple[int, int, int] | None:
+    """The shape of the tensors that a source gives, None where it gives pictures: that of most of a few, since one may be damaged."""
+    shapes: list[tuple[int, int, int] | None] = []
+    reasons: dict[int, tuple[str, str]] = {}
+    few = spread(count, FEW_LOOKED_AT)
+    for image in chain(few, (image for image in range(count) if image not in few)):
+        if len(shapes) + len(reasons) >= FEW_LOOKED_AT and shapes:
+            break
         try:
-            opened = source.open(image)
-        except Skipped as skipped:
-            reason = reason or f"; {source.key(image)!r} {skipped}"
-            continue
-        if isinstance(opened, np.ndarray):
-            return Loader(source, None, (opened.shape[0], opened.shape[1], opened.shape[2]))
-        return _of_pictures(source, preprocessing, model)
-    raise ImagesError(f"none of {count} files is an image that can be read{reason}")
+            with skipping_errors():
+                pixels = source.read(image).pixels
+            shapes.append((pixels.shape[0], pixels.shape[1], pixels.shape[2]) if isinstance(pixels, np.ndarray) else None)
+        except Skipped as reason:
+            reasons[image] = (source.key(image), str(reason))
+    if not shapes:
+        raise ImagesError(none_read(count, source, reasons))
+    return Counter(shapes).most_common(1)[0][0]
 
 
 def _of_pictures(source: Source, preprocessing: Preprocessing | None, model: str) -> Loader:
@@ -217,7 +249,11 @@ def _described(network: Network, weights: str, job: Job, patterns: Sequence[str]
         "network": {"model": network.model, "weights": network.weights, "seed": network.seed, "hash": weights},
         "preprocessing": job.loader.preprocessing and asdict(job.loader.preprocessing),
         "input": job.loader.shape,
-        "images": {**source.description, "hash": keys_hash(source, plan.images)},
+        "images": {
+            **source.description,
+            "hash": keys_hash(source, plan.images),
+            "fingerprint": fingerprint(source, plan.images),
+        },
         "layers": list(patterns) if patterns else None,
         "left_out": [{"layer": r.name, "reason": r.reason} for r in left_out(job.trace, patterns)],
         "operators_without_rule": sorted(job.trace.unknown_operators),

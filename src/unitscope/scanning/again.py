@@ -4,17 +4,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from unitscope.atlas import Atlas
-from unitscope.errors import AtlasError, ImagesError
-from unitscope.images import FileBroken, FileSource, as_source, count_of, items_of
-from unitscope.images.pixels import Pixels
+from unitscope.errors import WHERE_IMAGES_ARE, AtlasError, ImagesError
+from unitscope.images import FileBroken, FileSource, SourceImage, as_source, count_of, items_of
 from unitscope.isolation import isolated
 from unitscope.layers import Trace, TracedLayer, choose, tapped, tolerance_for, trace
 from unitscope.networks import InputForm, Network, given_network, load_network
@@ -60,7 +58,7 @@ class Again:
         pixels = []
         for one in loaded:
             if one.pixels is None:
-                raise ImagesError(f"the image {one.key!r} {one.reason}")
+                raise ImagesError(f"the image {one.key!r} {one.reason}; {WHERE_IMAGES_ARE}")
             pixels.append(one.pixels)
         return self.loader.normalised(pixels, self.form)
 
@@ -133,9 +131,11 @@ def _opened(known: Network, loader: Loader, layers: Sequence[str] | None, device
 
 @dataclass(frozen=True, slots=True)
 class StoredImages:
-    """The images that an atlas mentions, as a source, under the numbers that they had."""
+    """The images that an atlas mentions, as a source, under the numbers that they had. What threads may do is their own source's affair."""
 
     atlas: Atlas
+    thread_safe: ClassVar[bool] = True
+    passed_over: ClassVar[Mapping[str, str]] = {}
 
     @property
     def description(self) -> Mapping[str, Any]:
@@ -147,11 +147,11 @@ class StoredImages:
     def key(self, image: int) -> str:
         return self.atlas.key(image)
 
-    def label(self, image: int) -> str | None:
-        return None
+    def content(self, image: int) -> int | None:
+        return self.atlas.content(image)
 
-    def open(self, image: int) -> Image.Image | Pixels:
-        return self.atlas.open_image(image)
+    def read(self, image: int) -> SourceImage:
+        return SourceImage(self.atlas.open_image(image), None, self.atlas.content(image))
 
 
 def trusted_network(atlas: Atlas) -> Network:

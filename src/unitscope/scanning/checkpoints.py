@@ -24,6 +24,7 @@ from torch import Tensor
 from unitscope.atlas.schema import MANIFEST
 from unitscope.errors import AtlasError
 from unitscope.files import written
+from unitscope.images import contradictions
 from unitscope.scanning.parts import Extremes, ImageNote, ImageSample, Moments, Part, Sum
 from unitscope.topk import TopK
 
@@ -123,7 +124,7 @@ class Checkpoint:
         if not self._begun:
             return
         with suppress(ValueError, TypeError, OSError):
-            found = dict(json.loads(path.read_text(encoding="utf-8")))
+            found = _with_same_unknowns(dict(json.loads(path.read_text(encoding="utf-8"))), self._plan)
             differing = [
                 _difference(name, found.get(name), value) for name, value in self._plan.items() if found.get(name) != value
             ]
@@ -148,7 +149,19 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def _with_same_unknowns(found: dict[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan as it was found, with the fingerprint of the one asked for where the two don't contradict each other: an image that
+    couldn't be read then, or can't be now, proves nothing."""
+    was, asked = (dict(one.get("images") or {}) for one in (found, plan))
+    if "fingerprint" in was and "fingerprint" in asked and not contradictions(was["fingerprint"], asked["fingerprint"]):
+        return found | {"images": was | {"fingerprint": asked["fingerprint"]}}
+    return found
+
+
 def _difference(name: str, was: Any, asked: Any) -> str:
+    if name == "images.fingerprint" and was and asked:
+        others = contradictions(was, asked)
+        return f"the images are others: image {', '.join(others[:3])} {'holds' if len(others) == 1 else 'hold'} other content than then"
     if isinstance(was, dict) and isinstance(asked, dict):
         inner = [key for key in {**was, **asked} if was.get(key) != asked.get(key)]
         return ", ".join(_difference(f"{name}.{key}", was.get(key), asked.get(key)) for key in inner)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from unitscope.effective import Pick, effective_size, energies
-from unitscope.images.pixels import Pixels
+from unitscope.images.protocol import Pixels
 from unitscope.records import Layer
 from unitscope.scanning.lanes import Networks, lanes
 from unitscope.scanning.loading import Loader

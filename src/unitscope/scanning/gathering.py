@@ -1,15 +1,20 @@
 """One run over the shards: parts are merged as they come, kept now and then, and what failed is told at the end."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 
-from unitscope.errors import ImagesError, ScanUnfinished
-from unitscope.images import FILE_BITS
+from unitscope.errors import AtlasError, ImagesError, ScanUnfinished
+from unitscope.images import FILE_BITS, FileSource, ImageSource, Source
+from unitscope.images.content import spread
 from unitscope.records import Shard
 from unitscope.runners import Failed, Runner
 from unitscope.scanning.checkpoints import Checkpoint
 from unitscope.scanning.lanes import Networks
 from unitscope.scanning.parts import Part
 from unitscope.scanning.workers import Job, Worker
+
+MOST_CHECKED = 32
+"""How many of the images that an earlier scan has read are looked at before it goes on."""
 
 Tell = Callable[[int], None]
 
@@ -20,6 +25,7 @@ def gather(networks: Networks, job: Job, runner: Runner, checkpoint: Checkpoint,
     Raises `ScanUnfinished` where shards failed, after the others are done and kept, and `ImagesError` where nothing can be read.
     """
     whole = checkpoint.load() or Part.empty(sum(job.units), job.plan.k)
+    _check_images(whole, job, checkpoint)
     if whole.listed:
         tell(whole.listed)
     failed = []
@@ -36,9 +42,45 @@ def gather(networks: Networks, job: Job, runner: Runner, checkpoint: Checkpoint,
         checkpoint.save(whole)
         raise ScanUnfinished(_told(failed, job))
     if not whole.read:
-        reason = next(iter(whole.skipped.values()), ("", ""))
-        raise ImagesError(f"none of {whole.listed} images can be read; {reason[0]!r} {reason[1]}")
+        raise ImagesError(
+            none_read(whole.listed, job.loader.source, whole.skipped) if whole.listed else _nothing_in(job.loader.source)
+        )
     return whole
+
+
+def _check_images(whole: Part, job: Job, checkpoint: Checkpoint) -> None:
+    """Raises `AtlasError` where some of the images that an earlier scan has read are others now."""
+    source, notes = job.loader.source, sorted(whole.notes.items())
+    if isinstance(source, FileSource):
+        return  # to find one image may be to read a whole file; the plan's fingerprint has to do
+    for image, note in (notes[place] for place in spread(len(notes), MOST_CHECKED)):
+        now = None if note.content is None else _content(source, image)
+        if now is not None and now != note.content:
+            raise AtlasError(
+                f"an unfinished scan was of other images: {note.key!r} holds other content than then. Give another --out, or remove the "
+                f"folder {str(checkpoint.folder)!r}"
+            )
+
+
+def _content(source: ImageSource, image: int) -> int | None:
+    with suppress(Exception):  # one that can't be read any more proves nothing
+        return source.content(image)
+    return None
+
+
+def none_read(count: int, source: Source, skipped: Mapping[int, tuple[str, str]]) -> str:
+    """What to say where no image can be read: the first of each reason, up to three."""
+    what = "items" if isinstance(source, FileSource) or not source.thread_safe else "files"
+    first: dict[str, str] = {}
+    for image in sorted(skipped):
+        key, reason = skipped[image]
+        first.setdefault(reason, f"{key!r} {reason}")
+    return f"none of {count:,} {what} is an image that can be read; {'; '.join(list(first.values())[:3])}"
+
+
+def _nothing_in(source: Source) -> str:
+    files = source.files if isinstance(source, FileSource) else []
+    return f"there are no images: {', '.join(map(repr, files[:3]))}{' …' if len(files) > 3 else ''} hold nothing"
 
 
 def _left(job: Job, whole: Part) -> Iterator[Shard]:

@@ -8,9 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unitscope.errors import ImagesError
-from unitscope.images import Item, Skipped, Source, prepare
-from unitscope.images.pixels import Pixels
+from unitscope.images import Item, Skipped, Source, prepare, skipping_errors
+from unitscope.images.protocol import Pixels
 from unitscope.networks import InputForm
 from unitscope.records import Preprocessing
 from unitscope.scanning.parts import ImageNote
@@ -41,33 +40,34 @@ class Loader:
     def load(self, image: int) -> Loaded:
         """One image by its number."""
         try:
-            key = self.source.key(image)
+            with skipping_errors():
+                key = self.source.key(image)
         except Skipped as reason:
             return Loaded(image, "", None, None, str(reason))
-        return self.loaded(Item(image, key, partial(self.source.open, image), partial(self.source.label, image)))
+        return self.loaded(Item(image, key, partial(self.source.read, image)))
 
     def loaded(self, item: Item) -> Loaded:
-        """One image that its shard gave."""
+        """One image that its shard gave; whatever its source raises skips this one alone."""
         try:
-            opened = item.open()
-            pixels, size = self._pixels(opened, item.key)
+            with skipping_errors():
+                found = item.read()
+            with skipping_errors("can't be prepared:"):
+                pixels, size = self._pixels(found.pixels)
         except Skipped as reason:
             return Loaded(item.image, item.key, None, None, str(reason))
-        except (OSError, MemoryError, ValueError) as error:
-            return Loaded(item.image, item.key, None, None, f"can't be prepared: {type(error).__name__}: {error}")
-        return Loaded(item.image, item.key, pixels, ImageNote(item.key, *size, item.label()))
+        return Loaded(item.image, item.key, pixels, ImageNote(item.key, *size, found.label, found.content))
 
-    def _pixels(self, opened: Image.Image | Pixels, key: str) -> tuple[Pixels, tuple[int, int]]:
+    def _pixels(self, found: Image.Image | Pixels) -> tuple[Pixels, tuple[int, int]]:
         """The input and the image's width and height as displayed."""
-        if isinstance(opened, Image.Image):
+        if isinstance(found, Image.Image):
             if self.preprocessing is None:
-                raise ImagesError(f"image {key!r} is a picture, but the first one of the data set was a tensor")
-            return prepare(opened, self.preprocessing), opened.size
+                raise Skipped("is a picture, where the others of the data set are tensors")
+            return prepare(found, self.preprocessing), found.size
         if self.preprocessing is not None:
-            raise ImagesError(f"image {key!r} is a tensor, but the first one of the data set was a picture")
-        if opened.shape != self.shape:
-            raise ImagesError(f"image {key!r} is a tensor of shape {opened.shape}, where {self.shape} is expected")
-        return opened, (opened.shape[2], opened.shape[1])
+            raise Skipped("is a tensor, where the others of the data set are pictures")
+        if found.shape != self.shape:
+            raise Skipped(f"is a tensor of shape {found.shape}, where {self.shape} is expected")
+        return found, (found.shape[2], found.shape[1])
 
     def normalised(self, pixels: list[Pixels], form: InputForm) -> Tensor:
         """The network's input of shape (image, channel, y, x), computed on its device from 8-bit pixels."""

@@ -132,7 +132,8 @@ def _layer_columns(layers: Sequence[Layer]) -> Columns:
 
 def _image_columns(notes: Mapping[int, ImageNote]) -> Columns:
     images = sorted(notes)
-    return {"image": images} | {name: [getattr(notes[i], name) for i in images] for name in ImageNote.__slots__}
+    columns: Columns = {name: [getattr(notes[i], name) for i in images] for name in ImageNote.__slots__}
+    return {"image": images} | columns | {"content": pa.array(columns["content"], pa.uint64())}
 
 
 def _skipped_columns(skipped: Mapping[int, tuple[str, str]]) -> Columns:

@@ -2,10 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import groupby, islice
 from math import ceil
 from typing import TypeVar
@@ -23,6 +20,7 @@ from unitscope.scanning.lanes import Networks, ahead, lanes
 from unitscope.scanning.loading import Loaded, Loader
 from unitscope.scanning.parts import ImageSample, Moments, Part, key_hash
 from unitscope.scanning.plans import ScanPlan
+from unitscope.scanning.readers import readers
 from unitscope.topk import TopK
 
 Result = TypeVar("Result")
@@ -30,7 +28,8 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a worker needs beside the network: which layers to read, how, and on what: all images, or `only` those."""
+    """What a worker needs beside the network: which layers to read, how, with how many readers of images (`workers`), and on what: all
+    images, or `only` those."""
 
     plan: ScanPlan
     trace: Trace
@@ -105,13 +104,13 @@ class Worker:
             yield self._part(shard, passes)
 
     def _passes(self, shards: Iterable[Shard]) -> Iterator[Passed]:
-        """All passes in order; images are decoded and networks run in threads of their own, some passes ahead."""
+        """All passes in order; networks run in threads of their own, some passes ahead, and so are images read (see `readers`)."""
         job = self.job
         length = pass_images(self.networks.module, job.trace, job.plan.batch_size)
         passes = (one for shard in shards for one in self._cut(shard, length))
         most = 2 * len(self.networks.lanes) + ceil(2 * job.workers / length)
-        with self._decoding() as decode, lanes(self.networks.lanes, job.device) as submit:
-            yield from ahead(lambda one: submit(self._run, (one, decode(one))), passes, most)
+        with readers(job.loader, job.workers) as begin, lanes(self.networks.lanes, job.device) as submit:
+            yield from ahead(lambda one: submit(self._run, (one, begin(one.items))), passes, most)
 
     def _cut(self, shard: Shard, length: int) -> Iterator[Pass]:
         """The shard in passes; where its images can't be read to the end, the last one says why."""
@@ -123,23 +122,6 @@ class Worker:
                 yield Pass(shard, taken)
         except FileBroken as error:
             yield Pass(shard, (), str(error))
-
-    @contextmanager
-    def _decoding(self) -> Iterator[Callable[[Pass], Callable[[], list[Loaded]]]]:
-        """A function that begins to load a pass's images and gives a function that waits for them."""
-        job = self.job
-        if job.workers == 0:
-            yield lambda one: partial(_loaded, job.loader, one)
-            return
-        with ThreadPoolExecutor(job.workers, thread_name_prefix="decode") as pool:
-
-            def begin(one: Pass) -> Callable[[], list[Loaded]]:
-                return partial(_results, [pool.submit(job.loader.loaded, item) for item in one.items])
-
-            try:
-                yield begin
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, network: nn.Module, item: tuple[Pass, Callable[[], list[Loaded]]]) -> Passed:
         one, load = item
@@ -260,14 +242,6 @@ def _runs(passes: Iterable[Passed], images: int) -> Iterator[list[Passed]]:
             run = []
     if run:
         yield run
-
-
-def _loaded(loader: Loader, one: Pass) -> list[Loaded]:
-    return [loader.loaded(item) for item in one.items]
-
-
-def _results(futures: "list[Future[Loaded]]") -> list[Loaded]:
-    return [future.result() for future in futures]
 
 
 def _spacing(traced: TracedLayer, device: torch.device) -> Spacing:

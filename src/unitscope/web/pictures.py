@@ -16,10 +16,10 @@ from typing import Any
 
 from PIL import Image
 
-from unitscope.atlas.pictures import MOST_PATCHES, Drawn, as_picture, box_drawn, mark_of, projections
+from unitscope.atlas.pictures import MOST_PATCHES, Drawn, box_drawn, mark_of, projections
 from unitscope.drawing import cut, mark, missing
 from unitscope.errors import ImagesError
-from unitscope.images import Skipped
+from unitscope.images import Changed, Skipped
 from unitscope.records import Peak
 from unitscope.web.catalogue import Catalogue
 
@@ -84,7 +84,7 @@ class Pictures:
 
         Raises `Skipped` or `ImagesError` where it can't be had any more.
         """
-        picture = as_picture(self._catalogue.atlas.open_image(image)).convert("RGB")
+        picture = self._catalogue.atlas.picture(image).convert("RGB")
         picture.thumbnail((PICTURE_PX, PICTURE_PX), Image.Resampling.BICUBIC)
         return _encoded(picture, "JPEG", quality=90)
 
@@ -175,13 +175,14 @@ class Batch:
 
     def cut(self, image: int, rows: Sequence[tuple[Unit, int]]) -> dict[Unit, bytes]:
         """Cut the patches of one image; gives the blocks that lacked nothing else."""
+        changed = False
         try:
-            picture = as_picture(self._catalogue.atlas.open_image(image))
-        except (Skipped, ImagesError):
-            picture = None
+            picture = self._catalogue.atlas.picture(image)
+        except (Skipped, ImagesError) as reason:
+            picture, changed = None, isinstance(reason, Changed)
         finished = {}
         for unit, row in rows:
-            patch = missing(PATCH_PX) if picture is None else self._patch(picture, row)
+            patch = missing(PATCH_PX, changed) if picture is None else self._patch(picture, row)
             with self._counting:
                 patches = self._patches.setdefault(unit, {})
                 patches[row] = patch

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from unitscope.atlas import Atlas
-from unitscope.errors import AtlasError
+from unitscope.errors import WHERE_IMAGES_ARE, AtlasError, ImagesError
 from unitscope.files import written
 from unitscope.images import Skipped
 from unitscope.web import rendering
@@ -29,10 +29,11 @@ STATIC = Path(__file__).parent / "static"
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """How much was written."""
+    """How much was written; `lacking` says for each of the images that could not be drawn why."""
 
     files: int
     bytes: int
+    lacking: dict[str, str]
 
 
 def export(
@@ -44,21 +45,22 @@ def export(
     """Write every page of an atlas, its JSON and its pictures below a new folder, whole or not at all.
 
     `on_units` is told how many units are done. Raises `AtlasError` where the folder is not empty or can't be written, `ImagesError`
-    where the images are gone.
+    where the images are gone, or none of them can be drawn.
     """
     _ = atlas.source, beside.source if beside is not None else None
     place = Path(os.path.realpath(site))
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise AtlasError(f"{str(site)!r} is there already and not empty; give another folder")
+    lacking: dict[str, str] = {}
     with written(place, f"the site {str(site)!r}") as folder:
         folder.mkdir()
         first = Pages(Catalogue(atlas))
         second = Pages(Catalogue(beside)) if beside is not None else None
-        _write_atlas(first, folder, second, on_units)
+        lacking |= _write_atlas(first, folder, second, on_units)
         if second is not None:
-            _write_atlas(second, folder / "beside", None, on_units)
+            lacking |= _write_atlas(second, folder / "beside", None, on_units)
         sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
-    return Exported(len(sizes), sum(sizes))
+    return Exported(len(sizes), sum(sizes), lacking)
 
 
 def search_script(pages: Pages) -> bytes:
@@ -66,7 +68,8 @@ def search_script(pages: Pages) -> bytes:
     return b"window.unitscopeSearch = " + msgspec.json.encode(pages.search()) + b";\n"
 
 
-def _write_atlas(pages: Pages, folder: Path, beside: Pages | None, on_units: Callable[[int], None] | None) -> None:
+def _write_atlas(pages: Pages, folder: Path, beside: Pages | None, on_units: Callable[[int], None] | None) -> dict[str, str]:
+    """Everything of one atlas; the images that could not be drawn, with the reasons."""
     for path in STATIC.rglob("*"):
         if path.is_file():
             _write(folder / "static" / path.relative_to(STATIC), path.read_bytes())
@@ -82,7 +85,7 @@ def _write_atlas(pages: Pages, folder: Path, beside: Pages | None, on_units: Cal
             _write_page(comparison.network(), folder, site)
             for name in comparison.layer_names():
                 _write_page(comparison.layer(name), folder, site)
-        pictures.result()
+        return pictures.result()
 
 
 def _write_page(page: Any, folder: Path, site: dict[str, bool]) -> None:
@@ -91,13 +94,17 @@ def _write_page(page: Any, folder: Path, site: dict[str, bool]) -> None:
         _write(folder / json_path(page.path), rendering.json(page))
 
 
-def _write_pictures(catalogue: Catalogue, folder: Path, on_units: Callable[[int], None] | None) -> None:
+def _write_pictures(catalogue: Catalogue, folder: Path, on_units: Callable[[int], None] | None) -> dict[str, str]:
     pictures, to = Pictures(catalogue), Addresses()
+    lacking = {}
     for image in catalogue.images:
         try:
             _write(folder / to.picture(image), pictures.picture(image))
-        except Skipped:
-            continue  # the page says so where a picture is missing
+        except Skipped as reason:
+            lacking[catalogue.atlas.key(image)] = str(reason)  # the page says so too
+    if lacking and len(lacking) == len(catalogue.images):
+        key = next(iter(lacking))
+        raise ImagesError(f"none of {len(lacking):,} images can be drawn: {key!r} {lacking[key]}; {WHERE_IMAGES_ARE}")
     for method, units in catalogue.attributed.items():
         for layer, unit in sorted(units):
             with suppress(AtlasError):  # one whose attributions are broken goes without
@@ -108,6 +115,7 @@ def _write_pictures(catalogue: Catalogue, folder: Path, on_units: Callable[[int]
             _write(folder / to.block(layer, unit), block.result())
         if on_units is not None:
             on_units(len(run))
+    return lacking
 
 
 def _runs(units: Iterator[tuple[str, int]], length: int) -> Iterator[Sequence[tuple[str, int]]]:

@@ -1,0 +1,52 @@
+"""What an image is, whatever its name or number: a 64-bit hash (XXH3) of its file's bytes or, where there is no file, of its pixels."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from xxhash import xxh3_64, xxh3_64_intdigest
+
+from unitscope.images.protocol import Pixels
+
+FEW = 8
+"""How many images are hashed to tell two collections apart."""
+
+
+def hash_of_bytes(content: bytes) -> int:
+    """Of a file's bytes."""
+    return int(xxh3_64_intdigest(content))
+
+
+def hash_of_stream(file: Any) -> int:
+    """Of an open file from where it stands to its end, a piece at a time."""
+    digest = xxh3_64()
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+    return int(digest.intdigest())
+
+
+def hash_of_pixels(pixels: Image.Image | Pixels) -> int:
+    """Of a picture's mode, size, colours and pixels, or of an array's type, shape and values."""
+    if isinstance(pixels, Image.Image):
+        palette = bytes(pixels.getpalette() or ()) if pixels.mode in ("P", "PA") else b""
+        head, content = f"{pixels.mode} {pixels.width} {pixels.height} ".encode() + palette, pixels.tobytes()
+    else:
+        head, content = f"{pixels.dtype} {pixels.shape} ".encode(), np.ascontiguousarray(pixels).tobytes()
+    digest = xxh3_64(head)
+    digest.update(content)
+    return int(digest.intdigest())
+
+
+def spread(count: int, few: int = FEW) -> list[int]:
+    """A few numbers from 0 to `count - 1`: the first, the last and some between, each once.
+
+    >>> spread(600, 4), spread(2, 4)
+    ([0, 200, 399, 599], [0, 1])
+    """
+    return sorted({round(float(number)) for number in np.linspace(0, count - 1, min(few, count))}) if count else []
+
+
+def contradictions(one: Mapping[str, str | None], other: Mapping[str, str | None]) -> list[str]:
+    """The images that are others in one fingerprint than in the other; what one of them doesn't know proves nothing."""
+    return [image for image, content in one.items() if content and other.get(image) and other[image] != content]

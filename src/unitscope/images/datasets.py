@@ -1,0 +1,154 @@
+"""Map-style data sets as sources: torch's and torchvision's, Hugging Face's, or anything with a length and numbered items."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from unitscope.errors import ImagesError, first_line
+from unitscope.images.content import hash_of_pixels
+from unitscope.images.labels import LABEL_COLUMNS, classes_of, label_text, origins
+from unitscope.images.pixels import check_size, read_bytes, read_file
+from unitscope.images.protocol import Pixels, Skipped, SourceImage, skipping_errors
+from unitscope.images.ranges import note_range
+
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
+WHAT_IS_TAKEN = "unitscope takes PIL images, or preprocessed float tensors of shape (channel, y, x)"
+
+_reading = RLock()
+"""Held while a data set is asked for an image: one lock for all, since a subset and the whole read the same open file."""
+
+
+class DatasetSource:
+    """A map-style data set of PIL images or tensors: alone, as the first of a tuple whose second is the label, or in the columns
+    of a row, as Hugging Face's data sets give them, decoded or not.
+
+    `name` is what finds the data set again, where it has one. Keys are the numbers of the images. Labels are looked up in the
+    `classes` of the data set, or of those that it is a part or a chain of, or in the names of its column. Nobody promised that a data
+    set may be read by several threads, so it is asked for one image at a time, which is loaded and copied before the next one.
+    """
+
+    thread_safe = False
+    passed_over: Mapping[str, str] = {}
+
+    def __init__(self, dataset: Any, name: str = "") -> None:
+        self.dataset, self._name = dataset, name
+        if len(dataset) == 0:
+            raise ImagesError("the data set is empty")
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        kind = type(self.dataset)
+        named = {"name": self._name} if self._name else {}
+        return {"kind": "dataset", "type": f"{kind.__module__}.{kind.__qualname__}", "length": len(self), **named}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def key(self, image: int) -> str:
+        return str(image)
+
+    def content(self, image: int) -> int | None:
+        return self.read(image).content
+
+    def read(self, image: int) -> SourceImage:
+        with _reading, skipping_errors("the data set raised"):
+            item = self.dataset[image]
+        with _reading, skipping_errors():
+            return _read(_image_in(item), self._label(image, item))
+
+    def _label(self, image: int, item: Any) -> str | None:
+        if not isinstance(item, Mapping):
+            said = item[1] if isinstance(item, (tuple, list)) and len(item) > 1 else None
+            return label_text(said, classes_of(self.dataset, image))
+        features = _features(self.dataset, image)
+        classes = {name: names for name in item if (names := getattr(features.get(name), "names", None))}
+        name = next((name for name in (*LABEL_COLUMNS, *classes) if name in item), "")
+        return label_text(item.get(name), classes.get(name) or classes_of(self.dataset, image))
+
+
+def from_hugging_face(name: str) -> DatasetSource:
+    """The data set `hf:NAME`, or one of its splits, `hf:NAME:SPLIT`. Raises `ImagesError`."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImagesError(f"images {name!r} need Hugging Face's datasets: pip install 'unitscope[hf]'") from error
+    _, path, split = (name + "::").split(":")[:3]
+    try:
+        found = datasets.load_from_disk(path) if os.path.isdir(path) else datasets.load_dataset(path)
+    except Exception as error:
+        raise ImagesError(f"images {name!r} can't be loaded: {type(error).__name__}: {first_line(error)}") from error
+    if isinstance(found, Mapping):
+        if (not split and len(found) > 1) or (split and split not in found):
+            raise ImagesError(
+                f"images {name!r}: name one of the splits {', '.join(found)}, as in 'hf:{path}:{next(iter(found))}'"
+            )
+        found = found[split or next(iter(found))]
+    return DatasetSource(found, name)
+
+
+def _features(dataset: Any, image: int) -> Mapping[str, Any]:
+    """The columns of a Hugging Face data set, or of the one that this is a part of; none of others."""
+    found = (getattr(origin, "features", None) for origin in origins(dataset, image))
+    return next((features for features in found if isinstance(features, Mapping)), {})
+
+
+def _image_in(item: Any) -> Any:
+    """The image in what a data set gives: the item itself, the first of a tuple, or the image column of a row."""
+    if not isinstance(item, Mapping) or _is_file(item):
+        return item[0] if isinstance(item, (tuple, list)) and item else item
+    columns = ", ".join(map(repr, item))
+    named = [item[name] for name in IMAGE_COLUMNS if name in item]
+    images = named[:1] or [value for value in item.values() if isinstance(value, Image.Image) or _is_file(value)]
+    if not images:
+        raise Skipped(f"is a row with the columns {columns}, none of which holds an image; call one 'image'")
+    if len(images) > 1:
+        raise Skipped(f"is a row with several images in its columns {columns}; call the one to scan 'image'")
+    return images[0]
+
+
+def _is_file(value: Any) -> bool:
+    """True for Hugging Face's images that nobody has decoded: rows of `bytes` and `path`."""
+    return isinstance(value, Mapping) and value.keys() == {"bytes", "path"}
+
+
+def _read(value: Any, label: str | None) -> SourceImage:
+    if isinstance(value, Image.Image):
+        picture = _picture(value)
+        return SourceImage(picture, label, hash_of_pixels(picture))
+    if isinstance(value, (bytes, bytearray)):
+        return read_bytes(bytes(value), label)
+    if _is_file(value):
+        return read_bytes(value["bytes"], label) if value["bytes"] is not None else read_file(Path(value["path"]), label)
+    array = _array(value)
+    return SourceImage(array, label, hash_of_pixels(array))
+
+
+def _picture(image: Image.Image) -> Image.Image:
+    """The picture, loaded, as it is now: the data set may give the same object again with other pixels."""
+    check_size(image)
+    note_range(image)
+    with skipping_errors("can't be decoded:"):
+        return image.copy()
+
+
+def _array(item: Any) -> Pixels:
+    """The tensor as float32, as it is now."""
+    if item is None or isinstance(item, (str, os.PathLike)):
+        raise Skipped(f"the data set gave {item!r} for an image; {WHAT_IS_TAKEN}")
+    try:
+        values = item.detach().cpu().numpy() if hasattr(item, "detach") else np.asarray(item)
+    except TypeError as error:
+        raise Skipped(f"the data set gave a {type(item).__name__} that is no float tensor: {error}") from error
+    said = f"the data set gave a {type(item).__name__} of shape {values.shape} and type {values.dtype}"
+    if values.ndim in (2, 3) and values.dtype.kind in "iub":
+        raise Skipped(f"{said}, which looks like a picture before preprocessing: give PIL.Image.fromarray of it; {WHAT_IS_TAKEN}")
+    if values.ndim != 3 or values.dtype.kind != "f":
+        raise Skipped(f"{said}; {WHAT_IS_TAKEN}")
+    if values.shape[2] in (1, 3, 4) and min(values.shape[:2]) > 8:
+        raise Skipped(f"{said}, which has its channels last: move them to the front; {WHAT_IS_TAKEN}")
+    return values.astype(np.float32, copy=True)
