@@ -341,7 +341,7 @@ class Steep(nn.Module):
 
 def test_rounding_that_a_network_amplifies_is_measured_and_allowed_for(tmp_path: Path) -> None:
     network = Body(Steep())
-    with pytest.warns(UserWarning, match="rounding in float32 moves values"):
+    with pytest.warns(UserWarning, match="rounding moves values"):
         atlas = unitscope.scan(network, IMAGES, tmp_path / "atlas", batch_size=7)
     rounding = atlas.manifest["trial"]["rounding"]
     assert set(rounding) <= {layer.name for layer in atlas.layers}

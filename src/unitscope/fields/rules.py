@@ -79,6 +79,7 @@ def rule_for(op: Operation) -> Rule | None:
 POINTWISE = {
     "hardswish", "_to_copy", "contiguous", "detach", "alias", "lift_fresh", "_prelu_kernel", "dropout", "native_dropout", "bernoulli",
     "log_sigmoid_forward", "rrelu_with_noise", "quantize_per_tensor", "dequantize", "fake_quantize_per_tensor_affine_cachemask",
+    "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
     "fake_quantize_per_channel_affine_cachemask", "bucketize", "complex", "polar", "_conj", "_neg_view", "resolve_conj", "resolve_neg",
     "view_as",
 }  # fmt: skip

@@ -25,6 +25,7 @@ NEAR = 1e-5
 NEAR_IN_DOUBLE = 1e-9
 COARSE = 1e-2
 """The same where float64 can't tell rounding from a real difference, since the network doesn't run in it."""
+USUAL = {torch.bfloat16: 1e-1, torch.float16: 1e-2}
 SPREAD = 16
 """How many times as far as for noise other images may be apart."""
 
@@ -37,14 +38,15 @@ class Trial:
     """The first layers in which something else than the image has a say in the values; None where there is none.
 
     `batch`: the other images of the batch. `random`: something that differs from run to run. `shared`: another replica at work, since
-    they share state. `rounding` says by how much float32 arithmetic alone moves the values of a layer, as a share of its highest, where
-    that is above 1e-5.
+    they share state. `rounding` says by how much arithmetic alone moves the values of a layer, as a share of its highest, where that is
+    above 1e-5; up to `usual` that is a matter of course in the type that the network computes in.
     """
 
     batch: str | None = None
     random: str | None = None
     shared: str | None = None
     rounding: Mapping[str, float] = field(default_factory=dict)
+    usual: float = NEAR
 
     def findings(self) -> Iterator[str]:
         """What a person should know of it, a sentence each."""
@@ -54,10 +56,10 @@ class Trial:
             yield f"values differ from run to run, from layer {self.random!r} on: a scan can't be repeated, and 'check' will find differences"
         if self.shared is not None:
             yield f"copies of the network that run at the same time change each other's values, from layer {self.shared!r} on: one runs alone"
-        if self.rounding:
-            layer = max(self.rounding, key=lambda name: self.rounding[name])
+        layer = max(self.rounding, key=lambda name: self.rounding[name], default="")
+        if self.rounding.get(layer, 0) > self.usual:
             yield (
-                f"rounding in float32 moves values by up to {self.rounding[layer]:.0e} of their layer's highest (in layer {layer!r}); 'check' "
+                f"rounding moves values by up to {self.rounding[layer]:.0e} of their layer's highest (in layer {layer!r}); 'check' "
                 "allows for that"
             )
 
@@ -112,7 +114,8 @@ class _Trials:
         apart = deviations(first_maps(network, self.layers, noise), alone)
         batch = self._depends_on_batch(noise, apart) if max(apart, default=0) > NEAR else None
         moved = deviations(first_maps(network, self.layers, rounded(noise[:1])), alone)
-        return Trial(batch=batch).with_rounding(self.layers, apart).with_rounding(self.layers, moved)
+        usual = USUAL.get(noise.dtype, NEAR)
+        return Trial(batch=batch, usual=usual).with_rounding(self.layers, apart).with_rounding(self.layers, moved)
 
     def _copy(self) -> nn.Module:
         return isolated(self.network, self.traced.hooks).to(self.traced.form.device)
