@@ -199,7 +199,7 @@ def test_saving_takes_less_than_a_hundredth_of_the_time(tmp_path: Path, monkeypa
     with Checkpoint(tmp_path / "atlas", {}).held() as checkpoint:
         begun = time.monotonic()
         while time.monotonic() < begun + 4.5:
-            checkpoint.offer(Part.empty(1, 1))
+            checkpoint.offer(Part.empty(1, 1, 5))
             time.sleep(0.001)
     assert 2 <= len(saved) <= 3
     assert saved[1] - saved[0] >= 2

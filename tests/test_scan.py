@@ -224,6 +224,23 @@ def test_the_sample_is_the_same_images_for_every_unit(tmp_path: Path) -> None:
     assert known == set(by_unit[0]) | set(atlas.table("peaks")["image"].to_pylist())
 
 
+@pytest.mark.parametrize("size", [1, 7, 300])
+def test_the_sample_has_as_many_images_as_are_asked_for(tmp_path: Path, size: int) -> None:
+    images = torch.randn(90, 1, 2, 2)
+    atlas = unitscope.scan(see_through(1), images, tmp_path / "atlas", batch_size=8, sample=size)
+    first = sorted(range(90), key=lambda image: hash_of_key(str(image)))[:size]
+    assert atlas.sample("0")["image"].to_pylist() == sorted(first)
+    assert atlas.manifest["sample"] == size
+
+
+def test_options_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    for name in ("k", "per_image", "batch_size", "sample", "limit"):
+        with pytest.raises(unitscope.UnitscopeError, match=f"{name} must be at least 1, not 0"):
+            unitscope.scan(see_through(1), torch.ones(2, 1, 1, 1), tmp_path / "atlas", **{name: 0})
+    with pytest.raises(TypeError, match=r"scan\(\) got an unexpected keyword argument 'batchsize'"):
+        unitscope.scan(see_through(1), torch.ones(2, 1, 1, 1), tmp_path / "atlas", batchsize=3)
+
+
 def test_the_sample_depends_on_keys_alone(tmp_path: Path) -> None:
     samples = []
     for name, batch_size in (("one", 7), ("two", 64)):

@@ -118,6 +118,7 @@ def scan(
     ] = "auto",
     limit: Annotated[int | None, typer.Option(help="Scan the first images only.")] = None,
     precision: Annotated[str, typer.Option(help="fp32, or bf16: screen in bfloat16, rank in float32.")] = "fp32",
+    sample: Annotated[int, typer.Option(help="Images of which every unit's value is kept, to compare with.")] = 200,
     runner: Annotated[str, typer.Option(help="here, or ray: on all machines of a Ray cluster.")] = "here",
     address: Annotated[str | None, typer.Option(help="The Ray cluster's; auto finds that of this machine, none starts one here.")] = None,
     cpus_per_worker: Annotated[int, typer.Option(help="Cores of one Ray worker.")] = 1,
@@ -136,7 +137,7 @@ def scan(
     network, preprocessing = _network(model, weights, seed, overrides)
     options = {"layers": layers, "k": k, "per_image": per_image, "batch_size": batch_size, "device": device}
     options["workers"] = _workers(workers)
-    options["precision"] = precision
+    options |= {"precision": precision, "sample": sample}
     _scan(network, source, out, preprocess=preprocessing, limit=limit, runner=spread, **options)
 
 

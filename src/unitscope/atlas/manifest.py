@@ -45,6 +45,7 @@ class _Manifest(Struct):
     trial: _Trial
     skipped: Count = 0
     per_image: Count = 1
+    sample: Count = 200
     precision: str = "fp32"
     layers: list[str] | None = None
 

@@ -3,13 +3,13 @@
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -23,13 +23,13 @@ from unitscope.layers import Trace, Trial, choose, left_out, replicas, trace
 from unitscope.networks import PREPROCESSING_FLAGS, Network, as_preprocessing, given_network, load_network
 from unitscope.precision import plain_tensors
 from unitscope.records import Preprocessing
-from unitscope.runners import Runner
 from unitscope.runners.here import Here
 from unitscope.scanning.checkpoints import Checkpoint, clear_finished
 from unitscope.scanning.effects import with_effective_fields
 from unitscope.scanning.gathering import gather, none_read
 from unitscope.scanning.lanes import Networks
 from unitscope.scanning.loading import Loader
+from unitscope.scanning.options import Options, ScanOptions, options_of
 from unitscope.scanning.plans import ScanPlan
 from unitscope.scanning.readers import reader_count
 from unitscope.scanning.screening import screened, why_not
@@ -47,44 +47,38 @@ def scan(
     *,
     layers: Sequence[str] | None = None,
     k: int = 9,
-    preprocess: Any = None,
-    batch_size: int = 32,
-    workers: int | str = "auto",
-    device: str = "auto",
-    precision: str = "fp32",
-    per_image: int = 1,
-    runner: Runner | None = None,
-    limit: int | None = None,
-    on_images: Callable[[int], None] | None = None,
+    **options: Unpack[ScanOptions],
 ) -> Atlas:
     """One forward-only pass over the images that keeps the `k` patches which excite each unit most, as an atlas in `out`.
 
     `network` is a model string (with its default weights), an `nn.Module`, or what `load_network` gives. `images` is a folder, a
     list of paths, or a map-style data set of PIL images or of preprocessed tensors (channel, y, x), alone or with labels.
     `images` may also name a `.txt` list, tar shards or Parquet files, here or behind URLs, or `hf:NAME:SPLIT`.
-    `layers` are glob patterns; without them all default layers are scanned. `preprocess` is a `Preprocessing` or a torchvision
-    preset, and is needed for pictures with a network that has none. `workers` threads decode files, two unless told otherwise; a
-    data set is read in the caller's thread alone or, with two `workers` and more, by as many processes with a pickled copy each.
-    Of one image a unit gets one peak, or `per_image` that are half a field apart. With `precision` bf16 the images are screened in
-    bfloat16 first, and only those that may hold peaks run in float32; where that gains nothing a warning says so. `runner` spreads
-    the work (`RayRunner`, whose workers have devices of their own). `limit` scans the first images only; `on_images` is told of
-    progress.
+    `layers` are glob patterns; without them all default layers are scanned, but for those that can't be read.
 
-    A scan that was stopped goes on where it was when it is started again. The network is left as it was: mode, device and weights.
+    The options, all by name: `preprocess` is a `Preprocessing` or a torchvision preset, and is needed for pictures with a network that
+    has none. `device` is auto, cpu, cuda or mps. `runner` spreads the work (`RayRunner`, whose workers have devices of their own).
+    `batch_size` images (32) run together. `workers` threads decode files, two unless told otherwise; a data set is read in the
+    caller's thread alone or, with two workers and more, by as many processes with a pickled copy each. With `precision` bf16 the
+    images are screened in bfloat16 first, and only those that may hold peaks run in float32; where that gains nothing a warning says
+    so. Of one image a unit gets one peak, or `per_image` that are half a field apart. The `sample` has 200 images. `limit` scans the
+    first images only; `on_images` is told of progress.
+
+    A scan that was stopped goes on where it was when it is started again. The network is left as it was: it is a copy that runs. First
+    it runs on noise; a warning says where values depend on more than their image.
 
     Raises `UnitscopeError` for anything that the caller can mend, before anything is written; `ScanUnfinished`, one of its
     children, where some images couldn't be scanned while the others were and are kept.
     """
     clear_finished(Path(os.path.realpath(out)))
-    place = place_for(out)
+    place, chosen = place_for(out), options_of(options)
     known, source = known_network(network), as_source(images)
-    count = reader_count(workers, source)
-    plan = _plan(source, limit, k=k, per_image=per_image, batch_size=batch_size, precision=precision)
-    loader = loader_for(source, preprocessing_said(preprocess, known), plan.images, known.model)
+    count, plan = reader_count(chosen.workers, source), _plan(source, k, chosen)
+    loader = loader_for(source, preprocessing_said(chosen.preprocess, known), plan.images, known.model)
     weights, patterns = known.hash(), [layers] if isinstance(layers, str) else layers
-    away = getattr(runner, "device", None)
+    away = getattr(chosen.runner, "device", None)
     _warn_of_chance(source)
-    target = chosen_device("cpu" if away else device)
+    target = chosen_device("cpu" if away else chosen.device)
     job, networks = _set_up(known, plan, loader, patterns, count, target)
     there, theirs = _elsewhere(job, networks, torch.device(away)) if away else (job, networks)
     for finding in networks.trial.findings():
@@ -93,8 +87,8 @@ def scan(
     with Checkpoint(place, described | {"scanned": job.plan.layers, "listed": plan.images}).held() as checkpoint:
         place_for(out)  # another scan may have come first
         run = screened if job.plan.precision == "bf16" else gather
-        tell = (lambda _: None) if on_images is None else on_images
-        part = run(theirs, there, Here() if runner is None else runner, checkpoint, tell)
+        tell = (lambda _: None) if chosen.on_images is None else chosen.on_images
+        part = run(theirs, there, Here() if chosen.runner is None else chosen.runner, checkpoint, tell)
         part.skipped |= {plan.images + number: over for number, over in enumerate(source.passed_over.items())}
         counts = {"listed": part.listed, "read": part.read, "skipped": len(part.skipped), "again": part.again}
         records = with_effective_fields(networks, job, part)
@@ -104,15 +98,14 @@ def scan(
     return Atlas(out, images=images)
 
 
-def _plan(source: Source, limit: int | None, **said: Any) -> ScanPlan:
+def _plan(source: Source, k: int, chosen: Options) -> ScanPlan:
     """The plan without its layers, which nobody knows yet."""
-    if limit is not None and limit < 1:
-        raise UnitscopeError(f"limit must be at least 1, not {limit}")
+    plan = ScanPlan((), 0, k, chosen.per_image, chosen.batch_size, chosen.precision, sample=chosen.sample)
     if isinstance(source, FileSource):
-        if limit is not None:
+        if chosen.limit is not None:
             raise UnitscopeError("limit is for images that are numbered one by one; give fewer files instead")
-        return ScanPlan((), images=0, files=len(source.files), **said)
-    return ScanPlan((), images=len(source) if limit is None else min(limit, len(source)), **said)
+        return replace(plan, files=len(source.files))
+    return replace(plan, images=len(source) if chosen.limit is None else min(chosen.limit, len(source)))
 
 
 def preprocessing_said(said: Any, network: Network) -> Preprocessing | None:
@@ -259,6 +252,7 @@ def _described(network: Network, weights: str, job: Job, patterns: Sequence[str]
         "operators_without_rule": sorted(job.trace.unknown_operators),
         "k": plan.k,
         "per_image": plan.per_image,
+        "sample": plan.sample,
         "batch_size": plan.batch_size,
         "precision": plan.precision,
         "device": job.device.type,

@@ -179,15 +179,15 @@ def _short(value: Any) -> str:
 def _packed(part: Part) -> dict[str, Tensor]:
     groups: dict[str, Any] = {"best": part.best, "sample": part.sample, "extremes": part.moments.extremes}
     groups |= {f"block {level} {number}": block for (level, number), block in part.moments.blocks.items()}
-    tensors = {
-        f"{group}/{name}": getattr(held, name).contiguous() for group, held in groups.items() if held for name in held.__slots__
-    }
+    held = {f"{group}/{name}": getattr(of, name) for group, of in groups.items() if of for name in of.__slots__}
+    tensors = {path: value.contiguous() for path, value in held.items() if isinstance(value, Tensor)}
     words = {
         "notes": {image: asdict(note) for image, note in part.notes.items()},
         "labels": part.labels,
         "skipped": part.skipped,
         "read": part.read,
         "images": part.moments.images,
+        "sample": part.sample.size,
     }
     return tensors | {"words": _as_tensor(json.dumps(words))}
 
@@ -208,7 +208,7 @@ def _unpacked(tensors: Mapping[str, Tensor]) -> Part:
     return Part(
         TopK(**groups["best"]),
         Moments(blocks, words["images"], extremes),
-        ImageSample(**groups["sample"]),
+        ImageSample(**groups["sample"], size=words["sample"]),
         {int(image): ImageNote(**note) for image, note in words["notes"].items()},
         Counter(words["labels"]),
         {int(image): tuple(why) for image, why in words["skipped"].items()},

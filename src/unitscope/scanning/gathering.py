@@ -24,7 +24,7 @@ def gather(networks: Networks, job: Job, runner: Runner, checkpoint: Checkpoint,
 
     Raises `ScanUnfinished` where shards failed, after the others are done and kept, and `ImagesError` where nothing can be read.
     """
-    whole = checkpoint.load() or Part.empty(sum(job.units), job.plan.k)
+    whole = checkpoint.load() or Part.empty(sum(job.units), job.plan.k, job.plan.sample)
     _check_images(whole, job, checkpoint)
     if whole.listed:
         tell(whole.listed)

@@ -16,7 +16,6 @@ from torch import Tensor
 from unitscope.layers import TracedLayer
 from unitscope.topk import TopK
 
-SAMPLE_IMAGES = 200
 FEW_NOTES = 1_000
 
 
@@ -138,35 +137,36 @@ class Moments:
 
 @dataclass(slots=True)
 class ImageSample:
-    """The peaks of the images whose keys hash lowest: a uniform sample that is the same on every machine. In no order."""
+    """The peaks of the `size` images whose keys hash lowest: a uniform sample that is the same on every machine. In no order."""
 
     hashes: Tensor
     images: Tensor
     values: Float[Tensor, "image unit"]
     cells: Tensor
+    size: int
 
     @classmethod
-    def empty(cls, units: int) -> "ImageSample":
+    def empty(cls, units: int, size: int) -> "ImageSample":
         none = torch.empty(0, dtype=torch.int64)
-        return cls(none, none, torch.empty(0, units), torch.empty(0, units, dtype=torch.int32))
+        return cls(none, none, torch.empty(0, units), torch.empty(0, units, dtype=torch.int32), size)
 
     def without_units(self) -> "ImageSample":
         """Its images alone."""
-        return ImageSample(self.hashes, self.images, self.values[:, :0], self.cells[:, :0])
+        return ImageSample(self.hashes, self.images, self.values[:, :0], self.cells[:, :0], self.size)
 
     def may_take(self, hashes: Tensor) -> Tensor:
         """True for images that could still come in."""
-        full = len(self.hashes) == SAMPLE_IMAGES
+        full = len(self.hashes) == self.size
         return hashes <= self.hashes.max() if full else torch.ones_like(hashes, dtype=torch.bool)
 
     def merge(self, other: "ImageSample") -> None:
         """Take in other images and keep the lowest hashes; among equal ones the earlier image."""
         hashes, images = torch.cat([self.hashes, other.hashes]), torch.cat([self.images, other.images])
         order = images.argsort(stable=True)
-        order = order[hashes[order].argsort(stable=True)][:SAMPLE_IMAGES]
+        order = order[hashes[order].argsort(stable=True)][: self.size]
         own = len(self.hashes)
         coming = order[order >= own] - own
-        if len(hashes) <= SAMPLE_IMAGES:
+        if len(hashes) <= self.size:
             self.values, self.cells = torch.cat([self.values, other.values]), torch.cat([self.cells, other.cells])
             self.hashes, self.images = hashes, images
         elif len(coming):
@@ -174,13 +174,13 @@ class ImageSample:
 
     def _replace(self, staying: Tensor, other: "ImageSample", coming: Tensor) -> None:
         """Put images in the places of those that don't stay: no more is copied than what comes in."""
-        free = torch.ones(SAMPLE_IMAGES, dtype=torch.bool)
+        free = torch.ones(self.size, dtype=torch.bool)
         free[staying] = False
         places = free.nonzero()[:, 0]
         for name in ("hashes", "images", "values", "cells"):
             mine, theirs = getattr(self, name), getattr(other, name)
-            if len(mine) < SAMPLE_IMAGES:
-                mine = torch.cat([mine, mine.new_empty(SAMPLE_IMAGES - len(mine), *mine.shape[1:])])
+            if len(mine) < self.size:
+                mine = torch.cat([mine, mine.new_empty(self.size - len(mine), *mine.shape[1:])])
                 setattr(self, name, mine)
             mine[places] = theirs[coming]
 
@@ -215,8 +215,8 @@ class Part:
     """How many notes were left when they were last looked through."""
 
     @classmethod
-    def empty(cls, units: int, k: int) -> "Part":
-        return cls(TopK.empty(units, k), Moments(), ImageSample.empty(units))
+    def empty(cls, units: int, k: int, sample: int) -> "Part":
+        return cls(TopK.empty(units, k), Moments(), ImageSample.empty(units, sample))
 
     @property
     def listed(self) -> int:

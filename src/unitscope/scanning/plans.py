@@ -14,7 +14,7 @@ SHARD_BATCHES = 2
 class ScanPlan:
     """Everything that the bytes of an atlas depend on beside network, images and preprocessing.
 
-    There are `images` that are numbered one by one or, where that is 0, `files` that hold many.
+    `sample` is how many images are drawn by the hash of their keys. There are `images` that are numbered one by one or, where that is 0, `files` that hold many.
 
     Raises `UnitscopeError` for numbers that make no sense.
     """
@@ -26,9 +26,10 @@ class ScanPlan:
     batch_size: int = 32
     precision: str = "fp32"
     files: int = 0
+    sample: int = 200
 
     def __post_init__(self) -> None:
-        for name in ("k", "per_image", "batch_size"):
+        for name in ("k", "per_image", "batch_size", "sample"):
             if getattr(self, name) < 1:
                 raise UnitscopeError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.precision not in ("fp32", "bf16"):

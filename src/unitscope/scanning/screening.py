@@ -17,7 +17,7 @@ from unitscope.runners import Runner
 from unitscope.scanning.checkpoints import Checkpoint
 from unitscope.scanning.gathering import Tell, gather
 from unitscope.scanning.lanes import Networks
-from unitscope.scanning.parts import SAMPLE_IMAGES, Part
+from unitscope.scanning.parts import Part
 from unitscope.scanning.workers import Job
 from unitscope.topk import NO_IMAGE
 
@@ -34,7 +34,7 @@ def why_not(job: Job, networks: Networks) -> str:
     plan, device = job.plan, job.device
     if not has_bfloat16(device):
         return f"this {device.type} has no fast bfloat16 arithmetic"
-    images, wanted = plan.images, sum(job.units) * plan.k + SAMPLE_IMAGES
+    images, wanted = plan.images, sum(job.units) * plan.k + plan.sample
     if images and (share := 1 - exp(-wanted / images)) > WORTH:
         return f"about {share:.0%} of the {images:,} images would have to run again for {sum(job.units):,} units"
     return _refuses(networks.lanes[0], job)

@@ -88,7 +88,7 @@ class Worker:
     def __post_init__(self) -> None:
         layers, plan, device = self.job.layers, self.job.plan, self.job.device
         self._best = TopK.empty(sum(self.job.units), plan.k, device)
-        self._lowest_hashes = ImageSample.empty(0)
+        self._lowest_hashes = ImageSample.empty(0, self.job.plan.sample)
         rectified = torch.tensor([t.layer.rectified for t in layers], device=device)
         self._rectified = rectified.repeat_interleave(torch.tensor(self.job.units, device=device))
         floors = self._best.floor().split(self.job.units)
@@ -187,7 +187,7 @@ class Worker:
 
     def _of_run(self, shard: Shard, run: list[Passed]) -> Part:
         units = sum(self.job.units)
-        part = Part.empty(units, self.job.plan.k)
+        part = Part.empty(units, self.job.plan.k, self.job.plan.sample)
         part.moments = Moments.of_nothing(shard.number, units)
         loaded = [one for passed in run for one in passed.loaded]
         part.skipped = {one.image: (one.key, one.reason) for one in loaded if one.note is None}
@@ -229,7 +229,7 @@ class Worker:
         taken = self._lowest_hashes.may_take(hashes)
         images = torch.tensor([one.image for one in loaded])[taken]
         highest, cells = reading.highest.cpu()[taken], reading.cells.cpu()[taken].int()
-        part.sample = ImageSample(hashes[taken], images, highest, cells)
+        part.sample = ImageSample(hashes[taken], images, highest, cells, self.job.plan.sample)
 
 
 def _runs(passes: Iterable[Passed], images: int) -> Iterator[list[Passed]]:

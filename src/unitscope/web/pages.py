@@ -183,7 +183,7 @@ def _about(catalogue: Catalogue) -> About:
     return About(
         atlas.folder.absolute().name, str(network["model"]), str(network.get("weights")), str(network.get("hash", ""))[:16],
         _images_in_words(images), str(images.get("hash", ""))[:16], int(said["read"]), int(said.get("skipped", 0)), atlas.k,
-        str(said.get("precision", "fp32")), height, width, written.strftime("%Y-%m-%d %H:%M"), catalogue.missing,
+        int(said.get("sample", 0)), str(said.get("precision", "fp32")), height, width, written.strftime("%Y-%m-%d %H:%M"), catalogue.missing,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ class About:
     read: int
     skipped: int
     k: int
+    sample: int
     precision: str
     input_height: int
     input_width: int

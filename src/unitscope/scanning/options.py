@@ -1,0 +1,51 @@
+"""The rarer options of a scan."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from unitscope.errors import UnitscopeError
+from unitscope.runners import Runner
+
+
+class ScanOptions(TypedDict, total=False):
+    """What `scan` takes by name beside layers and k; see there."""
+
+    preprocess: Any
+    device: str
+    runner: Runner | None
+    batch_size: int
+    workers: int | str
+    precision: str
+    per_image: int
+    sample: int
+    limit: int | None
+    on_images: Callable[[int], None] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The same with what holds where nothing is said."""
+
+    preprocess: Any = None
+    device: str = "auto"
+    runner: Runner | None = None
+    batch_size: int = 32
+    workers: int | str = "auto"
+    precision: str = "fp32"
+    per_image: int = 1
+    sample: int = 200
+    limit: int | None = None
+    on_images: Callable[[int], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UnitscopeError(f"limit must be at least 1, not {self.limit}")
+
+
+def options_of(said: ScanOptions) -> Options:
+    """The options, completed. Raises `TypeError` for a name that is none, as Python does for arguments."""
+    unknown = next((name for name in said if name not in Options.__slots__), None)
+    if unknown is not None:
+        raise TypeError(f"scan() got an unexpected keyword argument {unknown!r}; it takes {', '.join(Options.__slots__)}")
+    return Options(**said)
