@@ -1,6 +1,6 @@
 """What an activation function does, found by giving it numbers: nothing is taken from its name (rules 1 and 5)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +35,7 @@ def probed(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], like: T
     It is named for what it does where it is silent at and below zero, and else as `named` says. None where it can't be tried: it gives
     no tensor of its input's shape.
     """
-    results = _over_grid(function, shape, like)
+    results = _over_grid(function, ((1,) * (len(shape) - 1), *_inner_shapes(shape)), like)
     if results is None:
         return None
     values = results.flatten(1).double().cpu()
@@ -47,7 +47,7 @@ def probed(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], like: T
 
 def bends(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], like: Tensor) -> bool:
     """True for a function that works on each number alone, and isn't a straight line."""
-    results = _over_grid(function, shape, like)
+    results = _over_grid(function, _inner_shapes(shape), like)
     if results is None or results.isnan().all():
         return False
     grid = GRID.to(results).reshape(-1, *(1,) * (results.dim() - 1))
@@ -59,21 +59,22 @@ def bends(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], like: Te
     return mixed is not None and torch.allclose(mixed, results.gather(0, places), rtol=COARSE, atol=1e-4, equal_nan=True)
 
 
-def _over_grid(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], like: Tensor) -> Tensor | None:
-    """What the function makes of the grid, laid along the first dimension."""
-    if len(shape) < 2:
-        return None
-    inputs = _inputs(GRID.to(like.device, like.dtype), shape)
-    return next((found for tried in inputs if (found := _applied(function, tried)) is not None), None)
+def _over_grid(function: Callable[[Tensor], Tensor], inner_shapes: Iterable[tuple[int, ...]], like: Tensor) -> Tensor | None:
+    """What the function makes of the grid, laid along the first dimension, in the first of these shapes that it takes."""
+    grid = GRID.to(like.device, like.dtype)
+    for inner in inner_shapes:
+        if inner:
+            found = _applied(function, grid.reshape(-1, *(1 for _ in inner)).expand(-1, *inner).clone())
+            if found is not None:
+                return found
+    return None
 
 
-def _inputs(grid: Tensor, shape: tuple[int, ...]) -> Iterator[Tensor]:
-    """The grid along the images: over one place for every channel, of which each may have a function of its own, or over all places."""
+def _inner_shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """One place for every channel, of which each may have a function of its own, wherever the channels are; or all places."""
     inner = shape[1:]
     ones = (1,) * len(inner[1:])
-    column = grid.reshape(-1, *(1 for _ in inner))
-    for rest in dict.fromkeys(((*inner[:1], *ones), (*ones, *inner[-1:]), inner)):
-        yield column.expand(-1, *rest).clone()
+    return list(dict.fromkeys(((*inner[:1], *ones), (*ones, *inner[-1:]), inner)))
 
 
 def _applied(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor | None:
