@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from unitscope.isolation import isolated
 from unitscope.layers.tracing import Fold, Trace, TracedLayer
-from unitscope.layers.trials import Trial, deviations, first_maps, noise_for, tried, with_replicas
+from unitscope.layers.trials import Trial, deviations, noise_for, noise_maps, tried, with_replicas
 from unitscope.precision import random_states_kept
 
 RELATIVE = 1e-4
@@ -52,7 +52,7 @@ def replicas(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer], c
 def _fastest(plain: nn.Module, traced: Trace, chosen: Sequence[TracedLayer], trial: Trial) -> tuple[nn.Module, list[float]]:
     """The fastest copy that gives the plain one's maps, and how far they are apart, layer by layer."""
     noise = noise_for(traced, 2)
-    expected = first_maps(plain, chosen, noise)
+    expected = noise_maps(plain, chosen, noise)
     read = {layer.module for layer in chosen}
     folds = [f for f in traced.folds if f.convolution not in read and _can_fold(plain, f)]
     for attempt in [folds, []] if folds else [[]]:
@@ -60,7 +60,7 @@ def _fastest(plain: nn.Module, traced: Trace, chosen: Sequence[TracedLayer], tri
         for fold in attempt:
             _fold(fast, fold)
         try:
-            found = first_maps(fast, chosen, noise)
+            found = noise_maps(fast, chosen, noise)
         except Exception:  # whatever a network does with weights that lie in another way
             continue
         if all(map(_agree, chosen, found, expected, repeat(trial))):
@@ -75,7 +75,7 @@ def lowered(network: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def maps_of_noise(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer]) -> list[Tensor]:
     """The chosen layers' maps of an image of noise, in the traced form."""
-    return first_maps(network, chosen, noise_for(traced, 2))
+    return noise_maps(network, chosen, noise_for(traced, 2))
 
 
 def pass_images(network: nn.Module, traced: Trace, batch_size: int) -> int:

@@ -104,16 +104,17 @@ class _Trials:
     def result(self) -> Trial:
         noise = noise_for(self.traced, 3)
         network, other = self._copy(), self._copy()
-        alone = first_maps(network, self.layers, noise[:1])
-        for before in OTHERS:
-            first_maps(other, self.layers, self._other(noise, before))
-        later = first_maps(other, self.layers, noise[:1])
+        alone = noise_maps(network, self.layers, noise[:1])
+        noise_maps(other, self.layers, self._other(noise, OTHERS[0]))
+        later = noise_maps(other, self.layers, noise[:1])
         if (changed := self._first(later, alone, NEAR)) is not None:
             self._check_history(noise)
             return Trial(random=changed)
-        apart = deviations(first_maps(network, self.layers, noise), alone)
+        # The image, and itself with its last bits changed, between others: one may look at those beside it.
+        images = self.traced.form.of(torch.cat([noise[1:2], noise[:1], noise[2:], rounded(noise[:1])]))
+        together = noise_maps(network, self.layers, images, (1, 3))
+        apart, moved = (deviations([maps[place : place + 1] for maps in together], alone) for place in (0, 1))
         batch = self._depends_on_batch(noise, apart) if max(apart, default=0) > NEAR else None
-        moved = deviations(first_maps(network, self.layers, rounded(noise[:1])), alone)
         usual = USUAL.get(noise.dtype, NEAR)
         return Trial(batch=batch, usual=usual).with_rounding(self.layers, apart).with_rounding(self.layers, moved)
 
@@ -136,8 +137,8 @@ class _Trials:
         def after(image: int) -> list[Tensor]:
             network = self._copy()
             seed_all(0)
-            first_maps(network, self.layers, self._other(noise, image))
-            return first_maps(network, self.layers, noise[:1])
+            noise_maps(network, self.layers, self._other(noise, image))
+            return noise_maps(network, self.layers, noise[:1])
 
         one, same, other = after(OTHERS[0]), after(OTHERS[0]), after(OTHERS[1])
         changed = self._first(one, other, NEAR)
@@ -153,7 +154,7 @@ class _Trials:
         traced = replace(self.traced, form=replace(self.traced.form, dtype=torch.float64))
         try:
             network, images = self._copy().double(), traced.form.of(noise.double())
-            together, alone = (first_maps(network, self.layers, batch) for batch in (images, images[:1]))
+            together, alone = (noise_maps(network, self.layers, batch) for batch in (images, images[:1]))
             return self._first(together, alone, NEAR_IN_DOUBLE)
         except Exception:  # what was written for one type stumbles in many ways over another
             return next((layer.name for layer, d in zip(self.layers, apart, strict=True) if d > COARSE), None)
@@ -175,13 +176,14 @@ def with_replicas(trial: Trial, replicas: Sequence[nn.Module], traced: Trace, ch
     return trial
 
 
-def first_maps(network: nn.Module, layers: Sequence[TracedLayer], images: Tensor) -> list[Tensor]:
-    """The maps of the first of some images, of shape (1, unit, y, x), layer by layer."""
+def noise_maps(network: nn.Module, layers: Sequence[TracedLayer], images: Tensor, which: Sequence[int] = (0,)) -> list[Tensor]:
+    """The maps of the first, or of some, of the images that run together, of shape (image, unit, y, x), layer by layer."""
     maps: dict[int, Tensor] = {}
+    places = list(which)
     with (
         torch.no_grad(),
         exactly(network, images.device),
-        tapped(network, layers, lambda number, found: maps.update({number: found[:1].clone()})) as tap,
+        tapped(network, layers, lambda number, found: maps.update({number: found[places]})) as tap,
     ):
         tap.run(images)
     return [maps[number] for number in range(len(layers))]
@@ -194,12 +196,15 @@ def deviations(maps: Sequence[Tensor], others: Sequence[Tensor]) -> list[float]:
 
 
 def _deviation(maps: Tensor, others: Tensor) -> float:
-    strange = ~others.isfinite()
-    if maps.shape != others.shape or not torch.allclose(maps[strange], others[strange], equal_nan=True):
-        return inf
-    scale = float(others.nan_to_num(0, 0, 0).abs().max()) if others.numel() else 0.0
-    apart = float((maps - others).nan_to_num(0, 0, 0).abs().max()) if others.numel() else 0.0
-    return apart / scale if scale else (inf if apart else 0.0)
+    if torch.equal(maps, others):
+        return 0.0
+    apart, scale = (maps - others).abs().max(), others.abs().max()
+    if not (apart.isfinite() and scale.isfinite()):  # few layers hold infinities or NaN
+        strange = ~others.isfinite()
+        if not torch.allclose(maps[strange], others[strange], equal_nan=True):
+            return inf
+        apart, scale = ((values.nan_to_num(0, 0, 0)).abs().max() for values in (maps - others, others))
+    return float(apart / scale) if scale else (inf if apart else 0.0)
 
 
 def noise_for(traced: Trace, images: int) -> Tensor:
