@@ -4,7 +4,7 @@ All runs are on copies. Images are the same noise every time.
 """
 
 import random
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any
@@ -63,9 +63,9 @@ class Trial:
                 "allows for that"
             )
 
-    def described(self, layers: Collection[str] | None = None) -> dict[str, Any]:
-        """As the manifest has it: rounding of these layers alone, to one digit, since machines differ in more."""
-        rounding = {name: float(f"{d:.0e}") for name, d in self.rounding.items() if layers is None or name in layers}
+    def described(self) -> dict[str, Any]:
+        """As the manifest has it: rounding to one digit, since machines differ in more."""
+        rounding = {name: float(f"{d:.0e}") for name, d in self.rounding.items()}
         return {"batch": self.batch, "random": self.random, "shared": self.shared, "rounding": rounding}
 
     def with_rounding(self, layers: Sequence[TracedLayer], apart: Sequence[float]) -> "Trial":
@@ -92,7 +92,9 @@ def tried(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer]) -> T
     Raises `NetworkError` where values depend on the images that ran before: the state that they left says what a value is.
     """
     last = max(layer.layer.order for layer in chosen)
-    return _Trials(network, traced, [layer for layer in traced.layers if layer.layer.order <= last]).result()
+    trial = _Trials(network, traced, [layer for layer in traced.layers if layer.layer.order <= last]).result()
+    names = {layer.name for layer in chosen}
+    return replace(trial, rounding={name: d for name, d in trial.rounding.items() if name in names})
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +217,7 @@ def noise_for(traced: Trace, images: int) -> Tensor:
 def rounded(images: Tensor) -> Tensor:
     """The images with their last bits changed, as rounding on the way would."""
     chance = torch.randn(images.shape, generator=torch.Generator().manual_seed(1)).sign().to(images)
-    return images * (1 + 2 * torch.finfo(images.dtype).eps * chance)
+    return images * (1 + torch.finfo(images.dtype).eps * chance)
 
 
 def seed_all(seed: int) -> None:

@@ -92,7 +92,7 @@ def scan(
         part.skipped |= {plan.images + number: over for number, over in enumerate(source.passed_over.items())}
         counts = {"listed": part.listed, "read": part.read, "skipped": len(part.skipped), "again": part.again}
         records = with_effective_fields(networks, job, part)
-        found = {"trial": networks.trial.described(job.plan.layers)}
+        found = {"trial": networks.trial.described()}
         write_atlas(out, tables(part, job.layers, records, loader.preprocessing), described | counts | found)
         checkpoint.drop()
     return Atlas(out, images=images)
