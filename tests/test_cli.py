@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,10 @@ def test_check_reports_what_does_not_come_back(run: Run, model: str, images: Pat
     assert ran.status == 1
     assert "cat/000.png: was " in ran.out
     assert "is no longer there" in ran.out
+
+
+def test_the_version_is_told(run: Run) -> None:
+    assert run("--version").out == f"unitscope {version('unitscope')}\n"
 
 
 def test_layers_are_listed(run: Run, model: str) -> None:
@@ -345,7 +350,7 @@ def test_weights_that_do_not_fit_are_named(run: Run, model: str, images: Path, t
     ],
 )
 def test_words_after_a_list_option_are_its_own(given: str, meant: str) -> None:
-    assert cli.gathered(given.split()) == meant.split()
+    assert cli.gathered(cli.app, given.split()) == meant.split()
 
 
 def test_several_patterns_and_units_after_one_option(run: Run, model: str, images: Path, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def write_experiment(folder: Path, atlas: Atlas, network: torch.nn.Module) -> No
 
 
 def draw_figure(folder: Path, atlas: Atlas, network: torch.nn.Module) -> None:
-    cli._save(Image.new("RGB", (4, 4)), folder / "made.png")
+    cli.save_picture(Image.new("RGB", (4, 4)), folder / "made.png")
 
 
 def attribute_peaks(folder: Path, atlas: Atlas, network: torch.nn.Module) -> None:
@@ -196,7 +196,7 @@ row = {"layer": "1", "accuracy": 0.5, "deviation": 0.1, "chance": 0.1}
 from pathlib import Path
 writers = [
     lambda: export(atlas, folder + "/site"), lambda: write_table(pa.table({"a": list(range(10_000))}), Path(folder, "table")),
-    lambda: cli._save(Image.effect_noise((300, 300), 50), Path(folder, "picture.png")),
+    lambda: cli.save_picture(Image.effect_noise((300, 300), 50), Path(folder, "picture.png")),
     lambda: draw_probe(pa.Table.from_pylist([row]), Path(folder, "plot.png")),
 ]
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))

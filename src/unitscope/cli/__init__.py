@@ -2,31 +2,27 @@
 
 import json
 import os
-import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from threading import Lock
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from unitscope.cli.parsing import gathered, lines_of, network_of, overrides_of, runner_of, units_of, workers_of
+from unitscope.cli.printing import note_refused, picture_format, print_table, progress, save_picture, stop
+from unitscope.cli.serving import serve_atlas, trusted
 from unitscope.errors import WHERE_IMAGES_ARE, ImagesWarning, UnitscopeError
-from unitscope.files import check_writable, why, written
 
 WHAT_IMAGES = (
     "A folder of images, a .txt file with one path a line (and a label after it), a glob, tar shards or Parquet files, here or behind a URL "
     "('s3://bucket/train-{000..127}.tar'), or hf:NAME:SPLIT."
 )
-MOST_UNITS = 1_000_000
-LISTS = {"--layers", "--units", "--mean", "--std", "--crop", "--resize", "--value-range"}
 
 app = typer.Typer(
     add_completion=False,
@@ -69,6 +65,21 @@ TrustCode = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+def _show_version(asked: bool | None) -> None:
+    if asked:
+        print(f"unitscope {version('unitscope')}")
+        raise typer.Exit
+
+
+@app.callback()
+def with_version(
+    asked: Annotated[
+        bool | None, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version.")
+    ] = None,
+) -> None:
+    """A microscope for the units of trained networks."""
+
+
 @app.command()
 def layers(
     model: Model, weights: Weights = "none", seed: Seed = 0, resize: Resize = None, crop: Crop = None, mean: Mean = None,
@@ -77,7 +88,7 @@ def layers(
     """List every layer of a network in call order: name, kind, units, map, field, stride; and what its values depend on."""
     from unitscope.scanning import traced_layers, trial_of
 
-    network, preprocessing = _network(model, weights, seed, _overrides(resize, crop, mean, std, channels, value_range))
+    network, preprocessing = network_of(model, weights, seed, overrides_of(resize, crop, mean, std, channels, value_range))
     trace = traced_layers(network, preprocessing)
     trial = trial_of(network, trace)
     if as_json:
@@ -100,7 +111,7 @@ def layers(
         )
         table.add_row(one.name, one.kind, str(one.units), *sizes, one.activation, "yes" if traced.default else "")
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-    _note_refused(trace)
+    note_refused(trace)
     for finding in trial.findings():
         print(finding, file=sys.stderr)
 
@@ -130,13 +141,13 @@ def scan(
     from unitscope.atlas import place_for
     from unitscope.images import as_source
 
-    overrides = _overrides(resize, crop, mean, std, channels, value_range)
+    overrides = overrides_of(resize, crop, mean, std, channels, value_range)
     place_for(out)
-    spread = _runner(runner, address, cpus_per_worker, gpus_per_worker)
+    spread = runner_of(runner, address, cpus_per_worker, gpus_per_worker)
     source = as_source(images)
-    network, preprocessing = _network(model, weights, seed, overrides)
+    network, preprocessing = network_of(model, weights, seed, overrides)
     options = {"layers": layers, "k": k, "per_image": per_image, "batch_size": batch_size, "device": device}
-    options["workers"] = _workers(workers)
+    options["workers"] = workers_of(workers)
     options |= {"precision": precision, "sample": sample}
     _scan(network, source, out, preprocess=preprocessing, limit=limit, runner=spread, **options)
 
@@ -151,10 +162,10 @@ def sheet(
     from unitscope.atlas import Atlas
 
     path = out or Path(f"{atlas.absolute().name}-{layer.replace('/', '_')}.png")
-    numbers = _units(units)
-    _picture_format(path)  # or the work would be for nothing
+    numbers = units_of(units)
+    picture_format(path)  # or the work would be for nothing
     opened = Atlas(atlas, images=images)
-    _save(opened.sheet(layer, units=numbers, patch=patch, attribution=attribution), path)
+    save_picture(opened.sheet(layer, units=numbers, patch=patch, attribution=attribution), path)
 
 
 @app.command()
@@ -167,11 +178,11 @@ def figure(
     from unitscope.atlas import Atlas
 
     path = out or Path(f"{atlas.absolute().name}.png")
-    _picture_format(path)  # or the work would be for nothing
+    picture_format(path)  # or the work would be for nothing
     image = Atlas(atlas, images=images).figure(
-        layers=layers, units=_units(units), patch=patch, seed=seed, size_px=96, attribution=attribution
+        layers=layers, units=units_of(units), patch=patch, seed=seed, size_px=96, attribution=attribution
     )
-    _save(image, path)
+    save_picture(image, path)
 
 
 @app.command()
@@ -184,15 +195,15 @@ def attribute(
     from unitscope.atlas import Atlas
     from unitscope.attribution import attribute as attribute_peaks
 
-    numbers = _units(units)
+    numbers = units_of(units)
     opened = Atlas(atlas, images=images)
     try:
-        with _progress(None, method, "peaks") as advance:
+        with progress(None, method, "peaks") as advance:
             done = attribute_peaks(
-                opened, method, _trusted(opened, trust_code), layers=layers, units=numbers, device=device, on_peaks=advance
+                opened, method, trusted(opened, trust_code), layers=layers, units=numbers, device=device, on_peaks=advance
             )
     except KeyboardInterrupt:
-        _stop("stopped; the same command goes on from here", 130)
+        stop("stopped; the same command goes on from here", 130)
     print(f"{done:,} peaks in {atlas / 'attributions' / f'{method}.parquet'}; draw them with --attribution {method}")
 
 
@@ -210,15 +221,15 @@ def evolve(
     from unitscope.experiments import evolve as evolve_network
     from unitscope.networks import load_network, preprocessing_for
 
-    overrides = _overrides(resize, crop, mean, std, channels, value_range)
-    _picture_format(out / "figure.png")  # or the work would be for nothing
+    overrides = overrides_of(resize, crop, mean, std, channels, value_range)
+    picture_format(out / "figure.png")  # or the work would be for nothing
     preprocessing = preprocessing_for(load_network(model, "none", 0), overrides)
     evolution = evolve_network(
         model, checkpoints, images, out, layers=layers, preprocess=preprocessing, device=device,
         on_checkpoint=lambda name: print(f"scanning {name}", file=sys.stderr),
     )  # fmt: skip
-    _print_table(evolution.settling())
-    _save(evolution.figure(), out / "figure.png")
+    print_table(evolution.settling())
+    save_picture(evolution.figure(), out / "figure.png")
 
 
 @app.command()
@@ -234,10 +245,10 @@ def probe(
     from unitscope.experiments.plots import draw_probe, plot_format
 
     plot_format(out / "probe.png")  # or the work would be for nothing
-    network, preprocessing = _network(model, weights, seed, _overrides(resize, crop, mean, std, channels, value_range))
-    with _progress(None, "reading") as advance:
+    network, preprocessing = network_of(model, weights, seed, overrides_of(resize, crop, mean, std, channels, value_range))
+    with progress(None, "reading") as advance:
         table = probe_layers(network, images, out, layers=layers, preprocess=preprocessing, device=device, on_images=advance)
-    _print_table(table)
+    print_table(table)
     draw_probe(table, out / "probe.png")
     print(f"drawn to {out / 'probe.png'}")
 
@@ -255,7 +266,7 @@ def invariance(
     from unitscope.experiments.plots import draw_invariance, plot_format
 
     plot_format(out / "invariance.png")  # or the work would be for nothing
-    network, preprocessing = _network(model, weights, seed, _overrides(resize, crop, mean, std, channels, value_range))
+    network, preprocessing = network_of(model, weights, seed, overrides_of(resize, crop, mean, std, channels, value_range))
     table = move_images(network, images, out, layers=layers, preprocess=preprocessing, device=device)
     draw_invariance(table, out / "invariance.png")
     print(f"drawn to {out / 'invariance.png'}")
@@ -270,9 +281,9 @@ def colour_or_shape(
     from unitscope.experiments import colour_or_shape as change_images
 
     opened = Atlas(atlas, images=images)
-    with _progress(None, "changing") as advance:
-        table = change_images(opened, _trusted(opened, trust_code), device=device, on_images=advance)
-    _print_table(table.group_by("layer", use_threads=False).aggregate([(name, "mean") for name in table.column_names[3:]]))
+    with progress(None, "changing") as advance:
+        table = change_images(opened, trusted(opened, trust_code), device=device, on_images=advance)
+    print_table(table.group_by("layer", use_threads=False).aggregate([(name, "mean") for name in table.column_names[3:]]))
 
 
 @app.command()
@@ -291,9 +302,9 @@ def occlude(
 
     path = out or Path(f"{atlas.absolute().name}-{layer.replace('/', '_')}-{unit}-occluded.png")
     plot_format(path)  # or the work would be for nothing
-    opened, names = Atlas(atlas, images=images), _lines(classes) if classes else None
-    known, network = opened.layer(layer).name, _trusted(opened, trust_code)
-    with _progress(None, "covering") as advance:
+    opened, names = Atlas(atlas, images=images), lines_of(classes) if classes else None
+    known, network = opened.layer(layer).name, trusted(opened, trust_code)
+    with progress(None, "covering") as advance:
         occlusion(opened, known, [unit], network, classes=names, device=device, on_images=advance)
         attribute_peaks(opened, "occlusion", network, layers=[known], units=[unit], device=device)
     draw_occlusion(opened, known, unit, names, path)
@@ -309,7 +320,7 @@ def check(
     from unitscope.checking import check as check_atlas
 
     opened = Atlas(atlas, images=images)
-    result = check_atlas(opened, _trusted(opened, trust_code), device=device)
+    result = check_atlas(opened, trusted(opened, trust_code), device=device)
     if as_json:
         print(json.dumps(asdict(result), indent=1))
     else:
@@ -332,7 +343,7 @@ def serve(
     from unitscope.atlas import Atlas
 
     first, second = Atlas(atlas, images=images), Atlas(beside) if beside else None
-    _serve(first, second, host, port, device, trust_code)
+    serve_atlas(first, second, host, port, device, trust_code)
 
 
 @app.command()
@@ -346,7 +357,7 @@ def export(
 
     first, second = Atlas(atlas, images=images), Atlas(beside) if beside else None
     units = sum(layer.units for one in (first, second) if one for layer in one.layers)
-    with _progress(units, "exporting", "units") as advance:
+    with progress(units, "exporting", "units") as advance:
         written = export_site(first, site, second, on_units=advance)
     for key, reason in islice(written.lacking.items(), 1):
         print(
@@ -378,11 +389,11 @@ def demo(
             raise UnitscopeError(f"the atlas in {str(place)!r} is one of other images; give another --out")
         print(f"using the atlas that is in {place} already")
     else:
-        network, preprocessing = _network("demo:efficientnet-lite0", "default", 0, _overrides())
+        network, preprocessing = network_of("demo:efficientnet-lite0", "default", 0, overrides_of())
         _scan(network, source, place, preprocess=preprocessing, limit=limit, device=device)
-    _save(Atlas(place).figure(size_px=96), out / "figure.png")
+    save_picture(Atlas(place).figure(size_px=96), out / "figure.png")
     if serve:
-        _serve(Atlas(place), None, "127.0.0.1", 8000, device, trust_code=False)
+        serve_atlas(Atlas(place), None, "127.0.0.1", 8000, device, trust_code=False)
     else:
         print(f"to look at every unit: {Path(sys.argv[0])} serve {place}")
 
@@ -392,41 +403,11 @@ def main() -> None:
     warnings.showwarning = lambda message, *_: print(message, file=sys.stderr)
     warnings.simplefilter("always", ImagesWarning)
     try:
-        app(args=gathered(sys.argv[1:]))
+        app(args=gathered(app, sys.argv[1:]))
     except UnitscopeError as error:
-        _stop(f"{type(error).__name__}: {error}", 1)
+        stop(f"{type(error).__name__}: {error}", 1)
     except (OSError, UnicodeError, MemoryError) as error:  # a file, or memory, that the system doesn't give
-        _stop(f"{type(error).__name__}: {error}", 1)
-
-
-def gathered(arguments: Sequence[str]) -> list[str]:
-    """`--layers A B` as `--layers A --layers B`, and `--units 1 2` as `--units 1,2`, since an option takes one word.
-
-    Words are an option's once the command has its own; before that an option takes one.
-    """
-    group = typer.main.get_command(app)
-    command = getattr(group, "commands", {}).get(arguments[0] if arguments else "")
-    if command is None:
-        return list(arguments)
-    valued = {name for p in command.params if p.param_type_name == "option" and not p.is_flag for name in p.opts}
-    missing = sum(p.param_type_name == "argument" for p in command.params)
-    many = any(p.nargs == -1 for p in command.params)  # an argument of many words takes those that are nobody's
-    result, option, words = [arguments[0]], "", iter(arguments[1:])
-    for word in words:
-        if word.startswith("--"):
-            option = word
-            result += [word, *islice(words, 1)] if word in valued else [word]
-        elif option in LISTS and not missing:
-            result += [option, word] if option == "--layers" else [f"{result.pop()},{word}"]
-        else:
-            missing, option = max(0, missing - 1), "" if many else option
-            result.append(word)
-    return result
-
-
-def _stop(text: str, status: int) -> NoReturn:
-    print(" ".join(text.split()), file=sys.stderr)
-    raise SystemExit(status)
+        stop(f"{type(error).__name__}: {error}", 1)
 
 
 def _scan(network: Any, images: Any, out: Path, **options: Any) -> None:
@@ -439,11 +420,11 @@ def _scan(network: Any, images: Any, out: Path, **options: Any) -> None:
     total = count if count is None or limit is None else min(count, limit)
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _progress(total) as advance:
+        with progress(total) as advance:
             atlas = scan_images(network, source, out, on_images=advance, **options)
     except KeyboardInterrupt:
         kept = folder_for(Path(os.path.realpath(out))).exists()
-        _stop("stopped; the same command goes on from the last checkpoint" if kept else "stopped; nothing was written", 130)
+        stop("stopped; the same command goes on from the last checkpoint" if kept else "stopped; nothing was written", 130)
     skipped = atlas.manifest["skipped"]
     print(
         f"{atlas.manifest['read']:,} images, {len(atlas.layers)} layers, {sum(layer.units for layer in atlas.layers):,} units in {out}"
@@ -452,210 +433,3 @@ def _scan(network: Any, images: Any, out: Path, **options: Any) -> None:
         print(f"{again:,} of {atlas.manifest['read']:,} images ran again in fp32 ({again / atlas.manifest['read']:.1%})")
     if skipped:
         print(f"{skipped:,} files were skipped; why is in {out / 'skipped.parquet'}")
-
-
-def _print_table(table: Any) -> None:
-    shown = Table(*table.column_names, box=None)
-    for row in table.to_pylist():
-        shown.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else 160).print(shown)
-
-
-def _workers(text: str) -> int | str:
-    return int(text) if text.removeprefix("-").isdecimal() else text
-
-
-def _runner(name: str, address: str | None, cpus_per_worker: int, gpus_per_worker: float) -> Any:
-    if name == "here":
-        return None
-    if name != "ray":
-        raise typer.BadParameter(f"--runner is here or ray, not {name!r}")
-    from unitscope.runners.on_ray import RayRunner
-
-    return RayRunner(address, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker)
-
-
-def _trusted(atlas: Any, trust_code: bool) -> Any:
-    """The network of an atlas whose code the user trusts; None leaves it to the verb, which runs no such code."""
-    if not trust_code or atlas.manifest["network"]["model"].startswith("module:"):
-        return None
-    from unitscope.scanning.again import trusted_network
-
-    return trusted_network(atlas)
-
-
-def _serve(atlas: Any, beside: Any, host: str, port: int, device: str, trust_code: bool) -> None:
-    from unitscope.web import Offer, explorer
-    from unitscope.web.app import LOOPBACK
-    from unitscope.web.serving import server
-
-    own = host in (*LOOPBACK, "::1")
-    off = _why_no_search(atlas, trust_code)
-    with ExitStack() as stack:
-        fires = _listener(atlas, device, trust_code, stack) if off is None else None
-        application = explorer(atlas, Offer(beside, fires, (*LOOPBACK, host) if own else ("*",), off))
-        bound = _bound(host, port)
-        shown = f"[{host}]" if ":" in host else host
-        print(f"http://{shown}:{bound.getsockname()[1]}/ shows {atlas.folder}; Ctrl+C ends it", flush=True)
-        if not own:
-            print("whoever reaches this machine can see the atlas and its images", file=sys.stderr)
-        server(application).run(sockets=[bound])
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(
-            (address[0], address[1]), family=family
-        )  # who opens the address printed next may have to wait
-    except OSError as error:
-        raise UnitscopeError(f"can't listen on {host} port {port}: {error}; give another --host or --port") from error
-
-
-def _why_no_search(atlas: Any, trust_code: bool) -> str | None:
-    """Why an image of one's own can't be searched with: no known way to the input, or a network that isn't built unasked."""
-    if atlas.preprocessing is None:
-        return f"the atlas {str(atlas.folder)!r} was made from tensors, so there is no known way from an image to its input"
-    in_memory = atlas.manifest["network"]["model"].startswith("module:")
-    reason: str | None = atlas.why_no_network
-    return None if trust_code and not in_memory else reason
-
-
-def _listener(atlas: Any, device: str, trust_code: bool, stack: ExitStack) -> Callable[[Any], Any]:
-    """Runs the network over an image; the network is loaded for the first one."""
-    held: list[Callable[[Any], Any]] = []
-    loading = Lock()
-
-    def listen(image: Any) -> Any:
-        with loading:
-            if not held:
-                from unitscope.listening import listening
-
-                held.append(stack.enter_context(listening(atlas, _trusted(atlas, trust_code), device)))
-        return held[0](image)
-
-    return listen
-
-
-@contextmanager
-def _progress(total: int | None, what: str = "scanning", each: str = "images") -> Iterator[Callable[[int], None]]:
-    """A bar with images per second and time left; nothing where nobody looks."""
-    words, columns = TextColumn("{task.description}"), (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(
-        words, *columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not sys.stderr.isatty()
-    ) as progress:
-        task = progress.add_task(what, total=total, rate="")
-
-        def advance(done: int) -> None:
-            progress.advance(task, done)
-            speed = progress.tasks[0].speed
-            doing = "measuring effective fields" if progress.finished and what == "scanning" else what
-            progress.update(task, rate=f"{speed:.1f} {each}/s" if speed else "", description=doing)
-
-        yield advance
-
-
-def _network(model: str, weights: str, seed: int, overrides: Any) -> tuple[Any, Any]:
-    from unitscope.networks import load_network, preprocessing_for
-
-    network = load_network(model, weights, seed)
-    return network, preprocessing_for(network, overrides)
-
-
-def _overrides(
-    resize: str | None = None,
-    crop: str | None = None,
-    mean: str | None = None,
-    std: str | None = None,
-    channels: int | None = None,
-    value_range: str | None = None,
-) -> Any:
-    from unitscope.networks import Overrides
-
-    sizes = _numbers(resize, int, "--resize"), _numbers(crop, int, "--crop")
-    for option, size in zip(("--resize", "--crop"), sizes, strict=True):
-        if size is not None and len(size) > 2:
-            raise typer.BadParameter(f"{option} takes one number or two, not {len(size)}")
-    resized = None if sizes[0] is None else sizes[0][0] if len(sizes[0]) == 1 else (sizes[0][0], sizes[0][1])
-    cropped = None if sizes[1] is None else (sizes[1][0], sizes[1][-1])
-    means, stds = _numbers(mean, float, "--mean"), _numbers(std, float, "--std")
-    values = _numbers(value_range, float, "--value-range")
-    if values is not None and len(values) != 2:
-        raise typer.BadParameter(f"--value-range takes two numbers, not {len(values)}")
-    return Overrides(
-        resized, cropped, tuple(means) if means else None, tuple(stds) if stds else None, channels,
-        None if values is None else (values[0], values[1]),
-    )  # fmt: skip
-
-
-def _lines(path: Path) -> list[str]:
-    """The lines of a text file without the space around them and without empty ones at the end."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeError) as error:
-        reason = why(error) if isinstance(error, OSError) else "it isn't text in UTF-8"
-        raise UnitscopeError(f"{str(path)!r} can't be read: {reason}") from error
-    return [line.strip() for line in text.rstrip().splitlines()]
-
-
-def _units(text: str | None) -> list[int] | None:
-    """Numbers of units, and ranges of them: `0-8,17`."""
-    if text is None:
-        return None
-    found: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise typer.BadParameter(f"--units takes numbers and ranges, as in 0-8 17, not {part!r}")
-        start, stop = int(first), int(last or first)
-        if stop < start or stop - start > MOST_UNITS:
-            raise typer.BadParameter(f"--units takes ranges from a lower to a higher number, as in 0-8, not {part!r}")
-        found += range(start, stop + 1)
-    return found
-
-
-def _numbers(text: str | None, kind: Callable[[str], Any], option: str) -> list[Any] | None:
-    if text is None:
-        return None
-    try:
-        return [kind(part) for part in text.replace("x", ",").split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{option} takes numbers with commas between, not {text!r}") from None
-
-
-def _save(image: Any, path: Path) -> None:
-    kind = _picture_format(path)
-    with written(path, f"the picture {str(path)!r}", UnitscopeError) as aside:
-        try:
-            image.save(aside, kind, **({"resolution": 200, "quality": 95} if kind == "PDF" else {}))
-        except (ValueError, KeyError) as error:  # larger than the format can hold, or colours that it doesn't have
-            raise UnitscopeError(
-                f"the picture {str(path)!r} can't be written as {kind}: {error}; .png holds everything"
-            ) from error
-    print(f"drawn to {path}")
-
-
-def _picture_format(path: Path) -> str:
-    """The format that a path's ending means. Raises `UnitscopeError` where there is none, or where nothing can be written there."""
-    from PIL import Image
-
-    Image.init()
-    kind = Image.registered_extensions().get(path.suffix.lower(), "")
-    if kind not in Image.SAVE:
-        raise UnitscopeError(
-            f"the picture {str(path)!r} can't be written: {path.suffix!r} is no picture format; end it with .png or .pdf"
-        )
-    check_writable(path, f"the picture {str(path)!r}", UnitscopeError)
-    return kind
-
-
-def _note_refused(trace: Any) -> None:
-    from unitscope.scanning import unknown_said
-
-    if trace.refused:
-        print(
-            f"{len(trace.refused)} more can't be scanned: {trace.refused[0].name!r}: {trace.refused[0].reason}",
-            file=sys.stderr,
-        )
-    if trace.unknown_operators:
-        print(unknown_said(trace), file=sys.stderr)
