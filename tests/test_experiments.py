@@ -132,6 +132,24 @@ class BrightCorner(nn.Module):
         return torch.stack([torch.zeros_like(bright) + 0.3, bright], 1) * 10
 
 
+def test_an_image_that_was_replaced_by_one_of_its_size_is_named(tmp_path: Path) -> None:
+    """Every verb that runs the stored images again refuses to compute with another image under an old name."""
+    folder, network = write_photographs(tmp_path / "images", count=6), small_network()
+    images = Preprocessing(14, (14, 14), (0.5,) * 3, (0.5,) * 3)
+    atlas = unitscope.scan(network, folder, tmp_path / "atlas", preprocess=images)
+    replaced = sorted(folder.rglob("*.png"))[2]
+    with Image.open(replaced) as before:
+        size = before.size
+    Image.new("RGB", size, (200, 10, 10)).save(replaced)
+    for verb in (lambda: colour_or_shape(atlas, network), lambda: occlusion(atlas, "6", network=network)):
+        with pytest.raises(ImagesError, match=f"{replaced.name}.*has changed"):
+            verb()
+    with pytest.raises(unitscope.UnitscopeError, match=f"{replaced.name}.*has changed"):
+        unitscope.attribute(atlas, "gradient", network, layers=["6"])
+    reasons = {one.key: one.reason for one in unitscope.check(atlas, network).differences}
+    assert list(reasons) == [replaced.relative_to(folder).as_posix()]
+
+
 def test_covering_what_matters_changes_the_class(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     for place, name in enumerate(("no", "yes")):
