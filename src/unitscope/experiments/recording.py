@@ -5,8 +5,7 @@ import os
 import random
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -15,9 +14,8 @@ from pathlib import Path
 from typing import Any, cast
 from weakref import WeakValueDictionary
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unitscope.atlas import Atlas
 from unitscope.atlas.pictures import spread_layers
@@ -27,6 +25,7 @@ from unitscope.experiments.evolving import ORDER, Evolution, epochs_in, project,
 from unitscope.files import check_writable
 from unitscope.images import as_source, count_of
 from unitscope.networks import Network, first_tensor, given_network
+from unitscope.precision import random_states_kept
 from unitscope.records import Layer, matches
 from unitscope.scanning import loader_for, preprocessing_said
 
@@ -86,7 +85,7 @@ class Recorder:
         device = "cpu" if tensor is None else str(tensor.device)
         atlas = None
         try:
-            with _unnoticed(tensor):
+            with random_states_kept(torch.device(device)):
                 atlas = self._scanned(given_network(network), name, device)
                 self._project(atlas, given_network(network), device)
         except Exception as error:
@@ -175,20 +174,6 @@ def _chance_units(layer: Layer) -> list[int]:
     """Units to follow, drawn at random before it is known which will fire."""
     chance = random.Random(layer.name)
     return sorted(chance.sample(range(layer.units), min(UNITS_FOLLOWED, layer.units)))
-
-
-@contextmanager
-def _unnoticed(tensor: Tensor | None) -> Iterator[None]:
-    """The random states of Python, numpy and torch, on the tensor's device too, are afterwards as they were."""
-    python, numbers = random.getstate(), np.random.get_state()
-    device = torch.device("cpu") if tensor is None else tensor.device
-    devices, kind = ([], "cuda") if device.type == "cpu" else ([device], device.type)
-    with torch.random.fork_rng(devices, device_type=kind):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numbers)
 
 
 # ── Lightning ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -7,7 +7,7 @@ no layer is read between. The network itself is never changed.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,14 @@ class Replicas:
     trial: Trial
 
 
+class Fastest(NamedTuple):
+    """A copy, the chosen layers' maps of two images of noise by it, and how far those are from the plain network's."""
+
+    network: nn.Module
+    maps: list[Tensor]
+    apart: list[float]
+
+
 def replicas(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer], count: int) -> Replicas:
     """`count` copies on the device of the trace whose chosen layers give the network's own maps, or one where several change each other's.
 
@@ -42,17 +50,17 @@ def replicas(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer], c
     with random_states_kept(traced.form.device):
         trial = tried(network, traced, chosen)
         plain = isolated(network, traced.hooks).to(traced.form.device)
-        first, apart = _fastest(plain, traced, chosen, trial)
+        first, maps, apart = _fastest(plain, traced, chosen, trial)
         trial = trial.with_rounding(chosen, apart)
         made = [first, *(_laid_out(first, traced) for _ in range(count - 1))]
-        trial = with_replicas(trial, made, traced, chosen)
+        trial = with_replicas(trial, made, traced, chosen, maps)
     return Replicas(made if trial.shared is None and trial.random is None else made[:1], trial)
 
 
-def _fastest(plain: nn.Module, traced: Trace, chosen: Sequence[TracedLayer], trial: Trial) -> tuple[nn.Module, list[float]]:
-    """The fastest copy that gives the plain one's maps, and how far they are apart, layer by layer."""
-    noise = noise_for(traced, 2)
-    expected = noise_maps(plain, chosen, noise)
+def _fastest(plain: nn.Module, traced: Trace, chosen: Sequence[TracedLayer], trial: Trial) -> Fastest:
+    """The fastest copy that gives the plain one's maps."""
+    noise, both = noise_for(traced, 2), (0, 1)
+    expected = noise_maps(plain, chosen, noise, both)
     read = {layer.module for layer in chosen}
     folds = [f for f in traced.folds if f.convolution not in read and _can_fold(plain, f)]
     for attempt in [folds, []] if folds else [[]]:
@@ -60,12 +68,12 @@ def _fastest(plain: nn.Module, traced: Trace, chosen: Sequence[TracedLayer], tri
         for fold in attempt:
             _fold(fast, fold)
         try:
-            found = noise_maps(fast, chosen, noise)
+            found = noise_maps(fast, chosen, noise, both)
         except Exception:  # whatever a network does with weights that lie in another way
             continue
         if all(map(_agree, chosen, found, expected, repeat(trial))):
-            return fast, deviations(found, expected)
-    return plain, [0.0] * len(chosen)
+            return Fastest(fast, found, deviations(found, expected))
+    return Fastest(plain, expected, [0.0] * len(chosen))
 
 
 def lowered(network: nn.Module, dtype: torch.dtype) -> nn.Module:

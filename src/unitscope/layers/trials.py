@@ -87,14 +87,18 @@ def tolerance_for(rounding: Mapping[str, float], layer: str) -> float:
 
 
 def tried(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer]) -> Trial:
-    """What the layers up to the last chosen one do with noise.
+    """What the chosen layers do with noise; where that depends on more than the image, the first of all layers in which it does.
 
     Raises `NetworkError` where values depend on the images that ran before: the state that they left says what a value is.
     """
+    found = _Trials(network, traced, chosen).result()
+    if found.batch is None and found.random is None:
+        return found
     last = max(layer.layer.order for layer in chosen)
-    trial = _Trials(network, traced, [layer for layer in traced.layers if layer.layer.order <= last]).result()
-    names = {layer.name for layer in chosen}
-    return replace(trial, rounding={name: d for name, d in trial.rounding.items() if name in names})
+    every = _Trials(network, traced, [layer for layer in traced.layers if layer.layer.order <= last])
+    if found.random is not None:
+        every.check_history()
+    return every.result()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,6 @@ class _Trials:
         noise_maps(other, self.layers, self._other(noise, OTHERS[0]))
         later = noise_maps(other, self.layers, noise[:1])
         if (changed := self._first(later, alone, NEAR)) is not None:
-            self._check_history(noise)
             return Trial(random=changed)
         # The image, and itself with its last bits changed, between others: one may look at those beside it.
         images = self.traced.form.of(torch.cat([noise[1:2], noise[:1], noise[2:], rounded(noise[:1])]))
@@ -133,8 +136,9 @@ class _Trials:
         apart = deviations(maps, others)
         return next((layer.name for layer, d in zip(self.layers, apart, strict=True) if d > near), None)
 
-    def _check_history(self, noise: Tensor) -> None:
+    def check_history(self) -> None:
         """The same image after others, and twice after the same ones, each on a copy of its own and with the same random numbers."""
+        noise = noise_for(self.traced, 3)
 
         def after(image: int) -> list[Tensor]:
             network = self._copy()
@@ -162,15 +166,23 @@ class _Trials:
             return next((layer.name for layer, d in zip(self.layers, apart, strict=True) if d > COARSE), None)
 
 
-def with_replicas(trial: Trial, replicas: Sequence[nn.Module], traced: Trace, chosen: Sequence[TracedLayer]) -> Trial:
-    """The trial with what replicas do to each other: two of them run in turn, operator by operator, on different images."""
+def with_replicas(
+    trial: Trial, replicas: Sequence[nn.Module], traced: Trace, chosen: Sequence[TracedLayer], together: Sequence[Tensor]
+) -> Trial:
+    """The trial with what replicas do to each other: two of them run in turn, operator by operator, on different images.
+
+    In `together` are the maps of these two images, run by one replica; where the batch has a say, each image is run alone once more.
+    """
     if len(replicas) < 2 or trial.random is not None:
         return trial
     images = noise_for(traced, 2).split(1)
     names = [layer.name for layer in chosen]
-    alone = [side_by_side([network], [image], chosen)[0] for network, image in zip(replicas[:2], images, strict=True)]
-    together = side_by_side(replicas[:2], images, chosen)
-    for expected, found in zip(alone, together, strict=True):
+    if trial.batch is None:
+        alone = [[maps[place : place + 1] for maps in together] for place in (0, 1)]
+    else:
+        alone = [noise_maps(replicas[0], chosen, image) for image in images]
+    in_turn = side_by_side(replicas[:2], images, chosen)
+    for expected, found in zip(alone, in_turn, strict=True):
         apart = [*deviations(found, expected[: len(found)]), *[inf] * (len(expected) - len(found))]
         first = next((name for name, d in zip(names, apart, strict=True) if d > trial.tolerance(name)), None)
         if first is not None:
