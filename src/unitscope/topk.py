@@ -73,10 +73,7 @@ class TopK:
         units = enters(values, self.floor() if floor is None else floor).any(0).nonzero()[:, 0]
         if len(units):
             values, cells = values[:, units].T, cells[:, units].T
-            absent = values.isnan()
-            of_image = [numbers.expand(values.shape).masked_fill(absent, NO_IMAGE) for numbers in (hashes, images)]
-            added = values, *of_image, cells.masked_fill(absent, 0)
-            self._put(units, added, lambda value: images_holding(value, values, of_image[1]))
+            self._put(units, (values, hashes, images, cells), lambda value: images_holding(value, values, images))
 
     def merge(self, other: "TopK") -> None:
         """Take in all that another TopK kept, whose images are others."""
@@ -86,14 +83,18 @@ class TopK:
             self._put(units, added, lambda value: other._images_at(units, value))
 
     def _put(self, units: Tensor, added: tuple[Tensor, ...], added_at: Callable[[Tensor], Tensor]) -> None:
-        """Merge candidates into the state of some units; `added_at` says how many images among them hold a value."""
-        own = self.values, self.hashes, self.images, self.cells
-        best = ranked(tuple(torch.cat([kept[units], new], 1) for kept, new in zip(own, added, strict=True)), self.k)
+        """Merge candidates into the state of some units: columns by unit and candidate, or by candidate alone where all units have the
+        same. `added_at` says how many images among them hold a value."""
+        own = tuple(kept[units] for kept in (self.values, self.hashes, self.images, self.cells))
+        best = ranked(own, added)
         floor = best[0][:, -1]
         # The new k-th value is no lower than the old one, and all candidates above the old one are still in the list.
         self.tied[units] = self._images_at(units, floor) + added_at(floor)
-        for kept, chosen in zip(own, best, strict=True):
-            kept[units] = chosen
+        absent = best[0].isnan()
+        for kept, chosen, nothing in zip(
+            (self.values, self.hashes, self.images, self.cells), best, (torch.nan, NO_IMAGE, NO_IMAGE, 0), strict=True
+        ):
+            kept[units] = chosen.masked_fill(absent, nothing)
 
     def _images_at(self, units: Tensor, value: Float[Tensor, " unit"]) -> Int[Tensor, " unit"]:
         """How many images hold a value that is no lower than the k-th."""
@@ -107,28 +108,42 @@ def enters(values: Float[Tensor, "candidate unit"], floor: Float[Tensor, " unit"
 
 
 def images_holding(
-    value: Float[Tensor, " unit"], values: Float[Tensor, "unit candidate"], images: Int[Tensor, "unit candidate"]
+    value: Float[Tensor, " unit"], values: Float[Tensor, "unit candidate"], images: Int[Tensor, "*unit candidate"]
 ) -> Int[Tensor, " unit"]:
     """In how many images a unit has that value among these candidates; an image may have several."""
     holds = values == value[:, None]
     count = holds.sum(1)
     several = (count > 1).nonzero()[:, 0]
     if len(several):
-        found = images[several].masked_fill(~holds[several], NO_IMAGE).sort(1).values
+        found = _rows(images, several).masked_fill(~holds[several], NO_IMAGE).sort(1).values
         count[several] = (found[:, 1:] != found[:, :-1]).sum(1) + (found[:, -1] != NO_IMAGE)
     return count
 
 
-def ranked(candidates: tuple[Tensor, ...], k: int) -> tuple[Tensor, ...]:
-    """The k first of every unit's candidates in the total order: values, hashes, images and cells, of shape (unit, candidate)."""
+def ranked(own: tuple[Tensor, ...], added: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The first of every unit's own and added candidates in the total order, as many as its own: values, hashes, images and cells."""
+    k, values = own[0].shape[1], torch.cat([own[0], added[0]], 1)
     # By value alone where that decides; `torch.topk` promises nothing about ties. NaN counts as highest, hence the minus.
-    values = candidates[0]
     first = (-values).topk(min(k + 1, values.shape[1]), dim=1, largest=False)
     order = first.indices[:, :k]
-    equal = (first.values[:, 1:] == first.values[:, :-1]).any(1)
-    if equal.any():
-        order[equal] = total_order(*(column[equal] for column in candidates))[:, :k]
-    return tuple(column.gather(1, order) for column in candidates)
+    equal = (first.values[:, 1:] == first.values[:, :-1]).any(1).nonzero()[:, 0]
+    if len(equal):
+        columns = (torch.cat([one[equal], _rows(other, equal)], 1) for one, other in zip(own, added, strict=True))
+        order[equal] = total_order(*columns)[:, :k]
+    return tuple(_picked(one, other, order) for one, other in zip(own, added, strict=True))
+
+
+def _rows(column: Tensor, units: Tensor) -> Tensor:
+    """Some units' candidates of a column that has one row for each unit, or one for all."""
+    return column[units] if column.dim() == 2 else column.expand(len(units), -1)
+
+
+def _picked(own: Tensor, added: Tensor, order: Int[Tensor, "unit rank"]) -> Tensor:
+    """What stands at these places of the own and the added candidates, one after the other; without joining them."""
+    k = own.shape[1]
+    beyond = (order - k).clamp(min=0)
+    later = added[beyond] if added.dim() == 1 else added.gather(1, beyond)
+    return torch.where(order < k, own.gather(1, order.clamp(max=k - 1)), later)
 
 
 def total_order(values: Tensor, hashes: Tensor, images: Tensor, cells: Tensor) -> Int[Tensor, "unit candidate"]:
