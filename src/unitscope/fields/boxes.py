@@ -30,8 +30,9 @@ class Fields:
 
     def boxes(self, unit: Array, y: Array, x: Array) -> tuple[Array, ...]:
         """Top, left, bottom and right of many cells, each an integer array of the arguments' common shape."""
+        shape = np.broadcast_shapes(unit.shape, y.shape, x.shape)
         (top, bottom), (left, right) = (bounds[_place(bounds, unit, y, x)] for bounds in (self.rows, self.columns))
-        return top, left, bottom, right
+        return tuple(np.broadcast_to(side, shape) for side in (top, left, bottom, right))
 
     def inner_size(self) -> tuple[int, int]:
         """Height and width of the field of the cell in the middle; the largest among units whose fields differ."""
@@ -39,7 +40,7 @@ class Fields:
 
 
 def _place(bounds: Array, *index: Array) -> tuple[Any, ...]:
-    return slice(None), *(np.minimum(i, n - 1) for i, n in zip(index, bounds.shape[1:], strict=True))
+    return slice(None), *(i if n > 1 else 0 for i, n in zip(index, bounds.shape[1:], strict=True))
 
 
 def _middle_size(bounds: Array) -> int:
