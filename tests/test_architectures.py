@@ -88,6 +88,7 @@ def test_fields_of_the_demo_network_are_exact() -> None:
     assert_fields_are_exact(network, (224, 224), base=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "layer", "size"),
     [

@@ -375,6 +375,7 @@ def input_of(atlas: Atlas, image: int) -> Tensor:
     return torch.from_numpy((pixels - 0.5) / 0.25).permute(2, 0, 1)[None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(METHODS))
 def test_the_table_holds_every_peak_as_it_is_on_the_whole_image(tmp_path: Path, name: str) -> None:
     atlas, network = scanned(tmp_path)
@@ -678,6 +679,7 @@ def _without_gradient(values: Tensor) -> Tensor:
         return values.clone()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [_without_gradient, lambda values: values.detach(), NoWayBack.apply])
 def test_a_network_through_which_no_gradient_comes_is_refused(tmp_path: Path, block: Any) -> None:
     atlas, network = scanned(tmp_path, Blocked(block))

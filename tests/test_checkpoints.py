@@ -187,6 +187,7 @@ def test_a_scan_killed_when_its_atlas_was_there_is_tidied_up(tmp_path: Path, mon
     assert not (tmp_path / ".atlas.scan").exists()
 
 
+@pytest.mark.slow
 def test_saving_takes_less_than_a_hundredth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[float] = []
 

@@ -136,6 +136,7 @@ print(found.preprocessing)
 """
 
 
+@pytest.mark.slow
 def test_timm_weights_come_from_the_hubs_cache(tmp_path: Path) -> None:
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     ran = subprocess.run(

@@ -332,6 +332,7 @@ def test_what_cant_work_is_said_when_a_recorder_is_made(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_callback_can_be_sent_to_another_process(tmp_path: Path) -> None:
     pytest.importorskip("pytorch_lightning")
     _, network = network_of(tmp_path)

@@ -31,6 +31,7 @@ def settled(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["alexnet", "resnet18", "mobilenet_v3_small", "googlenet", "densenet121", "shufflenet_v2_x1_0"])
 def test_a_copy_gives_the_maps_of_the_network(name: str) -> None:
     torch.manual_seed(0)

@@ -264,6 +264,7 @@ class Shuffled:
         yield from results
 
 
+@pytest.mark.slow
 def test_the_bytes_of_an_atlas_do_not_depend_on_who_scanned_which_shard(tmp_path: Path) -> None:
     images = torch.randn(100, 3, 14, 14).round(decimals=1)
     for name, runner, workers in (("here", None, 0), ("again", None, 3), ("one", Shuffled(1), 1), ("two", Shuffled(2), 1)):

@@ -68,6 +68,7 @@ def test_images_that_bfloat16_cant_tell_apart_crowd_nobody_out(tmp_path: Path) -
     assert found["image"].to_pylist() == exact["image"].to_pylist()
 
 
+@pytest.mark.slow
 def test_a_screened_scan_goes_on_in_either_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unitscope.scan(network(), IMAGES, tmp_path / "whole", precision="bf16")
     monkeypatch.setattr(checkpoints, "EVERY_S", 0.0)

@@ -710,6 +710,7 @@ def test_an_upload_that_does_not_end_is_given_up(atlas: Atlas) -> None:
         assert b"408" in connection.recv(100)
 
 
+@pytest.mark.slow
 def test_images_are_looked_at_one_at_a_time_and_pages_do_not_wait_for_them(atlas: Atlas) -> None:
     """What an image takes when it is decoded may be many times its file."""
     at_once: list[int] = []
