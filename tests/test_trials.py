@@ -343,6 +343,7 @@ def test_rounding_that_a_network_amplifies_is_measured_and_allowed_for(tmp_path:
     network = Body(Steep())
     with pytest.warns(UserWarning, match="rounding moves values"):
         atlas = unitscope.scan(network, IMAGES, tmp_path / "atlas", batch_size=7)
+    assert atlas.manifest["trial"]["shared"] is None
     rounding = atlas.manifest["trial"]["rounding"]
     assert set(rounding) <= {layer.name for layer in atlas.layers}
     assert "relu" not in rounding

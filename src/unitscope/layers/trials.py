@@ -171,16 +171,16 @@ def with_replicas(
 ) -> Trial:
     """The trial with what replicas do to each other: two of them run in turn, operator by operator, on different images.
 
-    In `together` are the maps of these two images, run by one replica; where the batch has a say, each image is run alone once more.
+    In `together` are the maps of these two images, run by one replica; where the batch has a say, or rounding is amplified, each is run alone once more.
     """
     if len(replicas) < 2 or trial.random is not None:
         return trial
     images = noise_for(traced, 2).split(1)
     names = [layer.name for layer in chosen]
-    if trial.batch is None:
+    if trial.batch is None and not trial.rounding:
         alone = [[maps[place : place + 1] for maps in together] for place in (0, 1)]
-    else:
-        alone = [noise_maps(replicas[0], chosen, image) for image in images]
+    else:  # in the very way in which they run in turn
+        alone = [side_by_side([network], [image], chosen)[0] for network, image in zip(replicas[:2], images, strict=True)]
     in_turn = side_by_side(replicas[:2], images, chosen)
     for expected, found in zip(alone, in_turn, strict=True):
         apart = [*deviations(found, expected[: len(found)]), *[inf] * (len(expected) - len(found))]
