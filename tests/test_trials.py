@@ -302,12 +302,26 @@ class ActNorm(nn.Module):
         return maps + self.shift
 
 
+class Scaling(nn.Module):
+    """Writes into its weight by `out`, which is no argument in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        with torch.no_grad():
+            torch.maximum(self.scale, maps.abs().max(), out=self.scale)
+        return maps / self.scale
+
+
 @pytest.mark.parametrize(
     ("between", "reason"),
     [
         (Observer(), "depend on the images that ran before, from layer 'between' on"),
         (ActNorm(parameters=False), "depend on the images that ran before, from layer 'between' on"),
         (ActNorm(parameters=True), "writes into its parameter 'between.shift'"),
+        (Scaling(), "writes into its parameter 'between.scale'"),
         (torch.ao.quantization.FakeQuantize(), "depend on the images that ran before"),
     ],
 )

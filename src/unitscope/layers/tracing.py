@@ -163,9 +163,11 @@ class _WeightsKept(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         if func._schema.is_mutable:
-            for argument, value in zip(func._schema.arguments, args, strict=False):
-                written = argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Tensor)
-                name = self._names.get(value.untyped_storage()._cdata) if written else None
+            given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | (kwargs or {})
+            for argument in func._schema.arguments:
+                value = given.get(argument.name)
+                written = argument.alias_info is not None and argument.alias_info.is_write
+                name = self._names.get(value.untyped_storage()._cdata) if written and isinstance(value, Tensor) else None
                 if name is not None:
                     raise NetworkError(
                         f"the network writes into its parameter {name!r} while it runs in eval mode, as layers do that set themselves by the "
