@@ -21,9 +21,23 @@ padding too, as if the map went on beyond its border, so that all cells of a con
 from unitscope.fields.boxes import Fields, fields_of
 from unitscope.fields.operations import operator_name, tensors_in
 from unitscope.fields.planes import COLUMNS, PLACE, ROWS, UNIT, Array, Planes, runs_along, varying
-from unitscope.fields.watching import FieldMode, is_composite, taken_apart
+from unitscope.fields.watching import FieldMode, is_composite, named_arguments, taken_apart
 
 __all__ = [
-    "COLUMNS", "PLACE", "ROWS", "UNIT", "Array", "FieldMode", "Fields", "Planes", "fields_of", "is_composite", "operator_name",
-    "runs_along", "taken_apart", "tensors_in", "varying",
+    "COLUMNS",
+    "PLACE",
+    "ROWS",
+    "UNIT",
+    "Array",
+    "FieldMode",
+    "Fields",
+    "Planes",
+    "fields_of",
+    "is_composite",
+    "named_arguments",
+    "operator_name",
+    "runs_along",
+    "taken_apart",
+    "tensors_in",
+    "varying",
 ]  # fmt: skip

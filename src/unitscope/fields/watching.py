@@ -59,7 +59,7 @@ class FieldMode(TorchDispatchMode):
         if is_composite(func):  # as in inference mode, where operators come before they are taken apart
             with self:
                 return taken_apart(func, args, kwargs)
-        arguments = _named_arguments(func, args, kwargs)
+        arguments = named_arguments(func, args, kwargs)
         if operator_name(func) == "as_strided":  # in place it changes what `restriding` must know
             arguments["strides_before"] = args[0].stride()
         seen = [(t, p) for t in tensors_in(arguments.values()) if (p := self.planes(t)) is not None]
@@ -145,7 +145,7 @@ def _of_all_outputs(planes: list[Planes], operation: Operation) -> list[Planes]:
     return [*planes, *(everything(operation)[len(planes) :] if len(planes) < len(operation.outputs) else [])]
 
 
-def _named_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def named_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments by name, those that weren't given with their defaults."""
     names, defaults = _arguments_of(func)
     return defaults | dict(zip(names, args, strict=False)) | kwargs

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unitscope.errors import NetworkError
-from unitscope.fields import UNIT, Array, FieldMode, Fields, Planes, fields_of, tensors_in
+from unitscope.fields import UNIT, Array, FieldMode, Fields, Planes, fields_of, named_arguments, tensors_in
 from unitscope.isolation import has_hooks, isolated, needs_hooks
 from unitscope.layers.activations import Activation, bends, probed
 from unitscope.layers.failures import failure_of
@@ -163,7 +163,7 @@ class _WeightsKept(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         if func._schema.is_mutable:
-            given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | (kwargs or {})
+            given = named_arguments(func, args, kwargs or {})
             for argument in func._schema.arguments:
                 value = given.get(argument.name)
                 written = argument.alias_info is not None and argument.alias_info.is_write
