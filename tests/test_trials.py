@@ -315,6 +315,20 @@ class Scaling(nn.Module):
         return maps / self.scale
 
 
+class Normalising(nn.Module):
+    """Writes into its parameter in inference mode, where operators come before they are taken apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.var = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.ones(4))
+
+    @torch.inference_mode()
+    def forward(self, maps: Tensor) -> Tensor:
+        self.mean.lerp_(maps.mean((0, 2, 3)), 0.1)
+        return F.batch_norm(maps, self.mean, self.var)
+
+
+@pytest.mark.parametrize("hooked", [False, True])
 @pytest.mark.parametrize(
     ("between", "reason"),
     [
@@ -322,13 +336,16 @@ class Scaling(nn.Module):
         (ActNorm(parameters=False), "depend on the images that ran before, from layer 'between' on"),
         (ActNorm(parameters=True), "writes into its parameter 'between.shift'"),
         (Scaling(), "writes into its parameter 'between.scale'"),
+        (Normalising(), "writes into its parameter 'between.mean'"),
         (torch.ao.quantization.FakeQuantize(), "depend on the images that ran before"),
     ],
 )
 def test_a_network_that_sets_itself_by_its_images_is_refused_and_left_alone(
-    between: nn.Module, reason: str, tmp_path: Path
+    between: nn.Module, reason: str, hooked: bool, tmp_path: Path
 ) -> None:
     network = Body(between).eval()
+    if hooked:
+        network.register_forward_hook(lambda *_: None)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     with pytest.raises(NetworkError, match=reason):
         unitscope.scan(network, IMAGES, tmp_path / "atlas")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unitscope.fields import FieldMode, Planes, is_composite, operator_name, taken_apart, tensors_in
+from unitscope.fields import FieldMode, Planes, operator_name, tensors_in
 
 SAME_VALUES = {
     "view",
@@ -150,9 +150,6 @@ class FlowMode(TorchDispatchMode):
         self.calls.append(call)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if is_composite(func):
-            with self:
-                return taken_apart(func, args, kwargs or {})
         values = tuple(self.value(t) for t in tensors_in(args))
         output = func(*args, **(kwargs or {}))
         made = list(tensors_in([output]))

@@ -13,7 +13,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unitscope.errors import NetworkError
-from unitscope.fields import UNIT, Array, FieldMode, Fields, Planes, fields_of, named_arguments, tensors_in
+from unitscope.fields import (
+    UNIT,
+    Array,
+    FieldMode,
+    Fields,
+    Planes,
+    fields_of,
+    is_composite,
+    named_arguments,
+    taken_apart,
+    tensors_in,
+)
 from unitscope.isolation import has_hooks, isolated, needs_hooks
 from unitscope.layers.activations import Activation, bends, probed
 from unitscope.layers.failures import failure_of
@@ -144,14 +155,17 @@ def _outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
         if not isinstance(module, torch.jit.ScriptModule):
             module.register_forward_hook(keep)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
-    with torch.no_grad(), exactly(network, images.device):
+    with torch.no_grad(), exactly(network, images.device), _WeightsKept(network):
         torch.manual_seed(0)
         network(noise)
     return found
 
 
 class _WeightsKept(TorchDispatchMode):
-    """Refuses what would write into the parameters, which a copy shares with the network that was given."""
+    """Refuses what would write into the parameters, which a copy shares with the network that was given.
+
+    It takes composite operators apart, so that modes below it see their parts; of what these do it sees nothing.
+    """
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -162,6 +176,9 @@ class _WeightsKept(TorchDispatchMode):
         self._names = {p.untyped_storage()._cdata: name for name, p in network.named_parameters()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if is_composite(func):
+            with self:
+                return taken_apart(func, args, kwargs or {})
         if func._schema.is_mutable:
             given = named_arguments(func, args, kwargs or {})
             for argument in func._schema.arguments:
@@ -179,10 +196,10 @@ class _WeightsKept(TorchDispatchMode):
 def _traced(network: nn.Module, images: Tensor, form: InputForm, hooks: bool) -> Trace:
     fields = FieldMode()
     flow = FlowMode(fields)
-    with torch.no_grad(), exactly(network, form.device), unfused(), _WeightsKept(network):
+    with torch.no_grad(), exactly(network, form.device), unfused():
         images = form.of(images)
         of_two = _shapes_of_two(network, images, form)
-        with fields, flow.watching(network):
+        with fields, flow.watching(network), _WeightsKept(network):
             fields.start(images)
             network(images)
         reading = Reading(flow, images, of_two)
@@ -236,9 +253,10 @@ def _shapes_of_two(network: nn.Module, images: Tensor, form: InputForm) -> Shape
 
             handles += [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
     try:
-        network(images.expand(2, -1, -1, -1).contiguous(memory_format=form.memory_format))
-    except Exception:
-        if form.memory_format is torch.channels_last:
+        with _WeightsKept(network):
+            network(images.expand(2, -1, -1, -1).contiguous(memory_format=form.memory_format))
+    except Exception as error:
+        if form.memory_format is torch.channels_last or isinstance(error, NetworkError):
             raise
         shapes.clear()
     finally:
