@@ -37,7 +37,9 @@ def exactly(module: nn.Module, device: torch.device) -> Iterator[None]:
 @contextmanager
 def plain_tensors() -> Iterator[None]:
     """New tensors are what they are in a fresh process, whatever the caller has set: no inference tensors, and on the processor."""
-    with torch.inference_mode(False), torch.device("cpu"):
+    with torch.inference_mode(False), ExitStack() as stack:
+        if torch.empty(0).device.type != "cpu":  # otherwise Python would be asked about every operator
+            stack.enter_context(torch.device("cpu"))
         yield
 
 

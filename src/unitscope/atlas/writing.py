@@ -13,6 +13,9 @@ from unitscope.atlas.schema import FORMAT, MANIFEST, TABLES
 from unitscope.errors import AtlasError
 from unitscope.files import flush, written
 
+MEASURED = ("value", "mean", "std", "lowest", "highest")
+"""Columns whose values hardly ever come again, so that to look for those that do costs time and space."""
+
 
 def place_for(out: str | os.PathLike[str]) -> Path:
     """The folder that an atlas may be written to: new, or empty. Nothing is made yet.
@@ -51,5 +54,6 @@ def write_atlas(out: str | os.PathLike[str], tables: Mapping[str, pa.Table], man
 
 
 def _write_table(table: pa.Table, path: Path) -> None:
+    repeating = [name for name in table.column_names if name not in MEASURED]
     with path.open("wb") as file:  # a path would have to be valid text
-        pq.write_table(table, file)
+        pq.write_table(table, file, use_dictionary=repeating)

@@ -4,10 +4,10 @@ Weights lie in memory as convolutions like them (channels last), and batch norms
 no layer is read between. The network itself is never changed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from unitscope.isolation import isolated
 from unitscope.layers.tracing import Fold, Trace, TracedLayer
-from unitscope.layers.trials import Trial, deviations, noise_for, noise_maps, tried, with_replicas
+from unitscope.layers.trials import Trial, apart_in_turn, deviations, in_turn, noise_for, noise_maps, tried, with_replicas
 from unitscope.precision import random_states_kept
 
 RELATIVE = 1e-4
@@ -30,50 +30,49 @@ class Replicas:
     trial: Trial
 
 
-class Fastest(NamedTuple):
-    """A copy, the chosen layers' maps of two images of noise by it, and how far those are from the plain network's."""
-
-    network: nn.Module
-    maps: list[Tensor]
-    apart: list[float]
-
-
 def replicas(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer], count: int) -> Replicas:
     """`count` copies on the device of the trace whose chosen layers give the network's own maps, or one where several change each other's.
 
-    That the maps are the same is not taken on trust: a fast copy and a plain one run on the same noise first, and agree to 1e-4, or to
-    1e-5 of a layer's highest value (more where rounding alone moves its values further), or the fast one is not used. Folded copies are
+    That the maps are the same is not taken on trust: fast copies and a plain one run on the same noise first, and agree to 1e-4, or to
+    1e-5 of a layer's highest value (more where rounding alone moves its values further), or the fast ones are not used. Folded copies are
     tried before unfolded ones.
 
     Raises `NetworkError` where values depend on the images that ran before.
     """
     with random_states_kept(traced.form.device):
-        trial = tried(network, traced, chosen)
+        trial, expected = tried(network, traced, chosen)
         plain = isolated(network, traced.hooks).to(traced.form.device)
-        first, maps, apart = _fastest(plain, traced, chosen, trial)
-        trial = trial.with_rounding(chosen, apart)
-        made = [first, *(_laid_out(first, traced) for _ in range(count - 1))]
-        trial = with_replicas(trial, made, traced, chosen, maps)
+        for made in _fast(plain, traced, chosen, count):
+            if count > 1 and trial.random is None:  # both questions at once: are they right, and do they leave each other alone?
+                apart = apart_in_turn(in_turn(made, traced, chosen), expected)
+                if all(d <= trial.tolerance(layer.name) for layer, d in zip(chosen, apart, strict=True)):
+                    return Replicas(made, trial.with_rounding(chosen, apart))
+            try:
+                found = noise_maps(made[0], chosen, noise_for(traced, 2), (0, 1))
+            except Exception:  # whatever a network does with weights that lie in another way
+                continue
+            if all(map(_agree, chosen, found, expected, repeat(trial))):
+                return _alone_where_shared(made, traced, chosen, found, trial.with_rounding(chosen, deviations(found, expected)))
+        made = [plain, *(isolated(plain, traced.hooks) for _ in range(count - 1))]
+        return _alone_where_shared(made, traced, chosen, expected, trial)
+
+
+def _alone_where_shared(
+    made: list[nn.Module], traced: Trace, chosen: Sequence[TracedLayer], maps: Sequence[Tensor], trial: Trial
+) -> Replicas:
+    trial = with_replicas(trial, made, traced, chosen, maps)
     return Replicas(made if trial.shared is None and trial.random is None else made[:1], trial)
 
 
-def _fastest(plain: nn.Module, traced: Trace, chosen: Sequence[TracedLayer], trial: Trial) -> Fastest:
-    """The fastest copy that gives the plain one's maps."""
-    noise, both = noise_for(traced, 2), (0, 1)
-    expected = noise_maps(plain, chosen, noise, both)
+def _fast(plain: nn.Module, traced: Trace, chosen: Sequence[TracedLayer], count: int) -> Iterator[list[nn.Module]]:
+    """Copies that should run fast and give the same maps, the fastest first."""
     read = {layer.module for layer in chosen}
     folds = [f for f in traced.folds if f.convolution not in read and _can_fold(plain, f)]
     for attempt in [folds, []] if folds else [[]]:
-        fast = _laid_out(plain, traced)
+        first = _laid_out(plain, traced)
         for fold in attempt:
-            _fold(fast, fold)
-        try:
-            found = noise_maps(fast, chosen, noise, both)
-        except Exception:  # whatever a network does with weights that lie in another way
-            continue
-        if all(map(_agree, chosen, found, expected, repeat(trial))):
-            return Fastest(fast, found, deviations(found, expected))
-    return Fastest(plain, expected, [0.0] * len(chosen))
+            _fold(first, fold)
+        yield [first, *(_laid_out(first, traced) for _ in range(count - 1))]
 
 
 def lowered(network: nn.Module, dtype: torch.dtype) -> nn.Module:

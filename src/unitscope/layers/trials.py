@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,9 @@ SPREAD = 16
 """How many times as far as for noise other images may be apart."""
 
 OTHERS = (1, 2)
-"""The images of noise that run before the first one, to see whether that changes anything."""
+"""The images of noise that run before the first one, to see which state they leave."""
+LOUD = 3
+"""How many times as loud another image is: what keeps the largest value that it met must notice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +88,26 @@ def tolerance_for(rounding: Mapping[str, float], layer: str) -> float:
     return max(NEAR, SPREAD * rounding.get(layer, 0))
 
 
-def tried(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer]) -> Trial:
+class Tried(NamedTuple):
+    """A trial, and the chosen layers' maps of the first two images of noise, by a plain copy."""
+
+    trial: Trial
+    maps: list[Tensor]
+
+
+def tried(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer]) -> Tried:
     """What the chosen layers do with noise; where that depends on more than the image, the first of all layers in which it does.
 
     Raises `NetworkError` where values depend on the images that ran before: the state that they left says what a value is.
     """
     found = _Trials(network, traced, chosen).result()
-    if found.batch is None and found.random is None:
+    if found.trial.batch is None and found.trial.random is None:
         return found
     last = max(layer.layer.order for layer in chosen)
     every = _Trials(network, traced, [layer for layer in traced.layers if layer.layer.order <= last])
-    if found.random is not None:
+    if found.trial.random is not None:
         every.check_history()
-    return every.result()
+    return found._replace(trial=every.result().trial)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,29 +116,29 @@ class _Trials:
     traced: Trace
     layers: Sequence[TracedLayer]
 
-    def result(self) -> Trial:
-        noise = noise_for(self.traced, 3)
+    def result(self) -> Tried:
+        first, second, third = noise_for(self.traced, 3).split(1)
         network, other = self._copy(), self._copy()
-        alone = noise_maps(network, self.layers, noise[:1])
-        noise_maps(other, self.layers, self._other(noise, OTHERS[0]))
-        later = noise_maps(other, self.layers, noise[:1])
-        if (changed := self._first(later, alone, NEAR)) is not None:
-            return Trial(random=changed)
-        # The image, and itself with its last bits changed, between others: one may look at those beside it.
-        images = self.traced.form.of(torch.cat([noise[1:2], noise[:1], noise[2:], rounded(noise[:1])]))
-        together = noise_maps(network, self.layers, images, (1, 3))
-        apart, moved = (deviations([maps[place : place + 1] for maps in together], alone) for place in (0, 1))
-        batch = self._depends_on_batch(noise, apart) if max(apart, default=0) > NEAR else None
-        usual = USUAL.get(noise.dtype, NEAR)
-        return Trial(batch=batch, usual=usual).with_rounding(self.layers, apart).with_rounding(self.layers, moved)
+        alone = noise_maps(network, self.layers, first)
+        batch = self.traced.form.of(torch.cat([second, first, LOUD * third]))  # one may look at those beside it
+        together = noise_maps(other, self.layers, batch, (1, 0))
+        later = noise_maps(other, self.layers, rounded(first))
+        moved = deviations(later, alone)
+        if max(moved, default=0) > NEAR:  # by rounding, or by what ran before?
+            later = noise_maps(other, self.layers, first)
+            if (changed := self._first(later, alone, NEAR)) is not None:
+                return Tried(Trial(random=changed), self._plain_maps())
+        apart = deviations([maps[:1] for maps in together], alone)
+        if max(apart, default=0) > NEAR and (depends := self._depends_on_batch(apart)) is not None:
+            return Tried(Trial(batch=depends), self._plain_maps())
+        trial = Trial(usual=USUAL.get(first.dtype, NEAR)).with_rounding(self.layers, apart).with_rounding(self.layers, moved)
+        return Tried(trial, together)
+
+    def _plain_maps(self) -> list[Tensor]:
+        return noise_maps(self._copy(), self.layers, noise_for(self.traced, 2), (0, 1))
 
     def _copy(self) -> nn.Module:
         return isolated(self.network, self.traced.hooks).to(self.traced.form.device)
-
-    def _other(self, noise: Tensor, number: int) -> Tensor:
-        """Another image, and a louder one: what keeps the largest value that it met must notice."""
-        louder: Tensor = noise[number : number + 1] * 3**number
-        return louder
 
     def _first(self, maps: list[Tensor], others: list[Tensor], near: float) -> str | None:
         """The name of the first layer whose values are apart."""
@@ -138,13 +147,13 @@ class _Trials:
 
     def check_history(self) -> None:
         """The same image after others, and twice after the same ones, each on a copy of its own and with the same random numbers."""
-        noise = noise_for(self.traced, 3)
+        noise = noise_for(self.traced, 3).split(1)
 
         def after(image: int) -> list[Tensor]:
             network = self._copy()
             seed_all(0)
-            noise_maps(network, self.layers, self._other(noise, image))
-            return noise_maps(network, self.layers, noise[:1])
+            noise_maps(network, self.layers, noise[image] * LOUD**image)
+            return noise_maps(network, self.layers, noise[0])
 
         one, same, other = after(OTHERS[0]), after(OTHERS[0]), after(OTHERS[1])
         changed = self._first(one, other, NEAR)
@@ -155,39 +164,47 @@ class _Trials:
                 "once, or torch.ao.quantization.disable_observer)"
             )
 
-    def _depends_on_batch(self, noise: Tensor, apart: list[float]) -> str | None:
+    def _depends_on_batch(self, apart: list[float]) -> str | None:
         """The first layer in which the images beside have a say: in float64 rounding is too small to be taken for that."""
         traced = replace(self.traced, form=replace(self.traced.form, dtype=torch.float64))
         try:
-            network, images = self._copy().double(), traced.form.of(noise.double())
+            network, images = self._copy().double(), traced.form.of(noise_for(self.traced, 3).double())
             together, alone = (noise_maps(network, self.layers, batch) for batch in (images, images[:1]))
             return self._first(together, alone, NEAR_IN_DOUBLE)
         except Exception:  # what was written for one type stumbles in many ways over another
             return next((layer.name for layer, d in zip(self.layers, apart, strict=True) if d > COARSE), None)
 
 
+def in_turn(replicas: Sequence[nn.Module], traced: Trace, chosen: Sequence[TracedLayer]) -> list[list[Tensor]]:
+    """The maps of two images of noise by two replicas that run in turn, operator by operator: image by image, as far as they came."""
+    return side_by_side(replicas[:2], noise_for(traced, 2).split(1), chosen)
+
+
+def apart_in_turn(found: Sequence[list[Tensor]], maps: Sequence[Tensor]) -> list[float]:
+    """How far maps of replicas in turn are from those of two images that ran together, layer by layer; infinity for missing ones."""
+    each = [
+        [*deviations(mine, [both[place : place + 1] for both in maps[: len(mine)]]), *[inf] * (len(maps) - len(mine))]
+        for place, mine in enumerate(found)
+    ]
+    return [max(d) for d in zip(*each, strict=True)]
+
+
 def with_replicas(
     trial: Trial, replicas: Sequence[nn.Module], traced: Trace, chosen: Sequence[TracedLayer], together: Sequence[Tensor]
 ) -> Trial:
-    """The trial with what replicas do to each other: two of them run in turn, operator by operator, on different images.
+    """The trial with what replicas do to each other: two of them run in turn, on different images.
 
     In `together` are the maps of these two images, run by one replica; where the batch has a say, or rounding is amplified, each is run alone once more.
     """
     if len(replicas) < 2 or trial.random is not None:
         return trial
-    images = noise_for(traced, 2).split(1)
-    names = [layer.name for layer in chosen]
-    if trial.batch is None and not trial.rounding:
-        alone = [[maps[place : place + 1] for maps in together] for place in (0, 1)]
-    else:  # in the very way in which they run in turn
+    if trial.batch is not None or trial.rounding:  # in the very way in which they run in turn
+        images = noise_for(traced, 2).split(1)
         alone = [side_by_side([network], [image], chosen)[0] for network, image in zip(replicas[:2], images, strict=True)]
-    in_turn = side_by_side(replicas[:2], images, chosen)
-    for expected, found in zip(alone, in_turn, strict=True):
-        apart = [*deviations(found, expected[: len(found)]), *[inf] * (len(expected) - len(found))]
-        first = next((name for name, d in zip(names, apart, strict=True) if d > trial.tolerance(name)), None)
-        if first is not None:
-            return replace(trial, shared=first)
-    return trial
+        together = [torch.cat(maps) for maps in zip(*alone, strict=True)]
+    apart = apart_in_turn(in_turn(replicas, traced, chosen), together)
+    shared = next((layer.name for layer, d in zip(chosen, apart, strict=True) if d > trial.tolerance(layer.name)), None)
+    return replace(trial, shared=shared)
 
 
 def noise_maps(network: nn.Module, layers: Sequence[TracedLayer], images: Tensor, which: Sequence[int] = (0,)) -> list[Tensor]:
@@ -222,8 +239,8 @@ def _deviation(maps: Tensor, others: Tensor) -> float:
 
 
 def noise_for(traced: Trace, images: int) -> Tensor:
-    """Images of noise, the same every time, in the form in which the network takes them."""
-    return traced.form.of(torch.randn(images, *traced.shape, generator=torch.Generator().manual_seed(0)))
+    """The first of three images of noise, the same every time, in the form in which the network takes them."""
+    return traced.form.of(torch.randn(3, *traced.shape, generator=torch.Generator().manual_seed(0))[:images])
 
 
 def rounded(images: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -33,7 +34,7 @@ from unitscope.scanning.options import Options, ScanOptions, options_of
 from unitscope.scanning.plans import ScanPlan
 from unitscope.scanning.readers import reader_count
 from unitscope.scanning.screening import screened, why_not
-from unitscope.scanning.tables import tables
+from unitscope.scanning.tables import table_of_layers, tables
 from unitscope.scanning.workers import Job
 
 FEW_LOOKED_AT = 3
@@ -91,9 +92,11 @@ def scan(
         part = run(theirs, there, Here() if chosen.runner is None else chosen.runner, checkpoint, tell)
         part.skipped |= {plan.images + number: over for number, over in enumerate(source.passed_over.items())}
         counts = {"listed": part.listed, "read": part.read, "skipped": len(part.skipped), "again": part.again}
-        records = with_effective_fields(networks, job, part)
+        with ThreadPoolExecutor(1, "tables") as beside:
+            others = beside.submit(tables, part, job.layers, loader.preprocessing)
+            layers_table = table_of_layers(with_effective_fields(networks, job, part))
         found = {"trial": networks.trial.described()}
-        write_atlas(out, tables(part, job.layers, records, loader.preprocessing), described | counts | found)
+        write_atlas(out, others.result() | {"layers": layers_table}, described | counts | found)
         checkpoint.drop()
     return Atlas(out, images=images)
 

@@ -18,14 +18,16 @@ from unitscope.topk import NO_IMAGE
 Columns = dict[str, Any]
 
 
-def tables(
-    part: Part, traced: Sequence[TracedLayer], layers: Sequence[Layer], preprocessing: Preprocessing | None
-) -> dict[str, pa.Table]:
-    """All tables of the atlas, sorted as the contract says. `layers` are the layers' records with their effective fields."""
+def table_of_layers(layers: Sequence[Layer]) -> pa.Table:
+    """The layers' records, with their effective fields, as a table."""
+    return _table("layers", [_layer_columns(layers)])
+
+
+def tables(part: Part, traced: Sequence[TracedLayer], preprocessing: Preprocessing | None) -> dict[str, pa.Table]:
+    """All other tables of the atlas, sorted as the contract says."""
     part.forget()
     places = Places.of(part.notes, preprocessing)
     return {
-        "layers": _table("layers", [_layer_columns(layers)]),
         "images": _table("images", [_image_columns(part.notes)]),
         "labels": _table("labels", [{"label": sorted(part.labels), "images": [part.labels[n] for n in sorted(part.labels)]}]),
         "peaks": _table("peaks", (_peak_columns(part, t, s, places) for t, s in side_by_side(traced))),
