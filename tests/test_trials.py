@@ -195,6 +195,10 @@ ON_BATCH: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "batch norm without running statistics": (lambda: Body(nn.BatchNorm2d(4, track_running_stats=False)), "between"),
     "attention over images": (lambda: Tokens(batch_first=False), "layer"),
     "the image before": (lambda: Body(lambda maps: maps + maps.roll(1, 0)), "second"),
+    "the image behind": (lambda: Body(lambda maps: maps + maps.roll(-1, 0)), "second"),
+    "the image opposite": (lambda: Body(lambda maps: maps + maps.flip(0)), "second"),
+    "the loudest image": (lambda: Body(lambda maps: maps / maps.abs().amax()), "second"),
+    "how many images there are": (lambda: Body(lambda maps: maps / len(maps)), "second"),
     "softmax over images": (lambda: Body(nn.Softmax(0)), "between"),
 }
 

@@ -31,8 +31,8 @@ SPREAD = 16
 
 OTHERS = (1, 2)
 """The images of noise that run before the first one, to see which state they leave."""
-LOUD = 3
-"""How many times as loud another image is: what keeps the largest value that it met must notice."""
+LOUDER = 3
+"""How many times as loud as the one before an image of noise is: what keeps the largest value that it met must notice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +117,11 @@ class _Trials:
     layers: Sequence[TracedLayer]
 
     def result(self) -> Tried:
-        first, second, third = noise_for(self.traced, 3).split(1)
+        noise = noise_for(self.traced, 2)
+        first = noise[:1]
         network, other = self._copy(), self._copy()
         alone = noise_maps(network, self.layers, first)
-        batch = self.traced.form.of(torch.cat([second, first, LOUD * third]))  # one may look at those beside it
-        together = noise_maps(other, self.layers, batch, (1, 0))
+        together = noise_maps(other, self.layers, self.traced.form.of(noise.flip(0)), (1, 0))
         later = noise_maps(other, self.layers, rounded(first))
         moved = deviations(later, alone)
         if max(moved, default=0) > NEAR:  # by rounding, or by what ran before?
@@ -152,7 +152,7 @@ class _Trials:
         def after(image: int) -> list[Tensor]:
             network = self._copy()
             seed_all(0)
-            noise_maps(network, self.layers, noise[image] * LOUD**image)
+            noise_maps(network, self.layers, noise[image])
             return noise_maps(network, self.layers, noise[0])
 
         one, same, other = after(OTHERS[0]), after(OTHERS[0]), after(OTHERS[1])
@@ -239,8 +239,9 @@ def _deviation(maps: Tensor, others: Tensor) -> float:
 
 
 def noise_for(traced: Trace, images: int) -> Tensor:
-    """The first of three images of noise, the same every time, in the form in which the network takes them."""
-    return traced.form.of(torch.randn(3, *traced.shape, generator=torch.Generator().manual_seed(0))[:images])
+    """The first of three images of noise, the same every time and each louder than the one before, as the network takes them."""
+    noise = torch.randn(3, *traced.shape, generator=torch.Generator().manual_seed(0))
+    return traced.form.of(noise[:images] * LOUDER ** torch.arange(images).reshape(-1, 1, 1, 1))
 
 
 def rounded(images: Tensor) -> Tensor:
