@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unitscope.atlas.projections import ZERO, shown
-from unitscope.atlas.ties import Tie
+from unitscope.atlas.ties import Tie, without_preference
 from unitscope.drawing import EMPTY, Block, Panel, cut, draw_figure, draw_sheet, missing
 from unitscope.errors import WHERE_IMAGES_ARE, AtlasError, ImagesError, ImagesWarning, first_line
 from unitscope.images import Changed, Geometry, Skipped
@@ -158,7 +158,7 @@ def firing_units(atlas: "Atlas", layer: Layer, seed: int, among: set[int] | None
     Those that show no preference are left out.
     """
     counts = np.bincount(atlas.peaks(layer.name)["unit"].to_numpy(), minlength=layer.units)
-    counts[[unit for unit, tie in atlas.ties(layer.name).items() if tie.wholly]] = 0
+    counts[without_preference(atlas.ties(layer.name))] = 0
     if among is not None:
         counts[[unit for unit in range(layer.units) if unit not in among]] = 0
     return some_units(counts, layer.name, seed)

@@ -38,6 +38,11 @@ class Tie:
         return self.first == WHOLLY
 
 
+def without_preference(found: Mapping[int, Tie]) -> list[int]:
+    """The units all of whose peaks tie with images beyond them."""
+    return [unit for unit, tie in found.items() if tie.wholly]
+
+
 def ties(peaks: Mapping[str, NDArray[Any]], tied: NDArray[np.int64]) -> dict[int, Tie]:
     """The units of a layer whose last peaks have a value that more images share than those peaks show.
 

@@ -22,6 +22,7 @@ from PIL import Image
 from unitscope.atlas import Atlas, place_for
 from unitscope.atlas.pictures import Drawn, box_drawn, firing_units, projections, spread_layers
 from unitscope.atlas.schema import MANIFEST
+from unitscope.atlas.ties import without_preference
 from unitscope.attribution import attribute
 from unitscope.drawing import Moment, Strip, draw_strips
 from unitscope.errors import AtlasError, first_line
@@ -83,7 +84,7 @@ class Evolution:
         self._warn_of_images()
         for (before, one), (after, two) in pairwise(self.atlases.items()):
             for layer in one.layers:
-                mute = [unit for atlas in (one, two) for unit, tie in atlas.ties(layer.name).items() if tie.wholly]
+                mute = [unit for atlas in (one, two) for unit in without_preference(atlas.ties(layer.name))]
                 told = [atlas.peaks(layer.name).filter(~pc.field("unit").isin(mute)) for atlas in (one, two)]
                 earlier, later = _without(self._unshared, told, one.k)
                 overlap, jumps = _change(earlier, later, layer.units)

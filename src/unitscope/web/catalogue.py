@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unitscope.atlas import Atlas
 from unitscope.atlas.pictures import box_drawn, boxes_on_source
-from unitscope.atlas.ties import Tie, ties
+from unitscope.atlas.ties import Tie, ties, without_preference
 from unitscope.errors import AtlasError, ImagesError
 from unitscope.images import Geometry
 from unitscope.records import Box, Layer, Peak
@@ -234,7 +234,7 @@ class Catalogue:
 
     def no_preference(self, layer: str) -> set[int]:
         """The units of a layer that show no preference: all their peaks tie with images beyond them."""
-        return {unit for unit, tie in self.ties(layer).items() if tie.wholly}
+        return set(without_preference(self.ties(layer)))
 
     @cached_property
     def _telling(self) -> NDArray[np.bool_]:
