@@ -10,8 +10,8 @@ demo: .venv/ready  ## scan the demo's network over the demo's photographs and dr
 test: .venv/ready .venv/browser  ## all tests
 	$(BIN)/python -m pytest
 
-quick: .venv/ready  ## the tests that take about a minute
-	$(BIN)/python -m pytest -m "not slow"
+quick: .venv/ready  ## most tests, in about a minute, on all cores and without checks of shapes
+	$(BIN)/python -m pytest -m "not slow" --unchecked --numprocesses auto --dist worksteal
 
 check: .venv/ready  ## style, types, imports
 	$(BIN)/ruff check .

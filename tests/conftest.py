@@ -1,8 +1,17 @@
 """What every test has: shapes and types of all functions are checked while they run, and properties are tried the same way twice."""
 
+import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-install_import_hook("unitscope", "shapes.checked")
 settings.register_profile("unitscope", deadline=None, derandomize=True)
 settings.load_profile("unitscope")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--unchecked", action="store_true", help="don't check shapes and types, which takes half of the time")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--unchecked"):
+        install_import_hook("unitscope", "shapes.checked")

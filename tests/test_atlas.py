@@ -322,6 +322,7 @@ except AtlasError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the limit that stands for a full disk exists on POSIX only")
 @pytest.mark.parametrize("limit", [0, 100, 3000])
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, limit: int) -> None:

@@ -82,6 +82,7 @@ def assert_close(found: Tensor, wanted: Tensor, relative: float = 1e-5) -> None:
 # ── oracles ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [2, 5, 8])
 @pytest.mark.parametrize(
     ("name", "captums"),
@@ -281,6 +282,7 @@ class MethodContract:
             assert found.pixels.shape[1] in (1, 3)
             assert not found.pixels.requires_grad
 
+    @pytest.mark.slow
     def test_rounds_and_batches_change_nothing(self) -> None:
         network, images = plain_network(), torch.randn(3, 3, 40, 40)
         rounds = [cells_of([0, 1, 2], [0, 1, 2]), cells_of([5, 5, 5], [2, 1, 0])]
@@ -446,7 +448,7 @@ def assert_same_projections(one: Atlas, other: Atlas, name: str) -> None:
     "ignore:None of the inputs have requires_grad"
 )  # torch's, of every reentrant checkpoint without a gradient
 @pytest.mark.parametrize(
-    "name", ["deconvnet", "gradient", *(pytest.param(n, marks=pytest.mark.slow) for n in ("guided", "integrated"))]
+    "name", ["deconvnet", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gradient", "guided", "integrated"))]
 )
 @pytest.mark.parametrize("way", ["reentrant", "not reentrant", "sequential", "nested"])
 def test_checkpoints_of_the_training_change_no_projection(tmp_path: Path, way: str, name: str) -> None:
@@ -491,6 +493,7 @@ def test_a_training_checkpoints_as_before_afterwards(tmp_path: Path) -> None:
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gradient", "guided"])
 def test_a_transformer_gives_its_tokens_back(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
@@ -697,6 +700,7 @@ def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
         attribute(atlas, "deconvnet", network)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_midway_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     atlas, network = scanned(tmp_path)
     monkeypatch.setattr("unitscope.attribution.keeping.EVERY_S", 0.0)

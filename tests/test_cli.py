@@ -508,6 +508,7 @@ def test_a_drawing_that_lacks_images_says_how_many(
     assert ran.line.endswith("say where they are with --images (images= in Python)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [*DRAWING, ["occlude", "1", "0", "--trust-code"]])
 @pytest.mark.parametrize("as_list", [False, True])
 def test_a_drawing_of_nothing_is_an_error_that_names_images_and_images_helps(

@@ -20,6 +20,7 @@ def test_tiles_do_not_overlap_and_lie_on_the_picture(size: tuple[int, int]) -> N
     assert covered.mean() > 0.6 or min(size) < 128
 
 
+@pytest.mark.slow
 def test_there_are_some_hundreds_and_a_second_call_finds_them(tmp_path: Path) -> None:
     folder = demo_images(tmp_path)
     names = sorted(path for path in folder.rglob("*.png"))

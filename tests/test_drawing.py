@@ -169,6 +169,7 @@ def of_size(field: tuple[int, int], effective: tuple[int, int] | None) -> Layer:
     return Layer("a", "ReLU", 5, 7, 7, *field, 4, 4, "relu", 0, height, width)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "effective", "drawn"),
     [

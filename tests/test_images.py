@@ -455,6 +455,7 @@ def strip(height: int, width: int, mode: str) -> Image.Image:
     return image
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize("size", [(3, 900), (900, 3), (5, 1777)])

@@ -76,6 +76,7 @@ def test_every_verb_leaves_the_network_as_it_was(tmp_path: Path) -> None:
     assert [id(one) for one in (*network.modules(), *network.parameters(), *network.buffers())] == identities
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["whole", "part", "in place", "function"])
 def test_a_compiled_network_runs_its_graph_afterwards_as_before(how: str, tmp_path: Path) -> None:
     compiled: list[int] = []
@@ -149,6 +150,7 @@ class Collector:
         self.count += 1
 
 
+@pytest.mark.slow
 def test_hooks_of_the_users_do_not_fire_and_stay_where_they_are(tmp_path: Path) -> None:
     network, calls, number, collector = small_network().eval(), [], 0, Collector()
 

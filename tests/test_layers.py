@@ -50,6 +50,7 @@ def test_activations_called_as_functions_keep_the_name_of_the_module_before() ->
     assert len(found) == 3 + 9 * 6 + 1
 
 
+@pytest.mark.slow
 def test_efficientnet_lite_reuses_its_rectifiers() -> None:
     names = default_names(traced("demo:efficientnet-lite0"))
     assert names[:5] == ["_swish", "_blocks.0._swish", "_blocks.0._bn2", "_blocks.1._swish", "_blocks.1._swish#2"]
@@ -57,6 +58,7 @@ def test_efficientnet_lite_reuses_its_rectifiers() -> None:
     assert len(names) == 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "layer", "kind", "units", "map_size", "field", "stride", "activation"),
     [

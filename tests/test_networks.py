@@ -272,6 +272,7 @@ def test_transforms_of_an_unknown_kind_are_refused() -> None:
         as_preprocessing(lambda image: image)
 
 
+@pytest.mark.slow
 def test_a_file_of_torchvisions_own_weights_gives_the_same_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """GoogLeNet's file holds heads for training, and its network turns its input round; both come with `weights=` only."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))

@@ -105,6 +105,7 @@ def test_all_that_is_set_for_a_verb_is_put_back(tmp_path: Path, switches: None) 
         torch.backends.cudnn.benchmark = False
 
 
+@pytest.mark.slow
 @needs_switches
 @pytest.mark.parametrize("name", [*PARENTS, *LEAVES])
 @pytest.mark.parametrize("value", ["ieee", "tf32"])

@@ -130,6 +130,7 @@ class Locked(nn.Sequential):
             return super().forward(images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Uncopyable, Forgetful, Locked])
 def test_a_network_that_python_cannot_copy_has_replicas_too(kind: type[nn.Sequential]) -> None:
     network, images = kind(nn.Conv2d(3, 2, 3), nn.ReLU()).eval(), torch.randn(2, 3, 8, 8)
@@ -152,6 +153,7 @@ def test_reused_modules_are_copied_as_they_are() -> None:
         torch.testing.assert_close(copied, plain, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "images"), [("alexnet", 32), ("resnet18", 8), ("vgg16", 4)])
 def test_few_images_go_through_at_once(name: str, images: int) -> None:
     with torch.device("meta"):

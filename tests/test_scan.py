@@ -54,6 +54,7 @@ def stored_peaks(atlas: unitscope.Atlas, layer: str, unit: int) -> list[tuple[fl
     return [(row["value"], row["image"], row["y"] * width + row["x"]) for row in rows]
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(IMAGES, st.integers(1, 4), st.integers(1, 5), st.booleans())
 def test_peaks_are_those_of_brute_force(values: np.ndarray, k: int, batch_size: int, rectified: bool) -> None:

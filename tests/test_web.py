@@ -75,6 +75,7 @@ def site(atlas: Atlas) -> TestClient:
 # ── pages ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_every_link_of_every_page_leads_somewhere(atlas: Atlas, other: Atlas) -> None:
     served = client(atlas, beside=other, fires=lambda image: [])
 
@@ -459,6 +460,7 @@ def test_units_that_no_table_has_take_no_memory(atlas: Atlas, tmp_path: Path, un
         explorer(changed(atlas, tmp_path / "atlas", "layers", units=lambda _: next(told)))
 
 
+@pytest.mark.slow
 def test_more_units_than_pages_can_show_are_refused(atlas: Atlas, tmp_path: Path) -> None:
     many = changed(atlas, tmp_path / "atlas", "layers", units=lambda units: 3_000_000)
     rows = 3_000_000 * len(many.layers)
@@ -662,6 +664,7 @@ def listening_server(atlas: Atlas, wait_s: int, **offer: Any) -> Iterator[tuple[
         thread.join(timeout=20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [b"", b"G", b"GET / HTTP/1.1\r\nHost: localhost\r\n", b"POST /fires HTTP/1.1\r\nX: "], ids=repr)
 def test_a_connection_that_asks_nothing_is_closed(atlas: Atlas, sent: bytes) -> None:
     with listening_server(atlas, wait_s=1) as address, socket.create_connection(address, timeout=10) as connection:
@@ -671,6 +674,7 @@ def test_a_connection_that_asks_nothing_is_closed(atlas: Atlas, sent: bytes) -> 
         assert time.monotonic() - start < 5
 
 
+@pytest.mark.slow
 def test_a_connection_that_drips_is_closed_too_and_one_that_asks_again_is_not(atlas: Atlas) -> None:
     with (
         listening_server(atlas, wait_s=2) as address,
