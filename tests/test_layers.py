@@ -8,6 +8,7 @@ import torch
 from networks import Reused, small_network
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
 import unitscope
 from unitscope.errors import LayerNotFound, LayoutError, NetworkError
@@ -737,3 +738,34 @@ def test_no_hook_stays_behind() -> None:
     network = small_network()
     read_everything(network, torch.zeros(1, 3, 14, 14), ["*"])
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+
+
+class ClassToken(nn.Module):
+    """What is made of the class token alone, before it attends to the others, holds nothing of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.query, self.key = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.act = nn.GELU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(len(images), -1, -1), tokens], 1)
+        query, key = self.query(tokens[:, :1]), self.key(tokens)
+        return self.act((query @ key.transpose(1, 2)).softmax(-1) @ tokens)
+
+
+def test_a_layer_that_holds_nothing_of_the_image_is_no_layer_to_scan(tmp_path: Path) -> None:
+    traced = trace(ClassToken().eval(), torch.zeros(1, 3, 16, 16))
+    assert [refusal.reason for refusal in traced.refused if refusal.name == "query"] == ["it doesn't depend on the images"]
+    atlas = unitscope.scan(ClassToken(), TensorDataset(torch.rand(12, 3, 16, 16)), tmp_path / "atlas")
+    assert [layer.name for layer in atlas.layers] == ["patches", "key", "act"]
+    assert atlas.manifest["left_out"] == []
+
+
+def test_a_layer_whose_middle_cell_sees_nothing_has_the_field_of_the_others(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, stride=4), nn.ConvTranspose2d(4, 4, 1, stride=2), nn.ReLU())
+    atlas = unitscope.scan(network, TensorDataset(torch.rand(12, 3, 16, 16)), tmp_path / "atlas")
+    assert {layer.name: layer.receptive_field_height for layer in atlas.layers} == {"0": 3, "2": 3}

@@ -20,7 +20,7 @@ padding too, as if the map went on beyond its border, so that all cells of a con
 
 from unitscope.fields.boxes import Fields, fields_of
 from unitscope.fields.operations import operator_name, tensors_in
-from unitscope.fields.planes import COLUMNS, PLACE, ROWS, UNIT, Array, Planes, runs_along, varying
+from unitscope.fields.planes import COLUMNS, PLACE, ROWS, UNIT, Array, Planes, runs_along, sees_nothing, varying
 from unitscope.fields.watching import FieldMode, is_composite, named_arguments, taken_apart
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "named_arguments",
     "operator_name",
     "runs_along",
+    "sees_nothing",
     "taken_apart",
     "tensors_in",
     "varying",

@@ -35,7 +35,10 @@ class Fields:
         return tuple(np.broadcast_to(side, shape) for side in (top, left, bottom, right))
 
     def inner_size(self) -> tuple[int, int]:
-        """Height and width of the field of the cell in the middle; the largest among units whose fields differ."""
+        """Height and width of the field of the cell in the middle; the largest among units whose fields differ.
+
+        Where that cell sees nothing, as between the strides of a transposed convolution, the largest of all.
+        """
         return _middle_size(self.rows), _middle_size(self.columns)
 
 
@@ -46,7 +49,7 @@ def _place(bounds: Array, *index: Array) -> tuple[Any, ...]:
 def _middle_size(bounds: Array) -> int:
     _, _, height, width = bounds.shape
     middle = bounds[:, :, height // 2, width // 2]
-    return int((middle[1] - middle[0]).max())
+    return int((middle[1] - middle[0]).max()) or int((bounds[1] - bounds[0]).max())
 
 
 def fields_of(planes: Planes, height: int, width: int) -> Fields:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from unitscope.fields import (
     fields_of,
     is_composite,
     named_arguments,
+    sees_nothing,
     taken_apart,
     tensors_in,
 )
@@ -375,13 +376,13 @@ class Reading:
         planes, shape = _found(call, inward)
         if call.made is None and not inward:
             return f"its output is a {call.output_type}, not a tensor"
-        if planes is None:
+        if not _sees(planes):
             return "it doesn't depend on the images"
         return _images_elsewhere(shape, self._of_two.get((call.layer_name, inward))) or layout_of(shape, planes)
 
     def depends(self, call: Call) -> bool:
         """True where what the call reads or makes depends on the images."""
-        return call.read_planes is not None or call.made_planes is not None
+        return _sees(call.read_planes) or _sees(call.made_planes)
 
     def reads_input(self, call: Call) -> bool:
         """True for activations that increase: what goes in ranks as what comes out, and doesn't saturate (rule 1)."""
@@ -440,6 +441,11 @@ class Reading:
             end = norm or end
             value = norm.made if norm else called.made if called else None
         return end
+
+
+def _sees(planes: Planes | None) -> TypeGuard[Planes]:
+    """True where anything depends on the images; a class token, before it attends to the others, doesn't."""
+    return planes is not None and not sees_nothing(planes)
 
 
 def _same(planes: Planes | None, others: Planes | None) -> bool:
