@@ -19,8 +19,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from unitscope.copying import uncompiled
 from unitscope.errors import NetworkError, first_line, suggestion
-from unitscope.isolation import uncompiled
 from unitscope.records import Preprocessing
 from unitscope.weights import read_state
 

@@ -1,0 +1,396 @@
+"""Copies compute what the network computes, and running them leaves it alone, whatever ways lead from one module to another."""
+
+import gc
+import types
+import weakref
+from collections import OrderedDict, defaultdict, deque, namedtuple
+from collections.abc import Callable
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+import unitscope
+from unitscope.isolation import isolated
+
+IMAGES = torch.rand(16, 3, 12, 12, generator=torch.Generator().manual_seed(5))
+
+
+class Block(nn.Module):
+    """A convolution and a batch norm that count their calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.calls = 0
+
+    def forward(self, maps: Tensor) -> Tensor:
+        self.calls += 1
+        return self.norm(self.conv(maps)).relu()
+
+
+class Body(nn.Module):
+    """Comes to its block by whatever `way` says."""
+
+    def __init__(self, way: Callable[[nn.Module, Block], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.block = Block()
+        self.last = nn.Conv2d(4, 3, 3)
+        self.act = nn.ReLU()
+        self.way = way(self, self.block)
+
+    def forward(self, images: Tensor) -> Tensor:
+        way = self.way
+        while isinstance(way, (list, tuple, deque)):
+            way = way[0]
+        if isinstance(way, dict):
+            way = next(iter(way.values()))
+        if isinstance(way, (weakref.ref, weakref.WeakMethod)):
+            way = way()
+        return self.act(self.last(way(images)))
+
+
+class Helper:
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def run(self, images: Tensor) -> Tensor:
+        return self.module(images)
+
+
+class Slotted:
+    __slots__ = ("module",)
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.module(images)
+
+
+Pair = namedtuple("Pair", "first second")
+
+
+def patched(network: nn.Module, block: Block) -> Any:
+    """The everyday patch: a function that calls what stood there before."""
+    before = block.forward
+
+    @wraps(before)
+    def timed(images: Tensor) -> Tensor:
+        return before(images)
+
+    block.forward = timed
+    return [block]
+
+
+def closed(content: Any) -> Callable[[Tensor], Tensor]:
+    def run(images: Tensor) -> Tensor:
+        inner = content
+        while isinstance(inner, list):
+            inner = inner[0]
+        return (inner() if isinstance(inner, weakref.ref) else inner)(images)
+
+    return run
+
+
+def recursive(block: Block) -> Callable[..., Tensor]:
+    def run(images: Tensor, again: bool = True) -> Tensor:
+        return run(images, False) if again else block(images)
+
+    return run
+
+
+def with_default(block: Block) -> Callable[[Tensor], Tensor]:
+    def run(images: Tensor, block: Block = block) -> Tensor:
+        return block(images)
+
+    return run
+
+
+def with_keyword(block: Block) -> Callable[[Tensor], Tensor]:
+    def run(images: Tensor, *, block: Block = block) -> Tensor:
+        return block(images)
+
+    return run
+
+
+WAYS: dict[str, Callable[[nn.Module, Block], Any]] = {
+    "the module": lambda _, block: [block],
+    "its method": lambda _, block: block.forward,
+    "a patched forward": patched,
+    "a closure over it": lambda _, block: closed(block),
+    "a closure over a list": lambda _, block: closed([[block]]),
+    "a closure over a method": lambda _, block: closed(block.forward),
+    "a closure over a closure": lambda _, block: closed(closed(block)),
+    "a closure over a weak reference": lambda _, block: closed(weakref.ref(block)),
+    "a closure over itself": lambda _, block: recursive(block),
+    "a default": lambda _, block: with_default(block),
+    "a keyword's default": lambda _, block: with_keyword(block),
+    "a partial": lambda _, block: partial(lambda b, images: b(images), block),
+    "a partial's keyword": lambda _, block: partial(lambda images, b: b(images), b=block),
+    "a partial of a method": lambda _, block: partial(block.forward),
+    "a helper's method": lambda _, block: Helper(block).run,
+    "an object with slots": lambda _, block: Slotted(block),
+    "a namespace": lambda _, block: types.SimpleNamespace(module=block).module.forward,
+    "a named tuple": lambda _, block: Pair(block, 1),
+    "a dictionary with an order": lambda _, block: OrderedDict(a=block),
+    "a dictionary with a default": lambda _, block: defaultdict(list, a=block),
+    "a queue": lambda _, block: deque([block], maxlen=3),
+    "functions in a list": lambda _, block: [[closed(block)]],
+    "a weak reference": lambda _, block: weakref.ref(block),
+    "a weak method": lambda _, block: weakref.WeakMethod(block.forward),
+    "a weak proxy": lambda _, block: [weakref.proxy(block)],
+    "a weak dictionary": lambda _, block: closed(weakref.WeakValueDictionary(a=block)["a"]),
+    "a compiled function": lambda _, block: torch.compile(block.forward, backend="eager"),
+}
+
+
+def state(network: nn.Module) -> dict[str, Any]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.filterwarnings("ignore:.*SWIG.*:DeprecationWarning")
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_copy_comes_to_its_own_modules(way: str, training: bool) -> None:
+    network = Body(WAYS[way]).train(training)
+    before, calls = state(network), network.block.calls
+    copied = isolated(network)
+    with torch.no_grad():
+        found = copied(IMAGES)
+    assert same(state(network), before)
+    assert (network.block.calls, copied.block.calls) == (calls, calls + 1)
+    with torch.no_grad():
+        assert torch.equal(found, network.eval()(IMAGES))
+
+
+@pytest.mark.parametrize("way", ["a patched forward", "a partial's keyword", "a helper's method", "a weak reference"])
+def test_a_scan_of_a_training_network_reads_all_its_layers_and_leaves_it_alone(way: str, tmp_path: Path) -> None:
+    network = Body(WAYS[way]).train()
+    before = state(network)
+    atlas = unitscope.scan(network, TensorDataset(IMAGES), tmp_path / "atlas")
+    assert same(state(network), before)
+    assert network.block.calls == 0
+    assert "block.norm" in {layer.name for layer in atlas.layers}
+    assert not unitscope.check(atlas, network).differences
+
+
+def test_a_whole_forward_that_was_wrapped_is_copied(tmp_path: Path) -> None:
+    network = Body(WAYS["the module"])
+    network.forward = torch.compile(network.forward, backend="eager")
+    atlas = unitscope.scan(network, TensorDataset(IMAGES), tmp_path / "atlas")
+    assert [layer.name for layer in atlas.layers] == ["block.norm", "act"]
+    assert network.block.calls == 0
+
+
+# ── what is found by a module ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class Keyed(nn.Module):
+    """Scales each of two layers by what a table says for it."""
+
+    def __init__(self, table: Callable[[nn.Module, nn.Module], Any], key: Callable[[nn.Module], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 3)
+        self.table, self.key = table(self.one, self.two), key
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.one(images) * self.table.get(self.key(self.one), 1.0)
+        return (self.two(maps) * self.table.get(self.key(self.two), 1.0)).relu()
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [
+        (lambda one, two: {one: 3.0, two: -2.0}, lambda module: module),
+        (lambda one, two: {id(one): 3.0, id(two): -2.0}, id),
+        (lambda one, two: weakref.WeakKeyDictionary({one: 3.0, two: -2.0}), lambda module: module),
+        (lambda one, two: OrderedDict({one: 3.0, two: -2.0}), lambda module: module),
+    ],
+)
+def test_tables_of_modules_are_tables_of_the_copys(table: Any, key: Any) -> None:
+    network = Keyed(table, key).eval()
+    assert torch.equal(isolated(network)(IMAGES), network(IMAGES))
+
+
+# ── tensors ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Gained(nn.Parameter):
+    """A parameter that says of itself that it counts thrice."""
+
+
+class Marked(nn.Module):
+    """Reads what somebody hung on its tensors, and of what class they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.conv.weight.mask = torch.tensor([1.0, 0, 1, 0])[:, None, None, None]
+        self.gain = Gained(torch.ones(4, 1, 1))
+        self.register_buffer("scale", torch.ones(4, 1, 1))
+        self.scale.factor = 5.0
+
+    def forward(self, images: Tensor) -> Tensor:
+        weight = self.conv.weight
+        mask = getattr(weight, "mask", None)
+        maps = nn.functional.conv2d(images, weight if mask is None else weight * mask, self.conv.bias)
+        maps = maps * (self.gain * 3 if isinstance(self.gain, Gained) else self.gain)
+        return maps * self.scale * getattr(self.scale, "factor", 1.0)
+
+
+def test_attributes_and_classes_of_tensors_are_kept() -> None:
+    network = Marked().eval()
+    copied = isolated(network)
+    assert torch.equal(copied(IMAGES), network(IMAGES))
+    assert copied.conv.weight.data_ptr() == network.conv.weight.data_ptr()
+    assert copied.conv.weight.mask is not network.conv.weight.mask
+
+
+class Pooled(nn.Module):
+    """Two buffers that are halves of a third, and a view of a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(8, 3, 3)
+        self.register_buffer("pool", torch.zeros(16, 8, 10, 10), persistent=False)
+        self.left, self.right = self.pool[:, :4], self.pool[:, 4:]
+        self.row = self.conv.weight.data[0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.conv(images)
+        self.left[: len(images)] = maps
+        self.right[: len(images)] = maps.relu() * self.row.sum()
+        return self.last(self.pool[: len(images)])
+
+
+def test_tensors_that_share_memory_share_that_of_the_copy() -> None:
+    network = Pooled().eval()
+    copied = isolated(network)
+    with torch.no_grad():
+        found = copied(IMAGES)
+        assert not network.pool.any()
+        assert copied.row.data_ptr() == network.conv.weight.data_ptr()
+        assert torch.equal(found, network(IMAGES))
+
+
+# ── modules that are rebuilt ────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Rebuilt(nn.Module):
+    """Leaves a function out when it is pickled, and makes it again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.function = lambda maps: maps * 2
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "function"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.function = lambda maps: maps * 2
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.function(self.conv(images))
+
+
+class WithSlots(Rebuilt):
+    __slots__ = ("factor",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = 3.0
+
+    def __getstate__(self) -> Any:
+        return object.__getstate__(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.conv(images) * self.factor
+
+
+class Table(nn.Module, dict):  # type: ignore[type-arg]
+    """A module that is a dictionary as well."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 3)
+        self["layer"] = self.conv
+
+    __hash__ = object.__hash__
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self["layer"](images)
+
+
+class Recurrent(nn.Module):
+    """Reads the rows of a map one after the other."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.rows = nn.Conv2d(3, 4, 3), kind(4 * 10, 6, batch_first=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.rows(self.conv(images).permute(0, 2, 1, 3).flatten(2))[0]
+
+
+@pytest.mark.parametrize("make", [Rebuilt, WithSlots, Table, *(partial(Recurrent, kind) for kind in (nn.LSTM, nn.GRU, nn.RNN))])
+def test_modules_that_are_made_in_ways_of_their_own_are_copied(make: Callable[[], nn.Module]) -> None:
+    network = make().eval()
+    copied = isolated(network)
+    del make
+    gc.collect()
+    assert torch.equal(copied(IMAGES), network(IMAGES))
+
+
+def test_a_scan_goes_through_recurrent_layers(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="left out"):
+        atlas = unitscope.scan(Recurrent(nn.GRU), TensorDataset(IMAGES), tmp_path / "atlas", layers=["*"])
+    assert [layer.name for layer in atlas.layers] == ["conv"]
+
+
+# ── hooks ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Fused(nn.Module):
+    """A hook fills a table that a later module holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        store: dict[str, Tensor] = {}
+        self.first, self.last, self.act = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 3), nn.ReLU()
+        self.first.register_forward_hook(lambda module, args, output: store.update(first=output))
+        self.last.store = store
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.first(images)
+        return self.act(self.last(self.last.store["first"]))
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_table_that_a_hook_fills_is_the_one_that_a_module_of_the_copy_reads(used: bool, tmp_path: Path) -> None:
+    network = Fused().eval()
+    if used:
+        network(IMAGES[:1])
+    atlas = unitscope.scan(network, TensorDataset(IMAGES), tmp_path / "atlas", k=3)
+    network.requires_grad_(False)
+    expected = torch.cat([network.last(network.first(image[None])) for image in IMAGES]).flatten(2).amax(2)
+    for row in atlas.peaks("act").to_pylist():
+        assert row["value"] == pytest.approx(float(expected[row["image"], row["unit"]]), rel=1e-5)
