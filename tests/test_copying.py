@@ -192,6 +192,39 @@ def test_a_whole_forward_that_was_wrapped_is_copied(tmp_path: Path) -> None:
     assert network.block.calls == 0
 
 
+class Writer:
+    """Closes its file when it goes."""
+
+    def __init__(self, path: Path, module: nn.Module | None = None) -> None:
+        self.file, self.module, self.lines = path.open("w"), module, ["one"]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.module(images)
+
+    def __del__(self) -> None:
+        if self.module is None:
+            self.file.close()
+
+
+def test_an_object_that_cant_be_copied_is_not_copied_in_part(tmp_path: Path) -> None:
+    network = Body(lambda _, block: [block])
+    network.writer = Writer(tmp_path / "log")
+    copied = isolated(network)
+    assert copied.writer is network.writer
+    del copied
+    gc.collect()
+    assert not network.writer.file.closed
+
+
+def test_unless_it_leads_to_the_network(tmp_path: Path) -> None:
+    network = Body(lambda _, block: Writer(tmp_path / "log", block)).eval()
+    copied = isolated(network)
+    copied(IMAGES)
+    assert (network.block.calls, copied.block.calls) == (0, 1)
+    assert copied.way.file is network.way.file
+    network.way.file.close()
+
+
 # ── what is found by a module ───────────────────────────────────────────────────────────────────────────────────────
 
 

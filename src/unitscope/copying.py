@@ -7,7 +7,7 @@ import copy
 import types
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,8 +21,8 @@ ATOMS = (
     types.BuiltinFunctionType, types.ModuleType,
 )  # fmt: skip
 FUNCTIONS = (types.FunctionType, types.MethodType, partial)
-WEAK_MAPPINGS = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary)
 PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
+REFERENCES = (weakref.ref, *PROXIES, weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
 
 
 class Copying:
@@ -58,9 +58,7 @@ class Copying:
         self._memo.setdefault(id(self._memo), []).append(value)  # or another object might get its `id`
 
     def _copied(self, value: Any) -> Any:
-        if isinstance(
-            value, (weakref.ref, *PROXIES, *WEAK_MAPPINGS, weakref.WeakSet)
-        ):  # first, since a proxy looks like a module
+        if isinstance(value, REFERENCES):  # first, since a proxy looks like a module
             return self._referring(value)
         if isinstance(value, nn.Module):
             return self._hidden(value)
@@ -81,10 +79,7 @@ class Copying:
             return made
         if type(value) in (tuple, set, frozenset):
             return type(value)(self.of(one) for one in value)
-        try:
-            return self._object(value)
-        except Exception:
-            return value
+        return self._object(value)
 
     def _key(self, key: Any) -> Any:
         """A key; the number of a module, which is its address, as well."""
@@ -111,6 +106,17 @@ class Copying:
             setattr(self._memo[id(tensor)], name, self.of(one))
 
     def _object(self, value: Any) -> Any:
+        """An object's copy. One with parts that can't be copied is not copied in part, unless it leads to a module: a copy of what holds an
+        open file might close it."""
+        inside = list(reached([value], lambda part: () if isinstance(part, nn.Module) else _everything(part)))
+        if not all(map(_is_copyable, inside)) and not any(isinstance(part, nn.Module) for part in inside):
+            return value
+        try:
+            return self._remade(value)
+        except Exception:
+            return value
+
+    def _remade(self, value: Any) -> Any:
         if hasattr(type(value), "__deepcopy__"):
             return copy.deepcopy(value, self._memo)
         reduced = value.__reduce_ex__(4)
@@ -295,6 +301,17 @@ def _state(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
     return attributes, slots if isinstance(slots, dict) else {}
 
 
+def _is_copyable(value: Any) -> bool:
+    """False for what has no copies: an open file, a lock, a generator."""
+    if isinstance(value, (nn.Module, Tensor, *FUNCTIONS, *REFERENCES)) or hasattr(type(value), "__deepcopy__"):
+        return True
+    try:
+        value.__reduce_ex__(4)
+    except Exception:
+        return False
+    return True
+
+
 def _give(made: Any, state: Any) -> None:
     """Give an object its state, as unpickling does."""
     if hasattr(made, "__setstate__"):
@@ -310,7 +327,7 @@ def _give(made: Any, state: Any) -> None:
 # ── what can be reached ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def reached(values: list[Any], parts: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
+def reached(values: list[Any], parts: Callable[[Any], Iterable[Any]]) -> Iterator[Any]:
     """The values, their parts, the parts of these, and so on."""
     met: set[int] = set()
     waiting = list(values)
