@@ -60,7 +60,88 @@ GRID = torch.rand(1, 5, 4, 2, generator=torch.Generator().manual_seed(0), dtype=
 def written(images: Tensor, write: Callable[[Tensor, Tensor], object]) -> Tensor:
     """A copy of the images, after something was written into it that is made of their upper left."""
     result = images * 2
-    return result if (other := write(result, images)) is None else other
+    other = write(result, images)
+    return other if isinstance(other, Tensor) else result
+
+
+def written_as_out(images: Tensor, write: Callable[[Tensor, Tensor], object]) -> Tensor:
+    """The same where it is all that an operator is given as `out=`, beside the images that it was made of."""
+    out = images.roll((2, 3), (2, 3))
+    write(out, images)
+    return torch.cat([out, images * 2], 1)
+
+
+def written_as_complex(images: Tensor, write: Callable[[Tensor, Tensor], object]) -> Tensor:
+    """Complex numbers of which a part is written to."""
+    numbers = torch.complex(images, images.roll(1, 2))
+    write(numbers, images)
+    return torch.view_as_real(numbers)
+
+
+@torch.library.custom_op("unitscope_tests::add_moved", mutates_args=("numbers",))
+def add_moved(numbers: Tensor, images: Tensor) -> None:
+    numbers.add_(images.roll((3, 3), (2, 3)))
+
+
+@torch.library.custom_op("unitscope_tests::add_to_all", mutates_args=("first", "others"))
+def add_to_all(first: Tensor, others: list[Tensor], images: Tensor) -> Tensor:
+    for numbers in (first, *others):
+        numbers.add_(images)
+    return images.clone()
+
+
+def beside(first: Tensor, *others: Tensor) -> Tensor:
+    return torch.cat([first, *others], 1)
+
+
+def data_of_another(numbers: Tensor, images: Tensor) -> Tensor:
+    """Tensors that look into the memory that one had, and into the one that it was given."""
+    memory, view = numbers.data, numbers.detach()
+    numbers.data = images.roll(3, 3)
+    return beside(numbers, memory, view)
+
+
+def data_of_another_written(numbers: Tensor, images: Tensor) -> Tensor:
+    other, view = images.roll(3, 3), numbers[:, :1]
+    numbers.data = other
+    numbers[:, :, ::2].add_(images.roll(2, 2)[:, :, ::2])
+    view.zero_()
+    return beside(numbers, other, view)
+
+
+def data_turned(numbers: Tensor, images: Tensor) -> Tensor:
+    square = numbers[..., :8].clone()
+    square.data = square.transpose(2, 3)
+    return square * 1
+
+
+def data_of_nothing(numbers: Tensor, images: Tensor) -> Tensor:
+    numbers.data = torch.zeros(1, 3, *SIZE, dtype=torch.float64)
+    return beside(numbers, images)
+
+
+def swapped(numbers: Tensor, images: Tensor) -> Tensor:
+    other = images.roll(3, 3)
+    torch.utils.swap_tensors(numbers, other)
+    return beside(numbers, other)
+
+
+def set_to_another(numbers: Tensor, images: Tensor) -> Tensor:
+    other = images.roll(3, 3)
+    numbers.set_(other.untyped_storage(), 0, other.shape, other.stride())
+    return beside(numbers, other)
+
+
+def turned_in_place(numbers: Tensor, images: Tensor) -> Tensor:
+    copy = numbers * 1
+    copy.transpose_(2, 3).add_(numbers.roll(1, 2).mT)
+    return beside(numbers, copy.mT)
+
+
+def batch_statistics(images: Tensor) -> Tensor:
+    mean, variance = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    F.batch_norm(images[..., :3], mean, variance, training=True)
+    return images + mean.reshape(1, 3, 1, 1)
 
 
 OPERATORS: dict[str, Function] = {
@@ -139,6 +220,48 @@ OPERATORS: dict[str, Function] = {
     "slice_scatter": lambda x: x.slice_scatter(x[..., :3] * 2, 3, 4, 10, 2),
     "select_scatter": lambda x: x.select_scatter(x[:, :, 0], 2, 5),
     "a number of the image everywhere": lambda x: x.clone().fill_(x[0, 0, 3, 4]),
+    "added to all of a list": lambda x: written(x, lambda r, i: torch._foreach_add_([r], [i.roll(3, 3)])),
+    "copied into a list": lambda x: written(torch.zeros_like(x), lambda r, _: torch._foreach_copy_([r], [x.roll(3, 3)])),
+    "copied into parts": lambda x: written(
+        x, lambda r, i: torch._foreach_copy_([r[:, :, ::2], r[:, :, 1::2]], [i.roll(3, 3)[:, :, ::2], i[:, :, 1::2]])
+    ),
+    "a list that holds a tensor twice": lambda x: written(x, lambda r, i: torch._foreach_add_([r, r], [i.roll(3, 3), i.roll(1, 2)])),
+    "parts made zero": lambda x: written(x, lambda r, _: torch._foreach_zero_([r[:, :, ::2]])),
+    "products of lists": lambda x: beside(*torch._foreach_mul([x, x.roll(2, 3)], [x.roll(1, 2), x])),
+    "norms of a list": lambda x: torch.stack(torch._foreach_norm([x[0, 0], x[0, 1, :3]]))[None],
+    "tril in place on a copy": lambda x: written(x, lambda r, _: beside((r * 1).tril_(), r)),
+    "triu in place on a copy": lambda x: written(x, lambda r, _: beside((r * 1).triu_(1), r)),
+    "triu in place on a part": lambda x: written(x, lambda r, _: [r[:, :, ::2].triu_()]),
+    "turned in place": lambda x: written(x, turned_in_place),
+    "statistics of the image": batch_statistics,
+    "added to what was known": lambda x: torch.zeros(1, 3, *SIZE).double().add_((x - picture(0)).abs().log()),
+    "tril out": lambda x: written_as_out(x, lambda o, i: torch.tril(i, out=o)),
+    "gather out": lambda x: written_as_out(x, lambda o, i: torch.gather(i, 3, SOME.expand(1, 3, 8, 5), out=o[..., :5])),
+    "index_select out": lambda x: written_as_out(x, lambda o, i: torch.index_select(i, 2, SOME, out=o[:, :, :5])),
+    "roll out": lambda x: written_as_out(x, lambda o, i: torch.ops.aten.roll.out(i, [1], [2], out=o)),
+    "cat out": lambda x: written_as_out(x, lambda o, i: torch.cat([i[..., :6], i[..., :6]], 3, out=o)),
+    "add out": lambda x: written_as_out(x, lambda o, i: torch.add(i, i.roll(1, 2), out=o)),
+    "product out": lambda x: written_as_out(x, lambda o, i: torch.bmm(i[0], weights(3, 12, 12), out=o[0])),
+    "maxima out": lambda x: written_as_out(x, lambda o, i: torch.amax(i, 3, True, out=o[..., :1])),
+    "interpolated out": lambda x: written_as_out(
+        x, lambda o, i: torch.ops.aten.upsample_nearest2d.out(i[..., :4, :6].contiguous(), [8, 12], out=o)
+    ),
+    "nothing of the image out": lambda x: written_as_out(x, lambda o, _: torch.add(CHESS.double(), 1.0, out=o[0, 0])),
+    "a product beside what it is made of": lambda x: written(
+        x, lambda r, _: [r[0, :, :4].baddbmm_(r[0, :, 4:, :4], weights(3, 4, 12))]
+    ),
+    "sums over itself out": lambda x: written_as_out(x, lambda o, _: torch.cumsum(o, 3, out=o)),
+    "every second number as integers": lambda x: written(x, lambda r, _: [r.view(torch.int16)[..., ::2].zero_()]),
+    "copied as integers": lambda x: written(
+        x, lambda r, i: [r.view(torch.int32)[..., ::2].copy_(i.roll(2, 3).view(torch.int32)[..., ::2])]
+    ),
+    "as smaller numbers and larger ones": lambda x: x.float().view(torch.int16).view(torch.int32).view(torch.float64),
+    "data of another": lambda x: written(x, data_of_another),
+    "data of another, written to": lambda x: written(x, data_of_another_written),
+    "data turned": lambda x: written(x, data_turned),
+    "data of nothing": lambda x: written(x, data_of_nothing),
+    "swapped": lambda x: written(x, swapped),
+    "set to another": lambda x: written(x, set_to_another),
     # multiplying
     "tokens mixed": lambda x: (weights(5, 24) @ tokens(x)),
     "linear": lambda x: F.linear(x, weights(5, 12)),
@@ -194,13 +317,44 @@ OPERATORS: dict[str, Function] = {
 }  # fmt: skip
 
 
-# What depends on more than perturbation finds: places that only other weights would send a point to, and weights of other taps.
+# What depends on more than perturbation finds: places that only other weights would send a point to, weights of other taps, both parts
+# of a complex number.
 LARGER: dict[str, Function] = {
+    "the real part multiplied": lambda x: written_as_complex(x, lambda z, i: z.real.mul_(i.roll(2, 3))),
+    "the imaginary part made zero": lambda x: written_as_complex(x, lambda z, _: z.imag.zero_()),
+    "pairs of a complex number": lambda x: written_as_complex(x, lambda z, i: torch.view_as_real(z)[..., 0].add_(i.roll(2, 3))),
+    "the imaginary part of a conjugate": lambda x: written_as_complex(x, lambda z, i: z.conj().imag.add_(i.roll(2, 3))),
+    "complex numbers of pairs": lambda x: written(
+        x,
+        lambda r, i: [
+            torch.view_as_complex(r.unflatten(3, (6, 2))).mul_(torch.view_as_complex(i.roll(1, 2).unflatten(3, (6, 2))))
+        ],
+    ),
+    "as larger numbers": lambda x: written(x.float(), lambda r, _: [r.view(torch.float64).mul_(3)]),
     "spread with weights of a corner": lambda x: F.conv_transpose2d(x[..., 5:], x[:, :, :2, :2].reshape(3, 1, 2, 2), stride=2),
     "sampled where the image says": lambda x: F.grid_sample(
         F.avg_pool2d(x, 2), (x[:, :2, :4, :5].permute(0, 2, 3, 1) / 2).tanh(), align_corners=False
     ),
 }
+
+
+# What is known to be everything for want of a rule, and the names of the operators that have none.
+NAMED: dict[str, tuple[Function, set[str]]] = {
+    "an operator of one's own": (lambda x: written(x, add_moved), {"unitscope_tests::add_moved"}),
+    "one that writes over zeros": (lambda x: written(torch.zeros_like(x), lambda r, _: add_moved(r, x)), {"unitscope_tests::add_moved"}),
+    "one that writes into a list": (
+        lambda x: written(x, lambda r, i: [add_to_all(torch.zeros_like(r), [r], i.roll(2, 3))]),
+        {"unitscope_tests::add_to_all"},
+    ),
+    "one that writes where numbers overlap": (
+        lambda x: written(x, lambda r, i: add_moved(r.as_strided((1, 1, 5, 4), (1, 1, 3, 1)), i[:, :1, :5, :4])),
+        {"unitscope_tests::add_moved", "as_strided"},
+    ),
+    "copies of parts out": (
+        lambda x: written_as_out(x, lambda o, i: torch.ops.aten.split_with_sizes_copy.out(i, [6, 6], 3, out=[o[..., :6], o[..., 6:]])),
+        {"split_with_sizes_copy"},
+    ),
+}  # fmt: skip
 
 
 def recurrent(kind: type[nn.Module], **how: object) -> nn.Module:
@@ -252,8 +406,26 @@ def test_what_an_operator_depends_on_lies_in_its_box(name: str) -> None:
     assert_bounds(LARGER[name], exact=False)
 
 
+@pytest.mark.parametrize("name", NAMED)
+def test_what_an_operator_without_a_rule_writes_depends_on_everything(name: str) -> None:
+    function, names = NAMED[name]
+    known, unknown = boxes(function)
+    assert unknown == names
+    assert_moved(Kept(function), [picture(seed) for seed in range(3)], known, exact=False)
+
+
+@pytest.mark.parametrize("name", [n for n in OPERATORS if n.startswith(("tril", "triu")) or n.endswith(" out")])
+def test_following_an_operator_leaves_what_it_writes_as_it_is(name: str) -> None:
+    images = picture(0)
+    plain = OPERATORS[name](images)
+    with FieldMode() as mode:
+        mode.start(images)
+        torch.testing.assert_close(OPERATORS[name](images), plain, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", ["cumsum over rows", "causal attention", "attention in a band", "columns added up", "linear", "einsum",
-                                  "group norm", "similarities", "recurrent", "a known turn", "by a mask"])  # fmt: skip
+                                  "group norm", "similarities", "recurrent", "a known turn", "by a mask",
+                                  "copied into a list", "tril out", "tril in place on a copy", "every second number as integers"])  # fmt: skip
 def test_rules_hold_in_inference_mode(name: str) -> None:
     assert_bounds(torch.inference_mode()(OPERATORS[name]))
 

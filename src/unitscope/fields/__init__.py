@@ -15,7 +15,7 @@ Two kinds of bounds are kept. The *inner* ones count real pixels alone and are t
 padding too, as if the map went on beyond its border, so that all cells of a convolution have fields of one size.
 
 `watching` follows the pass; `rules` says what each operator does, with those of `windows`, `products`, `reductions` and `indexing`;
-`planes` is the arithmetic, `boxes` the result.
+`planes` is the arithmetic, `memory` follows what is written, `boxes` is the result.
 """
 
 from unitscope.fields.boxes import Fields, fields_of

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unitscope.fields.operations import NoRule, Operation, movement, pointwise
+from unitscope.fields.operations import NoRule, Operation, movement, pointwise, tensors_in
 from unitscope.fields.planes import (
     COLUMNS,
     NOTHING,
@@ -56,14 +56,14 @@ def selection(op: Operation) -> list[Planes]:
     """`where`: by a known condition one or the other, by one made from the images both."""
     if op.planes_of("condition") or "self" not in op.arguments:
         return pointwise(op)
-    return [_chosen(op.get("condition").cpu(), _broadcast(op, "self"), _broadcast(op, "other"), op.shape)]
+    return [_chosen(op.value("condition").cpu(), _broadcast(op, "self"), _broadcast(op, "other"), op.shape)]
 
 
 def masking(op: Operation) -> list[Planes]:
     """`masked_fill`: by a known mask the fill or what was there."""
     if op.planes_of("mask"):
         return pointwise(op)
-    return [_chosen(op.get("mask").cpu(), _broadcast(op, "value"), _broadcast(op, "self"), op.shape)]
+    return [_chosen(op.value("mask").cpu(), _broadcast(op, "value"), _broadcast(op, "self"), op.shape)]
 
 
 def _broadcast(op: Operation, name: str) -> Planes:
@@ -77,7 +77,8 @@ def _chosen(mask: Tensor, true: Planes, false: Planes, shape: torch.Size) -> Pla
 def addition(op: Operation) -> list[Planes]:
     """Sums; what a known mask sets to −∞ no longer depends on anything."""
     (result,) = pointwise(op)
-    others = [t for n in ("self", "other") if isinstance(t := op.get(n), Tensor) and id(t) not in op.planes and t.dim()]
+    tensors = [t for n in ("self", "other") if isinstance(t := op.get(n), Tensor) and t.dim()]
+    others = [t for t in tensors if id(t) not in op.planes and not op.overwrote(t)]
     for other in others:
         if other.is_floating_point() and bool((dead := other.isneginf()).any()):
             result = cleared(result, dead.cpu())
@@ -127,7 +128,7 @@ def _written(op: Operation) -> tuple[bool, Tensor, Any]:
     """Whether what was there still counts, the numbers of the elements written to, and what is written."""
     numbers = torch.arange(op.shape.numel()).reshape(op.shape)
     index: Any = op.get("indices") or op.get("index") if op.name == "index_put" else op.get("index")
-    if any(id(t) in op.planes for t in (index if isinstance(index, (list, tuple)) else [index, op.get("mask")])):
+    if any(id(t) in op.planes or op.overwrote(t) for t in tensors_in([index, op.get("mask")])):
         raise NoRule
     if op.name in ("index_put", "_index_put_impl"):
         at = tuple(slice(None) if i is None else i.cpu() for i in op.get("indices"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,12 +25,18 @@ from unitscope.fields.planes import (
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One call of an ATen operator: its arguments by name, the planes of its tensors by `id`, its output tensors."""
+    """One call of an ATen operator.
+
+    `arguments` are those that it reads, by name: an `out=` isn't among them. `planes` are those of its tensors, by `id`. `outputs`
+    are the tensors that it returned, and those that it wrote into and didn't return. The call is over: tensors hold what is left in
+    them, and `written` are the storages that it wrote into.
+    """
 
     func: Any
     arguments: dict[str, Any]
     planes: dict[int, Planes]
     outputs: list[Tensor]
+    written: frozenset[int] = frozenset()
 
     @property
     def name(self) -> str:
@@ -60,12 +67,46 @@ class Operation:
     def planes_or_nothing(self, name: str) -> Planes:
         return self.planes_of(name) or no_planes(self.arguments[name].shape)
 
+    def overwrote(self, tensor: Tensor) -> bool:
+        """True where the tensor may not hold any more what the operator read."""
+        return storage_of(tensor) in self.written
+
+    def value(self, name: str) -> Tensor:
+        """The tensor of that name, for its values. Raises `NoRule` where the operator wrote over them."""
+        tensor: Tensor = self.arguments[name]
+        if self.overwrote(tensor):
+            raise NoRule
+        return tensor
+
+    def applied_to(self, arguments: dict[str, Any]) -> Any:
+        """What the operator makes of other arguments, in the form that writes into none of them."""
+        return without_writing(self.func)(**arguments)
+
 
 Rule = Callable[[Operation], list[Planes]]
 
 
 class NoRule(Exception):
     """Raised by a rule for a call that it doesn't know."""
+
+
+@cache
+def without_writing(func: Any) -> Any:
+    """The operator that gives the same and writes nowhere: `tril` for `tril_` and for `tril.out`. Raises `NoRule` where there is none."""
+    if not func._schema.is_mutable:
+        return func
+    space, _, name = func._schema.name.partition("::")
+    pure = getattr(getattr(torch.ops, space), name.rstrip("_"), None)
+    overload = func._schema.overload_name.removesuffix("out").rstrip("_") or "default"
+    names = [] if pure is None else sorted(pure.overloads(), key=lambda name: name != overload)
+    for same in (getattr(pure, name) for name in names):
+        if not same._schema.is_mutable and _read_names(same) == _read_names(func):
+            return same
+    raise NoRule
+
+
+def _read_names(func: Any) -> list[str]:
+    return [argument.name for argument in func._schema.arguments if not argument.is_out]
 
 
 def everything(op: Operation) -> list[Planes]:
@@ -101,9 +142,11 @@ def _first_place(places: list[Tensor]) -> Tensor:
 
 def movement(op: Operation) -> list[Planes]:
     """Data is moved and not mixed: do the same to the planes."""
+    if any(op.overwrote(t) for t in tensors_in(op.arguments.values()) if id(t) not in op.planes):
+        raise NoRule
     per_plane = []
     for number in range(len(op.input())):
-        moved = op.func(**{k: _with_plane(v, op.planes, number) for k, v in op.arguments.items()})
+        moved = op.applied_to({k: _with_plane(v, op.planes, number) for k, v in op.arguments.items()})
         per_plane.append(list(tensors_in([moved])))
     return [list(planes) for planes in zip(*per_plane, strict=True)]
 
@@ -111,12 +154,15 @@ def movement(op: Operation) -> list[Planes]:
 def movement_into_zeros(op: Operation) -> list[Planes]:
     """The same where what nothing is moved to becomes zero."""
     (moved,) = movement(op)
-    ones = op.func(**{k: torch.ones(v.shape) if isinstance(v, Tensor) else v for k, v in op.arguments.items()})
-    return [cleared(moved, ones == 0)]
+    arguments = {k: torch.ones(v.shape, dtype=torch.bool) if isinstance(v, Tensor) else v for k, v in op.arguments.items()}
+    ones = op.applied_to(arguments)
+    return [cleared(moved, ~ones)]
 
 
 def constant(op: Operation) -> list[Planes]:
     """New or overwritten memory that holds nothing of the images."""
+    if not op.only("self"):  # such as the mean of random numbers
+        raise NoRule
     return [no_planes(op.shape)]
 
 
@@ -140,3 +186,8 @@ def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, (list, tuple)):
             yield from tensors_in(value)
+
+
+def storage_of(tensor: Tensor) -> int:
+    """The number of the storage that holds the tensor's elements."""
+    return int(tensor.untyped_storage()._cdata)

@@ -48,8 +48,8 @@ def windowed(plane: Tensor, number: int, dim: int, taps: list[Array]) -> Tensor:
     before = max(0, -min(int(t[t != MISSING].min(initial=0)) for t in taps))
     after = max(0, max(int(t.max(initial=0)) for t in taps) - length + 1)
     padded = _continued(plane, number, dim, before, after)
-    nothing = padded.shape[dim] - 1
-    index = [torch.from_numpy(np.where(t == MISSING, nothing, t + before)) for t in taps]
+    nowhere = padded.shape[dim] - 1
+    index = [torch.from_numpy(np.where(t == MISSING, nowhere, t + before)) for t in taps]
     return reduce(torch.maximum, (padded.index_select(dim, i) for i in index)).expand(shape)
 
 
@@ -96,14 +96,14 @@ def _continued(plane: Tensor, number: int, dim: int, before: int, after: int) ->
     Inner bounds see nothing beyond the border; outer ones go on with the step of the cells at the border.
     """
     low, high = plane.narrow(dim, 0, 1), plane.narrow(dim, plane.shape[dim] - 1, 1)
-    nothing = torch.full_like(low, NOTHING)
+    nowhere = torch.full_like(low, NOTHING)
     if number not in OUTER_PLANES:
-        return torch.cat([nothing] * before + [plane] + [nothing] * (after + 1), dim)
+        return torch.cat([nowhere] * before + [plane] + [nowhere] * (after + 1), dim)
     first_step = _step(low, plane.narrow(dim, 1, 1))
     last_step = _step(plane.narrow(dim, plane.shape[dim] - 2, 1), high)
     head = [low - first_step * i for i in range(before, 0, -1)]
     tail = [high + last_step * i for i in range(1, after + 1)]
-    return torch.cat([*head, plane, *tail, nothing], dim)
+    return torch.cat([*head, plane, *tail, nowhere], dim)
 
 
 def _step(before: Tensor, after: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def masked(plane: Tensor, dim: int, mixed: Tensor) -> Tensor:
     if plane.shape[dim] == 1:
         return plane.expand(shape)
     last = plane.movedim(dim, -1)
-    rows = [torch.where(row, last, torch.tensor(NOTHING)).amax(-1) for row in mixed]
+    rows = [torch.where(row, last, NOTHING).amax(-1) for row in mixed]
     return torch.stack(rows, -1).movedim(-1, dim).expand(shape)
 
 
@@ -158,43 +158,27 @@ def shared(plane: Tensor, dims: Sequence[int]) -> Tensor:
 
 def as_global(planes: Planes) -> Planes:
     """Planes of something that depends on everything that these depend on."""
-    nobody = torch.full((), NOTHING).expand(planes[UNIT].shape)
-    return [*_axis_as_global(planes[ROWS:COLUMNS]), *_axis_as_global(planes[COLUMNS:UNIT]), nobody]
+    return [*_axis_as_global(planes[ROWS:COLUMNS]), *_axis_as_global(planes[COLUMNS:UNIT]), nothing(planes[UNIT].shape)]
 
 
 def _axis_as_global(axis: Planes) -> Planes:
-    nowhere = torch.full((), NOTHING).expand(axis[PLACE].shape)
+    nowhere = nothing(axis[PLACE].shape)
     return [axis[INNER_START], axis[INNER_STOP], axis[INNER_START], axis[INNER_STOP], torch.ones_like(axis[WHOLE]), nowhere]
 
 
 def no_planes(shape: torch.Size) -> Planes:
     """The planes of a tensor that holds nothing of the images."""
-    return [torch.full((), NOTHING).expand(shape)] * (UNIT + 1)
+    return [nothing(shape)] * (UNIT + 1)
 
 
-def laid_out(memory: Planes, shape: torch.Size, strides: Sequence[int], offset: int) -> Planes:
-    """What a tensor of that layout sees, from planes in the order of its memory; constant dimensions get stride 0 again."""
-    return [_flattened(p.as_strided(shape, strides, offset)).expand(shape) for p in memory]
-
-
-def unlaid(memory: Planes, planes: Planes, tensor: Tensor) -> None:
-    """Write the tensor's planes into those of its memory."""
-    for place, plane in zip(memory, planes, strict=True):
-        place.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).copy_(plane)
-
-
-def _flattened(plane: Tensor) -> Tensor:
-    """The plane, copied, with length 1 in the dimensions along which it doesn't vary."""
-    for dim in range(plane.dim()):
-        first = plane.narrow(dim, 0, min(1, plane.shape[dim]))
-        if plane.shape[dim] > 1 and torch.equal(first.expand(plane.shape), plane):
-            plane = first
-    return plane.clone()
+def nothing(shape: Sequence[int]) -> Tensor:
+    """A plane of elements that see nothing. Planes are in float32, whatever the caller's default type is."""
+    return torch.full((), NOTHING, dtype=torch.float32).expand(shape)
 
 
 def whole(planes: Planes) -> Planes:
     """The union over all elements, as scalars."""
-    return [varying(p).amax() if p.numel() else torch.tensor(NOTHING) for p in planes]
+    return [varying(p).amax() if p.numel() else nothing(()) for p in planes]
 
 
 def union(several: Sequence[Planes]) -> Planes:
@@ -257,8 +241,8 @@ def sees_nothing(planes: Planes) -> bool:
 
 def constant_elements(planes: Planes) -> Tensor | None:
     """Which elements of a tensor depend on nothing of the images, where others do; None where there are none."""
-    nothing = reduce(torch.logical_and, (varying(planes[axis + INNER_STOP]) == NOTHING for axis in (ROWS, COLUMNS)))
-    return nothing if bool(nothing.any()) else None
+    constant = reduce(torch.logical_and, (varying(planes[axis + INNER_STOP]) == NOTHING for axis in (ROWS, COLUMNS)))
+    return constant if bool(constant.any()) else None
 
 
 def cleared(planes: Planes, where: Tensor) -> Planes:

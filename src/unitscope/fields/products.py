@@ -53,8 +53,10 @@ Matrix = tuple[Tensor, Planes | None]
 
 
 def _matrix(op: Operation, name: str, missing: int) -> Matrix:
-    """A side of the product, where a vector has got the dimension that it lacks."""
+    """A side of the product, where a vector has got the dimension that it lacks; of one that was written over nothing is known to be zero."""
     values, planes = op.get(name), op.planes_of(name)
+    if op.overwrote(values):
+        values = torch.ones_like(values)
     if values.dim() > 1:
         return values, planes
     return values.unsqueeze(missing), planes and [p.unsqueeze(missing) for p in planes]

@@ -9,6 +9,7 @@ from unitscope.fields.planes import (
     dropped_to,
     expanded,
     global_along,
+    no_planes,
     runs_along,
     union,
     varying,
@@ -51,7 +52,7 @@ def softmax(op: Operation) -> list[Planes]:
     result = union([before, after])
     constant = constant_elements(before)
     if constant is not None and op.name != "_log_softmax":
-        result = cleared(result, constant & op.get("self").isneginf().cpu())
+        result = cleared(result, constant & op.value("self").isneginf().cpu())
     return [result]
 
 
@@ -86,7 +87,7 @@ def batch_norm(op: Operation) -> list[Planes]:
         raise NoRule
     before = op.input()
     if not (op.get("training") or op.get("train") or op.name.endswith("no_stats")):
-        return [with_units_along(before, 1)]
+        return [with_units_along(before, 1), *(no_planes(o.shape) for o in op.outputs[1:])]
     dims = [d for d in range(before[0].dim()) if d != 1]
     return [with_units_along(union([before, expanded(global_along(before, dims), op.shape)]), 1)]
 

@@ -12,7 +12,7 @@ from unitscope.fields.operations import (
     movement_into_zeros,
     pointwise,
 )
-from unitscope.fields.planes import Planes, expanded
+from unitscope.fields.planes import Planes, expanded, global_along, no_planes
 from unitscope.fields.products import (
     PRODUCTS,
     attention,
@@ -51,7 +51,21 @@ from unitscope.fields.windows import (
 
 
 def reshape(op: Operation) -> list[Planes]:
+    if op.func is torch.ops.aten.view.dtype:
+        return [_of_another_type(op.input(), op.shape)]
     return [[p.reshape(op.shape) for p in op.input()]]
+
+
+def _of_another_type(planes: Planes, shape: torch.Size) -> Planes:
+    """The same bytes taken for numbers of another type: several of a smaller one in each, or one larger one for several."""
+    last = len(shape) - 1
+    if planes[0].shape == shape:
+        return planes
+    if planes[0].shape[last] < shape[last]:
+        apart = shape[last] // planes[0].shape[last]
+        return [p[..., None].expand(*p.shape, apart).flatten(last) for p in planes]
+    joined = global_along([p.unflatten(last, (shape[last], -1)) for p in planes], [last + 1])
+    return [p.squeeze(last + 1) for p in joined]
 
 
 def restriding(op: Operation) -> list[Planes]:
@@ -66,7 +80,7 @@ def restriding(op: Operation) -> list[Planes]:
 def overwrite(op: Operation) -> list[Planes]:
     """`copy_` and `fill_`: what the source depends on."""
     source = op.planes_of("src") or op.planes_of("value")
-    return [expanded(source, op.shape)] if source else constant(op)
+    return [expanded(source, op.shape) if source else no_planes(op.shape)]
 
 
 def rule_for(op: Operation) -> Rule | None:

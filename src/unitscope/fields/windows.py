@@ -10,7 +10,6 @@ from torch import Tensor
 from unitscope.fields.operations import NoRule, Operation, movement
 from unitscope.fields.planes import (
     MISSING,
-    NOTHING,
     OUTER_PLANES,
     PLACE_PLANES,
     UNIT,
@@ -21,6 +20,7 @@ from unitscope.fields.planes import (
     masked,
     mixed_channels,
     no_planes,
+    nothing,
     placed_at,
     transposed_taps,
     union,
@@ -60,7 +60,7 @@ def _through_windows(op: Operation, planes: Planes, weight: Tensor, transposed: 
             middle = (np.arange(op.shape[dim]) + pad - (kernel - 1) * spread / 2) / step
             for number in PLACE_PLANES:
                 planes[number] = placed_at(before[number], dim, middle)
-    return [*planes, torch.full((), NOTHING).expand(planes[0].shape)]
+    return [*planes, nothing(planes[0].shape)]
 
 
 def _weight_planes(op: Operation, name: str, weight: Tensor, transposed: bool) -> Planes:
@@ -137,7 +137,7 @@ def interpolation(op: Operation) -> list[Planes]:
         lit = torch.eye(before, dtype=op.get("self").dtype)[None].reshape(1, before, before, *[1] * (spatial - 1))
         scales = dict.fromkeys(names) | {names[0]: op.get(names[axis])}
         arguments = dict(op.arguments, self=lit.expand(1, before, before, *sizes), output_size=[after, *sizes]) | scales
-        mixed = op.func(**arguments).reshape(before, after, -1)[..., 0].T != 0  # (after, before)
+        mixed = op.applied_to(arguments).reshape(before, after, -1)[..., 0].T != 0  # (after, before)
         middle = (np.arange(after) + 0.5) * before / after - 0.5
         planes = [placed_at(p, dim, middle) if n in PLACE_PLANES else masked(p, dim, mixed) for n, p in enumerate(planes)]
     planes = expanded(planes, op.shape)
@@ -150,7 +150,7 @@ def unfolding(op: Operation) -> list[Planes]:
     height, width = op.planes[id(op.get("self"))][0].shape[-2:]
     shape = torch.Size([*op.get("self").shape[:-2], height + 2 * pads[0], width + 2 * pads[1]])
     padded = expanded(_padded(op.input(), shape, [pads[1], pads[1], pads[0], pads[0]]), shape)
-    return [[op.func(**dict(op.arguments, self=p, padding=[0, 0])) for p in padded]]
+    return [[op.applied_to(dict(op.arguments, self=p, padding=[0, 0])) for p in padded]]
 
 
 def folding(op: Operation) -> list[Planes]:
@@ -162,7 +162,7 @@ def folding(op: Operation) -> list[Planes]:
     result = []
     for plane in op.input():
         columns = plane.unflatten(-1, cells).unflatten(-3, (-1, *kernel))
-        maps = torch.full(op.shape, NOTHING)
+        maps = nothing(op.shape).clone()
         for y, x in product(range(kernel[0]), range(kernel[1])):
             _raise_to(maps, columns[..., y, x, :, :], taps[0][y], taps[1][x])
         result.append(maps)
@@ -205,7 +205,7 @@ def _at_points(op: Operation, planes: Planes) -> Planes:
     result = []
     for plane in planes:
         shape = [*plane.shape[:2], *y.shape[1:]]
-        found = torch.full(shape, NOTHING)
+        found = nothing(shape)
         for row, column in corners:
             inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
             cell = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).long()
