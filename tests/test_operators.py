@@ -317,8 +317,10 @@ OPERATORS: dict[str, Function] = {
 }  # fmt: skip
 
 
+STEPS_UP = torch.arange(12) / 10
+
 # What depends on more than perturbation finds: places that only other weights would send a point to, weights of other taps, both parts
-# of a complex number.
+# of a complex number, all of the boundaries between which a number lies.
 LARGER: dict[str, Function] = {
     "the real part multiplied": lambda x: written_as_complex(x, lambda z, i: z.real.mul_(i.roll(2, 3))),
     "the imaginary part made zero": lambda x: written_as_complex(x, lambda z, _: z.imag.zero_()),
@@ -331,6 +333,11 @@ LARGER: dict[str, Function] = {
         ],
     ),
     "as larger numbers": lambda x: written(x.float(), lambda r, _: [r.view(torch.float64).mul_(3)]),
+    "buckets of the image": lambda x: torch.bucketize(x, x[0, 0, 3] / 20 + STEPS_UP),
+    "known numbers in buckets of the image": lambda x: torch.bucketize(weights(1, 30), x[0, 0, 3] / 20 + STEPS_UP),
+    "searched in each row": lambda x: torch.searchsorted(x / 20 + STEPS_UP, x.roll(1, 2)[..., :5].contiguous()),
+    "a known number searched": lambda x: torch.searchsorted(x[0, 0, 3] / 20 + STEPS_UP, 0.5).reshape(1, 1),
+    "searched in an order": lambda x: torch.searchsorted(x, x.roll(1, 2), sorter=x.argsort(3)),
     "spread with weights of a corner": lambda x: F.conv_transpose2d(x[..., 5:], x[:, :, :2, :2].reshape(3, 1, 2, 2), stride=2),
     "sampled where the image says": lambda x: F.grid_sample(
         F.avg_pool2d(x, 2), (x[:, :2, :4, :5].permute(0, 2, 3, 1) / 2).tanh(), align_corners=False

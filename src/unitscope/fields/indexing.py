@@ -101,6 +101,15 @@ def gathering(op: Operation) -> list[Planes]:
     return [union([expanded(anywhere, op.shape), expanded([p.reshape(shape) for p in index], op.shape)])]
 
 
+def searching(op: Operation) -> list[Planes]:
+    """`bucketize` and `searchsorted`: between which boundaries a number lies, which depends on all of them, or all in its row."""
+    shape = op.shape or torch.Size([1])
+    numbers = op.planes_of("self")
+    boundaries = [planes for name in ("boundaries", "sorted_sequence", "sorter") if (planes := op.planes_of(name))]
+    sources = [global_along(planes, [planes[0].dim() - 1]) for planes in boundaries] + ([numbers] if numbers else [])
+    return [[p.reshape(op.shape) for p in union([expanded(planes, shape) for planes in sources])]]
+
+
 def looking_up(op: Operation) -> list[Planes]:
     """`embedding`: rows of a table of weights, by indices that depend on the images."""
     if not op.only("indices"):

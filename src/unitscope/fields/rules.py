@@ -2,7 +2,7 @@
 
 import torch
 
-from unitscope.fields.indexing import addition, concatenation, gathering, looking_up, masking, scattering, selection
+from unitscope.fields.indexing import addition, concatenation, gathering, looking_up, masking, scattering, searching, selection
 from unitscope.fields.operations import (
     NoRule,
     Operation,
@@ -83,6 +83,13 @@ def overwrite(op: Operation) -> list[Planes]:
     return [expanded(source, op.shape) if source else no_planes(op.shape)]
 
 
+def of_channels(op: Operation) -> list[Planes]:
+    """Rounding by a scale that each channel has, known beforehand."""
+    if not op.only("self"):
+        raise NoRule
+    return pointwise(op)
+
+
 def rule_for(op: Operation) -> Rule | None:
     """The rule of an operator; None where it has none."""
     if op.name in RULES:
@@ -94,8 +101,7 @@ POINTWISE = {
     "hardswish", "_to_copy", "contiguous", "detach", "alias", "lift_fresh", "_prelu_kernel", "dropout", "native_dropout", "bernoulli",
     "log_sigmoid_forward", "rrelu_with_noise", "quantize_per_tensor", "dequantize", "fake_quantize_per_tensor_affine_cachemask",
     "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
-    "fake_quantize_per_channel_affine_cachemask", "bucketize", "complex", "polar", "_conj", "_neg_view", "resolve_conj", "resolve_neg",
-    "view_as",
+    "complex", "polar", "_conj", "_neg_view", "resolve_conj", "resolve_neg", "view_as",
 }  # fmt: skip
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution", "miopen_convolution"), convolution),
@@ -106,6 +112,7 @@ RULES: dict[str, Rule] = {
                      "adaptive_max_pool1d", "_adaptive_avg_pool3d", "adaptive_max_pool3d"), adaptive_pooling),
     **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
                      "cudnn_batch_norm", "miopen_batch_norm"), batch_norm),
+    "fake_quantize_per_channel_affine_cachemask": of_channels,
     **dict.fromkeys(("native_layer_norm", "_fused_rms_norm"), layer_norm),
     "native_group_norm": group_norm,
     **dict.fromkeys(PRODUCTS, product),
@@ -139,6 +146,7 @@ RULES: dict[str, Rule] = {
     "embedding": looking_up,
     **dict.fromkeys(("index_put", "_index_put_impl", "scatter", "scatter_add", "scatter_reduce", "index_copy", "index_add",
                      "index_fill", "masked_scatter", "slice_scatter", "select_scatter", "diagonal_scatter"), scattering),
+    **dict.fromkeys(("bucketize", "searchsorted"), searching),
     "where": selection,
     "masked_fill": masking,
     **dict.fromkeys(("add", "sub"), addition),
