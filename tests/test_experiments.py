@@ -71,6 +71,23 @@ def test_a_unit_that_dies_in_grey_looks_for_colour(tmp_path: Path) -> None:
     assert pq.read_table(atlas.folder / "experiments" / "colour_or_shape.parquet").equals(table)
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.float64], ids=str)
+def test_scan_and_shares_are_the_same_whatever_the_default_type_is(kind: torch.dtype, tmp_path: Path) -> None:
+    small = Preprocessing(None, (14, 14), (0.5,) * 3, (0.25,) * 3)
+    network, images = small_network().eval(), colourful(tmp_path / "images")
+    plain = unitscope.scan(network, images, tmp_path / "plain", preprocess=small, workers=0, k=3)
+    shares = colour_or_shape(plain, network)
+    torch.set_default_dtype(kind)
+    try:
+        other = unitscope.scan(network, images, tmp_path / "other", preprocess=small, workers=0, k=3)
+        other_shares = colour_or_shape(other, network)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert other.layers == plain.layers
+    assert other.table("peaks").equals(plain.table("peaks"))
+    assert other_shares.equals(shares)
+
+
 def test_shares_are_those_of_the_changed_images(tmp_path: Path) -> None:
     network = small_network().eval()
     small = Preprocessing(None, (14, 14), (0.5,) * 3, (0.25,) * 3)

@@ -430,6 +430,21 @@ def test_following_an_operator_leaves_what_it_writes_as_it_is(name: str) -> None
         torch.testing.assert_close(OPERATORS[name](images), plain, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_rules_hold_whatever_the_default_type_is(kind: torch.dtype) -> None:
+    for name in [*list(OPERATORS)[::5], "columns added up", "stretched by three", "by index", "attention by hand, masked"]:
+        function = OPERATORS[name]
+        expected = boxes(function)
+        torch.set_default_dtype(kind)
+        try:
+            known = boxes(function)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert known[1] == expected[1], name
+        for bounds, usual in zip(known[0], expected[0], strict=True):
+            np.testing.assert_array_equal(bounds, usual, err_msg=name)
+
+
 @pytest.mark.parametrize("name", ["cumsum over rows", "causal attention", "attention in a band", "columns added up", "linear", "einsum",
                                   "group norm", "similarities", "recurrent", "a known turn", "by a mask",
                                   "copied into a list", "tril out", "tril in place on a copy", "every second number as integers"])  # fmt: skip

@@ -106,7 +106,7 @@ class Picking:
 
     def of(self, maps: Float[Tensor, "image unit y x"], first: Reading) -> Candidates:
         """The candidates of every map, given what `by_comparing` says of it."""
-        values = torch.full((len(maps), self.picks, maps.shape[1]), torch.nan, device=maps.device)
+        values = torch.full((len(maps), self.picks, maps.shape[1]), torch.nan, dtype=torch.float32, device=maps.device)
         cells = torch.zeros(values.shape, dtype=torch.int64, device=maps.device)
         values[:, 0], cells[:, 0] = self._fires(first.highest), first.cells
         image, unit = enters(values[:, 0], self.floor).nonzero().unbind(1)

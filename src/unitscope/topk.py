@@ -39,7 +39,7 @@ class TopK:
     @classmethod
     def empty(cls, units: int, k: int, device: str | torch.device = "cpu") -> "TopK":
         return cls(
-            torch.full((units, k), torch.nan, device=device),
+            torch.full((units, k), torch.nan, dtype=torch.float32, device=device),
             torch.full((units, k), NO_IMAGE, device=device),
             torch.full((units, k), NO_IMAGE, device=device),
             torch.zeros((units, k), dtype=torch.int64, device=device),

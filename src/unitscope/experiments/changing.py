@@ -132,7 +132,7 @@ def _grey(inputs: Tensor, preprocessing: Preprocessing | None) -> Tensor:
 
 def _scrambled(one: Float[Tensor, "channel y x"], seed: int) -> Float[Tensor, "channel y x"]:
     """The same spectrum with other phases, those of noise, so that the result is real."""
-    noise = torch.randn(one.shape[1:], generator=torch.Generator().manual_seed(seed)).to(one)
+    noise = torch.randn(one.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=torch.float32).to(one)
     turn = torch.fft.rfft2(noise)
     turn = turn / turn.abs().clamp(min=1e-12)
     turn[0, 0] = 1  # the mean colour stays

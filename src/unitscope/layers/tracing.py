@@ -155,7 +155,7 @@ def _outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
     for module in network.modules():
         if not isinstance(module, torch.jit.ScriptModule):
             module.register_forward_hook(keep)
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(images)
     with torch.no_grad(), exactly(network, images.device), _WeightsKept(network):
         torch.manual_seed(0)
         network(noise)

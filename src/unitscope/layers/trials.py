@@ -240,13 +240,13 @@ def _deviation(maps: Tensor, others: Tensor) -> float:
 
 def noise_for(traced: Trace, images: int) -> Tensor:
     """The first of three images of noise, the same every time and each louder than the one before, as the network takes them."""
-    noise = torch.randn(3, *traced.shape, generator=torch.Generator().manual_seed(0))
-    return traced.form.of(noise[:images] * LOUDER ** torch.arange(images).reshape(-1, 1, 1, 1))
+    noise = torch.randn(3, *traced.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    return traced.form.of(noise[:images] * LOUDER ** torch.arange(images, dtype=torch.float32).reshape(-1, 1, 1, 1))
 
 
 def rounded(images: Tensor) -> Tensor:
     """The images with their last bits changed, as rounding on the way would."""
-    chance = torch.randn(images.shape, generator=torch.Generator().manual_seed(1)).sign().to(images)
+    chance = torch.randn(images.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32).sign().to(images)
     return images * (1 + torch.finfo(images.dtype).eps * chance)
 
 

@@ -120,7 +120,7 @@ def _set_up(
     network: Network, plan: ScanPlan, loader: Loader, patterns: Sequence[str] | None, workers: int, device: torch.device
 ) -> tuple[Job, Networks]:
     """What is to be done on this device, and with which networks."""
-    traced = trace(network.module, torch.zeros(1, *loader.shape, device=device))
+    traced = trace(network.module, torch.zeros(1, *loader.shape, dtype=torch.float32, device=device))
     chosen = choose(traced, patterns, network.model)
     if traced.unknown_operators:
         warnings.warn(f"receptive fields of {network.model!r}: {unknown_said(traced)}", stacklevel=3)
@@ -151,7 +151,7 @@ def unknown_said(traced: Trace) -> str:
 
 def traced_layers(network: Network, preprocessing: Preprocessing) -> Trace:
     """The layers of a network on an input of the size that its preprocessing gives."""
-    return trace(network.module, torch.zeros(1, preprocessing.channels, *preprocessing.crop))
+    return trace(network.module, torch.zeros(1, preprocessing.channels, *preprocessing.crop, dtype=torch.float32))
 
 
 def trial_of(network: Network, traced: Trace) -> Trial:

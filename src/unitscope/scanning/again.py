@@ -125,7 +125,7 @@ def opened(
 
 def _opened(known: Network, loader: Loader, layers: Sequence[str] | None, device: str) -> Again:
     target = chosen_device(device)
-    traced = trace(known.module, torch.zeros(1, *loader.shape, device=target))
+    traced = trace(known.module, torch.zeros(1, *loader.shape, dtype=torch.float32, device=target))
     return Again(isolated(known.module, traced.hooks).to(target), traced, choose(traced, layers, known.model), loader)
 
 
