@@ -253,6 +253,79 @@ def test_a_function_that_falls_is_ranked_by_what_comes_out(name: str, linear: bo
     assert found.layer.rectified == (name == "relu of the negative")
 
 
+class AddReLU(nn.ReLU):
+    """Adds a second input first."""
+
+    def forward(self, maps: Tensor, skip: Tensor | None = None) -> Tensor:
+        return F.relu(maps if skip is None else maps + skip)
+
+
+class GateReLU(nn.ReLU):
+    """Its gate is made elsewhere, from the image."""
+
+    gate: Tensor
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return F.relu(maps) * self.gate
+
+
+class PooledReLU(nn.ReLU):
+    def forward(self, maps: Tensor) -> Tensor:
+        return F.relu(maps - maps.mean((2, 3), keepdim=True))
+
+
+class Skipping(nn.Module):
+    """Calls its activation with a second input, or with a gate that it hangs on it."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.convolution, self.act = nn.Conv2d(3, 3, 1), act
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.act.gate = images.mean((2, 3), keepdim=True)
+        return self.act(self.convolution(images), images) if isinstance(self.act, AddReLU) else self.act(self.convolution(images))
+
+
+@pytest.mark.parametrize("act", [AddReLU(), GateReLU(), PooledReLU()])
+def test_a_class_derived_from_an_activation_that_does_more_is_ranked_by_what_comes_out(act: nn.Module, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, images = Skipping(act).eval(), torch.randn(30, 3, 5, 5)
+    found = {layer.name: layer for layer in trace(network, images[:1]).layers}
+    assert not found["act"].reads_input
+    atlas = unitscope.scan(network, images, tmp_path / "atlas", layers=["act"], workers=0)
+    with torch.no_grad():
+        highest = network(images).amax((2, 3))
+    for unit in range(3):
+        expected = sorted(highest[:, unit].tolist(), reverse=True)[:9]
+        assert atlas.peaks("act", unit)["value"].to_pylist() == pytest.approx(expected, rel=1e-5)
+
+
+class Renamed(nn.ReLU):
+    pass
+
+
+class RenamedInPlace(nn.ReLU):
+    def forward(self, maps: Tensor) -> Tensor:
+        return F.relu_(maps)
+
+
+class RenamedPReLU(nn.PReLU):
+    def forward(self, maps: Tensor) -> Tensor:
+        return F.prelu(maps, self.weight)
+
+
+class RenamedGELU(nn.GELU):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("act", "activation"), [(Renamed(), "relu"), (RenamedInPlace(), "relu"), (RenamedPReLU(), "prelu"), (RenamedGELU(), "gelu"), (AddReLU(), "relu")]
+)  # fmt: skip
+def test_a_class_derived_from_an_activation_that_does_no_more_is_ranked_by_what_goes_in(act: nn.Module, activation: str) -> None:
+    (found,) = choose(trace(nn.Sequential(nn.Conv2d(3, 2, 1), act), torch.zeros(1, 3, 4, 4)))
+    assert (found.name, found.reads_input, found.layer.activation) == ("1", True, activation)
+
+
 @pytest.mark.parametrize(
     ("called", "activation"),
     [

@@ -351,15 +351,18 @@ class Reading:
         return tuple(result)
 
     def activates(self, call: Call) -> bool:
-        """True for torch's activation modules and a user's own: leaves without weights that bend each number of their one input."""
-        if isinstance(call.module, ACTIVATION_MODULES):
+        """True for torch's activation modules and a user's own: leaves without weights that bend each number of their one input.
+
+        A class derived from one of torch's may do anything in its `forward`, so it is tested like a user's own; it may have weights.
+        """
+        if type(call.module) in ACTIVATION_MODULES:
             return True
         if call.number not in self._acts:
             self._acts[call.number] = self._acts_on_each_number(call)
         return self._acts[call.number]
 
     def _acts_on_each_number(self, call: Call) -> bool:
-        weightless = next(call.module.parameters(), None) is None
+        weightless = next(call.module.parameters(), None) is None or isinstance(call.module, ACTIVATION_MODULES)
         if not (call.leaf and weightless and call.operators and call.read_shape == call.made_shape):
             return False
         made = {o.made for o in call.operators}
