@@ -1,0 +1,65 @@
+"""check(): what comes back but for rounding is let pass, and what is wrong is reported."""
+
+from dataclasses import replace
+from math import inf, nan
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import unitscope
+from unitscope.checking import Difference, Replay
+from unitscope.records import Peak
+from unitscope.scanning.again import near, opened_again
+
+
+class Unlike(nn.Module):
+    """Divides by the variance over units, which in flat places is nothing but rounding."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        centred = maps - maps.mean(1, keepdim=True)
+        return centred / (centred.var(1, keepdim=True) + 1e-12)
+
+
+def network_that_amplifies_in_flat_places() -> nn.Module:
+    """All units are the same but for the last one, which adds up pixels of another colour."""
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 4, 3)
+    kernel = torch.randn(3, 3, 3)
+    convolution.weight.data = torch.stack([kernel, kernel.flip(0), kernel.roll(1, 0), kernel.flip(1)])
+    convolution.bias.data = torch.full((4,), 0.3)
+    return nn.Sequential(convolution, Unlike(), nn.Conv2d(4, 3, 1)).eval()
+
+
+def half_flat_images() -> Tensor:
+    images = torch.randn(40, 3, 14, 14, generator=torch.Generator().manual_seed(0))
+    images[:, :, :7] = torch.linspace(0.1, 2, 40)[:, None, None, None]
+    return images
+
+
+@pytest.fixture(scope="module")
+def atlas(tmp_path_factory: pytest.TempPathFactory) -> unitscope.Atlas:
+    return unitscope.scan(
+        network_that_amplifies_in_flat_places(), half_flat_images(), tmp_path_factory.mktemp("flat") / "atlas", batch_size=7
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_rounding_that_shows_in_some_images_only_is_no_difference(atlas: unitscope.Atlas, batch_size: int) -> None:
+    assert unitscope.check(atlas, network_that_amplifies_in_flat_places(), batch_size=batch_size).differences == []
+
+
+def differences(atlas: unitscope.Atlas, peaks: list[Peak]) -> list[Difference]:
+    with opened_again(atlas, network_that_amplifies_in_flat_places()) as again:
+        replay = Replay(again, {layer.name: near(atlas, layer.name) for layer in atlas.layers})
+        return list(replay.differences(peaks, 5))
+
+
+@pytest.mark.parametrize("wrong", [lambda v: v * 1.01 + 1, lambda v: -v - 1, lambda v: 3 * v + 100, lambda v: nan, lambda v: inf])
+def test_a_wrong_value_is_reported(atlas: unitscope.Atlas, wrong: object, tmp_path: Path) -> None:
+    peaks = [Peak(**row) for row in atlas.table("peaks").to_pylist()]
+    first = [replace(peak, value=wrong(peak.value)) for peak in peaks if peak.layer == "0"]
+    others = [peak for peak in peaks if peak.layer != "0"]
+    assert {d.layer for d in differences(atlas, [*first, *others])} == {"0"}
+    assert len(differences(atlas, first)) == len(first)
