@@ -1,19 +1,23 @@
 """What a scan finds out about a network before it begins: whose values depend on more than the image, and how exact they are."""
 
+import random
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from networks import Reused, small_network
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import stochastic_depth
 
 import unitscope
 from unitscope.errors import NetworkError
 from unitscope.layers import Trial, choose, replicas, trace
+from unitscope.layers.trials import tried
 
 IMAGES = torch.randn(48, 3, 14, 14, generator=torch.Generator().manual_seed(0))
 
@@ -189,6 +193,27 @@ class Tokens(nn.Module):
         return self.layer(self.patches(images).flatten(2).transpose(1, 2))
 
 
+def ghost(maps: Tensor, group: int) -> Tensor:
+    """Batch norm over groups of so many images, without statistics of its own."""
+    parts = [F.batch_norm(part, None, None, training=True) if len(part) == group else part for part in maps.split(group)]
+    return torch.cat(parts)
+
+
+def changed(maps: Tensor, image: int, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """One image of several gets something of the others."""
+    result = maps.clone()
+    if len(maps) > 1:
+        result[image] = function(maps)
+    return result
+
+
+def from_a_seed(maps: Tensor) -> Tensor:
+    """Numbers that are the same in every run, for the whole batch."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return maps * torch.rand(maps.shape)
+
+
 ON_BATCH: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "deviation": (lambda: Body(MinibatchDeviation()), "between"),
     "own statistics": (lambda: Body(OwnStatistics()), "between"),
@@ -200,6 +225,22 @@ ON_BATCH: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "the loudest image": (lambda: Body(lambda maps: maps / maps.abs().amax()), "second"),
     "how many images there are": (lambda: Body(lambda maps: maps / len(maps)), "second"),
     "softmax over images": (lambda: Body(nn.Softmax(0)), "between"),
+    "three images and more": (lambda: Body(lambda maps: maps + maps.mean(0) if len(maps) >= 3 else maps), "second"),
+    "four images and more": (lambda: Body(lambda maps: maps + maps.mean(0) if len(maps) >= 4 else maps), "second"),
+    "an even number": (lambda: Body(lambda maps: maps + maps.roll(1, 0) if len(maps) % 2 == 0 else maps), "second"),
+    "ghost batch norm of two": (lambda: Body(lambda maps: ghost(maps, 2)), "second"),
+    "ghost batch norm of four": (lambda: Body(lambda maps: ghost(maps, 4)), "second"),
+    "float32 alone": (lambda: Body(lambda maps: maps - maps.mean(0) if maps.dtype == torch.float32 else maps), "second"),
+    "a seed of its own": (lambda: Body(from_a_seed), "second"),
+}
+ON_SOME_IMAGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "differences of frames": lambda maps: torch.cat([maps[:1], maps[1:] - maps[:-1]]),
+    "differences of frames, mirrored": lambda maps: torch.cat([maps[:-1] - maps[1:], maps[-1:]]),
+    "the front image": lambda maps: changed(maps, 0, lambda maps: maps[0] + maps[1:].mean(0)),
+    "the front image, a little": lambda maps: changed(maps, 0, lambda maps: maps[0] + 1e-4 * maps[1:].mean(0)),
+    "the last image": lambda maps: changed(maps, -1, lambda maps: maps[-1] + maps[:-1].mean(0)),
+    "the front image by its median": lambda maps: changed(maps, 0, lambda maps: maps.median(0).values),
+    "the loudest image": lambda maps: maps.clamp(max=float(maps.flatten(1).amax(1).sort().values[:2].max())),
 }
 
 
@@ -211,6 +252,20 @@ def test_values_that_depend_on_the_batch_are_told_with_the_first_layer(name: str
     assert found.batch is not None
     assert found.batch.startswith(layer)
     assert (found.random, found.shared, dict(found.rounding)) == (None, None, {})
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("name", ON_SOME_IMAGES)
+def test_a_batch_that_has_a_say_in_some_of_its_images_only_is_told(name: str, count: int) -> None:
+    found = trial_of(Body(ON_SOME_IMAGES[name]), count)
+    assert (found.batch, found.random, found.shared, dict(found.rounding)) == ("second", None, None, {})
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_memory_of_the_batch_is_that_of_two_images(count: int) -> None:
+    network = small_network()
+    traced = trace(network, IMAGES[:1])
+    assert [len(maps) for maps in tried(network, traced, choose(traced), second=count == 1).maps] == [2] * len(choose(traced))
 
 
 def test_a_transformer_layer_that_takes_tokens_for_its_sequence_is_none_of_these() -> None:
@@ -265,14 +320,63 @@ class Counting(nn.Module):
         return maps * self.calls
 
 
-@pytest.mark.parametrize("between", [Dropout, OfNumpy, OfItsOwn, Counting])
+class OfANegative(nn.Module):
+    """Draws as many numbers as there are values below zero."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return F.rrelu(maps - 0.1, training=True)
+
+
+@pytest.mark.parametrize("between", [Dropout, OfNumpy, OfItsOwn, Counting, OfANegative])
 def test_values_that_differ_from_run_to_run_are_told(between: type[nn.Module], tmp_path: Path) -> None:
     network = Body(between())
     state = torch.get_rng_state()
     assert trial_of(network).random in ("between", "second")
     assert torch.equal(torch.get_rng_state(), state)
-    with pytest.warns(UserWarning, match="differ from run to run, from layer '(between|second)' on"):
+    with pytest.warns(UserWarning, match="values may differ from run to run, from layer '(between|second)' on"):
         unitscope.scan(network, IMAGES, tmp_path / "atlas")
+
+
+RARE: dict[str, Callable[[Tensor], Tensor]] = {
+    "a coin of torch": lambda maps: maps * 2 if torch.rand(()) < 1e-3 else maps,
+    "a coin of Python": lambda maps: maps * 2 if random.random() < 1e-3 else maps,
+    "a coin of numpy": lambda maps: maps * 2 if np.random.rand() < 1e-3 else maps,
+    "a path that is dropped": lambda maps: maps * (torch.rand(len(maps), 1, 1, 1) > 1e-3),
+    "dropped units": lambda maps: F.dropout2d(maps, 1e-3),
+    "stochastic depth": lambda maps: stochastic_depth(maps, 1e-3, "row", training=True),
+    "very little noise": lambda maps: maps + 1e-9 * torch.randn(maps.shape),
+}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("name", RARE)
+def test_random_numbers_are_told_where_they_are_drawn_however_seldom_they_show(name: str, count: int) -> None:
+    network = Body(RARE[name])
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    found = trial_of(network, count)
+    assert (found.batch, found.random, found.shared, dict(found.rounding)) == (None, "second", None, {})
+    assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+
+
+def test_random_numbers_are_told_with_the_first_layer_behind_them() -> None:
+    """A layer that none of the chosen ones is."""
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Identity(), Dropout(), nn.Identity(), nn.Conv2d(3, 3, 1))
+    traced = trace(network, IMAGES[:1])
+    assert replicas(network, traced, choose(traced, ["4"]), 2).trial.random == "2"
+
+
+def reseeding(maps: Tensor) -> Tensor:
+    torch.manual_seed(0)
+    return maps * torch.rand(maps.shape[1:])
+
+
+def test_a_network_that_seeds_the_generators_itself_gives_the_same_in_every_run() -> None:
+    assert trial_of(Body(reseeding), 1) == Trial()
+
+
+def test_numbers_drawn_from_a_seed_for_a_whole_batch_depend_on_the_batch() -> None:
+    found = trial_of(Body(lambda maps: (torch.manual_seed(0), maps * torch.rand(maps.shape))[1]), 1)
+    assert found == Trial(batch="second")
 
 
 class Observer(nn.Module):
@@ -342,6 +446,7 @@ class Normalising(nn.Module):
         (Scaling(), "writes into its parameter 'between.scale'"),
         (Normalising(), "writes into its parameter 'between.mean'"),
         (torch.ao.quantization.FakeQuantize(), "depend on the images that ran before"),
+        (nn.Sequential(Observer(), Dropout()), "depend on the images that ran before, from layer 'between.0' on"),
     ],
 )
 def test_a_network_that_sets_itself_by_its_images_is_refused_and_left_alone(
@@ -384,6 +489,14 @@ def test_rounding_that_a_network_amplifies_is_measured_and_allowed_for(tmp_path:
     assert "relu" not in rounding
     assert 1e-5 < max(rounding.values()) < 0.5
     assert unitscope.check(atlas, network, batch_size=1).differences == []
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("frequency", [10, 20, 30, 40, 60, 80, 120, 200])
+def test_rounding_close_to_what_is_usual_is_not_taken_for_state_that_is_shared(frequency: float, count: int) -> None:
+    found = trial_of(Body(lambda maps: torch.sin(frequency * maps) + 0.1 * torch.sin(3 * frequency * maps)), count)
+    assert (found.batch, found.random, found.shared) == (None, None, None)
+    assert max(found.rounding.values(), default=0) < 1e-3
 
 
 def test_what_is_no_rounding_is_not_allowed_for(tmp_path: Path) -> None:

@@ -56,6 +56,14 @@ def random_states_kept(device: torch.device) -> Iterator[None]:
             np.random.set_state(numbers)
 
 
+def random_states(device: torch.device) -> tuple[int, ...]:
+    """A number for each random generator, which changes when it is drawn from: Python's, numpy's and torch's, on the device too."""
+    numpys: Any = np.random.get_state()
+    on_device = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
+    torchs = torch.get_rng_state().numpy().tobytes()
+    return tuple(map(hash, (random.getstate(), (numpys[1].tobytes(), *numpys[2:]), torchs, on_device)))
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode for as long as the block lasts; then every module's own mode is back."""

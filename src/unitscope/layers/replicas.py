@@ -15,7 +15,19 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from unitscope.isolation import isolated
 from unitscope.layers.tracing import Fold, Trace, TracedLayer
-from unitscope.layers.trials import Trial, apart_in_turn, deviations, in_turn, noise_for, noise_maps, tried, with_replicas
+from unitscope.layers.trials import (
+    KEPT,
+    Trial,
+    Tried,
+    apart_in_turn,
+    deviations,
+    in_turn,
+    noise_batch,
+    noise_for,
+    noise_maps,
+    tried,
+    with_replicas,
+)
 from unitscope.precision import random_states_kept
 
 RELATIVE = 1e-4
@@ -40,27 +52,30 @@ def replicas(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer], c
     Raises `NetworkError` where values depend on the images that ran before.
     """
     with random_states_kept(traced.form.device):
-        trial, expected = tried(network, traced, chosen)
+        second = count == 1  # image of noise alone: where several run in turn, it does so there
+        found = tried(network, traced, chosen, second)
         plain = isolated(network, traced.hooks).to(traced.form.device)
         for made in _fast(plain, traced, chosen, count):
-            if count > 1 and trial.random is None:  # both questions at once: are they right, and do they leave each other alone?
-                apart = apart_in_turn(in_turn(made, traced, chosen), expected)
-                if all(d <= trial.tolerance(layer.name) for layer, d in zip(chosen, apart, strict=True)):
-                    return Replicas(made, trial.with_rounding(chosen, apart))
+            if count > 1 and found.trial.random is None and found.trial.batch is None:
+                # Both questions at once: are they right, and do they leave each other alone?
+                apart = apart_in_turn(in_turn(made, traced, chosen), found.maps)
+                if all(d <= found.trial.tolerance(layer.name) for layer, d in zip(chosen, apart, strict=True)):
+                    return Replicas(made, found.trial.with_rounding(chosen, apart))
+                if not second:  # is it the batch that had a say in the second image?
+                    second, found = True, tried(network, traced, chosen, second=True)
             try:
-                found = noise_maps(made[0], chosen, noise_for(traced, 2), (0, 1))
+                maps = noise_maps(made[0], chosen, noise_batch(traced), KEPT)
             except Exception:  # whatever a network does with weights that lie in another way
                 continue
-            if all(map(_agree, chosen, found, expected, repeat(trial))):
-                return _alone_where_shared(made, traced, chosen, found, trial.with_rounding(chosen, deviations(found, expected)))
+            if all(map(_agree, chosen, maps, found.maps, repeat(found.trial))):
+                trial = found.trial.with_rounding(chosen, deviations(maps, found.maps))
+                return _alone_where_shared(made, traced, chosen, Tried(trial, maps))
         made = [plain, *(isolated(plain, traced.hooks) for _ in range(count - 1))]
-        return _alone_where_shared(made, traced, chosen, expected, trial)
+        return _alone_where_shared(made, traced, chosen, found)
 
 
-def _alone_where_shared(
-    made: list[nn.Module], traced: Trace, chosen: Sequence[TracedLayer], maps: Sequence[Tensor], trial: Trial
-) -> Replicas:
-    trial = with_replicas(trial, made, traced, chosen, maps)
+def _alone_where_shared(made: list[nn.Module], traced: Trace, chosen: Sequence[TracedLayer], found: Tried) -> Replicas:
+    trial = with_replicas(found.trial, made, traced, chosen, found.maps)
     return Replicas(made if trial.shared is None and trial.random is None else made[:1], trial)
 
 

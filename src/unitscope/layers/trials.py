@@ -4,8 +4,9 @@ All runs are on copies. Images are the same noise every time.
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from math import inf
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from unitscope.isolation import isolated
 from unitscope.layers.lockstep import side_by_side
 from unitscope.layers.tapping import tapped
 from unitscope.layers.tracing import Trace, TracedLayer
-from unitscope.precision import exactly
+from unitscope.precision import exactly, random_states
 
 NEAR = 1e-5
 """How far values may be apart, as a share of their layer's highest, where arithmetic in float32 is all that differs."""
@@ -27,20 +28,31 @@ COARSE = 1e-2
 """The same where float64 can't tell rounding from a real difference, since the network doesn't run in it."""
 USUAL = {torch.bfloat16: 1e-1, torch.float16: 1e-2}
 SPREAD = 16
-"""How many times as far as for noise other images may be apart."""
+"""How many times as far as rounding moves values of noise those of other images may be apart; what is further apart is no rounding."""
 
 OTHERS = (1, 2)
 """The images of noise that run before the first one, to see which state they leave."""
 LOUDER = 3
 """How many times as loud as the one before an image of noise is: what keeps the largest value that it met must notice."""
+BATCH = (1, 0, 2, 0)
+"""The images of noise that run together: the first one between others and behind them, the second one in front."""
+PLACES = ((1, 3), (0,))
+"""Where the first image is in that batch, and the second."""
+KEPT = (1, 0)
+"""The places in the batch whose maps are kept: one of the first image, and that of the second."""
+START = -1
+"""In place of a layer's number: before the first one."""
+
+States = dict[int, tuple[int, ...]]
+"""The states of the random generators when each layer was read, in the order in which that happened."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
     """The first layers in which something else than the image has a say in the values; None where there is none.
 
-    `batch`: the other images of the batch. `random`: something that differs from run to run. `shared`: another replica at work, since
-    they share state. `rounding` says by how much arithmetic alone moves the values of a layer, as a share of its highest, where that is
+    `batch`: the other images of the batch. `random`: numbers that are drawn, or something else that differs from run to run. `shared`:
+    another replica at work, since they share state. `rounding` says by how much arithmetic alone moves the values of a layer, as a share of its highest, where that is
     above 1e-5; up to `usual` that is a matter of course in the type that the network computes in.
     """
 
@@ -55,7 +67,7 @@ class Trial:
         if self.batch is not None:
             yield f"values depend on the images that run in the same batch, from layer {self.batch!r} on: another batch size gives others"
         if self.random is not None:
-            yield f"values differ from run to run, from layer {self.random!r} on: a scan can't be repeated, and 'check' will find differences"
+            yield f"values may differ from run to run, from layer {self.random!r} on: a scan can't be repeated, and 'check' may find differences"
         if self.shared is not None:
             yield f"copies of the network that run at the same time change each other's values, from layer {self.shared!r} on: one runs alone"
         layer = max(self.rounding, key=lambda name: self.rounding[name], default="")
@@ -95,19 +107,22 @@ class Tried(NamedTuple):
     maps: list[Tensor]
 
 
-def tried(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer]) -> Tried:
+def tried(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer], second: bool) -> Tried:
     """What the chosen layers do with noise; where that depends on more than the image, the first of all layers in which it does.
 
-    Raises `NetworkError` where values depend on the images that ran before: the state that they left says what a value is.
+    The first image of noise is compared alone and in a batch; where `second` says so, the second one too. Raises `NetworkError` where
+    values depend on the images that ran before: the state that they left says what a value is.
     """
-    found = _Trials(network, traced, chosen).result()
+    found = _Trials(network, traced, chosen).result(second)
     if found.trial.batch is None and found.trial.random is None:
         return found
     last = max(layer.layer.order for layer in chosen)
     every = _Trials(network, traced, [layer for layer in traced.layers if layer.layer.order <= last])
     if found.trial.random is not None:
         every.check_history()
-    return found._replace(trial=every.result().trial)
+    trial = every.result(second).trial
+    found_again = trial.batch is not None if found.trial.random is None else trial.random is not None
+    return found._replace(trial=trial) if found_again else found  # what is rare may not show twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,34 +131,77 @@ class _Trials:
     traced: Trace
     layers: Sequence[TracedLayer]
 
-    def result(self) -> Tried:
-        noise = noise_for(self.traced, 2)
-        first = noise[:1]
-        network, other = self._copy(), self._copy()
-        alone = noise_maps(network, self.layers, first)
-        together = noise_maps(other, self.layers, self.traced.form.of(noise.flip(0)), (1, 0))
-        later = noise_maps(other, self.layers, rounded(first))
-        moved = deviations(later, alone)
+    def result(self, second: bool) -> Tried:
+        first = noise_for(self.traced, 1)
+        alone, states = self._watched(0)
+        network = self._copy()
+        apart, together = self._apart(network, noise_batch(self.traced), alone, PLACES[0], KEPT)
+        if (drawn := self._drawn(states)) is not None:
+            return Tried(Trial(random=drawn), together)
+        moved = deviations(noise_maps(network, self.layers, rounded(first)), alone)
         if max(moved, default=0) > NEAR:  # by rounding, or by what ran before?
-            later = noise_maps(other, self.layers, first)
-            if (changed := self._first(later, alone, NEAR)) is not None:
-                return Tried(Trial(random=changed), self._plain_maps())
-        apart = deviations([maps[:1] for maps in together], alone)
-        if max(apart, default=0) > NEAR and (depends := self._depends_on_batch(apart)) is not None:
-            return Tried(Trial(batch=depends), self._plain_maps())
+            changed = self._first(deviations(noise_maps(network, self.layers, first), alone))
+            if changed is not None:
+                return Tried(Trial(random=changed), together)
+        if (depends := self._depends_on_batch(apart, moved, 0)) is not None:
+            return Tried(Trial(batch=depends), together)
         trial = Trial(usual=USUAL.get(first.dtype, NEAR)).with_rounding(self.layers, apart).with_rounding(self.layers, moved)
-        return Tried(trial, together)
+        return Tried(self._with_second(trial, together) if second else trial, together)
 
-    def _plain_maps(self) -> list[Tensor]:
-        return noise_maps(self._copy(), self.layers, noise_for(self.traced, 2), (0, 1))
+    def _with_second(self, trial: Trial, together: Sequence[Tensor]) -> Trial:
+        """The trial with what the second image alone says: not every image of a batch depends on the others."""
+        image, network = noise_for(self.traced, 2)[1:], self._copy()
+        alone = noise_maps(network, self.layers, image)
+        apart = deviations([maps[1:] for maps in together], alone)
+        if max(apart, default=0) <= NEAR:
+            return trial
+        moved = deviations(noise_maps(network, self.layers, rounded(image)), alone)
+        if (depends := self._depends_on_batch(apart, moved, 1)) is not None:
+            return Trial(batch=depends)
+        return trial.with_rounding(self.layers, apart).with_rounding(self.layers, moved)
 
     def _copy(self) -> nn.Module:
         return isolated(self.network, self.traced.hooks).to(self.traced.form.device)
 
-    def _first(self, maps: list[Tensor], others: list[Tensor], near: float) -> str | None:
+    def _first(self, apart: Sequence[float], near: float = NEAR) -> str | None:
         """The name of the first layer whose values are apart."""
-        apart = deviations(maps, others)
         return next((layer.name for layer, d in zip(self.layers, apart, strict=True) if d > near), None)
+
+    def _apart(
+        self, network: nn.Module, batch: Tensor, alone: Sequence[Tensor], places: Sequence[int], kept: Sequence[int] = ()
+    ) -> tuple[list[float], list[Tensor]]:
+        """How far maps at these places of a batch are from those of their image alone, and the maps that are kept, layer by layer."""
+        apart = [0.0] * len(self.layers)
+
+        def compare(number: int, maps: Tensor) -> None:
+            apart[number] = max(_deviation(maps[place : place + 1], alone[number]) for place in places)
+
+        return apart, noise_maps(network, self.layers, batch, kept, compare)
+
+    def _watched(self, seed: int) -> tuple[list[Tensor], States]:
+        """The first image's maps, and the states of the random generators at the start and when each layer was read."""
+        device = self.traced.form.device
+        network = self._copy()
+        seed_all(seed)
+        states = {START: random_states(device)}
+        maps = noise_maps(
+            network, self.layers, noise_for(self.traced, 1), seen=lambda number, _: states.update({number: random_states(device)})
+        )
+        return maps, states
+
+    def _drawn(self, states: States) -> str | None:
+        """The first layer reached after numbers were drawn, unless the network seeds the generator itself, always in the same way."""
+        changed = [
+            (number, generator)
+            for (_, before), (number, after) in pairwise(states.items())
+            for generator in range(len(after))
+            if after[generator] != before[generator]
+        ]
+        if not changed:
+            return None
+        of_other_seed = self._watched(1)[1]
+        drawn = (number for number, generator in changed if of_other_seed[number][generator] != states[number][generator])
+        return next((self.layers[number].name for number in drawn), None)
 
     def check_history(self) -> None:
         """The same image after others, and twice after the same ones, each on a copy of its own and with the same random numbers."""
@@ -153,26 +211,38 @@ class _Trials:
             network = self._copy()
             seed_all(0)
             noise_maps(network, self.layers, noise[image])
+            seed_all(1)  # since how many numbers are drawn may depend on the image
             return noise_maps(network, self.layers, noise[0])
 
         one, same, other = after(OTHERS[0]), after(OTHERS[0]), after(OTHERS[1])
-        changed = self._first(one, other, NEAR)
-        if changed is not None and self._first(one, same, NEAR) is None:
+        changed = self._first(deviations(one, other))
+        if changed is not None and self._first(deviations(one, same)) is None:
             raise NetworkError(
                 f"values of the network depend on the images that ran before, from layer {changed!r} on: its state changes while it runs in eval "
                 "mode, as that of an observer or of a layer that sets itself by its first images. Freeze it first (run it on real images "
                 "once, or torch.ao.quantization.disable_observer)"
             )
 
-    def _depends_on_batch(self, apart: list[float]) -> str | None:
-        """The first layer in which the images beside have a say: in float64 rounding is too small to be taken for that."""
+    def _depends_on_batch(self, apart: Sequence[float], moved: Sequence[float], image: int) -> str | None:
+        """The first layer in which the images beside have a say.
+
+        `apart` is how far values of the image alone and in the batch are apart, `moved` how far its last bits move them. Where the one
+        is much more than the other, it is the batch; below that float64 decides, in which rounding is too small to be taken for it.
+        """
+        if self._first(apart) is None:
+            return None
+        further = [d / max(NEAR, rounding) for d, rounding in zip(apart, moved, strict=True)]
+        return self._first(further, SPREAD) or self._depends_in_double(apart, image)
+
+    def _depends_in_double(self, apart: Sequence[float], image: int) -> str | None:
         traced = replace(self.traced, form=replace(self.traced.form, dtype=torch.float64))
+        place = PLACES[image][0]
         try:
-            network, images = self._copy().double(), traced.form.of(noise_for(self.traced, 3).double())
-            together, alone = (noise_maps(network, self.layers, batch) for batch in (images, images[:1]))
-            return self._first(together, alone, NEAR_IN_DOUBLE)
+            network, batch = self._copy().double(), traced.form.of(noise_batch(self.traced).double())
+            alone = noise_maps(network, self.layers, batch[place : place + 1])
+            return self._first(self._apart(network, batch, alone, PLACES[image])[0], NEAR_IN_DOUBLE)
         except Exception:  # what was written for one type stumbles in many ways over another
-            return next((layer.name for layer, d in zip(self.layers, apart, strict=True) if d > COARSE), None)
+            return self._first(apart, COARSE)
 
 
 def in_turn(replicas: Sequence[nn.Module], traced: Trace, chosen: Sequence[TracedLayer]) -> list[list[Tensor]]:
@@ -194,7 +264,8 @@ def with_replicas(
 ) -> Trial:
     """The trial with what replicas do to each other: two of them run in turn, on different images.
 
-    In `together` are the maps of these two images, run by one replica; where the batch has a say, or rounding is amplified, each is run alone once more.
+    In `together` are the maps of these two images, run by one replica; where the batch has a say, or rounding is amplified, each is run alone
+    once more.
     """
     if len(replicas) < 2 or trial.random is not None:
         return trial
@@ -203,19 +274,31 @@ def with_replicas(
         alone = [side_by_side([network], [image], chosen)[0] for network, image in zip(replicas[:2], images, strict=True)]
         together = [torch.cat(maps) for maps in zip(*alone, strict=True)]
     apart = apart_in_turn(in_turn(replicas, traced, chosen), together)
-    shared = next((layer.name for layer, d in zip(chosen, apart, strict=True) if d > trial.tolerance(layer.name)), None)
-    return replace(trial, shared=shared)
+    far = (layer.name for layer, d in zip(chosen, apart, strict=True) if d > max(SPREAD * NEAR, trial.tolerance(layer.name)))
+    shared = next(far, None)
+    return trial.with_rounding(chosen, apart) if shared is None else replace(trial, shared=shared)
 
 
-def noise_maps(network: nn.Module, layers: Sequence[TracedLayer], images: Tensor, which: Sequence[int] = (0,)) -> list[Tensor]:
-    """The maps of the first, or of some, of the images that run together, of shape (image, unit, y, x), layer by layer."""
+def noise_maps(
+    network: nn.Module,
+    layers: Sequence[TracedLayer],
+    images: Tensor,
+    which: Sequence[int] = (0,),
+    seen: Callable[[int, Tensor], None] | None = None,
+) -> list[Tensor]:
+    """The maps of the first, or of some, of the images that run together, of shape (image, unit, y, x), layer by layer.
+
+    `seen` is called with each layer's number and the maps of all images, when they are read.
+    """
     maps: dict[int, Tensor] = {}
     places = list(which)
-    with (
-        torch.no_grad(),
-        exactly(network, images.device),
-        tapped(network, layers, lambda number, found: maps.update({number: found[places]})) as tap,
-    ):
+
+    def keep(number: int, found: Tensor) -> None:
+        maps[number] = found[places]
+        if seen is not None:
+            seen(number, found)
+
+    with torch.no_grad(), exactly(network, images.device), tapped(network, layers, keep) as tap:
         tap.run(images)
     return [maps[number] for number in range(len(layers))]
 
@@ -242,6 +325,11 @@ def noise_for(traced: Trace, images: int) -> Tensor:
     """The first of three images of noise, the same every time and each louder than the one before, as the network takes them."""
     noise = torch.randn(3, *traced.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     return traced.form.of(noise[:images] * LOUDER ** torch.arange(images, dtype=torch.float32).reshape(-1, 1, 1, 1))
+
+
+def noise_batch(traced: Trace) -> Tensor:
+    """The images of noise that run together: the first one among others, and in front of them the second."""
+    return traced.form.of(noise_for(traced, 3)[list(BATCH)])
 
 
 def rounded(images: Tensor) -> Tensor:
