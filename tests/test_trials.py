@@ -1,10 +1,11 @@
 """What a scan finds out about a network before it begins: whose values depend on more than the image, and how exact they are."""
 
+import copy
 import random
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -460,6 +461,60 @@ def test_a_network_that_sets_itself_by_its_images_is_refused_and_left_alone(
         unitscope.scan(network, IMAGES, tmp_path / "atlas")
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert not (tmp_path / "atlas").exists()
+
+
+class OfItsClass(nn.Module):
+    """Scales by the first images that any copy of it met."""
+
+    scale: Tensor | None = None
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if OfItsClass.scale is None:
+            OfItsClass.scale = maps.abs().max() + 1
+        return maps / OfItsClass.scale
+
+
+class OfItsClassByName(nn.Module):
+    """The same in a dict of the class, beside a list that grows."""
+
+    held: ClassVar[dict[str, Tensor]] = {}
+    seen: ClassVar[list[int]] = [7]
+
+    def forward(self, maps: Tensor) -> Tensor:
+        self.seen.append(len(maps))
+        return maps / self.held.setdefault("scale", maps.abs().max() + 1)
+
+
+class OfItsClassInPlace(nn.Module):
+    """The same in a tensor of the class, and in a variable that wasn't there before."""
+
+    largest = torch.ones(())
+
+    def forward(self, maps: Tensor) -> Tensor:
+        type(self).maps = maps
+        self.largest.copy_(torch.maximum(self.largest, maps.abs().max()))
+        return maps / self.largest
+
+
+@pytest.mark.parametrize("between", [OfItsClass, OfItsClassByName, OfItsClassInPlace])
+def test_a_network_that_sets_its_class_by_its_images_is_refused_and_the_class_left_alone(
+    between: type[nn.Module], tmp_path: Path
+) -> None:
+    before = {name: copy.deepcopy(value) for name, value in vars(between).items() if name in ("scale", "held", "seen", "largest")}
+    with pytest.raises(NetworkError, match="depend on the images that ran before, from layer 'between' on"):
+        unitscope.scan(Body(between()), IMAGES, tmp_path / "atlas")
+    assert {name: vars(between)[name] for name in before} == before
+    assert "maps" not in vars(between)
+
+
+def test_one_whose_class_was_set_before_is_scanned(tmp_path: Path) -> None:
+    OfItsClass.scale = torch.tensor(3.0)
+    try:
+        network = Body(OfItsClass())
+        assert trial_of(network) == Trial()
+        assert_peaks_are_those_of_images_alone(unitscope.scan(network, IMAGES, tmp_path / "atlas"), network)
+    finally:
+        OfItsClass.scale = None
 
 
 def test_one_that_was_set_before_is_scanned(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from unitscope.isolation import isolated
+from unitscope.layers.classes import class_variables_kept
 from unitscope.layers.tracing import Fold, Trace, TracedLayer
 from unitscope.layers.trials import (
     KEPT,
@@ -51,7 +52,7 @@ def replicas(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer], c
 
     Raises `NetworkError` where values depend on the images that ran before.
     """
-    with random_states_kept(traced.form.device):
+    with random_states_kept(traced.form.device), class_variables_kept(network):
         second = count == 1  # image of noise alone: where several run in turn, it does so there
         found = tried(network, traced, chosen, second)
         plain = isolated(network, traced.hooks).to(traced.form.device)

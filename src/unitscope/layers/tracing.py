@@ -28,6 +28,7 @@ from unitscope.fields import (
 )
 from unitscope.isolation import has_hooks, isolated, needs_hooks
 from unitscope.layers.activations import Activation, bends, probed
+from unitscope.layers.classes import class_variables_kept
 from unitscope.layers.failures import failure_of
 from unitscope.layers.flow import Call, FlowMode, Operator, call_name
 from unitscope.layers.layouts import Layout, layout_of
@@ -121,7 +122,7 @@ def trace(network: nn.Module, images: Tensor) -> Trace:
         raise NetworkError(
             "the network is a TorchScript program, whose layers can't be read while it runs; give the nn.Module that it was made from"
         )
-    with random_states_kept(images.device):
+    with random_states_kept(images.device), class_variables_kept(network):
         return _tried(network, images)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from unitscope.errors import NetworkError
 from unitscope.isolation import isolated
+from unitscope.layers.classes import class_variables_kept
 from unitscope.layers.lockstep import side_by_side
 from unitscope.layers.tapping import tapped
 from unitscope.layers.tracing import Trace, TracedLayer
@@ -113,11 +114,16 @@ def tried(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer], seco
     The first image of noise is compared alone and in a batch; where `second` says so, the second one too. Raises `NetworkError` where
     values depend on the images that ran before: the state that they left says what a value is.
     """
-    found = _Trials(network, traced, chosen).result(second)
+    with class_variables_kept(network) as put_back:
+        return _tried(_Trials(network, traced, chosen, put_back), second)
+
+
+def _tried(of_chosen: "_Trials", second: bool) -> Tried:
+    found = of_chosen.result(second)
     if found.trial.batch is None and found.trial.random is None:
         return found
-    last = max(layer.layer.order for layer in chosen)
-    every = _Trials(network, traced, [layer for layer in traced.layers if layer.layer.order <= last])
+    last = max(layer.layer.order for layer in of_chosen.layers)
+    every = replace(of_chosen, layers=[layer for layer in of_chosen.traced.layers if layer.layer.order <= last])
     if found.trial.random is not None:
         every.check_history()
     trial = every.result(second).trial
@@ -130,6 +136,8 @@ class _Trials:
     network: nn.Module
     traced: Trace
     layers: Sequence[TracedLayer]
+    put_back: Callable[[], None]
+    """Puts variables of the network's classes back, which its copies share."""
 
     def result(self, second: bool) -> Tried:
         first = noise_for(self.traced, 1)
@@ -161,6 +169,8 @@ class _Trials:
         return trial.with_rounding(self.layers, apart).with_rounding(self.layers, moved)
 
     def _copy(self) -> nn.Module:
+        """A copy that begins where the network stands; those that were made before have run."""
+        self.put_back()
         return isolated(self.network, self.traced.hooks).to(self.traced.form.device)
 
     def _first(self, apart: Sequence[float], near: float = NEAR) -> str | None:
