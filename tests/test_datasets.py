@@ -245,6 +245,20 @@ def test_labels_are_words(said: Any, classes: Any, text: str | None) -> None:
     assert label_text(said, classes) == text
 
 
+@pytest.mark.parametrize(("said", "text"), [("caf\udce9", "caf\\xe9"), ("\ud800x", "\\ud800x")])
+def test_labels_keys_and_reasons_that_are_no_text_are_written_out(tmp_path: Path, said: str, text: str) -> None:
+    class Odd(DatasetSource):
+        def key(self, image: int) -> str:
+            return f"{said} {image}"
+
+    dataset = Items((picture(0), said), (picture(1), said), ValueError(said))
+    atlas = unitscope.scan(small_network(), Odd(dataset), tmp_path / "atlas", preprocess=HOW)
+    assert [row["label"] for row in atlas.table("labels").to_pylist()] == [text]
+    assert {row["key"] for row in atlas.table("images").to_pylist()} == {f"{text} 0", f"{text} 1"}
+    assert atlas.table("skipped").to_pylist() == [{"key": f"{text} 2", "reason": f"the data set raised ValueError: {text}"}]
+    assert atlas.figure().size[0] > 100
+
+
 def test_rows_take_the_column_called_image_and_the_names_of_a_column_of_classes() -> None:
     datasets = pytest.importorskip("datasets", reason="Hugging Face's datasets aren't installed")
     features = datasets.Features(

@@ -374,6 +374,17 @@ def test_labels_far_from_their_picture_are_found_in_a_file_and_named_in_a_stream
 
 
 @BOTH
+def test_labels_and_endings_that_are_no_text_are_written_out(tmp_path: Path, ending: str) -> None:
+    members = [("a.png", picture(1)), ("a.json", b'{"label": "\\ud800x"}'), ("b.cls", b"x"), ("b.caf\udce9", b"y")]
+    path = tar_with(tmp_path / f"all.{ending}", members)
+    atlas = unitscope.scan(small_network(), path, tmp_path / "atlas", preprocess=HOW)
+    assert [row["label"] for row in atlas.table("labels").to_pylist()] == ["\\ud800x"]
+    assert [row["reason"] for row in atlas.table("skipped").to_pylist()] == [
+        "is a sample without an image beside it: it has .cls, .caf\\xe9"
+    ]
+
+
+@BOTH
 def test_members_of_one_name_are_several_images(tmp_path: Path, ending: str) -> None:
     members = [("a.png", picture(1)), ("a.cls", b"cat"), ("b.png", picture(2)), ("a.png", picture(3)), ("a.cls", b"dog")]
     path = tar_with(tmp_path / f"all.{ending}", members)

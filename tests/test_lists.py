@@ -72,6 +72,14 @@ def test_labels_of_a_list_come_into_the_atlas(folder: Path, tmp_path: Path) -> N
     assert atlas.table("labels").to_pylist() == [{"label": "tabby", "images": 1}, {"label": "terrier", "images": 2}]
 
 
+def test_labels_in_another_code_than_unicode_come_into_the_atlas_written_out(folder: Path, tmp_path: Path) -> None:
+    from networks import see_through
+
+    (folder / "list.txt").write_bytes(b"cat/000.png caf\xe9\n")
+    atlas = unitscope.scan(see_through(3), folder / "list.txt", tmp_path / "atlas", preprocess=SQUARE)
+    assert [row["label"] for row in atlas.table("labels").to_pylist()] == ["caf\\xe9"]
+
+
 def test_keys_of_a_list_are_paths_from_what_all_share(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     absolute, relative = [folder / line for line in LINES], [f"images/../images/{line}" for line in LINES]

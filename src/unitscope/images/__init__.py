@@ -6,7 +6,7 @@ from unitscope.images.datasets import DatasetSource
 from unitscope.images.files import FILE_BITS, FileBroken, FileSource
 from unitscope.images.geometry import Geometry
 from unitscope.images.pixels import display, prepare
-from unitscope.images.protocol import Changed, ImageSource, Item, Skipped, SourceImage, skipping_errors
+from unitscope.images.protocol import Changed, ImageSource, Item, Skipped, SourceImage, as_text, skipping_errors
 from unitscope.images.sources import (
     FolderSource,
     ListSource,
@@ -24,7 +24,7 @@ from unitscope.images.sources import (
 
 __all__ = [
     "FILE_BITS", "Changed", "DatasetSource", "FileBroken", "FileSource", "FolderSource", "Geometry", "ImageSource", "Item", "ListSource",
-    "Skipped", "Source", "SourceImage", "as_source", "contradictions", "count_of", "display", "finder", "fingerprint", "holds",
+    "Skipped", "Source", "SourceImage", "as_source", "as_text", "contradictions", "count_of", "display", "finder", "fingerprint", "holds",
     "items_of", "keys_hash", "prepare", "reopened", "same_images",
     "skipping_errors",
 ]  # fmt: skip

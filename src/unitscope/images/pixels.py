@@ -171,7 +171,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "is not an image that Pillow knows"
     said = (str(error).splitlines() or [""])[0]
-    return f"can't be decoded: {said or type(error).__name__}".encode("utf-8", "backslashreplace").decode()
+    return f"can't be decoded: {said or type(error).__name__}"
 
 
 @contextmanager

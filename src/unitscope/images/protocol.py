@@ -1,7 +1,6 @@
 """What every source of images gives, and what it raises where it can't."""
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,10 @@ Pixels = np.ndarray[Any, np.dtype[Any]]
 
 
 class Skipped(Exception):
-    """An image that can't be read; its text is the reason."""
+    """An image that can't be read; its text, which is valid, is the reason."""
+
+    def __str__(self) -> str:
+        return as_text(super().__str__())
 
 
 class Changed(Skipped):
@@ -29,21 +31,28 @@ class SourceImage:
 
     `pixels` is the picture as displayed or, where a data set holds tensors that are already preprocessed, an array of shape
     (channel, y, x). `content` is a 64-bit hash of the file's bytes or, where there is no file, of the pixels; None where nobody
-    has computed it.
+    has computed it. The label becomes valid text here, whatever source it is from: Arrow takes no other.
     """
 
     pixels: Image.Image | Pixels
     label: str | None = None
     content: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.label is not None:
+            object.__setattr__(self, "label", as_text(self.label))
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image on its way to be read, which may happen in another thread where its source is `thread_safe`."""
+    """One image on its way to be read, which may happen in another thread where its source is `thread_safe`. Its key is valid text."""
 
     image: int
     key: str
     read: Callable[[], SourceImage]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", as_text(self.key))
 
 
 @runtime_checkable
@@ -85,10 +94,16 @@ def skipping_errors(what: str = "can't be read:") -> Iterator[None]:
         raise
     except Exception as error:
         logging.getLogger(__name__).debug("an image: %s", what, exc_info=True)
-        said = f"{what} {type(error).__name__}: {first_line(error)}"
-        raise Skipped(said.encode("utf-8", "backslashreplace").decode()) from error
+        raise Skipped(f"{what} {type(error).__name__}: {first_line(error)}") from error
 
 
-def as_text(name: str) -> str:
-    """A file's name as valid text: bytes that are none are written out."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+def as_text(said: str) -> str:
+    """A file's name, or a label, as valid text: bytes, and halves of characters, that are none are written out.
+
+    >>> as_text("caf\\udce9"), as_text("\\ud800x")
+    ('caf\\\\xe9', '\\\\ud800x')
+    """
+    try:
+        return said.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return said.encode("utf-8", "backslashreplace").decode()

@@ -201,7 +201,7 @@ def holds(source: Source, image: int, key: str) -> bool:
     """True where the image of that number has that key."""
     count = count_of(source)
     try:
-        return (count is None or image < count) and source.key(image) == key
+        return (count is None or image < count) and as_text(source.key(image)) == key
     except Skipped:
         return False
 
@@ -213,7 +213,7 @@ def finder(source: Source) -> Callable[[str], int | None]:
     """
     if isinstance(source, FileSource):
         return source.find
-    numbers, by_name = {source.key(image): image for image in range(len(source))}, dict[str, list[str]]()
+    numbers, by_name = {as_text(source.key(image)): image for image in range(len(source))}, dict[str, list[str]]()
     for key in numbers:
         by_name.setdefault(key.rpartition("/")[2], []).append(key)
 
@@ -236,7 +236,7 @@ def keys_hash(source: Source, count: int) -> str:
         return source.hash
     digest = sha256()
     for image in range(count):
-        digest.update(source.key(image).encode() + b"\0")
+        digest.update(as_text(source.key(image)).encode() + b"\0")
     return digest.hexdigest()
 
 

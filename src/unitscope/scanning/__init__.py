@@ -18,7 +18,17 @@ from torch import nn
 
 from unitscope.atlas import Atlas, place_for, write_atlas
 from unitscope.errors import ImagesError, NetworkError, UnitscopeError
-from unitscope.images import FileSource, ImageSource, Skipped, Source, as_source, fingerprint, keys_hash, skipping_errors
+from unitscope.images import (
+    FileSource,
+    ImageSource,
+    Skipped,
+    Source,
+    as_source,
+    as_text,
+    fingerprint,
+    keys_hash,
+    skipping_errors,
+)  # fmt: skip
 from unitscope.images.content import spread
 from unitscope.layers import Trace, Trial, choose, left_out, replicas, trace
 from unitscope.networks import PREPROCESSING_FLAGS, Network, as_preprocessing, given_network, load_network
@@ -219,7 +229,7 @@ def _usual_shape(source: ImageSource, count: int) -> tuple[int, int, int] | None
                 pixels = source.read(image).pixels
             shapes.append((pixels.shape[0], pixels.shape[1], pixels.shape[2]) if isinstance(pixels, np.ndarray) else None)
         except Skipped as reason:
-            reasons[image] = (source.key(image), str(reason))
+            reasons[image] = (as_text(source.key(image)), str(reason))
     if not shapes:
         raise ImagesError(none_read(count, source, reasons))
     return Counter(shapes).most_common(1)[0][0]
