@@ -1,9 +1,12 @@
 """Many images to a file: tar shards and Parquet files, here and behind URLs, whole, broken and slow."""
 
+import bz2
+import gzip
 import io
+import lzma
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +25,7 @@ from PIL import Image
 import unitscope
 from unitscope.errors import ImagesError, ScanUnfinished, UnitscopeError
 from unitscope.images import FileSource, Skipped, as_source, files, holds, items_of
+from unitscope.images.content import hash_of_bytes
 from unitscope.records import Shard
 
 HOW = unitscope.Preprocessing((14, 14), (14, 14), (0.5,) * 3, (0.5,) * 3)
@@ -258,6 +262,50 @@ def test_a_broken_file_is_reported_by_name_and_the_rest_is_kept(tmp_path: Path, 
     unitscope.scan(small_network(), names, tmp_path / "atlas", preprocess=HOW, on_images=told.append)
     assert told == [6, 4]
     assert bytes_of(tmp_path / "atlas") == bytes_of(tmp_path / "whole")
+
+
+PACKINGS = pytest.mark.parametrize(
+    ("ending", "pack"),
+    [("tar", bytes), ("tar.gz", gzip.compress), ("tgz", gzip.compress), ("tbz2", bz2.compress), ("txz", lzma.compress)],
+)
+
+
+@PACKINGS
+@pytest.mark.parametrize("cut", [3 * 512, 5000, 10 * 1536])
+def test_files_of_several_members_are_read_to_the_last(
+    tmp_path: Path, pictures: list[Path], ending: str, pack: Callable[[bytes], bytes], cut: int
+) -> None:
+    """As bgzip, pigz and cat write them, cut between two members of the tar file and within one."""
+    whole = tar_of(pictures)
+    (tmp_path / f"all.{ending}").write_bytes(pack(whole[:cut]) + pack(whole[cut:]))
+    assert [item.read().label for item in all_items(as_source(tmp_path / f"all.{ending}"))] == [p.parent.name for p in pictures]
+
+
+@PACKINGS
+def test_tar_files_one_after_the_other_are_read_to_the_last(
+    tmp_path: Path, pictures: list[Path], ending: str, pack: Callable[[bytes], bytes]
+) -> None:
+    both = pack(tar_of(pictures[:4])) + pack(tar_of(pictures[4:]))
+    (tmp_path / f"both.{ending}").write_bytes(both)
+    source = as_source(tmp_path / f"both.{ending}")
+    assert [item.read().content for item in all_items(source)] == [hash_of_bytes(path.read_bytes()) for path in pictures]
+    assert source.read(9).content == hash_of_bytes(pictures[9].read_bytes())
+
+
+@PACKINGS
+def test_a_file_that_is_cut_off_is_named(
+    tmp_path: Path, pictures: list[Path], ending: str, pack: Callable[[bytes], bytes]
+) -> None:
+    content = pack(tar_of(pictures[:5])) + pack(tar_of(pictures[5:]))
+    (tmp_path / f"cut.{ending}").write_bytes(content[: len(content) * 3 // 4 - 77])
+    with pytest.raises(files.FileBroken, match=rf"cut\.{ending}' can't be read"):
+        all_items(as_source(tmp_path / f"cut.{ending}"))
+
+
+def test_what_follows_the_end_of_a_tar_file_and_is_none_is_told(tmp_path: Path, pictures: list[Path]) -> None:
+    (tmp_path / "all.tar").write_bytes(tar_of(pictures) + b"signature" * 100)
+    with pytest.raises(files.FileBroken, match="all.tar' can't be read: OSError: the tar file is cut off or damaged"):
+        all_items(as_source(tmp_path / "all.tar"))
 
 
 def test_a_picture_that_cannot_be_decoded_is_skipped_with_its_key(tmp_path: Path, pictures: list[Path]) -> None:

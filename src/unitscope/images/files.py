@@ -4,7 +4,10 @@ Files are read from beginning to end, one after the other, so that nobody has to
 file `f` has the number `f · 2³² + p`: the order is that of the files and, within each, its own.
 """
 
+import bz2
+import gzip
 import json
+import lzma
 import tarfile
 from collections import ChainMap, Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -44,7 +47,14 @@ FEW_REMOTE, MOST_LINKS = 3, 40
 TRIES, PATIENCE_S = 3, 0.5
 UNSEEKABLE = -1
 """In place of a size: the bytes of that sample are found by reading the file from its beginning."""
-TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz")
+PACKED: dict[bytes, Callable[[Any], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+    b"\x5d\0\0\x80": lzma.open,
+}
+"""Who unpacks a file that begins so: all members or streams that it has, of which `tarfile` itself would read the first."""
 PARQUET_ENDINGS = (".parquet",)
 LEAVINGS = 1 << 31
 """From this place on, what a file holds that is no image of it is numbered."""
@@ -221,7 +231,7 @@ class Tar:
 
     Every member whose last ending Pillow knows is an image, the other members of its sample are no images of their own. Its label is
     what `.cls` or `.json` of the same name says, or those of the sample, or the name of the first folder on its way; captions are no
-    labels. Of a file on this machine all names are read first, so that labels may stand anywhere and links are followed; in a stream the
+    labels. Several tar files in one, one after the other, are read to the last. Of a file on this machine all names are read first, so that labels may stand anywhere and links are followed; in a stream the
     members of a sample must lie together. A member of a sample without an image is left over.
     """
 
@@ -257,11 +267,29 @@ class Tar:
     def _listed(self, file: Stream) -> list[Entry] | None:
         """All samples, from one look at the names; None where the file is compressed, a stream that can't go back, or broken."""
         try:
-            with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
+            with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header, ignore_zeros=True) as tar:
                 return list(_entries(tar))
         except (tarfile.TarError, OSError, ValueError):
             file.seek(0)
             return None
+
+
+def _unpacked(file: Stream) -> Stream:
+    """The tar file itself, to be read from its beginning to its end."""
+    start = file.read(max(map(len, PACKED)))
+    unpack = next((unpack for sign, unpack in PACKED.items() if start.startswith(sign)), None)
+    return _Begun(start, file) if unpack is None else unpack(_Begun(start, file))
+
+
+class _Begun:
+    """A stream that can't go back, with its first bytes, which were read already, before the rest."""
+
+    def __init__(self, start: bytes, file: Stream) -> None:
+        self._start, self._file = start, file
+
+    def read(self, size: int) -> bytes:
+        first, self._start = self._start[:size], self._start[size:]
+        return first or bytes(self._file.read(size))
 
 
 class _Header(tarfile.TarInfo):
@@ -304,7 +332,7 @@ def _labels(
 
 def _streamed(file: Stream) -> Generator[Sample, None, None]:
     """The same of a tar file that is read once from its beginning; members of a sample lie together."""
-    with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Header) as tar:
+    with tarfile.open(fileobj=_unpacked(file), mode="r|", tarinfo=_Header, ignore_zeros=True) as tar:
         for _, of_sample in groupby((member for member in tar if not member.isdir()), key=_sample_name):
             members = [(member, _content(tar, member) if member.isfile() else None) for member in of_sample]
             labels = {
