@@ -1,7 +1,10 @@
 """Data sets of a user's own: who reads them, what they may give, and what one bad item costs."""
 
 import re
+import sys
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,7 +36,7 @@ class Items:
         return len(self.items)
 
     def __getitem__(self, image: int) -> Any:
-        if isinstance(self.items[image], Exception):
+        if isinstance(self.items[image], BaseException):
             raise self.items[image]
         return self.items[image]
 
@@ -125,6 +128,39 @@ def test_a_data_set_may_give_one_buffer_again_and_again(tmp_path: Path) -> None:
     assert sorted(atlas.peaks("0", 1)["value"].to_pylist()) == list(range(20))
 
 
+@pytest.fixture
+def hasty() -> Iterator[None]:
+    """Threads take turns as often as can be."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_buffer_is_copied_before_another_thread_has_its_turn() -> None:
+    class OneBuffer:
+        buffer = torch.empty(3, 16, 16)
+
+        def __len__(self) -> int:
+            return 24
+
+        def __getitem__(self, image: int) -> torch.Tensor:
+            return self.buffer.fill_(image)
+
+    source = DatasetSource(OneBuffer())
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda image: int(np.asarray(source.read(image).pixels)[0, 0, 0]), list(range(24)) * 50))
+    assert found == list(range(24)) * 50
+
+
+def test_a_person_who_stops_a_scan_is_no_bad_item(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        unitscope.scan(
+            small_network(), Items(picture(0), KeyboardInterrupt(), picture(2)), tmp_path / "atlas", preprocess=HOW, batch_size=1
+        )
+
+
 def test_a_data_set_that_changes_its_images_is_told(tmp_path: Path) -> None:
     class Flipping(Items):
         flipped = False
@@ -154,6 +190,8 @@ BAD: dict[str, tuple[Any, str]] = {
     "key error": (KeyError("gone"), "KeyError: 'gone'"),
     "own error": (type("Odd", (Exception,), {})("what\nnow"), "Odd: what$"),
     "stop": (StopIteration(), "StopIteration"),
+    "exit": (SystemExit("reader gave up"), "SystemExit: reader gave up"),
+    "panic": (type("Panic", (BaseException,), {})("in Rust"), "Panic: in Rust"),
     "tensor": (torch.zeros(3, SIDE, SIDE), "is a tensor, where the others .* are pictures"),
     "channels last": (np.zeros((SIDE, SIDE, 3), np.float32), "channels last"),
     "uint8": (np.zeros((SIDE, SIDE, 3), np.uint8), r"fromarray"),
@@ -293,6 +331,9 @@ def test_pixels_are_told_apart_by_their_hash() -> None:
     other[5, 5, 1] ^= 1
     palettes = [picture(0).quantize(8), picture(0).quantize(8)]
     palettes[1].putpalette([255 - value for value in palettes[0].getpalette()])
+    for transparent in (0, 1, bytes([0, 255, 255]), bytes([255, 0, 255])):
+        palettes.append(palettes[0].copy())
+        palettes[-1].info["transparency"] = transparent
     items = [
         Image.fromarray(one), Image.fromarray(other), Image.fromarray(one.reshape(SIDE * 2, SIDE // 2, 3)), *palettes,
         torch.zeros(3, 4, 4), torch.zeros(3, 2, 8), torch.zeros(3, 2, 8) + 1e-9,

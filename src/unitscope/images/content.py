@@ -27,10 +27,12 @@ def hash_of_stream(file: Any) -> int:
 
 
 def hash_of_pixels(pixels: Image.Image | Pixels) -> int:
-    """Of a picture's mode, size, colours and pixels, or of an array's type, shape and values."""
+    """Of a picture's mode, size, colours, transparency and pixels, or of an array's type, shape and values."""
     if isinstance(pixels, Image.Image):
-        palette = bytes(pixels.getpalette() or ()) if pixels.mode in ("P", "PA") else b""
-        head, content = f"{pixels.mode} {pixels.width} {pixels.height} ".encode() + palette, pixels.tobytes()
+        palette = bytes(pixels.getpalette(None) or ()) if pixels.mode in ("P", "PA") else b""
+        see_through = f"{pixels.info['transparency']!r} " if "transparency" in pixels.info else ""
+        head = f"{pixels.mode} {pixels.width} {pixels.height} {see_through}".encode() + palette
+        content = pixels.tobytes()
     else:
         head, content = f"{pixels.dtype} {pixels.shape} ".encode(), np.ascontiguousarray(pixels).tobytes()
     digest = xxh3_64(head)

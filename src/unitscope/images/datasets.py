@@ -56,10 +56,11 @@ class DatasetSource:
         return self.read(image).content
 
     def read(self, image: int) -> SourceImage:
-        with _reading, skipping_errors("the data set raised"):
-            item = self.dataset[image]
-        with _reading, skipping_errors():
-            return _read(_image_in(item), self._label(image, item))
+        with _reading:  # once for both, or another thread may be given the same picture, repainted, in between
+            with skipping_errors("the data set raised"):
+                item = self.dataset[image]
+            with skipping_errors():
+                return _read(_image_in(item), self._label(image, item))
 
     def _label(self, image: int, item: Any) -> str | None:
         if not isinstance(item, Mapping):

@@ -87,12 +87,13 @@ class ImageSource(Protocol):
 
 @contextmanager
 def skipping_errors(what: str = "can't be read:") -> Iterator[None]:
-    """Whatever goes wrong with one image becomes `Skipped`, with type and text of the error."""
+    """Whatever goes wrong with one image becomes `Skipped`, with type and text of the error; what stops a program, such as
+    `SystemExit`, too, unless a person did."""
     try:
         yield
-    except Skipped:
+    except (Skipped, KeyboardInterrupt, GeneratorExit):
         raise
-    except Exception as error:
+    except BaseException as error:
         logging.getLogger(__name__).debug("an image: %s", what, exc_info=True)
         raise Skipped(f"{what} {type(error).__name__}: {first_line(error)}") from error
 

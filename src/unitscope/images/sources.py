@@ -7,6 +7,7 @@ source; a key says the same to a person.
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from glob import glob, has_magic
 from hashlib import sha256
@@ -20,7 +21,7 @@ from unitscope.images.files import FileSource, file_source, form_of
 from unitscope.images.lists import read_list
 from unitscope.images.names import picture_endings
 from unitscope.images.pixels import content_of_file, read_file
-from unitscope.images.protocol import ImageSource, Item, Skipped, SourceImage, as_text
+from unitscope.images.protocol import ImageSource, Item, Skipped, SourceImage, as_text, skipping_errors
 from unitscope.records import Shard
 
 Source = ImageSource | FileSource
@@ -246,10 +247,9 @@ def fingerprint(source: Source, count: int) -> dict[str, str | None]:
         return source.fingerprint()
     found: dict[str, str | None] = {}
     for image in spread(count):
-        try:
+        content = None
+        with suppress(Skipped), skipping_errors():  # whoever scans it says why
             content = source.content(image)
-        except Exception:  # whoever scans it says why
-            content = None
         found[str(image)] = None if content is None else f"{content:016x}"
     return found
 

@@ -197,7 +197,7 @@ def _warn_of_chance(source: Source) -> None:
     """A data set that crops or flips at random can't be asked for an image again."""
     if isinstance(source, FileSource) or source.thread_safe:
         return
-    with suppress(Exception):  # whoever reads it all says what is wrong with the first
+    with suppress(Skipped), skipping_errors():  # whoever reads it all says what is wrong with the first
         if source.content(0) != source.content(0):
             warnings.warn(
                 "the data set gives another image each time that it is asked for the same one, so patches can't be drawn nor peaks checked",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from unitscope.errors import AtlasError, ImagesError, ScanUnfinished
-from unitscope.images import FILE_BITS, FileSource, ImageSource, Source
+from unitscope.images import FILE_BITS, FileSource, ImageSource, Skipped, Source, skipping_errors
 from unitscope.images.content import spread
 from unitscope.records import Shard
 from unitscope.runners import Failed, Runner
@@ -63,7 +63,7 @@ def _check_images(whole: Part, job: Job, checkpoint: Checkpoint) -> None:
 
 
 def _content(source: ImageSource, image: int) -> int | None:
-    with suppress(Exception):  # one that can't be read any more proves nothing
+    with suppress(Skipped), skipping_errors():  # one that can't be read any more proves nothing
         return source.content(image)
     return None
 
