@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from enum import Enum, IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from interruptions import bytes_of
 from networks import see_through, small_network
 from PIL import Image
 from seeking import SIDE, Seeking, pictures, seeking
-from torch.utils.data import ConcatDataset, Subset, random_split
+from torch.utils.data import ConcatDataset, Dataset, Subset, random_split
+from torchvision.datasets import ImageFolder
 
 import unitscope
 from unitscope.errors import ImagesError, UnitscopeError
@@ -249,6 +251,14 @@ def test_where_every_item_fails_the_first_reasons_are_quoted(tmp_path: Path) -> 
 # ── labels, rows ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+class Kind(str, Enum):  # noqa: UP042 - older than StrEnum, and its str() is another
+    CAT = "cat"
+
+
+class Number(IntEnum):
+    DOG = 1
+
+
 class Named(Items):
     def __init__(self, classes: Any, *labels: int) -> None:
         super().__init__(*((picture(0), label) for label in labels))
@@ -270,13 +280,52 @@ def test_class_names_survive_subsets_splits_and_chains() -> None:
     assert labels(ConcatDataset([Subset(second, [0]), first])) == ["elm", "cat", "dog", "dog"]
 
 
+def test_numbers_that_a_wrapper_made_are_not_named_by_the_classes_within() -> None:
+    class Even(Dataset[Any]):
+        def __init__(self, dataset: Any, indices: Any = None) -> None:
+            self.dataset = self.datasets = dataset
+            self.indices = self.cumulative_sizes = indices
+
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, image: int) -> Any:
+            image_of, label = self.dataset[image]
+            return image_of, label % 2
+
+    class EvenSubset(Subset[Any]):
+        def __getitem__(self, image: int) -> Any:
+            image_of, label = super().__getitem__(image)
+            return image_of, label % 2
+
+        def __getitems__(self, indices: list[int]) -> list[Any]:
+            return [self[image] for image in indices]
+
+    named = Named(["cat", "dog", "elk"], 2, 1, 0)
+    assert labels(Even(named)) == labels(Even(named, [0, 1, 2])) == labels(EvenSubset(named, [0, 1, 2])) == ["0", "1", "0"]
+    assert labels(Subset(Even(named), [1, 2])) == ["1", "0"]
+    assert labels(type("Renamed", (Subset,), {})(named, [0])) == ["elk"]
+
+
+def test_numbers_that_a_target_transform_made_are_themselves(tmp_path: Path) -> None:
+    for name in ("cat", "dog", "elk"):
+        (tmp_path / name).mkdir()
+        picture(0).save(tmp_path / name / "a.png")
+    assert labels(ImageFolder(str(tmp_path))) == ["cat", "dog", "elk"]
+    is_elk = ImageFolder(str(tmp_path), target_transform=lambda number: int(number == 2))
+    assert labels(is_elk) == ["0", "0", "1"]
+    assert labels(Subset(is_elk, [2, 0])) == ["1", "0"]
+
+
 @pytest.mark.parametrize(
     ("said", "classes", "text"),
     [
         (1.0, ("cat", "dog"), "dog"), (np.float32(3.0), None, "3"), (0.25, None, "0.25"), (-1, ("cat", "dog"), None), (-1, None, None),
         (torch.tensor(-1), ("cat",), None), (0, [("tench", "Tinca tinca")], "tench, Tinca tinca"), (1, {1: "dog"}, "dog"),
         (0, ["crane", "crane"], "crane (0)"), (1, ["crane", "crane"], "crane (1)"), (float("inf"), None, None), (True, None, "True"),
-        (True, ("no", "yes"), "yes"), (object(), None, None),
+        (True, ("no", "yes"), "yes"), (object(), None, None), (np.array([1]), None, "1"), (torch.tensor([1]), ("cat", "dog"), "dog"),
+        (np.array([[1]]), None, "1"), (np.array([1, 2]), None, None), (Kind.CAT, None, "cat"), (Number.DOG, ("cat", "dog"), "dog"),
+        ("", None, None), ("-1", ("cat",), None), (" elk\n", None, "elk"), (np.str_("elk"), None, "elk"), (b"elk", None, None),
     ],
 )  # fmt: skip
 def test_labels_are_words(said: Any, classes: Any, text: str | None) -> None:
@@ -310,6 +359,11 @@ def test_rows_take_the_column_called_image_and_the_names_of_a_column_of_classes(
     assert labels(Subset(dataset, [0])) == ["dog"]
     raw = dataset.cast_column("image", datasets.Image(decode=False)).remove_columns("mask")
     np.testing.assert_array_equal(np.asarray(DatasetSource(raw).read(1).pixels), pictures(40)[1])
+
+
+def test_a_column_that_says_nothing_leaves_the_label_to_the_next() -> None:
+    rows = Items({"image": picture(0), "label": None, "class": "elk"}, {"image": picture(1), "label": -1, "class": "elk"})
+    assert labels(rows) == ["elk", None]
 
 
 def test_files_in_rows_are_opened(tmp_path: Path) -> None:

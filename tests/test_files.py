@@ -405,11 +405,15 @@ def test_labels_stand_before_or_after_their_picture_or_are_the_first_folder(tmp_
         ("a.jpg", picture(1)), ("a.cls", b"cat"), ("b.cls", b"dog"), ("b.jpg", picture(2)), ("c.0.jpg", picture(3)), ("c.0.cls", b"elk"),
         ("c.1.jpg", picture(4)), ("c.1.json", b'{"label": 3.0}'), ("c.cls", b"gnu"), ("c.2.jpg", picture(5)), ("./cow/d.jpg", picture(6)),
         ("cow/in/e.jpg", picture(7)), ("cow/f.jpg", picture(8)), ("cow/f.json", b'{"label": "ox"}'), ("g.jpg", picture(9)),
-        ("h.jpg", picture(10)), ("h.cls", b"-1"),
+        ("h.jpg", picture(10)), ("h.cls", b"-1"), ("i.jpg", picture(11)), ("i.cls", b"\xef\xbb\xbfelk\r\n"), ("j.jpg", picture(12)),
+        ("j.cls", "Ötzi".encode("utf-16")), ("k.jpg", picture(13)), ("k.jpg.cls", b"emu"), ("l.jpg.json", b'{"label": "eel"}'),
+        ("l.jpg", picture(14)), ("l.png", picture(15)), ("l.png.cls", b"ray"), ("m.jpg", picture(16)), ("m.json", b'{"label": "-1"}'),
+        ("n.jpg", picture(17)), ("n.json", b'{"label": null, "class": "owl"}'), ("o.jpg", picture(18)), ("o.json", b'{"label": ""}'),
     ]  # fmt: skip
     assert met(tar_with(tmp_path / f"all.{ending}", members)) == {
         "a.jpg": "cat", "b.jpg": "dog", "c.0.jpg": "elk", "c.1.jpg": "3", "c.2.jpg": "gnu", "./cow/d.jpg": "cow", "cow/in/e.jpg": "cow",
-        "cow/f.jpg": "ox", "g.jpg": None, "h.jpg": None,
+        "cow/f.jpg": "ox", "g.jpg": None, "h.jpg": None, "i.jpg": "elk", "j.jpg": "Ötzi", "k.jpg": "emu", "l.jpg": "eel", "l.png": "ray",
+        "m.jpg": None, "n.jpg": "owl", "o.jpg": None,
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from unitscope.errors import ImagesError, first_line
 from unitscope.images.content import hash_of_pixels
-from unitscope.images.labels import LABEL_COLUMNS, classes_of, label_text, origins
+from unitscope.images.labels import LABEL_COLUMNS, classes_of, first_label, label_text, origins
 from unitscope.images.pixels import check_size, read_bytes, read_file
 from unitscope.images.protocol import Pixels, Skipped, SourceImage, skipping_errors
 from unitscope.images.ranges import note_range
@@ -68,8 +68,8 @@ class DatasetSource:
             return label_text(said, classes_of(self.dataset, image))
         features = _features(self.dataset, image)
         classes = {name: names for name in item if (names := getattr(features.get(name), "names", None))}
-        name = next((name for name in (*LABEL_COLUMNS, *classes) if name in item), "")
-        return label_text(item.get(name), classes.get(name) or classes_of(self.dataset, image))
+        name, said = first_label(item, (*LABEL_COLUMNS, *classes))
+        return label_text(said, classes.get(name) or classes_of(self.dataset, image))
 
 
 def from_hugging_face(name: str) -> DatasetSource:

@@ -31,7 +31,7 @@ from fsspec.implementations.local import LocalFileSystem
 from unitscope.errors import ImagesError
 from unitscope.images.content import FEW, hash_of_bytes, spread
 from unitscope.images.datasets import IMAGE_COLUMNS
-from unitscope.images.labels import LABEL_COLUMNS, label_text, words, written_label
+from unitscope.images.labels import LABEL_COLUMNS, decoded, first_label, label_text, words, written_label
 from unitscope.images.names import picture_endings
 from unitscope.images.pixels import read_bytes
 from unitscope.images.protocol import Item, Skipped, SourceImage, as_text
@@ -400,8 +400,9 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _label_of(member: tarfile.TarInfo, labels: Mapping[str, str | None]) -> str | None:
-    """The label of an image: what is said under its own name, or the start of it up to a dot; or its first folder."""
-    stem, sample = _stem(member), _sample_name(member)
+    """The label of an image: what is said under its own name, with its ending or without, or the start of it up to a dot; or its
+    first folder."""
+    stem, sample = member.name, _sample_name(member)
     while len(stem) >= len(sample):
         if labels.get(stem):
             return labels[stem]
@@ -413,12 +414,12 @@ def _label_of(member: tarfile.TarInfo, labels: Mapping[str, str | None]) -> str 
 def _label_said(member: tarfile.TarInfo, content: bytes) -> str | None:
     """What `.cls` says, or a JSON object under `label` or a name like that."""
     if _ending(member) == ".cls":
-        return written_label(content.decode("utf-8", "backslashreplace"))
+        return written_label(decoded(content))
     try:
         said = json.loads(content)
     except (ValueError, RecursionError):
         return None
-    return label_text(next((said[name] for name in LABEL_COLUMNS if name in said), None)) if isinstance(said, dict) else None
+    return label_text(first_label(said)[1]) if isinstance(said, dict) else None
 
 
 def _named_apart(samples: Iterable[Named]) -> Iterator[Named]:

@@ -1,12 +1,11 @@
 """Lists of image files: text with one path a line, and a label after it where there is one."""
 
 import os
-from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Sequence
 from pathlib import Path
 
 from unitscope.errors import ImagesError
-from unitscope.images.labels import written_label
+from unitscope.images.labels import decoded, written_label
 from unitscope.images.names import picture_endings
 
 LOOKED_AT = 100
@@ -23,7 +22,7 @@ def read_list(file: str | os.PathLike[str]) -> tuple[list[str], list[str | None]
     working folder or, where more of them are found there, from the list's own. Raises `ImagesError`.
     """
     try:
-        text = _decoded(Path(file).read_bytes())
+        text = decoded(Path(file).read_bytes())
     except OSError as error:
         raise ImagesError(f"the list {os.fspath(file)!r} can't be read: {error.strerror or error}") from error
     lines = [line for line in map(str.strip, text.splitlines()) if line]
@@ -32,14 +31,6 @@ def read_list(file: str | os.PathLike[str]) -> tuple[list[str], list[str | None]
         raise ImagesError(f"the list {os.fspath(file)!r} is empty; it needs one path a line")
     paths, labels = [path for path, _ in entries], [label for _, label in entries]
     return paths, labels, _folder(paths, Path(file).absolute().parent)
-
-
-def _decoded(content: bytes) -> str:
-    if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
-        return content.decode("utf-16", "replace")
-    if b"\0" in content[:4]:  # no path begins so: ASCII in UTF-16 without a mark
-        return content.decode("utf-16-be" if content[:1] == b"\0" else "utf-16-le", "replace")
-    return os.fsdecode(content.removeprefix(b"\xef\xbb\xbf"))
 
 
 def _entry(line: str) -> Entry:

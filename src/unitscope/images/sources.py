@@ -18,6 +18,7 @@ from unitscope.errors import ImagesError
 from unitscope.images.content import contradictions, spread
 from unitscope.images.datasets import DatasetSource, from_hugging_face
 from unitscope.images.files import FileSource, file_source, form_of
+from unitscope.images.labels import written_label
 from unitscope.images.lists import read_list
 from unitscope.images.names import picture_endings
 from unitscope.images.pixels import content_of_file, read_file
@@ -101,7 +102,9 @@ class ListSource:
         return content_of_file(Path(self._folder, self._paths[image]))
 
     def read(self, image: int) -> SourceImage:
-        return read_file(Path(self._folder, self._paths[image]), self._labels[image] if self._labels else None)
+        return read_file(
+            Path(self._folder, self._paths[image]), written_label(self._labels[image] or "") if self._labels else None
+        )
 
 
 def _common_folder(files: Sequence[str]) -> str:
