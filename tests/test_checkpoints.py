@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -113,6 +114,54 @@ def test_other_images_of_the_same_number_are_refused(tmp_path: Path, changed: ra
     with pytest.raises(AtlasError, match=r"of another plan: the images are others: image \d+") as caught:
         stopped_and_resumed(SIXTY, other, tmp_path / "atlas")
     assert "\n" not in str(caught.value)
+
+
+class Labelled:
+    """Sixty pictures with one label, by its number or as a word."""
+
+    def __init__(self, label: object, classes: object = None) -> None:
+        self.label, self.classes = label, classes
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, image: int) -> tuple[Image.Image, object]:
+        return Image.new("RGB", (20, 20), (image * 4, 90, 200)), self.label
+
+
+def relabelled(folder: Path, kind: str, label: str) -> object:
+    """Sixty images of a kind with that label."""
+    if kind == "classes":
+        return Labelled(0, [label])
+    if kind == "data set":
+        return Labelled(label)
+    folder.mkdir(exist_ok=True)
+    images = [Labelled(label)[number][0] for number in range(60)]
+    for number, image in enumerate(images):
+        image.save(folder / f"{number:02}.png")
+        (folder / f"{number:02}.cls").write_text(label)
+    if kind == "list":
+        (folder / "list.txt").write_text("".join(f"{number:02}.png {label}\n" for number in range(60)))
+        return folder / "list.txt"
+    for number in range(60):
+        with tarfile.open(folder / f"{number:02}.tar", "w") as tar:
+            for ending in ("png", "cls"):
+                tar.add(folder / f"{number:02}.{ending}", f"{number:02}.{ending}")
+    return str(folder / "*.tar")
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("kind", ["list", "data set", "classes", "tar"])
+def test_other_labels_are_refused_as_other_images_are(tmp_path: Path, kind: str) -> None:
+    options = {"preprocess": PICTURES, "batch_size": 2}
+    with pytest.raises(KeyboardInterrupt):
+        unitscope.scan(
+            small_network(), relabelled(tmp_path / "a", kind, "old"), tmp_path / "atlas", on_images=Told(30), **options
+        )
+    with pytest.raises(AtlasError, match="of another plan: labels are others: that of image 0 was 'old' and is 'new'"):
+        unitscope.scan(small_network(), relabelled(tmp_path / "a", kind, "new"), tmp_path / "atlas", **options)
+    atlas = unitscope.scan(small_network(), relabelled(tmp_path / "a", kind, "old"), tmp_path / "atlas", **options)
+    assert atlas.table("labels").to_pylist() == [{"label": "old", "images": 60}]
 
 
 @pytest.mark.usefixtures("eager")

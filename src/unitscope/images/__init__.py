@@ -13,6 +13,7 @@ from unitscope.images.sources import (
     Source,
     as_source,
     count_of,
+    few_labels,
     finder,
     fingerprint,
     holds,
@@ -24,7 +25,7 @@ from unitscope.images.sources import (
 
 __all__ = [
     "FILE_BITS", "Changed", "DatasetSource", "FileBroken", "FileSource", "FolderSource", "Geometry", "ImageSource", "Item", "ListSource",
-    "Skipped", "Source", "SourceImage", "as_source", "as_text", "contradictions", "count_of", "display", "finder", "fingerprint", "holds",
+    "Skipped", "Source", "SourceImage", "as_source", "as_text", "contradictions", "count_of", "display", "few_labels", "finder", "fingerprint", "holds",
     "items_of", "keys_hash", "prepare", "reopened", "same_images",
     "skipping_errors",
 ]  # fmt: skip

@@ -50,5 +50,5 @@ def spread(count: int, few: int = FEW) -> list[int]:
 
 
 def contradictions(one: Mapping[str, str | None], other: Mapping[str, str | None]) -> list[str]:
-    """The images that are others in one fingerprint than in the other; what one of them doesn't know proves nothing."""
-    return [image for image, content in one.items() if content and other.get(image) and other[image] != content]
+    """The images of which one fingerprint says another thing than the other; what one of them doesn't know, None, proves nothing."""
+    return [image for image, said in one.items() if None not in (said, other.get(image)) and other[image] != said]

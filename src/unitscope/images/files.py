@@ -11,7 +11,7 @@ import lzma
 import tarfile
 from collections import ChainMap, Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -101,8 +101,8 @@ class Form(Protocol):
         """The bytes of one sample."""
         ...
 
-    def first(self, file: Stream) -> bytes | None:
-        """The bytes of the first image, without a look at what comes after it."""
+    def first(self, file: Stream) -> Sample | None:
+        """The first image, without a look at what comes after it."""
         ...
 
 
@@ -152,16 +152,19 @@ class FileSource:
 
     def fingerprint(self) -> dict[str, str | None]:
         """The hash of the first image of a few files, by its number; None where it can't be read. One request a file."""
-        few = spread(len(self.files), FEW_REMOTE if any("://" in file for file in self.files) else FEW)
-        return {str(file << FILE_BITS): self._first_content(file) for file in few}
+        contents = {file: None if first is None else first.content for file, first in self._firsts()}
+        return {file: None if content is None else f"{hash_of_bytes(content):016x}" for file, content in contents.items()}
 
-    def _first_content(self, file: int) -> str | None:
-        try:
-            with fsspec.open(self.files[file], "rb") as stream:
+    def few_labels(self) -> dict[str, str | None]:
+        """Their labels, empty where they have none."""
+        return {file: None if first is None else first.label or "" for file, first in self._firsts()}
+
+    def _firsts(self) -> Iterator[tuple[str, Sample | None]]:
+        for file in spread(len(self.files), FEW_REMOTE if any("://" in file for file in self.files) else FEW):
+            first = None
+            with suppress(Exception), fsspec.open(self.files[file], "rb") as stream:  # whoever scans it says why
                 first = self.form.first(stream)
-        except Exception:  # whoever scans it says why
-            return None
-        return None if first is None else f"{hash_of_bytes(first):016x}"
+            yield str(file << FILE_BITS), first
 
     def find(self, key: str) -> int | None:
         """The number of the image with that key; None where it isn't there."""
@@ -260,9 +263,9 @@ class Tar:
             raise OSError(f"the tar file is cut off in {entry.name!r}")
         return content
 
-    def first(self, file: Stream) -> bytes | None:
+    def first(self, file: Stream) -> Sample | None:
         with closing(_streamed(file)) as samples:
-            return next((sample.content for sample in samples if not sample.leaving), None)
+            return next((sample for sample in samples if not sample.leaving), None)
 
     def _listed(self, file: Stream) -> list[Entry] | None:
         """All samples, from one look at the names; None where the file is compressed, a stream that can't go back, or broken."""
@@ -442,9 +445,9 @@ class Parquet:
                 yield columns.sample(row, place)
                 place += 1
 
-    def first(self, file: Stream) -> bytes | None:
+    def first(self, file: Stream) -> Sample | None:
         with closing(self.read(file)) as samples:
-            return next((sample.content for sample in samples), None)
+            return next(samples, None)
 
     def index(self, file: Stream) -> Iterator[Entry]:
         table = pq.ParquetFile(file)

@@ -257,6 +257,17 @@ def fingerprint(source: Source, count: int) -> dict[str, str | None]:
     return found
 
 
+def few_labels(source: Source, count: int) -> dict[str, str | None]:
+    """The labels of the same images, empty for those without one, None for those that can't be read."""
+    if isinstance(source, FileSource):
+        return source.few_labels()
+    found: dict[str, str | None] = dict.fromkeys(map(str, spread(count)))
+    for image in found:
+        with suppress(Skipped), skipping_errors():  # whoever scans it says why
+            found[image] = source.read(int(image)).label or ""
+    return found
+
+
 def same_images(description: Mapping[str, Any], source: Source) -> bool:
     """True where a source has the images that an atlas says it was made from: by their keys, and by the content of a few."""
     count = count_of(source) or 0

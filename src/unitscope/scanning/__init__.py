@@ -25,6 +25,7 @@ from unitscope.images import (
     Source,
     as_source,
     as_text,
+    few_labels,
     fingerprint,
     keys_hash,
     skipping_errors,
@@ -95,7 +96,8 @@ def scan(
     for finding in networks.trial.findings():
         warnings.warn(f"{known.model!r}: {finding}", stacklevel=3)
     described = _described(known, weights, there, patterns)
-    with Checkpoint(place, described | {"scanned": job.plan.layers, "listed": plan.images}).held() as checkpoint:
+    asked = described | {"images": described["images"] | {"labels": few_labels(source, plan.images)}}
+    with Checkpoint(place, asked | {"scanned": job.plan.layers, "listed": plan.images}).held() as checkpoint:
         place_for(out)  # another scan may have come first
         run = screened if job.plan.precision == "bf16" else gather
         tell = (lambda _: None) if chosen.on_images is None else chosen.on_images

@@ -150,18 +150,21 @@ def _remove(folder: Path) -> None:
 
 
 def _with_same_unknowns(found: dict[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
-    """A plan as it was found, with the fingerprint of the one asked for where the two don't contradict each other: an image that
-    couldn't be read then, or can't be now, proves nothing."""
+    """A plan as it was found, with the fingerprint and the labels of the one asked for where the two don't contradict each other:
+    an image that couldn't be read then, or can't be now, proves nothing."""
     was, asked = (dict(one.get("images") or {}) for one in (found, plan))
-    if "fingerprint" in was and "fingerprint" in asked and not contradictions(was["fingerprint"], asked["fingerprint"]):
-        return found | {"images": was | {"fingerprint": asked["fingerprint"]}}
-    return found
+    agreed = {name: asked[name] for name in ("fingerprint", "labels") if name in was and name in asked}
+    agreed = {name: said for name, said in agreed.items() if not contradictions(was[name], said)}
+    return found | {"images": was | agreed} if agreed else found
 
 
 def _difference(name: str, was: Any, asked: Any) -> str:
     if name == "images.fingerprint" and was and asked:
         others = contradictions(was, asked)
         return f"the images are others: image {', '.join(others[:3])} {'holds' if len(others) == 1 else 'hold'} other content than then"
+    if name == "images.labels" and was and asked:
+        image = contradictions(was, asked)[0]
+        return f"labels are others: that of image {image} was {was[image]!r} and is {asked[image]!r}"
     if isinstance(was, dict) and isinstance(asked, dict):
         inner = [key for key in {**was, **asked} if was.get(key) != asked.get(key)]
         return ", ".join(_difference(f"{name}.{key}", was.get(key), asked.get(key)) for key in inner)
