@@ -138,6 +138,17 @@ def test_a_scan_of_files_finds_the_peaks_of_the_folder(tmp_path: Path, pictures:
     assert unitscope.check(opened, small_network()).differences == []
 
 
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "parquet"])
+def test_a_folder_of_files_of_many_images_says_what_to_give(tmp_path: Path, pictures: list[Path], kind: str) -> None:
+    written(tmp_path / "shards", pictures, kind)
+    (tmp_path / "shards" / "README.md").write_text("words")
+    with pytest.raises(ImagesError, match=rf"holds files of many images, such as 'shard-0\.{kind}': give '(.*)'") as caught:
+        as_source(tmp_path / "shards")
+    assert len(as_source(str(caught.value).split("'")[-2]).files) == 3
+    (pictures[0]).rename(tmp_path / "shards" / "a.png")
+    assert len(as_source(tmp_path / "shards")) == 5
+
+
 def test_a_long_file_is_read_in_runs(tmp_path: Path, pictures: list[Path]) -> None:
     """One file of ten images, in runs of two."""
     (tmp_path / "all.tar").write_bytes(tar_of(pictures))
@@ -149,7 +160,7 @@ def test_a_long_file_is_read_in_runs(tmp_path: Path, pictures: list[Path]) -> No
 
 def test_globs_and_braces_stand_for_many_files(tmp_path: Path, pictures: list[Path]) -> None:
     names = written(tmp_path / "shards", pictures, "tar")
-    for pattern in ("shard-*.tar", "shard-{0..2}.tar", "shard-{0,1,2}.tar"):
+    for pattern in ("shard-*.tar", "shard-{0..2}.tar", "shard-{0,1,2}.tar", "shard-?.tar", "shard-[0-2].tar", "s*-[012].tar"):
         assert as_source(str(tmp_path / "shards" / pattern)).files == names
     with pytest.raises(ImagesError, match="there are no files"):
         as_source(str(tmp_path / "nothing-*.tar"))

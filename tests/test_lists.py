@@ -2,6 +2,9 @@
 
 import codecs
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ from PIL import Image
 
 import unitscope
 from unitscope.errors import ImagesError
-from unitscope.images import FolderSource, ListSource, as_source, count_of
+from unitscope.images import FolderSource, ListSource, Skipped, as_source, count_of
 
 SQUARE = unitscope.Preprocessing(None, (48, 64), (0.5,) * 3, (0.5,) * 3)
 
@@ -118,12 +121,93 @@ def test_globs_and_single_pictures_just_work(folder: Path) -> None:
     ("name", "words"),
     [
         ("a.zip", "is a zip archive: unpack it"), ("a.csv", "is a table: give a .txt file"), ("a.md", "can't find images in: give a folder"),
+        ("a.tar.zst", "is packed with Zstandard, .*: unpack it"), ("binary.txt", r"the list '.*binary\.txt' is no text; it needs one path a line"),
         ("nothing", "there is no folder '.*nothing' with images, and no file of that name"), ("empty.txt", "is empty; it needs one path a line"),
     ],
 )  # fmt: skip
 def test_what_is_no_source_is_called_what_it_is(tmp_path: Path, name: str, words: str) -> None:
     if name != "nothing":
-        (tmp_path / name).write_text("")
+        (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" * 99 if name == "binary.txt" else b"")
     with pytest.raises(ImagesError, match=words) as caught:
         as_source(str(tmp_path / name))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        ("https://a.b/c.png", "'https://a.b/c.png' is a URL of no tar or Parquet file"), (["s3://a/b.jpg"] * 2, "'s3://a/b.jpg' is a URL of no"),
+        ("hf:", "'hf:' lack the name of a data set: hf:NAME or hf:NAME:SPLIT"), ("hf::train", "lack the name of a data set"),
+    ],
+)  # fmt: skip
+def test_what_is_no_source_without_a_file_is_called_what_it_is(images: object, words: str) -> None:
+    with pytest.raises(ImagesError, match=words):
+        as_source(images)
+
+
+def skipped(images: object, out: Path) -> dict[str, str]:
+    """The reasons of a scan over some images of which one at least is read, by key."""
+    from networks import see_through
+
+    atlas = unitscope.scan(see_through(3), images, out, preprocess=SQUARE)
+    return {row["key"]: row["reason"] for row in atlas.table("skipped").to_pylist()}
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("x" * 300 + ".png", "can't be opened: File name too long"), ("cat/gone.png", "can't be opened: No such file or directory")],
+)
+def test_one_bad_line_costs_one_image(folder: Path, tmp_path: Path, path: str, reason: str) -> None:
+    (folder / "list.txt").write_text(f"{path} a\ncat/000.png b\n")
+    assert list(skipped(folder / "list.txt", tmp_path / "atlas").values()) == [reason]
+
+
+@pytest.fixture
+def nobody() -> Iterator[Path]:
+    """A folder that anybody may look into, in which what has no rights can't be read, even where the tests run as root."""
+    folder, user = Path(tempfile.mkdtemp(dir="/tmp")), os.geteuid()
+    folder.chmod(0o777)
+    if user == 0:
+        os.seteuid(65534)
+    yield folder
+    os.seteuid(user)
+    (folder / "locked").chmod(0o700)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="rights are other ones there")
+def test_what_may_not_be_read_costs_itself_or_is_named(nobody: Path) -> None:
+    (nobody / "locked").mkdir()
+    for path in ("a.png", "locked/b.png"):
+        Image.new("RGB", (9, 9)).save(nobody / path)
+    (nobody / "list.txt").write_text("locked/b.png x\na.png y\n")
+    (nobody / "locked").chmod(0)
+    source = as_source(nobody / "list.txt")
+    assert source.read(1).label == "y"
+    with pytest.raises(Skipped, match="can't be opened: Permission denied"):
+        source.read(0)
+    with pytest.raises(ImagesError, match=r"the folder '.*locked' can't be read: Permission denied"):
+        as_source(nobody / "locked")
+    for images in (nobody / "locked" / "b.png", nobody / "locked" / "in"):
+        with pytest.raises(ImagesError, match="there is no folder"):
+            as_source(images)
+
+
+def test_folders_that_a_glob_matches_are_named(folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (9, 9)).save(folder / "top.png")
+    over = "is a folder that the glob matches: give the folder itself, or a glob of its files"
+    assert skipped(str(folder / "*"), tmp_path / "atlas") == {str(folder / "cat"): over, str(folder / "dog"): over}
+    with pytest.raises(ImagesError, match=r"matches folders alone, such as '.*cat': give a folder, or a glob of files in it"):
+        as_source(str(folder / "[cd]*"))
+    assert not as_source(str(folder / "**")).passed_over
+
+
+def test_two_dots_behind_a_link_lead_where_the_system_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    for place, colour in ((tmp_path / "real", 10), (tmp_path, 20)):
+        Image.new("RGB", (9, 9), (colour, 0, 0)).save(place / "x.png")
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "deep")
+    monkeypatch.chdir(tmp_path)
+    source = as_source(["link/../x.png", "real/../x.png", "./real//deep/../../x.png"])
+    assert [source.read(image).pixels.getpixel((0, 0))[0] for image in range(3)] == [10, 20, 20]
+    assert [source.key(image) for image in range(3)] == ["real/x.png", "x.png", "x.png"]

@@ -1,4 +1,4 @@
-"""One way to write a file or a folder: beside its place, flushed to the disk, and then moved there in one step."""
+"""Where files are, and one way to write a file or a folder: beside its place, flushed to the disk, then moved there in one step."""
 
 import glob
 import os
@@ -40,6 +40,20 @@ def check_writable(place: Path, what: str, error: type[UnitscopeError] = AtlasEr
         raise error(f"{what} can't be written: {str(existing)!r} is a file")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise error(f"{what} can't be written: {str(existing)!r} can't be written to")
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """The path from the root, without `.` and, where the system comes to the same place without them, without `..`.
+
+    Behind a link to a folder it doesn't: `..` is the folder above the one that the link leads to.
+    """
+    whole = os.path.join(os.getcwd(), os.fspath(path))
+    folded = os.path.normpath(whole)
+    if ".." not in whole.split(os.sep):
+        return folded
+    folder, name = os.path.split(whole)
+    real = os.path.realpath(folder)
+    return folded if os.path.realpath(os.path.dirname(folded)) == real else os.path.join(real, name)
 
 
 def why(error: OSError) -> str:

@@ -21,6 +21,7 @@ from torch.nn.parameter import is_lazy
 
 from unitscope.copying import uncompiled
 from unitscope.errors import NetworkError, first_line, suggestion
+from unitscope.files import absolute
 from unitscope.records import Preprocessing
 from unitscope.weights import read_state
 
@@ -78,11 +79,11 @@ def load_network(model: str, weights: str = "default", seed: int = 0) -> Network
         filled: Any = network.module
         if scheme == "torchvision" and hasattr(filled, "transform_input"):
             filled.transform_input = True  # GoogLeNet's and Inception's weights want it; torchvision sets it with its own
-        weights = os.path.abspath(weights)
+        weights = absolute(weights)
     _check_values(network.module)
     network.module.eval()
     if scheme.endswith(".py"):
-        model = f"{os.path.abspath(scheme)}:{name}"  # so that it is found from elsewhere too
+        model = f"{absolute(scheme)}:{name}"  # so that it is found from elsewhere too
     return replace(network, model=model, weights=weights)
 
 

@@ -79,6 +79,8 @@ def from_hugging_face(name: str) -> DatasetSource:
     except ImportError as error:
         raise ImagesError(f"images {name!r} need Hugging Face's datasets: pip install 'unitscope[hf]'") from error
     _, path, split = (name + "::").split(":")[:3]
+    if not path:
+        raise ImagesError(f"images {name!r} lack the name of a data set: hf:NAME or hf:NAME:SPLIT")
     try:
         found = datasets.load_from_disk(path) if os.path.isdir(path) else datasets.load_dataset(path)
     except Exception as error:

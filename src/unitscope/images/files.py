@@ -14,9 +14,10 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from glob import has_magic
 from hashlib import sha256
 from itertools import count, groupby, islice
-from os.path import abspath, commonprefix
+from os.path import commonprefix, exists
 from posixpath import dirname, join, normpath, splitext
 from time import sleep
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -29,6 +30,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from unitscope.errors import ImagesError
+from unitscope.files import absolute
 from unitscope.images.content import FEW, hash_of_bytes, spread
 from unitscope.images.datasets import IMAGE_COLUMNS
 from unitscope.images.labels import LABEL_COLUMNS, decoded, first_label, label_text, words, written_label
@@ -56,6 +58,7 @@ PACKED: dict[bytes, Callable[[Any], Any]] = {
 }
 """Who unpacks a file that begins so: all members or streams that it has, of which `tarfile` itself would read the first."""
 PARQUET_ENDINGS = (".parquet",)
+WEB = ("http://", "https://")
 LEAVINGS = 1 << 31
 """From this place on, what a file holds that is no image of it is numbered."""
 
@@ -530,7 +533,8 @@ FORMS: dict[str, Form] = dict.fromkeys(TAR_ENDINGS, Tar()) | dict.fromkeys(PARQU
 
 def form_of(path: str) -> Form | None:
     """The form of a file or a pattern, by its ending; None for other paths."""
-    return next((form for ending, form in FORMS.items() if path.partition("?")[0].lower().endswith(ending)), None)
+    name = path.partition("?")[0] if path.startswith(WEB) else path
+    return next((form for ending, form in FORMS.items() if name.lower().endswith(ending)), None)
 
 
 def file_source(paths: Sequence[str]) -> FileSource:
@@ -547,10 +551,9 @@ def file_source(paths: Sequence[str]) -> FileSource:
 
 def _globbed(path: str) -> list[str]:
     """The files that a glob stands for, sorted; the path itself where it is none."""
-    if "*" not in path and "?" not in path.partition("://")[2]:
-        return [path] if "://" in path else [abspath(path)]
-    if "*" not in path:
-        return [path]
+    magic = "*" in path if path.startswith(WEB) else has_magic(path) and not exists(path)  # on the web ? begins a query
+    if not magic:
+        return [path] if "://" in path else [absolute(path)]
     try:
         system, inner = url_to_fs(path)
         found = sorted(system.glob(inner))

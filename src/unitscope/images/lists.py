@@ -25,6 +25,8 @@ def read_list(file: str | os.PathLike[str]) -> tuple[list[str], list[str | None]
         text = decoded(Path(file).read_bytes())
     except OSError as error:
         raise ImagesError(f"the list {os.fspath(file)!r} can't be read: {error.strerror or error}") from error
+    if "\0" in text:
+        raise ImagesError(f"the list {os.fspath(file)!r} is no text; it needs one path a line")
     lines = [line for line in map(str.strip, text.splitlines()) if line]
     entries = [_entry(line) for line in lines]
     if not entries:
@@ -53,5 +55,5 @@ def _is_picture(path: str) -> bool:
 
 def _folder(paths: Sequence[str], own: Path) -> Path:
     few = [path for path in paths if not os.path.isabs(path)][:LOOKED_AT]
-    found = [sum((folder / path).exists() for path in few) for folder in (Path.cwd(), own)]
+    found = [sum(os.path.exists(folder / path) for path in few) for folder in (Path.cwd(), own)]  # Path.exists may raise
     return own if found[1] > found[0] else Path.cwd()

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from unitscope.errors import first_line
+from unitscope.files import why
 from unitscope.images.content import hash_of_bytes, hash_of_stream
 from unitscope.images.geometry import Geometry
 from unitscope.images.protocol import Pixels, Skipped, SourceImage
@@ -68,8 +70,10 @@ def _regular(path: Path) -> Iterator[Any]:
             raise Skipped("is no regular file")
         with path.open("rb") as file:
             yield file
-    except (OSError, ValueError, MemoryError) as error:
-        raise Skipped(_reason(error)) from error
+    except OSError as error:
+        raise Skipped(f"can't be opened: {why(error)}") from error
+    except (ValueError, MemoryError) as error:
+        raise Skipped(f"can't be opened: {first_line(error)}") from error
 
 
 def display(file: Path | BytesIO) -> Image.Image:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from unitscope.errors import ImagesError
+from unitscope.files import absolute, why
 from unitscope.images.content import contradictions, spread
 from unitscope.images.datasets import DatasetSource, from_hugging_face
-from unitscope.images.files import FileSource, file_source, form_of
+from unitscope.images.files import FORMS, FileSource, file_source, form_of
 from unitscope.images.labels import written_label
 from unitscope.images.lists import read_list
 from unitscope.images.names import picture_endings
@@ -40,8 +41,12 @@ class FolderSource:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        if not self.folder.is_dir():
+        if not os.path.isdir(folder):  # Path.is_dir may raise
             raise ImagesError(f"there is no folder {str(folder)!r} with images")
+        try:
+            os.scandir(self.folder).close()
+        except OSError as error:
+            raise ImagesError(f"the folder {str(folder)!r} can't be read: {why(error)}") from error
         passed_over: dict[str, str] = {}
         self._paths = sorted(_files_below(str(folder), passed_over))
         self.passed_over: Mapping[str, str] = dict(sorted(passed_over.items()))
@@ -69,21 +74,24 @@ class FolderSource:
 class ListSource:
     """Files in the order given, with labels where they are given; a key is the path from the folder that all files are in.
 
-    Relative paths start from `folder` or, without one, from the working folder.
+    Relative paths start from `folder` or, without one, from the working folder. `passed_over` are those that are no images, with reasons.
     """
 
     thread_safe = True
-    passed_over: Mapping[str, str] = {}
 
     def __init__(
         self,
         paths: Sequence[str | os.PathLike[str]],
         folder: str | os.PathLike[str] | None = None,
         labels: Sequence[str | None] | None = None,
+        passed_over: Mapping[str, str] | None = None,
     ) -> None:
         if not paths:
             raise ImagesError("the list of images is empty")
-        files = [os.path.normpath(os.path.join(folder or os.getcwd(), os.fspath(path))) for path in paths]
+        if all("://" in os.fspath(path) for path in paths):
+            raise ImagesError(_behind_url(os.fspath(paths[0])))
+        files = [absolute(os.path.join(folder or "", os.fspath(path))) for path in paths]
+        self.passed_over = passed_over or {}
         self._folder = _common_folder(files)
         self._paths = [os.path.relpath(file, self._folder) if self._folder else file for file in files]
         self._labels = labels
@@ -142,12 +150,9 @@ def _named(name: str) -> Source:
     if form_of(name) and not os.path.isdir(name):
         return file_source([name])
     if os.path.isdir(name):
-        return FolderSource(name)
+        return _of_folder(name)
     if not os.path.exists(name) and has_magic(name) and "://" not in name:
-        files = sorted(file for file in glob(name, recursive=True) if not os.path.isdir(file))
-        if not files:
-            raise ImagesError(f"there are no files {name!r}")
-        return ListSource(files)
+        return _of_glob(name)
     if ending == ".txt" and os.path.isfile(name):
         paths, labels, folder = read_list(name)
         return ListSource(paths, folder, labels)
@@ -156,12 +161,49 @@ def _named(name: str) -> Source:
     raise ImagesError(_no_source(name, ending))
 
 
+def _of_folder(name: str) -> FolderSource:
+    """The images below a folder. Raises `ImagesError` where it holds files of many images and no image."""
+    source = FolderSource(name)
+    keys = [source.key(image) for image in range(len(source))]
+    many = [key for key in keys if form_of(key)]
+    if many and not any(os.path.splitext(key)[1].lower() in picture_endings() for key in keys):
+        ending = many[0][-max(len(ending) for ending in FORMS if many[0].lower().endswith(ending)) :]
+        pattern = os.path.join(name, os.path.dirname(many[0]), f"*{ending}")
+        raise ImagesError(f"the folder {name!r} holds files of many images, such as {many[0]!r}: give {pattern!r}")
+    return source
+
+
+def _of_glob(pattern: str) -> ListSource:
+    """The files that a glob stands for; folders that it matches too are passed over."""
+    matches = sorted(glob(pattern, recursive=True))
+    folders, files = ([path for path in matches if os.path.isdir(path) is folder] for folder in (True, False))
+    if not files and folders:
+        raise ImagesError(f"{pattern!r} matches folders alone, such as {folders[0]!r}: give a folder, or a glob of files in it")
+    if not files:
+        raise ImagesError(f"there are no files {pattern!r}")
+    over = "is a folder that the glob matches: give the folder itself, or a glob of its files"
+    passed_over = {} if "**" in pattern else {as_text(folder): over for folder in folders}
+    return ListSource(files, passed_over=passed_over)
+
+
+def _behind_url(name: str) -> str:
+    return (
+        f"{name!r} is a URL of no tar or Parquet file: behind a URL images are read from those, others must be downloaded first"
+    )
+
+
 def _no_source(name: str, ending: str) -> str:
     """What that is, if anything, and what to give."""
+    if "://" in name:
+        return _behind_url(name)
     if not os.path.exists(name):
         return f"there is no folder {name!r} with images, and no file of that name"
     what = {
         ".zip": "a zip archive: unpack it and give the folder",
+        ".zst": "packed with Zstandard, which unitscope doesn't read: unpack it",
+        ".lz4": "packed with LZ4, which unitscope doesn't read: unpack it",
+        ".7z": "a 7z archive: unpack it and give the folder",
+        ".rar": "a RAR archive: unpack it and give the folder",
         ".csv": "a table: give a .txt file with one path a line, and its label after it",
         ".tsv": "a table: give a .txt file with one path a line, and its label after it",
         ".json": "a JSON file: give a .txt file with one path a line, and its label after it",
