@@ -157,6 +157,51 @@ def test_colours_of_16_bits_that_may_be_of_12_are_refused(channels: int) -> None
         in_channels(dark, channels, (0, 4095))
 
 
+def tagged(values: np.ndarray, photometric: int) -> bytes:
+    """A TIFF written by hand, whose photometric interpretation says which values are white."""
+    data, (height, width) = values.tobytes(), values.shape
+    tags = {256: width, 257: height, 258: values.itemsize * 8, 259: 1, 262: photometric, 273: 8, 277: 1, 278: height, 279: len(data),
+            339: 3 if values.dtype.kind == "f" else 1}  # fmt: skip
+    rows = b"".join(struct.pack("<HHII", number, 4, 1, value) for number, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + rows + bytes(4)
+
+
+def test_where_white_is_zero_the_picture_is_no_negative() -> None:
+    values = ramp(65535).astype("<u2")
+    twin = grey(tagged((values >> 8).astype(np.uint8), 0))
+    assert np.abs(grey(tagged(values, 0)) - twin).max() <= 1
+    assert np.abs(grey(tagged(values.astype("<f4"), 0), (0, 65535)) - twin).max() <= 1
+    assert_ramp(grey(tagged(values, 1)))
+    with pytest.raises(Skipped, match="their range isn't known"):
+        grey(tagged(ramp(4095).astype("<u2"), 0))
+
+
+def fits(values: np.ndarray) -> bytes:
+    height, width = values.shape
+    cards = ["SIMPLE  =                    T", "BITPIX  =                   16", "NAXIS   =                    2",
+             f"NAXIS1  = {width:20d}", f"NAXIS2  = {height:20d}", "END"]  # fmt: skip
+    data = values[::-1].astype(">i2").tobytes()
+    return "".join(card.ljust(80) for card in cards).ljust(2880).encode() + data + bytes(-len(data) % 2880)
+
+
+def test_integers_of_16_bits_with_a_sign_are_refused_until_the_range_is_said() -> None:
+    values = ramp(65535).astype(np.int64) - 32768
+    with pytest.raises(Skipped, match="16-bit signed integers from -32768 to 32767, whose range isn't known; say it with"):
+        grey(fits(values))
+    assert_ramp(grey(fits(values), (-32768, 32767)))
+
+
+def test_sgi_files_of_16_bits_that_may_be_of_12_are_refused() -> None:
+    def sgi(values: np.ndarray) -> bytes:
+        head = struct.pack(">hBBHHHHii", 474, 0, 2, 2, SIZE[1], SIZE[0], 1, 0, 65535)
+        return head.ljust(512, b"\0") + values[::-1].astype(">u2").tobytes()
+
+    assert np.abs(grey(sgi(ramp(65535))) - (ramp(65535) >> 8)).max() <= 1
+    with pytest.raises(Skipped, match="16-bit colours .* --value-range 0 65535"):
+        grey(sgi(ramp(4095)))
+    assert grey(sgi(ramp(4095)), (0, 65535)).max() == 15
+
+
 def test_pictures_of_a_data_set_are_asked_the_same(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(ramp(4095), 12))
     opened = Image.open(tmp_path / "a.png")

@@ -19,19 +19,25 @@ Range = tuple[float, float]
 
 SAID, COLOURS = "unitscope_value_range", "unitscope_16_bit_colours"
 """Keys of `Image.info`: what the file says of its values, and that it holds 16 bits a colour, of which Pillow reads the upper 8."""
+NEGATIVE, MINUS = "unitscope_white_is_low", "unitscope_signed"
+"""Two more: that low values are white, and that Pillow's 16 bits without a sign have one in the file."""
 SIXTEEN: Range = (0, 65535)
 FLAG = "--value-range LOW HIGH (value_range= of a Preprocessing)"
-BITS, FORMAT, STATISTICS, SAMPLES = 258, 339, (280, 281), (340, 341)  # tags of TIFF 6.0
-SIGNED = 2
+BITS, PHOTOMETRIC, FORMAT, STATISTICS, SAMPLES = 258, 262, 339, (280, 281), (340, 341)  # tags of TIFF 6.0
+SIGNED, WHITE_IS_ZERO = 2, 0
 
 
 def note_range(image: Image.Image) -> None:
     """Write into `image.info` what the file says of its values; to be called before they are loaded, or Pillow has forgotten it."""
     tiles: Any = getattr(image, "tile", ())
-    if ";16" in str([tile[3] for tile in tiles]) and not image.mode.startswith("I"):
+    if not image.mode.startswith("I") and any(";16" in str(tile[3]) or tile[0] == "SGI16" for tile in tiles):
         image.info[COLOURS] = True
     if image.mode.startswith(("I", "F")):
         with suppress(Exception):  # broken tags say nothing
+            if image.format == "FITS" and image.mode == "I;16":
+                image.info[MINUS] = True
+            if image.format == "TIFF" and _first(getattr(image, "tag_v2", {}).get(PHOTOMETRIC)) == WHITE_IS_ZERO:
+                image.info[NEGATIVE] = True  # of 8 bits Pillow turns them itself
             said = _SAID_BY.get(image.format or "", _by_nobody)(image)
             if said is not None and said[0] < said[1] and all(map(isfinite, said)):
                 image.info[SAID] = (float(said[0]), float(said[1]))
@@ -43,10 +49,13 @@ def eight_bits(image: Image.Image, value_range: Range | None) -> Image.Image:
     Raises `Skipped` where nobody says which values those are.
     """
     values = np.asarray(image)
+    if MINUS in image.info:
+        values = values.view(np.int16).astype(np.int32)
     if values.dtype.kind == "f" and np.isnan(values).any():
         raise Skipped("has pixels that are no numbers (NaN)")
     low, high = value_range or image.info.get(SAID) or _by_values(image.mode, values)
-    return Image.fromarray(_scaled(values, low, high))
+    scaled = _scaled(values, low, high)
+    return Image.fromarray(255 - scaled if NEGATIVE in image.info else scaled)
 
 
 def check_colours(image: Image.Image, value_range: Range | None) -> None:
@@ -76,11 +85,9 @@ def _scaled(values: Pixels, low: float, high: float) -> Pixels:
 
 
 def _by_values(mode: str, values: Pixels) -> Range:
-    if not mode.startswith("I;16"):
-        kind = "floats" if mode == "F" else "integers"
-        raise Skipped(
-            f"pixels are 32-bit {kind} from {values.min():g} to {values.max():g}, whose range isn't known; say it with {FLAG}"
-        )
+    if not mode.startswith("I;16") or values.dtype.kind == "i":
+        kind = "32-bit floats" if mode == "F" else "32-bit integers" if mode == "I" else "16-bit signed integers"
+        raise Skipped(f"pixels are {kind} from {values.min():g} to {values.max():g}, whose range isn't known; say it with {FLAG}")
     highest = int(values.max())
     if 0 < highest < 1 << 15:
         raise Skipped(
