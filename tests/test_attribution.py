@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 from torchvision.models import VisionTransformer
 
 import unitscope
-from unitscope.atlas import Atlas
+from unitscope.atlas import Atlas, schema
 from unitscope.atlas.projections import Projection, decoded, encoded
 from unitscope.attribution import METHODS, attribute
 from unitscope.attribution.batches import Window, _length, batches, entries, window_for
@@ -761,6 +761,9 @@ def test_projections_are_drawn_beside_their_patches(tmp_path: Path) -> None:
     assert beside.width > plain.width * 1.3
     pixels = np.asarray(atlas.figure(attribution="deconvnet"))
     assert (pixels == 128).all(axis=2).mean() > 0.005  # the grey of zero
+    assert tuple(METHODS) == schema.METHODS
+    with pytest.raises(AtlasError, match=r"attribution is one of deconvnet, .*, not 'gided'\. Close: 'guided'"):
+        atlas.sheet("5", attribution="gided")
     with pytest.raises(UnitscopeError, match="no attributions by 'guided'"):
         atlas.figure(attribution="guided")
 

@@ -284,6 +284,20 @@ def test_nan_in_the_activations_is_counted_and_the_scan_goes_on(run: Run, model:
         (["scan", "MODEL", "IMAGES", "--workers", "-1", *PREPROCESSING], "UnitscopeError: workers must be at least 0, not -1"),
         (["scan", "MODEL", "IMAGES", "--device", "abacus", *PREPROCESSING], "UnitscopeError: device is auto, cpu, cuda or mps"),
         (["scan", "MODEL", "IMAGES", "--out", "IMAGES", *PREPROCESSING], "AtlasError: "),
+        (
+            ["scan", "MODEL", "IMAGES", "--out", "FILE", *PREPROCESSING],
+            "AtlasError: 'a file' is a file, and an atlas is a folder",
+        ),
+        (["scan", "MODEL", "IMAGES", "--weights", "", *PREPROCESSING], "NetworkError: weights are ''; give 'default'"),
+        (
+            ["layers", "MODEL", "--crop", "32", "--mean", "123,117,104", "--std", "58,57,57"],
+            "NetworkError: mean (123.0, 117.0, 104.0) and std (58.0, 57.0, 57.0) are for values from 0 to 1",
+        ),
+        (
+            ["layers", "MODEL", *PREPROCESSING, "--crop", "99999"],
+            "NetworkError: crop (99999, 99999) has more than 500 million pixels",
+        ),
+        (["layers", "MODEL", *PREPROCESSING, "--value-range", "9", "1"], "NetworkError: value range (9.0, 1.0) must be a lower"),
         (["layers", "alexnet"], "NetworkError: model 'alexnet' isn't one of the forms"),
         (["sheet", "nowhere", "1"], "AtlasError: 'nowhere' holds no atlas"),
         (["figure", "nowhere"], "AtlasError: 'nowhere' holds no atlas"),
@@ -294,7 +308,9 @@ def test_what_a_user_can_mend_is_one_line_and_status_1(
     run: Run, model: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    ran = run(*({"MODEL": model, "IMAGES": images}.get(argument, argument) for argument in arguments))
+    (tmp_path / "a file").write_text("words")
+    known = {"MODEL": model, "IMAGES": images, "FILE": "a file"}
+    ran = run(*(known.get(argument, argument) for argument in arguments))
     assert ran.status == 1
     assert ran.line.startswith(said)
     assert not (tmp_path / "atlas").exists()

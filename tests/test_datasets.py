@@ -224,6 +224,13 @@ def test_one_bad_item_costs_one_item(tmp_path: Path, name: str, place: int) -> N
         bad.close()
 
 
+def test_tensors_of_every_float_type_are_taken() -> None:
+    types = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+    source = DatasetSource(Items(*(torch.full((3, 8, 8), 0.5, dtype=dtype) for dtype in types)))
+    for image in range(len(types)):
+        np.testing.assert_array_equal(np.asarray(source.read(image).pixels), np.full((3, 8, 8), 0.5, np.float32))
+
+
 def test_a_tensor_of_another_shape_costs_one_item(tmp_path: Path) -> None:
     for place in (0, 5, 9):
         images = [torch.randn(3, 8, 8) for _ in range(10)]

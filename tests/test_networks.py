@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +19,10 @@ from torchvision import models
 import unitscope
 from unitscope.errors import NetworkError
 from unitscope.images import prepare
-from unitscope.networks import Overrides, as_preprocessing, load_network, preprocessing_for
+from unitscope.networks import Network, Overrides, as_preprocessing, load_network, preprocessing_for
 from unitscope.precision import evaluating
 from unitscope.records import Preprocessing
+from unitscope.scanning import traced_layers
 
 FACTORY = """
 from torch import nn
@@ -364,3 +366,73 @@ def test_a_factory_may_not_leave_parameters_without_values(tmp_path: Path) -> No
     (tmp_path / "meta.py").write_text("from torch import nn\ndef network():\n    return nn.Conv2d(3, 4, 3, device='meta')\n")
     with pytest.raises(NetworkError, match="'weight' is on the meta device"):
         load_network(f"{tmp_path / 'meta.py'}:network")
+
+
+OWN = """
+import sys
+from torch import nn
+made = nn.Sequential(nn.Conv2d(3, 4, 3))
+def needy(depth, *, width, height=3): return nn.Sequential()
+def ending(): sys.exit("no data")
+class Net(nn.Module):
+    def __init__(self, classes): super().__init__()
+"""
+
+
+def test_a_network_that_a_file_holds_is_taken_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    torch.save({"0.weight": torch.ones(4, 3, 3, 3), "0.bias": torch.ones(4)}, tmp_path / "w.pt")
+    for weights in ("default", str(tmp_path / "w.pt")):
+        assert isinstance(load_network(f"{tmp_path / 'own.py'}:made", weights).module, nn.Sequential)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("needy", "'needy' needs arguments, depth, width; write a function without any"), ("Net", "'Net' needs arguments, classes; write"),
+        ("ending", r"can't be built: SystemExit: no data \(own.py, line 6\)"),
+    ],
+)  # fmt: skip
+def test_factories_that_give_nothing_say_what_to_do(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    with pytest.raises(NetworkError, match=message) as caught:
+        load_network(f"{tmp_path / 'own.py'}:{name}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "script", ["import sys; sys.exit(3)", "import argparse; p = argparse.ArgumentParser(); p.add_argument('x'); p.parse_args([])"]
+)
+def test_a_script_that_ends_the_program_is_one_line(tmp_path: Path, script: str) -> None:
+    (tmp_path / "script.py").write_text(script)
+    with pytest.raises(NetworkError, match=r"it ends the program, SystemExit: \d .*belongs under if __name__ == '__main__':"):
+        load_network(f"{tmp_path / 'script.py'}:network")
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (Overrides(None, (8, 8), (123.0, 117.0, 104.0), (58.0, 57.0, 57.0)), "no mean of those is above 1; divide .* by 255"),
+        (Overrides(None, (99999, 99999), (0.5,), (0.5,)), "has more than 500 million pixels"),
+        (Overrides(None, (8, 8), (0.5,), (0.5,), None, (9.0, 1.0)), r"must be a lower and a higher .*\[--value-range LOW HIGH\]"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_say_what_is(said: Overrides, words: str) -> None:
+    with pytest.raises(NetworkError, match=words):
+        preprocessing_for(Network(nn.Sequential(), "own", "", 0, None), said)
+
+
+def test_an_input_larger_than_the_memory_is_one_line() -> None:
+    network = Network(nn.Sequential(nn.Conv2d(3, 4, 3)), "own", "", 0, None)
+    how = Preprocessing(None, (20_000, 20_000), (0.5,) * 3, (0.5,) * 3)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(
+        resource.RLIMIT_AS, (sum(int(n) for n in Path("/proc/self/statm").read_text().split()[:1]) * 4096 + (1 << 30), before[1])
+    )
+    try:
+        with pytest.raises(
+            NetworkError, match=r"one input of shape \(3, 20000, 20000\) takes more memory than there is; give a smaller"
+        ):
+            traced_layers(network, how)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

@@ -3,12 +3,14 @@
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -160,7 +162,7 @@ def preprocessing_for(network: Network, said: Overrides) -> Preprocessing:
     try:
         return Preprocessing(resize, crop, mean, std, channels, known.interpolation if known else "bilinear", said.value_range)
     except ValueError as error:
-        raise NetworkError(f"{error}; say it with {PREPROCESSING_FLAGS}") from error
+        raise NetworkError(f"{error}; say it with {PREPROCESSING_FLAGS} [--value-range LOW HIGH]") from error
 
 
 def as_preprocessing(transforms: Any) -> Preprocessing:
@@ -253,11 +255,18 @@ def _from_demo(model: str, own_weights: bool, seed: int) -> Network:
 def _from_factory(model: str, own_weights: bool, seed: int) -> Network:
     place, _, name = model.rpartition(":")
     factory = getattr(_imported(place, model), name, None)
+    if isinstance(factory, nn.Module):
+        return Network(deepcopy(factory), model, "", seed, None)  # a copy, since weights may be loaded into it
     if not callable(factory):
         raise NetworkError(f"{place!r} has no function or class {name!r} to build {model!r} with")
+    if lacking := _needed(factory):
+        raise NetworkError(
+            f"{model!r} can't be built: {name!r} needs arguments, {', '.join(lacking)}; write a function without any that calls it with "
+            "them, and give that"
+        )
     try:
         module = factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise NetworkError(f"{model!r} can't be built: {_raised(error)}") from error
     if not isinstance(module, nn.Module):
         raise NetworkError(f"{model!r} gave a {type(module).__name__}, not a torch.nn.Module")
@@ -288,11 +297,25 @@ def _imported(place: str, model: str) -> Any:
         raise
     except ModuleNotFoundError as error:
         raise NetworkError(f"{place!r} of model {model!r} can't be imported: {error}. The forms are {FORMS}") from error
+    except SystemExit as error:
+        raise NetworkError(
+            f"{place!r} of model {model!r} can't be imported: it ends the program, {_raised(error)}; what a script does, such as to read the "
+            "command line, belongs under if __name__ == '__main__':"
+        ) from error
     except Exception as error:
         raise NetworkError(f"{place!r} of model {model!r} can't be imported: {_raised(error)}") from error
 
 
-def _raised(error: Exception) -> str:
+def _needed(factory: Callable[..., Any]) -> list[str]:
+    """The arguments that a function can't be called without."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # one written in C
+        return []
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+
+def _raised(error: BaseException) -> str:
     """What a user's own code raised, and where."""
     where = traceback.extract_tb(error.__traceback__)[-1]
     said = first_line(error)
@@ -382,8 +405,6 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _parameters(function: Callable[..., Any]) -> set[str]:
-    import inspect
-
     return set(inspect.signature(function).parameters)
 
 

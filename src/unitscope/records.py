@@ -156,6 +156,9 @@ class Shard:
     stop: int
 
 
+MOST_INPUT_PIXELS = 500_000_000
+
+
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
     """How an image becomes the network's input.
@@ -175,6 +178,7 @@ class Preprocessing:
     value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        """Raises `ValueError` for numbers that make no input: a mean above 1 would be one of values up to 255."""
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise ValueError(
                 f"preprocessing with {self.channels} channels needs as many means and deviations, "
@@ -185,7 +189,13 @@ class Preprocessing:
             raise ValueError(
                 f"resize {self.resize}, crop {self.crop} and std {self.std} must be positive, and mean {self.mean} finite numbers"
             )
-
+        if max(self.mean) > 1:
+            raise ValueError(
+                f"mean {self.mean} and std {self.std} are for values from 0 to 1, and no mean of those is above 1; divide those of values from "
+                "0 to 255 by 255"
+            )
+        if self.crop[0] * self.crop[1] > MOST_INPUT_PIXELS:
+            raise ValueError(f"crop {self.crop} has more than {MOST_INPUT_PIXELS // 1_000_000} million pixels")
         if self.value_range is not None and not (
             all(map(isfinite, self.value_range)) and self.value_range[0] < self.value_range[1]
         ):

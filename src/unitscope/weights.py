@@ -1,6 +1,7 @@
 """From a file to the tensors of a network, by name: which files hold weights, and which of several sets in one is meant."""
 
 import json
+import os
 import re
 import warnings
 import zipfile
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from unitscope.errors import NetworkError, first_line, suggestion
+from unitscope.files import why
 
 State = dict[str, torch.Tensor]
 
@@ -33,6 +35,8 @@ OTHER_ENDINGS = {
     ".h5": f"is a Keras file; load it there, and save its tensors with {STATE_DICT}",
     ".keras": f"is a Keras file; load it there, and save its tensors with {STATE_DICT}",
     ".tflite": "is a TensorFlow Lite graph; give the network that it was converted from",
+    ".npz": f"is a NumPy archive; put its arrays into the network, and save that: {STATE_DICT}",
+    ".npy": f"is a NumPy array; put it into the network, and save that: {STATE_DICT}",
     ".msgpack": f"is a Flax file; convert it, and save its tensors with {STATE_DICT}",
 }
 
@@ -40,7 +44,7 @@ OTHER_ENDINGS = {
 def split_key(weights: str) -> tuple[Path, str]:
     """The file, and the key behind a colon that chooses one of several sets of weights in it; empty where there is none."""
     head, _, key = weights.rpartition(":")
-    if head and key and not Path(weights).exists() and Path(head).is_file():
+    if head and key and not os.path.exists(weights) and os.path.isfile(head):
         return Path(head), key
     return Path(weights), ""
 
@@ -51,6 +55,8 @@ def read_state(weights: str, own: Sequence[str]) -> State:
     Where a file holds several sets that fit, as a training's own and their moving average, the plain ones are taken and a warning
     says so; `KEY` is that of another, or a prefix of names. Raises `NetworkError` for what is no such file. Nothing is executed.
     """
+    if not weights:
+        raise NetworkError("weights are ''; give 'default', 'none' or the path of a file")
     path, key = split_key(weights)
     content = _content(path)
     sets = dict(_sets(content, ""))
@@ -98,6 +104,8 @@ def _sets(content: Any, place: str, depth: int = DEPTH) -> Iterator[tuple[str, S
     elif depth:
         for name, value in content.items():
             yield from _sets(value, f"{place}.{name}" if place else str(name), depth - 1)
+        if flat := {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}:
+            yield place, flat  # with an epoch, or other numbers, beside them
 
 
 def _split_by_prefix(sets: Mapping[str, State], own: Sequence[str]) -> dict[str, State]:
@@ -147,14 +155,17 @@ def _content(path: Path) -> Any:
 
 def _check_kind(path: Path) -> None:
     """Raises `NetworkError` for what is known to be no state dict, and says what to do."""
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir may raise
         files = sorted(file.name for file in path.iterdir() if file.name.endswith(ENDINGS))
         said = f"give one of its files: {', '.join(files[:5])}" if files else f"none of its files ends with {', '.join(ENDINGS)}"
         raise NetworkError(f"weights {str(path)!r} are a folder; {said}")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise NetworkError(f"there is no weights file {str(path)!r}; weights are 'default', 'none' or a path")
-    with path.open("rb") as file:
-        start = file.read(64)
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise NetworkError(f"weights {str(path)!r} can't be read: {why(error)}") from error
     if not start:
         raise NetworkError(f"weights {str(path)!r} are empty: 0 bytes, as after a download that failed; fetch them again")
     kind = next((said for sign, said in OTHER_KINDS.items() if start.startswith(sign)), OTHER_ENDINGS.get(path.suffix.lower()))
@@ -178,6 +189,9 @@ def _shards(path: Path) -> State:
     files = said.get("weight_map") if isinstance(said, Mapping) else None
     if not isinstance(files, Mapping) or not all(isinstance(file, str) and file == Path(file).name for file in files.values()):
         raise NetworkError(f"weights {str(path)!r} are no index of shards: there is no 'weight_map' of names and files beside it")
+    gone = [file for file in sorted(set(files.values())) if not os.path.isfile(path.with_name(file))]
+    if gone:
+        raise NetworkError(f"weights {str(path)!r} name the file {gone[0]!r}, which isn't beside it; fetch that too")
     shards: State = {}
     for file in sorted(set(files.values())):
         content = _content(path.with_name(file))

@@ -17,7 +17,7 @@ from PIL import Image
 
 from unitscope.atlas import pictures
 from unitscope.atlas.manifest import read_manifest
-from unitscope.atlas.schema import PLACES, PROJECTIONS, TABLES
+from unitscope.atlas.schema import METHODS, PLACES, PROJECTIONS, TABLES
 from unitscope.atlas.ties import Tie, ties
 from unitscope.errors import WHERE_IMAGES_ARE, AtlasError, ImagesError, LayerNotFound, suggestion
 from unitscope.images import Changed, Skipped, Source, as_source, finder, holds, reopened, skipping_errors
@@ -241,6 +241,8 @@ class Atlas:
 
     def check_method(self, method: str, layer: str) -> None:
         """Raises `AtlasError` with the command to give where the method has added no table."""
+        if method not in {*METHODS, *self.methods}:
+            raise AtlasError(f"attribution is one of {', '.join(METHODS)}, not {method!r}.{suggestion(method, METHODS)}")
         if method not in self.methods:
             raise AtlasError(
                 f"the atlas {str(self.folder)!r} has no attributions by {method!r}; make them with: "

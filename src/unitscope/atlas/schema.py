@@ -4,6 +4,8 @@ import pyarrow as pa
 
 FORMAT = 2
 MANIFEST = "atlas.json"
+METHODS = ("deconvnet", "guided", "gradient", "integrated", "occlusion")
+"""Of attribution, whose tables an atlas may have; `unitscope.attribution`, which needs torch, has them."""
 
 _PLACE = [("layer", pa.string()), ("unit", pa.int32())]
 _CELL = [("image", pa.int64()), ("y", pa.int32()), ("x", pa.int32())]

@@ -25,7 +25,9 @@ def place_for(out: str | os.PathLike[str]) -> Path:
     place = Path(os.path.realpath(out))  # a link would be replaced by the folder
     if (place / MANIFEST).exists():
         raise AtlasError(f"{str(out)!r} already holds an atlas; give another --out, or remove it first")
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+    if place.exists() and not place.is_dir():
+        raise AtlasError(f"{str(out)!r} is a file, and an atlas is a folder; give another --out")
+    if place.exists() and any(place.iterdir()):
         raise AtlasError(f"{str(out)!r} is not empty and holds no atlas; give another --out")
     if os.path.ismount(place):
         raise AtlasError(f"{str(out)!r} is a mount point, which can't be replaced in one step; give a folder inside it")

@@ -144,7 +144,10 @@ def _array(item: Any) -> Pixels:
     if item is None or isinstance(item, (str, os.PathLike)):
         raise Skipped(f"the data set gave {item!r} for an image; {WHAT_IS_TAKEN}")
     try:
-        values = item.detach().cpu().numpy() if hasattr(item, "detach") else np.asarray(item)
+        if hasattr(item, "detach"):
+            item = item.detach().cpu()
+            item = item.float() if item.is_floating_point() else item  # NumPy has no bfloat16
+        values = np.asarray(item)
     except TypeError as error:
         raise Skipped(f"the data set gave a {type(item).__name__} that is no float tensor: {error}") from error
     said = f"the data set gave a {type(item).__name__} of shape {values.shape} and type {values.dtype}"

@@ -132,7 +132,7 @@ def _set_up(
     network: Network, plan: ScanPlan, loader: Loader, patterns: Sequence[str] | None, workers: int, device: torch.device
 ) -> tuple[Job, Networks]:
     """What is to be done on this device, and with which networks."""
-    traced = trace(network.module, torch.zeros(1, *loader.shape, dtype=torch.float32, device=device))
+    traced = trace(network.module, _blank(loader.shape, device))
     chosen = choose(traced, patterns, network.model)
     if traced.unknown_operators:
         warnings.warn(f"receptive fields of {network.model!r}: {unknown_said(traced)}", stacklevel=3)
@@ -163,7 +163,15 @@ def unknown_said(traced: Trace) -> str:
 
 def traced_layers(network: Network, preprocessing: Preprocessing) -> Trace:
     """The layers of a network on an input of the size that its preprocessing gives."""
-    return trace(network.module, torch.zeros(1, preprocessing.channels, *preprocessing.crop, dtype=torch.float32))
+    return trace(network.module, _blank((preprocessing.channels, *preprocessing.crop), torch.device("cpu")))
+
+
+def _blank(shape: tuple[int, int, int], device: torch.device) -> torch.Tensor:
+    """One input of that shape. Raises `NetworkError` where it is larger than the memory."""
+    try:
+        return torch.zeros(1, *shape, dtype=torch.float32, device=device)
+    except (RuntimeError, MemoryError) as error:
+        raise NetworkError(f"one input of shape {shape} takes more memory than there is; give a smaller --crop") from error
 
 
 def trial_of(network: Network, traced: Trace) -> Trial:
