@@ -3,6 +3,7 @@
 import re
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -62,6 +63,19 @@ def test_a_data_set_is_read_in_the_thread_that_scans(tmp_path: Path, workers: in
     assert atlas.table("peaks").equals(truth.table("peaks"))
 
 
+def test_whoever_draws_checks_or_attributes_reads_a_data_set_in_his_own_thread(tmp_path: Path) -> None:
+    """One that is bound to its thread, as a connection to SQLite is, can be used by nobody else."""
+    dataset = seeking(tmp_path)
+    atlas = unitscope.scan(small_network(), dataset, tmp_path / "atlas", preprocess=HOW, batch_size=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        atlas.sheet(atlas.layers[0].name)
+        atlas.figure()
+    assert unitscope.attribute(atlas, "gradient", small_network()) > 0
+    assert unitscope.check(atlas, small_network()).differences == []
+    assert dataset.readers == {threading.get_ident()}
+
+
 def test_another_thread_may_scan_and_then_it_reads(tmp_path: Path) -> None:
     dataset = seeking(tmp_path, 40)
     thread = threading.Thread(
@@ -73,7 +87,7 @@ def test_another_thread_may_scan_and_then_it_reads(tmp_path: Path) -> None:
 
 
 def test_whoever_else_reads_a_data_set_waits_for_its_turn(tmp_path: Path) -> None:
-    """Drawing, attribution and two halves of one data set use threads of their own."""
+    """Two halves of one data set, in threads of a user's own."""
     dataset = seeking(tmp_path, 60)
     atlas = unitscope.scan(small_network(), dataset, tmp_path / "atlas", preprocess=HOW, batch_size=8)
     atlas.sheet(atlas.layers[0].name)

@@ -277,10 +277,9 @@ def on_input(atlas: "Atlas", row: Mapping[str, Any]) -> Image.Image:
 def _patches(
     atlas: "Atlas", peaks: Sequence[Peak], kind: str, size_px: int, lacking: Lacking
 ) -> dict[tuple[int, int], Image.Image]:
-    """Every peak's patch by unit and rank. Each image is decoded once, several at a time."""
+    """Every peak's patch by unit and rank. Each image is decoded once, several at a time where they are files."""
     by_image = groupby(sorted(peaks, key=lambda peak: peak.image), key=lambda peak: peak.image)
     work = [(image, list(of_image)) for image, of_image in by_image]
-    _ = atlas.source  # found once, before the threads ask for it
     lacking.wanted += len(peaks)
 
     def cut_all(image: int, of_image: Sequence[Peak]) -> list[tuple[tuple[int, int], Image.Image]]:
@@ -292,6 +291,8 @@ def _patches(
         size = picture.height, picture.width
         return [((p.unit, p.rank), cut(picture, *boxes_on_source(atlas, p, kind, size), size_px)) for p in of_image]
 
+    if not atlas.source.thread_safe:  # a data set is read in the thread that draws
+        return dict(pair for image, of_image in work for pair in cut_all(image, of_image))
     with ThreadPoolExecutor(thread_name_prefix="draw") as pool:
         return dict(pair for pairs in pool.map(cut_all, *zip(*work, strict=True)) for pair in pairs) if work else {}
 

@@ -78,13 +78,26 @@ class Descent:
         at_once = cached_images(self.again.trace, BATCH_SIZES.get(self.again.form.device.type, BATCH_SIZE))
         run = partial(_run, self, cropped(traced, window), window)
         with lanes(self.networks.lanes, self.again.form.device) as submit:
-            work: Callable[[tuple[Entry, ...]], Future[_Done]] = lambda batch: submit(run, batch)  # noqa: E731
+
+            def work(batch: tuple[Entry, ...]) -> "Future[_Done]":
+                load = partial(_pixels, self.again, batch, window)
+                if not self.again.loader.source.thread_safe:  # a data set is read in the thread that asked for projections
+                    load = partial(list, load())
+                return submit(partial(run, load), batch)
+
             yield from ahead(work, batches(peaks, window, at_once), 2 * len(self.networks.lanes))
 
 
-def _run(layer: Descent, traced: TracedLayer, window: Window, network: nn.Module, batch: tuple[Entry, ...]) -> _Done:
+def _run(
+    layer: Descent,
+    traced: TracedLayer,
+    window: Window,
+    load: Callable[[], list[Pixels]],
+    network: nn.Module,
+    batch: tuple[Entry, ...],
+) -> _Done:
     """One batch: load, cut, bring down."""
-    images = layer.again.loader.normalised(_pixels(layer.again, batch, window), layer.again.form)
+    images = layer.again.loader.normalised(load(), layer.again.form)
     rounds = _rounds(batch, traced, images.device)
     done = _Done([], [])
     try:

@@ -131,15 +131,18 @@ def _opened(known: Network, loader: Loader, layers: Sequence[str] | None, device
 
 @dataclass(frozen=True, slots=True)
 class StoredImages:
-    """The images that an atlas mentions, as a source, under the numbers that they had. What threads may do is their own source's affair."""
+    """The images that an atlas mentions, as a source, under the numbers that they had."""
 
     atlas: Atlas
-    thread_safe: ClassVar[bool] = True
     passed_over: ClassVar[Mapping[str, str]] = {}
 
     @property
     def description(self) -> Mapping[str, Any]:
         return dict(self.atlas.manifest["images"])
+
+    @property
+    def thread_safe(self) -> bool:
+        return self.atlas.source.thread_safe
 
     def __len__(self) -> int:
         return int(self.atlas.manifest["listed"])
