@@ -145,13 +145,15 @@ def relabelled(folder: Path, kind: str, label: str) -> object:
         return folder / "list.txt"
     for number in range(60):
         with tarfile.open(folder / f"{number:02}.tar", "w") as tar:
-            for ending in ("png", "cls"):
-                tar.add(folder / f"{number:02}.{ending}", f"{number:02}.{ending}")
+            tar.add(folder / f"{number:02}.png", "a.png")
+            if kind == "tar, labels at its end":
+                tar.add(folder / "00.png", "b.png")
+            tar.add(folder / f"{number:02}.cls", "a.cls")
     return str(folder / "*.tar")
 
 
 @pytest.mark.usefixtures("eager")
-@pytest.mark.parametrize("kind", ["list", "data set", "classes", "tar"])
+@pytest.mark.parametrize("kind", ["list", "data set", "classes", "tar", "tar, labels at its end"])
 def test_other_labels_are_refused_as_other_images_are(tmp_path: Path, kind: str) -> None:
     options = {"preprocess": PICTURES, "batch_size": 2}
     with pytest.raises(KeyboardInterrupt):

@@ -105,7 +105,7 @@ class Form(Protocol):
         ...
 
     def first(self, file: Stream) -> Sample | None:
-        """The first image, without a look at what comes after it."""
+        """The first image with its label, without the bytes of what comes after it."""
         ...
 
 
@@ -241,7 +241,7 @@ class Tar:
     members of a sample must lie together. A member of a sample without an image is left over.
     """
 
-    def read(self, file: Stream) -> Iterator[Sample]:
+    def read(self, file: Stream) -> Generator[Sample, None, None]:
         entries = self._listed(file) if isinstance(getattr(file, "fs", None), LocalFileSystem) else None
         if entries is None:
             yield from _streamed(file)
@@ -267,7 +267,7 @@ class Tar:
         return content
 
     def first(self, file: Stream) -> Sample | None:
-        with closing(_streamed(file)) as samples:
+        with closing(self.read(file)) as samples:
             return next((sample for sample in samples if not sample.leaving), None)
 
     def _listed(self, file: Stream) -> list[Entry] | None:
