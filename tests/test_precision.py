@@ -15,7 +15,9 @@ from networks import small_network
 from PIL import Image, ImageFile
 
 import unitscope
+from unitscope.experiments import colour_or_shape, invariance, occlusion, probe
 from unitscope.layers import trace
+from unitscope.precision import AUTOCASTS, plain_tensors
 
 IMAGES = torch.randn(10, 3, 14, 14, generator=torch.Generator().manual_seed(0))
 BACKENDS: Any = torch.backends
@@ -155,3 +157,51 @@ def test_defaults_of_the_caller_change_nothing(tmp_path: Path, setting: str) -> 
         torch.set_default_device(None)
         torch.use_deterministic_algorithms(False)
     assert bytes_of(plain.folder) == bytes_of(other.folder)
+
+
+@pytest.mark.parametrize("kind", AUTOCASTS)
+def test_autocast_is_off_in_a_verb_and_on_again_afterwards(kind: str) -> None:
+    """Where there is no such device, too, of which torch would warn."""
+    before = torch.is_autocast_enabled(kind)
+    torch.set_autocast_enabled(kind, True)
+    try:
+        with plain_tensors():
+            assert not torch.is_autocast_enabled(kind)
+        assert torch.is_autocast_enabled(kind)
+    finally:
+        torch.set_autocast_enabled(kind, before)
+
+
+class Labelled:
+    """The images with labels in turn."""
+
+    def __len__(self) -> int:
+        return len(IMAGES)
+
+    def __getitem__(self, image: int) -> tuple[torch.Tensor, int]:
+        return IMAGES[image], image % 2
+
+
+def every_verbs_numbers(folder: Path) -> dict[str, Any]:
+    """What every verb says of the same network and images."""
+    network = small_network()
+    atlas = unitscope.scan(network, Labelled(), folder / "atlas")
+    assert unitscope.check(atlas, network).differences == []
+    for method in ("gradient", "occlusion"):
+        unitscope.attribute(atlas, method, network)
+    return {
+        "scan": [atlas.table(name).to_pydict() for name in ("peaks", "units", "sample")],
+        "attribute": [atlas.attributions(method, "4").to_pydict() for method in ("gradient", "occlusion")],
+        "colour_or_shape": colour_or_shape(atlas, network).to_pydict(),
+        "invariance": invariance(network, Labelled(), folder / "invariance").to_pydict(),
+        "probe": probe(network, Labelled(), folder / "probe").to_pydict(),
+        "occlusion": occlusion(atlas, "4", [0], network).to_pydict(),
+    }
+
+
+def test_no_verb_says_anything_else_under_the_callers_autocast(tmp_path: Path) -> None:
+    plain = every_verbs_numbers(tmp_path / "plain")
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = every_verbs_numbers(tmp_path / "cast")
+        assert torch.is_autocast_enabled("cpu")
+    assert [name for name in plain if repr(plain[name]) != repr(cast[name])] == []

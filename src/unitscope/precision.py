@@ -21,6 +21,7 @@ Switch = tuple[str, str]
 PARENTS: tuple[Switch, ...] = (("generic", "all"), ("cuda", "all"), ("mkldnn", "all"))
 LEAVES: tuple[Switch, ...] = tuple((backend, kind) for backend in ("cuda", "mkldnn") for kind in ("matmul", "conv", "rnn"))
 EXACT = "ieee"
+AUTOCASTS = ("cpu", "cuda", "mps")
 
 _entering = Lock()
 _users = 0
@@ -36,8 +37,13 @@ def exactly(module: nn.Module, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def plain_tensors() -> Iterator[None]:
-    """New tensors are what they are in a fresh process, whatever the caller has set: no inference tensors, and on the processor."""
+    """New tensors, and the arithmetic with them, are what they are in a fresh process, whatever the caller has set: no inference
+    tensors, on the processor, without autocast."""
     with torch.inference_mode(False), ExitStack() as stack:
+        for kind in AUTOCASTS:
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+                stack.callback(torch.set_autocast_enabled, kind, True)
+                torch.set_autocast_enabled(kind, False)  # not torch.autocast, which warns where there is no such device
         if torch.empty(0).device.type != "cpu":  # otherwise Python would be asked about every operator
             stack.enter_context(torch.device("cpu"))
         yield
