@@ -30,6 +30,7 @@ from unitscope.attribution.keeping import Keeping
 from unitscope.attribution.methods import Cells, Method, Projected
 from unitscope.attribution.rectifiers import deconvnet, guided, rectifiers
 from unitscope.errors import AtlasError, LayerNotFound, NetworkError, UnitscopeError
+from unitscope.experiments import occlusion
 from unitscope.layers import trace
 from unitscope.records import Box, Peak, Preprocessing
 
@@ -628,6 +629,46 @@ def test_what_cant_be_done_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(AtlasError, match=r"no attributions by 'guided'; make them with: unitscope attribute"):
         atlas.attributions("guided", "5")
     assert not (atlas.folder / "attributions").exists()
+
+
+@pytest.mark.parametrize(
+    ("units", "said"),
+    [
+        (3, "units must be a list of numbers, such as \\[0, 1\\], not 3"),
+        ("12", "units must be a list of numbers, such as .*, not '12'"),
+        ([1.5], "units must be whole numbers, such as .*, not 1.5"),
+        ([True], "units must be whole numbers, such as .*, not True"),
+        (np.array([0.0]), "units must be whole numbers"),
+        (np.array(3), "units must be a list of numbers"),
+        ([], "units is an empty list; name some, or leave it away for all"),
+    ],
+)
+def test_units_that_are_no_numbers_are_named(tmp_path: Path, units: Any, said: str) -> None:
+    atlas, network = scanned(tmp_path)
+    for ask in (
+        lambda: attribute(atlas, "deconvnet", network, layers=["5"], units=units),
+        lambda: occlusion(atlas, "5", units, network),
+        lambda: atlas.sheet("5", units=units),
+        lambda: atlas.figure(units=units),
+    ):
+        with pytest.raises(AtlasError, match=f"^{said}$" if said.endswith(("all", "3", "5")) else said):
+            ask()
+
+
+@pytest.mark.parametrize("units", [range(2), np.array([0, 1]), (0, 1), torch.tensor([0, 1]), {0, 1}], ids=repr)
+def test_units_may_stand_in_anything_that_lists_whole_numbers(tmp_path: Path, units: Any) -> None:
+    atlas, network = scanned(tmp_path)
+    done = attribute(atlas, "gradient", network, layers="5", units=units)
+    assert done == sum(unit < 2 for unit in atlas.peaks("5")["unit"].to_pylist()) > 0
+    assert atlas.attributed("gradient") == {("5", 0), ("5", 1)}
+    assert atlas.sheet("5", units=units).tobytes() == atlas.sheet("5", units=[0, 1]).tobytes()
+    assert atlas.figure(layers="5", units=units).tobytes() == atlas.figure(layers=["5"], units=[0, 1]).tobytes()
+
+
+def test_an_empty_list_of_layers_is_named(tmp_path: Path) -> None:
+    atlas, network = scanned(tmp_path)
+    with pytest.raises(LayerNotFound, match="layers is an empty list; name some, or leave it away for all"):
+        attribute(atlas, "deconvnet", network, layers=[])
 
 
 def test_dead_units_have_nothing_to_bring_down(tmp_path: Path) -> None:

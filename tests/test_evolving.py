@@ -88,6 +88,22 @@ def test_moments_come_in_the_order_given(tmp_path: Path) -> None:
         evolve(model, paths, photographs, tmp_path / "out", preprocess=AS_IT_IS)
 
 
+def test_one_layer_alone_is_the_same_as_in_a_list(tmp_path: Path) -> None:
+    model, network = network_of(tmp_path)
+    photographs = write_photographs(tmp_path / "photographs", 6, (24, 24))
+    paths = checkpoints(tmp_path, network, 1)
+    for layers in ("2", "2", ["2"], ("2",)):
+        evolution = evolve(model, paths, photographs, tmp_path / "out", preprocess=AS_IT_IS, layers=layers)
+        assert [layer.name for layer in evolution.last.layers] == ["2"]
+    assert evolution.figure(layers="2", size_px=24).tobytes() == evolution.figure(layers=["2"], size_px=24).tobytes()
+
+
+@pytest.mark.parametrize("files", ["c1.pt", Path("c1.pt"), 3, None], ids=repr)
+def test_checkpoints_that_are_no_list_are_named(tmp_path: Path, files: Any) -> None:
+    with pytest.raises(AtlasError, match="^checkpoints must be a list of files, from early to late, not .*"):
+        evolve("net.py:net", files, tmp_path, tmp_path / "out")
+
+
 def test_two_sets_of_weights_in_one_file_are_two_moments(tmp_path: Path) -> None:
     model, network = network_of(tmp_path)
     photographs = write_photographs(tmp_path / "photographs", 4, (24, 24))

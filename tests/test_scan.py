@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from networks import Reused, see_through, small_network
 from torch import Tensor, nn
 
 import unitscope
-from unitscope.errors import LayoutError
+from unitscope.atlas import Atlas
+from unitscope.errors import LayerNotFound, LayoutError
 from unitscope.records import Shard
 from unitscope.runners import Work
 
@@ -385,6 +387,52 @@ class Stateful(nn.Conv2d):
 def test_state_that_is_no_tensor_is_in_nobodys_way(tmp_path: Path) -> None:
     atlas = unitscope.scan(nn.Sequential(Stateful(3, 2, 1)), torch.randn(3, 3, 5, 5), tmp_path / "atlas")
     assert len(atlas.manifest["network"]["hash"]) == 64
+
+
+class NeverRead:
+    """A data set that fails the test when it is read."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, image: int) -> torch.Tensor:
+        raise AssertionError("an image was read")
+
+
+@pytest.mark.parametrize("name", ["k", "per_image", "batch_size", "sample", "limit", "workers"])
+@pytest.mark.parametrize("value", ["3", 3.0, 2.5, True, [3], torch.tensor(2.0)], ids=repr)
+def test_counts_that_are_no_whole_numbers_are_named_before_an_image_is_read(tmp_path: Path, name: str, value: Any) -> None:
+    with pytest.raises(unitscope.UnitscopeError, match=f"^{name} (must be a whole|is auto or a) number.* not ") as raised:
+        unitscope.scan(see_through(1), NeverRead(), tmp_path / "atlas", **{name: value})
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "atlas").exists()
+
+
+@pytest.mark.parametrize("layers", [[None], [3], 3, ["0", b"0"]], ids=repr)
+def test_layers_that_are_no_text_are_named_before_an_image_is_read(tmp_path: Path, layers: Any) -> None:
+    with pytest.raises(LayerNotFound, match="^layers must be names of layers, or globs such as .*, not "):
+        unitscope.scan(see_through(1), NeverRead(), tmp_path / "atlas", layers=layers)
+
+
+def test_more_peaks_than_the_tables_can_hold_are_refused_before_an_image_is_read(tmp_path: Path) -> None:
+    with pytest.raises(unitscope.UnitscopeError, match="^k must be at most 32,767, not 32768$"):
+        unitscope.scan(see_through(1), NeverRead(), tmp_path / "atlas", k=32_768)
+    atlas = unitscope.scan(see_through(1), torch.ones(2, 1, 1, 1), tmp_path / "atlas", k=32_767)
+    assert Atlas(atlas.folder).k == 32_767
+
+
+def test_whole_numbers_of_any_type_are_counts(tmp_path: Path) -> None:
+    counts = {
+        "k": np.int64(2),
+        "batch_size": np.int32(1),
+        "sample": torch.tensor(2),
+        "limit": np.uint8(2),
+        "workers": np.int64(0),
+    }
+    atlas = unitscope.scan(see_through(1), torch.ones(3, 1, 1, 1), tmp_path / "atlas", layers=("0",), **counts)
+    assert {name: atlas.manifest[name] for name in ("k", "batch_size", "sample", "read")} == {
+        "k": 2, "batch_size": 1, "sample": 2, "read": 2,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["k", "per_image", "batch_size"])

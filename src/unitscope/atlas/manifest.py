@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from unitscope.atlas.schema import FORMAT, MANIFEST
+from unitscope.atlas.schema import FORMAT, MANIFEST, MOST_PEAKS
 from unitscope.errors import AtlasError
 from unitscope.images.pixels import FILTERS
 from unitscope.records import Preprocessing
@@ -41,7 +41,7 @@ class _Manifest(Struct):
     images: dict[str, Any]
     listed: Count
     read: Count
-    k: Annotated[int, Meta(ge=1, lt=1 << 15)]
+    k: Annotated[int, Meta(ge=1, le=MOST_PEAKS)]
     trial: _Trial
     skipped: Count = 0
     per_image: Count = 1

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from unitscope.arguments import layer_patterns, unit_numbers
 from unitscope.atlas.projections import ZERO, shown
 from unitscope.atlas.ties import Tie, without_preference
 from unitscope.drawing import EMPTY, Block, Panel, cut, draw_figure, draw_sheet, missing
@@ -68,7 +69,7 @@ def sheet(atlas: "Atlas", layer: str, units: Sequence[int] | None, drawn: Drawn)
     known = atlas.layer(layer)
     there = _attributed(atlas, drawn.attribution, known.name)
     every = range(known.units) if there is None else sorted(there)
-    chosen = _checked(known, units if units is not None else every)
+    chosen = _checked(known, units) if units is not None else every
     _require(atlas, known, drawn, chosen, there)
     with drawing_counted() as lacking:
         return draw_sheet(panel(atlas, known, chosen, drawn, lacking), drawn.size_px)
@@ -81,7 +82,7 @@ def figure(atlas: "Atlas", choice: FigureChoice, drawn: Drawn) -> Image.Image:
 
 def _panels(atlas: "Atlas", choice: FigureChoice, drawn: Drawn, lacking: "Lacking") -> list[Panel]:
     panels = []
-    for layer in _asked(atlas, choice.layers) if choice.layers else spread_layers(_with_projections(atlas, drawn)):
+    for layer in _asked(atlas, layer_patterns(choice.layers) or ()) or spread_layers(_with_projections(atlas, drawn)):
         there = _attributed(atlas, drawn.attribution, layer.name)
         units = _checked(layer, choice.units) if choice.units is not None else firing_units(atlas, layer, choice.seed, there)
         _require(atlas, layer, drawn, units, there)
@@ -356,9 +357,10 @@ def _size(height: int, width: int) -> str:
     return f"{height} px" if height == width else f"{height} x {width} px"
 
 
-def _checked(layer: Layer, units: Sequence[int]) -> Sequence[int]:
-    layer.check_units(units)
-    return units
+def _checked(layer: Layer, units: Any) -> Sequence[int]:
+    numbers = unit_numbers(units) or []
+    layer.check_units(numbers)
+    return numbers
 
 
 def _words(atlas: "Atlas", choice: FigureChoice, drawn: Drawn) -> tuple[str, list[str]]:

@@ -6,6 +6,8 @@ FORMAT = 2
 MANIFEST = "atlas.json"
 METHODS = ("deconvnet", "guided", "gradient", "integrated", "occlusion")
 """Of attribution, whose tables an atlas may have; `unitscope.attribution`, which needs torch, has them."""
+MOST_PEAKS = (1 << 15) - 1
+"""The highest rank that the tables can hold."""
 
 _PLACE = [("layer", pa.string()), ("unit", pa.int32())]
 _CELL = [("image", pa.int64()), ("y", pa.int32()), ("x", pa.int32())]

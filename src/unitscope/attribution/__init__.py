@@ -5,12 +5,13 @@ from contextlib import closing
 
 from torch import nn
 
+from unitscope.arguments import layer_patterns, unit_numbers
 from unitscope.atlas import Atlas
 from unitscope.attribution.checkpointing import graphs_kept
 from unitscope.attribution.descending import Descent
 from unitscope.attribution.keeping import Keeping
 from unitscope.attribution.methods import METHODS, Method
-from unitscope.errors import AtlasError, suggestion
+from unitscope.errors import AtlasError, LayerNotFound, suggestion
 from unitscope.networks import Network
 from unitscope.precision import plain_tensors
 from unitscope.records import Layer, Peak, matches
@@ -45,7 +46,7 @@ def attribute(
     gradient comes down. The table is then as it was.
     """
     way = _method(method)
-    chosen = _chosen(atlas, layers, units)
+    chosen = _chosen(atlas, layer_patterns(layers), unit_numbers(units))
     with Keeping(atlas, method).held() as keeping, opened_again(atlas, network, device) as again, graphs_kept():
         _ = atlas.source  # found once, before threads ask for it
         tell = (lambda _: None) if on_peaks is None else on_peaks
@@ -71,9 +72,12 @@ def _method(name: str) -> Method:
 
 def _chosen(atlas: Atlas, patterns: Sequence[str] | None, units: Sequence[int] | None) -> dict[str, list[Peak]]:
     """The peaks asked for, layer by layer. Raises `AtlasError` where there are none."""
-    asked = [patterns] if isinstance(patterns, str) else patterns
-    names = [layer.name for layer in atlas.layers if asked is None or any(matches(layer.name, pattern) for pattern in asked)]
-    for pattern in asked or ():
+    if patterns is not None and not patterns:
+        raise LayerNotFound("layers is an empty list; name some, or leave it away for all")
+    names = [
+        layer.name for layer in atlas.layers if patterns is None or any(matches(layer.name, pattern) for pattern in patterns)
+    ]
+    for pattern in patterns or ():
         if not any(matches(name, pattern) for name in names):
             atlas.layer(pattern)  # raises, and names what is close
     found = {name: _peaks(atlas, atlas.layer(name), units) for name in names}

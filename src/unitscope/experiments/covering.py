@@ -7,6 +7,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from unitscope.arguments import unit_numbers
 from unitscope.atlas import Atlas
 from unitscope.attribution.methods import squares
 from unitscope.errors import AtlasError
@@ -53,9 +54,10 @@ def occlusion(
     Raises `AtlasError` for a unit that the layer doesn't have, where the network gives no class scores, of shape (image, class), or
     where `classes` are more or fewer than those, and `ImagesError` where an image is gone.
     """
-    atlas.layer(layer).check_units(units or ())
+    chosen = unit_numbers(units)
+    atlas.layer(layer).check_units(chosen or ())
     peaks = atlas.peaks(layer)
-    wanted = None if units is None else set(units)
+    wanted = None if chosen is None else set(chosen)
     images = sorted(
         {image for image, unit in zip(peaks["image"].to_pylist(), peaks["unit"].to_pylist(), strict=True) if wanted is None or unit in wanted}
     )  # fmt: skip

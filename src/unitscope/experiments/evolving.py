@@ -8,7 +8,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from unitscope.arguments import in_short, layer_patterns, unit_numbers
 from unitscope.atlas import Atlas, place_for
 from unitscope.atlas.pictures import Drawn, box_drawn, firing_units, projections, spread_layers
 from unitscope.atlas.schema import MANIFEST
@@ -97,11 +98,12 @@ class Evolution:
         A bar marks a jump: the strongest image is another than in the moment before. Without `units`, four a layer of those that
         fire in the last moment.
         """
-        chosen = [self.last.layer(name) for name in layers] if layers else spread_layers(self.last.layers)
+        chosen = [self.last.layer(name) for name in layer_patterns(layers) or ()] or spread_layers(self.last.layers)
+        numbers = unit_numbers(units)
         strips = [
             Strip(layer.name, unit, self._moments(layer, unit, size_px))
             for layer in chosen
-            for unit in (units if units is not None else self._shown(layer))
+            for unit in (numbers if numbers is not None else self._shown(layer))
         ]
         return draw_strips(strips, list(self.atlases), size_px)
 
@@ -183,7 +185,7 @@ def evolve(
     Raises as `scan` does, and `AtlasError` where two checkpoints have one name, or where another atlas is in the way.
     """
     names = _names(checkpoints)
-    options = {"layers": layers, "preprocess": preprocess, "device": device}
+    options = {"layers": layer_patterns(layers), "preprocess": preprocess, "device": device}
     for name, checkpoint in zip(names, checkpoints, strict=True):  # all of them, before hours of work
         _standing(load_network(model, str(checkpoint), 0), images, Path(out) / name, **options)
     for name, checkpoint in zip(names, checkpoints, strict=True):
@@ -201,6 +203,8 @@ def evolve(
 
 def _names(checkpoints: Sequence[str | os.PathLike[str]]) -> list[str]:
     """Each atlas's name, that of its file. Raises `AtlasError` where two have one name, or where there are none."""
+    if isinstance(checkpoints, (str, os.PathLike)) or not isinstance(checkpoints, Iterable):
+        raise AtlasError(f"checkpoints must be a list of files, from early to late, not {in_short(checkpoints)}")
     chosen = [split_key(str(checkpoint)) for checkpoint in checkpoints]
     names = [f"{path.stem}-{key}" if key else path.stem for path, key in chosen]
     if not names:
@@ -224,12 +228,12 @@ def _standing(network: Network, images: Any, place: Path, **options: Any) -> Atl
         place_for(place)
         return None
     atlas, source = Atlas(place, images=images), as_source(images)
-    said, patterns = atlas.manifest, options["layers"]
+    said = atlas.manifest
     preprocessing = preprocessing_said(options["preprocess"], network)
     same = {
         "weights": said["network"]["hash"] == network.hash(),
         "images": same_images(said["images"], source),
-        "layers": said["layers"] == (list(patterns) if patterns else None),
+        "layers": said["layers"] == (layer_patterns(options["layers"]) or None),
         "preprocessing": atlas.preprocessing == preprocessing or atlas.preprocessing is None,
     }
     other = [name for name, agrees in same.items() if not agrees]

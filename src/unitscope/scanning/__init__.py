@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from unitscope.arguments import layer_patterns, whole
 from unitscope.atlas import Atlas, place_for, write_atlas
+from unitscope.atlas.schema import MOST_PEAKS
 from unitscope.errors import ImagesError, NetworkError, UnitscopeError
 from unitscope.images import (
     FileSource,
@@ -83,12 +85,12 @@ def scan(
     children, where some images couldn't be scanned while the others were and are kept.
     """
     clear_finished(Path(os.path.realpath(out)))
-    place, chosen = place_for(out), options_of(options)
+    place, chosen, patterns = place_for(out), options_of(options), layer_patterns(layers)
+    k = whole("k", k, most=MOST_PEAKS)
     known, source = known_network(network), as_source(images)
     count, plan = reader_count(chosen.workers, source), _plan(source, k, chosen)
     loader = loader_for(source, preprocessing_said(chosen.preprocess, known), plan.images, known.model)
-    weights, patterns = known.hash(), [layers] if isinstance(layers, str) else layers
-    away = getattr(chosen.runner, "device", None)
+    weights, away = known.hash(), getattr(chosen.runner, "device", None)
     _warn_of_chance(source)
     target = chosen_device("cpu" if away else chosen.device)
     job, networks = _set_up(known, plan, loader, patterns, count, target)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unitscope.arguments import layer_patterns
 from unitscope.atlas import Atlas
 from unitscope.errors import WHERE_IMAGES_ARE, AtlasError, ImagesError
 from unitscope.images import FileBroken, FileSource, SourceImage, as_source, count_of, items_of
@@ -120,7 +121,7 @@ def opened(
     """A network and images as `scan` takes them, for as long as the block lasts. Raises as `scan` does."""
     known, source = known_network(network), as_source(images)
     loader = loader_for(source, preprocessing_said(preprocess, known), count_of(source) or 0, known.model)
-    yield _opened(known, loader, [layers] if isinstance(layers, str) else layers, device)
+    yield _opened(known, loader, layer_patterns(layers), device)
 
 
 def _opened(known: Network, loader: Loader, layers: Sequence[str] | None, device: str) -> Again:

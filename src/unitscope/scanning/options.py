@@ -1,10 +1,10 @@
 """The rarer options of a scan."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
-from unitscope.errors import UnitscopeError
+from unitscope.arguments import whole
 from unitscope.runners import Runner
 
 
@@ -38,14 +38,18 @@ class Options:
     limit: int | None = None
     on_images: Callable[[int], None] | None = None
 
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise UnitscopeError(f"limit must be at least 1, not {self.limit}")
-
 
 def options_of(said: ScanOptions) -> Options:
-    """The options, completed. Raises `TypeError` for a name that is none, as Python does for arguments."""
+    """The options, completed. Raises `TypeError` for a name that is none, as Python does for arguments, and `UnitscopeError` for counts
+    that are no whole numbers or below 1."""
     unknown = next((name for name in said if name not in Options.__slots__), None)
     if unknown is not None:
         raise TypeError(f"scan() got an unexpected keyword argument {unknown!r}; it takes {', '.join(Options.__slots__)}")
-    return Options(**said)
+    options = Options(**said)
+    return replace(
+        options,
+        batch_size=whole("batch_size", options.batch_size),
+        per_image=whole("per_image", options.per_image),
+        sample=whole("sample", options.sample),
+        limit=None if options.limit is None else whole("limit", options.limit),
+    )

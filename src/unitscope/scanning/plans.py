@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from unitscope.arguments import whole
+from unitscope.atlas.schema import MOST_PEAKS
 from unitscope.errors import UnitscopeError
 from unitscope.images import FILE_BITS
 from unitscope.records import Shard
@@ -29,9 +31,9 @@ class ScanPlan:
     sample: int = 200
 
     def __post_init__(self) -> None:
-        for name in ("k", "per_image", "batch_size", "sample"):
-            if getattr(self, name) < 1:
-                raise UnitscopeError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("per_image", "batch_size", "sample"):
+            whole(name, getattr(self, name))
+        whole("k", self.k, most=MOST_PEAKS)
         if self.precision not in ("fp32", "bf16"):
             raise UnitscopeError(f"precision is fp32 or bf16, not {self.precision!r}")
 

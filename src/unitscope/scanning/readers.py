@@ -16,6 +16,7 @@ from functools import partial
 
 import torch
 
+from unitscope.arguments import whole
 from unitscope.errors import ImagesError, UnitscopeError, first_line
 from unitscope.images import Item, Source
 from unitscope.scanning.loading import Loaded, Loader
@@ -36,13 +37,12 @@ def reader_count(workers: int | str, source: Source) -> int:
         return THREADS if source.thread_safe else 0
     if isinstance(workers, str):
         raise UnitscopeError(f"workers is auto or a number, not {workers!r}")
-    if workers < 0:
-        raise UnitscopeError(f"workers must be at least 0, not {workers}")
+    count = whole("workers", workers, least=0)
     if source.thread_safe:
-        return workers
-    if workers > 1:
+        return count
+    if count > 1:
         _pickled(source)
-    return workers if workers > 1 else 0
+    return count if count > 1 else 0
 
 
 @contextmanager
