@@ -109,7 +109,7 @@ def test_only_every_nth_epoch_is_scanned(tmp_path: Path) -> None:
     more.record("at the end")
     more.record("afterwards")
     assert list(more.evolution().atlases) == ["epoch-002", "epoch-004", "at the end", "afterwards"]
-    with pytest.raises(UnitscopeError, match="every must be a whole number, at least 1, not 0"):
+    with pytest.raises(UnitscopeError, match="every must be at least 1, not 0"):
         unitscope.Recorder(network, photographs, every=0)
 
 
@@ -243,7 +243,7 @@ def restore_images(folder: Path) -> None:
     ],
 )
 def test_an_epoch_that_cant_be_scanned_is_left_out_and_the_training_goes_on(
-    tmp_path: Path, spoil: Any, mend: Any, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, mend: Any, said: str
 ) -> None:
     _, network = network_of(tmp_path)
     photographs = write_photographs(tmp_path / "photographs", 4, (24, 24))
@@ -253,12 +253,96 @@ def test_an_epoch_that_cant_be_scanned_is_left_out_and_the_training_goes_on(
     with pytest.warns(UserWarning, match="'epoch-001' was not recorded, and the training goes on: ") as told:
         assert recorder.record("epoch-001") is None
     assert said in str(told[0].message)
-    recorder.epoch(2)  # without another word, or the test would fail for it
+    capsys.readouterr()
+    recorder.epoch(2)
+    assert capsys.readouterr().err == ""  # without another word
     if mend is not None:
         mend(tmp_path)
     recorder.epoch(3)
     assert list(recorder.evolution().atlases) == ["epoch-003"]
     assert all(module.training for module in network.modules())
+
+
+class Moody(nn.Module):
+    """Other values each time, which a scan warns of."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps + torch.rand(())
+
+
+def test_warnings_that_are_errors_are_lines_on_stderr_and_end_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the scan, and the recorder's own; each once."""
+    _, network = network_of(tmp_path)
+    photographs = write_photographs(tmp_path / "photographs", 4, (24, 24))
+    recorder = unitscope.Recorder(
+        nn.Sequential(Moody(), network), photographs, tmp_path / "out", preprocess=AS_IT_IS, layers=["1.2"]
+    )
+    filters = list(warnings.filters)
+    assert ("error", None, Warning, None, 0) in filters  # as pytest is set up
+    for epoch in (1, 2):
+        recorder.epoch(epoch)
+    assert list(recorder.evolution().atlases) == ["epoch-001", "epoch-002"]
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "differ from run to run" in line or "random" in line]
+    assert line.startswith("UserWarning: ")
+    unmake_images(tmp_path)
+    for epoch in (3, 4):
+        recorder.epoch(epoch)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("UserWarning: 'epoch-003' was not recorded, and the training goes on: ")
+    assert warnings.filters == filters
+
+
+def test_what_a_scan_warns_of_is_said_once_a_training(tmp_path: Path) -> None:
+    _, network = network_of(tmp_path)
+    photographs = write_photographs(tmp_path / "photographs", 4, (24, 24))
+    recorder = unitscope.Recorder(
+        nn.Sequential(Moody(), network), photographs, tmp_path / "out", preprocess=AS_IT_IS, layers=["1.2"]
+    )
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for epoch in (1, 2):
+            recorder.epoch(epoch)
+    texts = [str(one.message) for one in told]
+    assert texts
+    assert len(set(texts)) == len(texts)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/b", "a\\b", "", ".", "..", ".hidden", "a\0b", "evolution.json", "evolution.parquet", 3, None, b"x"]
+)
+def test_a_name_that_is_no_folders_is_said_once_and_nothing_is_recorded(tmp_path: Path, name: Any) -> None:
+    _, network = network_of(tmp_path)
+    photographs = write_photographs(tmp_path / "photographs", 4, (24, 24))
+    recorder = unitscope.Recorder(network, photographs, tmp_path / "out", preprocess=AS_IT_IS, layers="2")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.warns(UserWarning, match="^.* was not recorded, and the training goes on: .*name") as told:
+        assert [recorder.record(name) for _ in range(2)] == [None, None]
+    assert len(told) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+    assert isinstance(recorder.record("é x"), unitscope.Atlas)
+    assert list(recorder.evolution().atlases) == ["é x"]
+
+
+@pytest.mark.parametrize("number", ["3", None, 1.5, [1]])
+def test_an_epoch_that_is_no_number_is_said_once_and_not_recorded(tmp_path: Path, number: Any) -> None:
+    _, network = network_of(tmp_path)
+    photographs = write_photographs(tmp_path / "photographs", 4, (24, 24))
+    recorder = unitscope.Recorder(network, photographs, tmp_path / "out", preprocess=AS_IT_IS, layers="2")
+    with pytest.warns(UserWarning, match="^epoch .* was not recorded, and the training goes on: .* whole number, not ") as told:
+        _ = [recorder.epoch(number) for _ in range(2)]
+    assert len(told) == 1
+    assert not (tmp_path / "out").exists()
+    recorder.epoch(np.int64(2))  # type: ignore[arg-type]
+    assert list(recorder.evolution().atlases) == ["epoch-002"]
+
+
+def test_a_training_with_one_layer_alone_goes_on(tmp_path: Path) -> None:
+    _, network = network_of(tmp_path)
+    photographs = write_photographs(tmp_path / "photographs", 4, (24, 24))
+    for _ in range(2):
+        recorder = unitscope.Recorder(network, photographs, tmp_path / "out", preprocess=AS_IT_IS, layers="2", go_on=True)
+        assert isinstance(recorder.record("first"), unitscope.Atlas)
+    assert list(recorder.evolution().atlases) == ["first"]
 
 
 def test_a_user_can_still_stop_a_training(tmp_path: Path) -> None:
@@ -308,7 +392,7 @@ def test_two_recorders_dont_write_to_one_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "error", "said"),
     [
-        ({"every": 0}, UnitscopeError, "every must be a whole number, at least 1, not 0"),
+        ({"every": 0}, UnitscopeError, "every must be at least 1, not 0"),
         ({"images": "nowhere"}, ImagesError, "nowhere"),
         ({"preprocess": None}, NetworkError, "nothing is known of how"),
         ({"preprocess": "as usual"}, NetworkError, "is neither a unitscope.Preprocessing nor"),

@@ -36,7 +36,8 @@ from unitscope.scanning import preprocessing_said, scan
 from unitscope.weights import split_key
 
 METHOD = "deconvnet"
-ORDER = "evolution.json"
+ORDER, TABLE = "evolution.json", "evolution.parquet"
+SEPARATORS = ("/", "\\", "\0")
 UNITS_SHOWN = 4
 
 SCHEMA = pa.schema(
@@ -90,7 +91,7 @@ class Evolution:
                 earlier, later = _without(self._unshared, told, one.k)
                 overlap, jumps = _change(earlier, later, layer.units)
                 rows.append({"layer": layer.name, "before": before, "after": after, "overlap": overlap, "jumps": jumps})
-        return write_table(pa.Table.from_pylist(rows, schema=SCHEMA), self.folder / "evolution.parquet")
+        return write_table(pa.Table.from_pylist(rows, schema=SCHEMA), self.folder / TABLE)
 
     def figure(self, layers: Sequence[str] | None = None, units: Sequence[int] | None = None, size_px: int = 64) -> Image.Image:
         """A row a unit and a column a moment: its strongest patch there and, where it was made, the projection of that below.
@@ -207,6 +208,8 @@ def _names(checkpoints: Sequence[str | os.PathLike[str]]) -> list[str]:
         raise AtlasError(f"checkpoints must be a list of files, from early to late, not {in_short(checkpoints)}")
     chosen = [split_key(str(checkpoint)) for checkpoint in checkpoints]
     names = [f"{path.stem}-{key}" if key else path.stem for path, key in chosen]
+    for name in names:
+        check_name(name)
     if not names:
         raise AtlasError("an evolution needs at least one checkpoint")
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -215,6 +218,17 @@ def _names(checkpoints: Sequence[str | os.PathLike[str]]) -> list[str]:
             f"two checkpoints have the name {twice!r}; an atlas is named for its file, so give the files names of their own"
         )
     return names
+
+
+def check_name(name: Any) -> None:
+    """Raises `AtlasError` for what can't be the name of an atlas in an evolution: a folder in it that isn't hidden."""
+    if not isinstance(name, str):
+        raise AtlasError(f"the name of an atlas is text, not {in_short(name)}")
+    if not name or name[0] == "." or name in (ORDER, TABLE) or any(sign in name for sign in SEPARATORS):
+        raise AtlasError(
+            f"an atlas can't have the name {in_short(name)}: a name is that of a folder, so it has no slashes and begins with no dot, "
+            f"and it isn't {ORDER} or {TABLE}"
+        )
 
 
 def scanned(network: Network, images: Any, place: Path, **options: Any) -> Atlas:

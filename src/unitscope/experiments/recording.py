@@ -6,6 +6,7 @@ import random
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -17,11 +18,12 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
+from unitscope.arguments import in_short, layer_patterns, whole
 from unitscope.atlas import Atlas
 from unitscope.atlas.pictures import spread_layers
 from unitscope.atlas.schema import MANIFEST
 from unitscope.errors import AtlasError, LayerNotFound, NetworkError, UnitscopeError, first_line, suggestion
-from unitscope.experiments.evolving import ORDER, Evolution, epochs_in, project, scanned, write_order
+from unitscope.experiments.evolving import ORDER, Evolution, check_name, epochs_in, project, scanned, write_order
 from unitscope.files import check_writable
 from unitscope.images import as_source, count_of
 from unitscope.networks import Network, first_tensor, given_network
@@ -30,8 +32,17 @@ from unitscope.records import Layer, matches
 from unitscope.scanning import loader_for, preprocessing_said
 
 UNITS_FOLLOWED = 8
+NOT_RECORDED, NOT_PROJECTED = "was not recorded", "and later epochs have no projections"
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What a recording couldn't do, and why."""
+
+    what: str
+    reason: str
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -44,7 +55,8 @@ class Recorder:
 
     What can't work is said when the recorder is made: raises as `scan` does, and `AtlasError` where `out` holds an evolution
     already, unless this training is to `go_on` with it, or where another recorder has it. Later nothing is raised: an epoch that
-    can't be scanned is left out, projections that can't be made end, and a warning says so once.
+    can't be scanned is left out, projections that can't be made end, and a warning says so once; so does what the scan itself warns
+    of. Where the caller's filters make an error of a warning, it is a line on stderr instead.
     """
 
     network: nn.Module
@@ -60,38 +72,37 @@ class Recorder:
     _projects: bool = field(init=False, repr=False, default=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.every, int) or self.every < 1:
-            raise UnitscopeError(f"every must be a whole number, at least 1, not {self.every!r}")
+        whole("every", self.every)
         if not isinstance(self.network, nn.Module):
             raise NetworkError(f"a recorder needs the nn.Module that is trained, not a {type(self.network).__name__}")
         self._check_out()
-        _check_layers(_unwrapped(self.network), [self.layers] if isinstance(self.layers, str) else self.layers or ())
+        _check_layers(_unwrapped(self.network), layer_patterns(self.layers) or ())
         known, source = given_network(_unwrapped(self.network)), as_source(self.images)
         loader_for(source, preprocessing_said(self.preprocess, known), count_of(source) or 0, known.model)
         _LIVE[os.path.realpath(self.out)] = self
 
     def epoch(self, number: int) -> None:
         """After an epoch, counted in any way that goes up: scan where it is this one's turn."""
-        if number % self.every == 0:
-            self.record(f"epoch-{number:03}")
+        try:
+            due = whole("the number of an epoch", number, least=None) % self.every == 0
+        except UnitscopeError as error:
+            self._warn(NOT_RECORDED, f"epoch {in_short(number)} {NOT_RECORDED}, and the training goes on: {error}")
+            return
+        if due:
+            self.record(f"epoch-{int(number):03}")
 
     def record(self, name: str) -> Atlas | None:
         """Scan now, into an atlas of that name; None where that couldn't be done.
 
         Where this training has one of that name already, of other weights, a number is added to it.
         """
-        network = _unwrapped(self.network)
-        tensor = first_tensor(network)
-        device = "cpu" if tensor is None else str(tensor.device)
-        atlas = None
-        try:
-            with random_states_kept(torch.device(device)):
-                atlas = self._scanned(given_network(network), name, device)
-                self._project(atlas, given_network(network), device)
-        except Exception as error:
-            lost = "was not recorded" if atlas is None else "and later epochs have no projections"
-            self._warn(lost, f"{name!r} {lost}, and the training goes on: {_said(error)}")
-            self._projects = self._projects and atlas is None
+        with warnings.catch_warnings(record=True) as findings:
+            warnings.simplefilter("always")
+            atlas, loss = self._recorded(name)
+        for finding in findings:
+            self._warn(str(finding.message), str(finding.message), finding)
+        if loss is not None:
+            self._warn(loss.what, f"{in_short(name)} {loss.what}, and the training goes on: {loss.reason}")
         return atlas
 
     def evolution(self) -> Evolution:
@@ -114,6 +125,23 @@ class Recorder:
             )
         check_writable(Path(self.out) / ORDER, f"the evolution {str(self.out)!r}")
 
+    def _recorded(self, name: str) -> tuple[Atlas | None, "Loss | None"]:
+        """The atlas, and what of it couldn't be done."""
+        atlas = None
+        try:
+            check_name(name)
+            network = _unwrapped(self.network)
+            tensor = first_tensor(network)
+            device = "cpu" if tensor is None else str(tensor.device)
+            with random_states_kept(torch.device(device)):
+                atlas = self._scanned(given_network(network), name, device)
+                self._project(atlas, given_network(network), device)
+        except Exception as error:
+            log.info("recording %s", in_short(name), exc_info=True)
+            self._projects = self._projects and atlas is None
+            return atlas, Loss(NOT_RECORDED if atlas is None else NOT_PROJECTED, _said(error))
+        return atlas, None
+
     def _scanned(self, known: Network, name: str, device: str) -> Atlas:
         out = Path(self.out)
         if self.go_on or name in self._made:
@@ -129,16 +157,28 @@ class Recorder:
         if self._projects:
             project(atlas, known, self._followed, device)
 
-    def _warn(self, what: str, text: str) -> None:
-        """A warning, the first time that it is about this."""
-        log.info(text, exc_info=True)
+    def _warn(self, what: str, text: str, found: warnings.WarningMessage | None = None) -> None:
+        """A warning, the first time that it is about this: a new one, or one that was `found` while scanning."""
         if what not in self._warned:
             self._warned.add(what)
-            warnings.warn(" ".join(text.split()), stacklevel=3)
+            _issue(" ".join(text.split()), found)
 
 
 _LIVE: WeakValueDictionary[str, Recorder] = WeakValueDictionary()
 """By the folder that they write to, the recorders of this process that are still in use."""
+
+
+def _issue(text: str, found: warnings.WarningMessage | None) -> None:
+    """Give a warning as the caller's filters will have it; where they make an error of it, a line on stderr."""
+    kind = UserWarning if found is None else found.category
+    try:
+        if found is None:
+            warnings.warn(text, kind, stacklevel=4)
+        else:
+            warnings.warn_explicit(text, kind, found.filename, found.lineno)
+    except Exception:
+        with suppress(Exception):  # a stderr that is closed
+            print(f"{kind.__name__}: {text}", file=sys.stderr)
 
 
 def _said(error: Exception) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from unitscope.arguments import whole
-from unitscope.atlas.schema import MOST_PEAKS
 from unitscope.errors import UnitscopeError
 from unitscope.images import FILE_BITS
 from unitscope.records import Shard
@@ -31,9 +30,8 @@ class ScanPlan:
     sample: int = 200
 
     def __post_init__(self) -> None:
-        for name in ("per_image", "batch_size", "sample"):
+        for name in ("k", "per_image", "batch_size", "sample"):
             whole(name, getattr(self, name))
-        whole("k", self.k, most=MOST_PEAKS)
         if self.precision not in ("fp32", "bf16"):
             raise UnitscopeError(f"precision is fp32 or bf16, not {self.precision!r}")
 
