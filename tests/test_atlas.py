@@ -144,6 +144,7 @@ WRONG: dict[str, dict[str, object]] = {
     "a list has no folder": {"images": {"kind": "list", "paths": ["a.png"]}},
     "a list's paths are numbers": {"images": {"kind": "list", "paths": [1], "folder": "."}},
     "files are a name": {"images": {"kind": "files", "files": "a.tar"}},
+    "a total of contents is no number": {"images": MANIFEST["images"] | {"contents": "many"}},
     "a kind is a number": {"images": {"kind": 3}},
     "a trial found a number": {"trial": MANIFEST["trial"] | {"batch": 3}},
     "rounding is a word": {"trial": MANIFEST["trial"] | {"rounding": {"0": "much"}}},

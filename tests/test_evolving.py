@@ -1,5 +1,6 @@
 """One network at several epochs of its training."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from networks import see_through
 from photographs import write_photographs
 from PIL import Image
 from planted import AS_IT_IS as PLANTED
@@ -250,8 +252,73 @@ def test_images_that_were_replaced_are_left_out(tmp_path: Path) -> None:
     assert {(row["overlap"], row["jumps"]) for row in rows} == {(1, 0)}
 
 
+class Kept:
+    """Tensors that may be replaced."""
+
+    def __init__(self, count: int) -> None:
+        self.images = torch.rand(count, 3, 24, 24, generator=torch.Generator().manual_seed(3))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, image: int) -> torch.Tensor:
+        return self.images[image]
+
+
+def recorded(folder: Path, replace: Any) -> Evolution:
+    """The same weights over the same images twice; in between `replace` is called with them and the first atlas."""
+    network, images = see_through(3, nn.ReLU()), Kept(120)
+    first = unitscope.scan(network, images, folder / "first", k=4, sample=10)
+    replace(images.images, first)
+    unitscope.scan(network, images, folder / "second", k=4, sample=10)
+    return Evolution(folder, images=images)
+
+
+def mentioned(atlas: Atlas) -> set[int]:
+    return set(atlas.table("images")["image"].to_pylist())
+
+
+def test_replaced_images_that_no_later_atlas_mentions_are_told(tmp_path: Path) -> None:
+    def replace(images: torch.Tensor, atlas: Atlas) -> None:
+        images[sorted(mentioned(atlas) - set(atlas.sample("1")["image"].to_pylist()))] = 0
+
+    evolution = recorded(tmp_path, replace)
+    with pytest.warns(
+        UserWarning, match="^images were replaced between 'first' and 'second' that the atlases don't name: "
+    ) as told:
+        rows = evolution.settling().to_pylist()
+    assert len(told) == 1
+    assert rows[0]["overlap"] < 1
+
+
+def test_an_image_that_no_atlas_mentions_is_told_when_it_was_replaced(tmp_path: Path) -> None:
+    def replace(images: torch.Tensor, atlas: Atlas) -> None:
+        images[min(set(range(120)) - mentioned(atlas))] = 0
+
+    with pytest.warns(UserWarning, match="^images were replaced between 'first' and 'second' that the atlases don't name: "):
+        recorded(tmp_path, replace).settling()
+
+
+def test_images_that_all_atlases_mention_are_named_alone_when_they_were_replaced(tmp_path: Path) -> None:
+    def replace(images: torch.Tensor, atlas: Atlas) -> None:
+        images[atlas.sample("1")["image"].to_pylist()[:3]] *= 0.5
+
+    with pytest.warns(UserWarning, match="^3 of 120 images were replaced in between, such as ") as told:
+        rows = recorded(tmp_path, replace).settling().to_pylist()
+    assert len(told) == 1
+    assert {(row["overlap"], row["jumps"]) for row in rows} == {(1, 0)}
+
+
+def test_images_that_stay_are_nothing_to_warn_of(tmp_path: Path) -> None:
+    rows = recorded(tmp_path, lambda images, atlas: None).settling().to_pylist()
+    assert {(row["overlap"], row["jumps"]) for row in rows} == {(1, 0)}
+
+
 def with_content(folder: Path, changed: dict[str, int]) -> None:
-    """Put a hash into the column of an atlas's images: 1, but for some keys."""
+    """Put a hash into the column of an atlas's images: 1, but for some keys; the atlas has no total, as those from before there was one."""
+    manifest = json.loads((folder / "atlas.json").read_text())
+    del manifest["images"]["contents"]
+    (folder / "atlas.json").write_text(json.dumps(manifest))
     table = pq.read_table(folder / "images.parquet")
     contents = pa.array([changed.get(key, 1) for key in table["key"].to_pylist()], pa.uint64())
     pq.write_table(table.set_column(table.schema.get_field_index("content"), "content", contents), folder / "images.parquet")

@@ -19,6 +19,7 @@ from hypothesis.extra.numpy import arrays
 from interruptions import bytes_of
 from networks import Reused, see_through, small_network
 from torch import Tensor, nn
+from xxhash import xxh3_64_intdigest
 
 import unitscope
 from unitscope.atlas import Atlas
@@ -250,6 +251,15 @@ def test_the_sample_depends_on_keys_alone(tmp_path: Path) -> None:
         atlas = unitscope.scan(see_through(1), torch.randn(300, 1, 1, 1), tmp_path / name, batch_size=batch_size)
         samples.append(atlas.sample("0")["image"].to_pylist())
     assert samples[0] == samples[1]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_the_total_of_contents_is_the_sum_over_all_images(tmp_path: Path, batch_size: int) -> None:
+    atlas = unitscope.scan(see_through(1), torch.randn(90, 1, 2, 2), tmp_path / "atlas", batch_size=batch_size)
+    rows = atlas.table("images").to_pylist()
+    assert len(rows) == 90  # all are in the sample
+    wanted = sum(xxh3_64_intdigest(f"{row['content']:016x} {row['key']}".encode()) for row in rows) % 2**64
+    assert atlas.manifest["images"]["contents"] == f"{wanted:016x}"
 
 
 class Shuffled:

@@ -66,6 +66,7 @@ class _Files(Struct):
 class _Other(Struct):
     kind: str = ""
     name: str = ""
+    contents: Annotated[str, Meta(pattern="^([0-9a-f]{16})?$")] = ""
 
 
 IMAGES = {"folder": _Folder, "list": _List, "files": _Files}

@@ -30,6 +30,7 @@ from unitscope.errors import AtlasError, first_line
 from unitscope.experiments.tables import write_table
 from unitscope.files import written
 from unitscope.images import as_source, same_images
+from unitscope.images.content import mixed, total
 from unitscope.networks import Network, load_network
 from unitscope.records import Layer, Peak
 from unitscope.scanning import preprocessing_said, scan
@@ -80,7 +81,8 @@ class Evolution:
         `jumps` the share of units whose strongest image is another. Units that show no preference in one of them are left out. In the
         paper lower layers settle first.
 
-        Images that couldn't be read in some moments, or that were replaced, are left out of all, which a warning tells.
+        Images that couldn't be read in some moments, or that were replaced, are left out of all, which a warning tells. Of those that
+        were replaced only such can be named, and left out, as the atlases on both sides mention; that there were others is told too.
         """
         rows = []
         self._warn_of_images()
@@ -134,6 +136,12 @@ class Evolution:
                     contents.setdefault(row["key"], set()).add(row["content"])
         return {key for key, found in contents.items() if len(found) > 1}
 
+    @property
+    def _between(self) -> list[str]:
+        """The moments between which images were replaced that can't be named."""
+        pairs = pairwise(self.atlases.items())
+        return [f"{before!r} and {after!r}" for (before, one), (after, two) in pairs if _replaced_unnamed(one, two)]
+
     @cached_property
     def _unshared(self) -> set[int]:
         """Numbers of the images that aren't the same in all moments."""
@@ -146,6 +154,9 @@ class Evolution:
             if keys:
                 text = f"{len(keys):,} of {self.last.manifest['listed']:,} images {what}, such as {min(keys)!r}: overlaps and jumps leave them out"
                 warnings.warn(text, stacklevel=3)
+        if self._between:
+            text = f"images were replaced between {'; '.join(self._between)} that the atlases don't name: overlaps and jumps there count them"
+            warnings.warn(text, stacklevel=3)
 
     def _moments(self, layer: Layer, unit: int, size_px: int) -> list[Moment]:
         moments: list[Moment] = []
@@ -315,6 +326,20 @@ def _first_peaks(peaks: pa.Table, known: Mapping[int, int]) -> pa.Table:
         ranks.append(met[unit] if met[unit] <= known.get(unit, met[unit]) else 0)
     ranked = peaks.set_column(peaks.schema.get_field_index("rank"), "rank", pa.array(ranks, peaks.schema.field("rank").type))
     return ranked.filter(pc.field("rank") > 0)
+
+
+def _replaced_unnamed(one: Atlas, two: Atlas) -> bool:
+    """True where other images hold something else in the second atlas than those that both mention, by the totals over all images.
+
+    Where an image was read for one of them alone the totals tell nothing.
+    """
+    totals = [atlas.manifest["images"].get("contents") for atlas in (one, two)]
+    skipped = [sorted(atlas.table("skipped")["key"].to_pylist()) for atlas in (one, two)]
+    if not all(totals) or skipped[0] != skipped[1]:
+        return False
+    before, after = ({row["key"]: row["content"] for row in atlas.table("images").to_pylist()} for atlas in (one, two))
+    named = (mixed(key, after[key]) - mixed(key, before[key]) for key in before.keys() & after.keys())
+    return str(totals[1]) != f"{total((int(totals[0], 16), *named)):016x}"
 
 
 def _change(one: pa.Table, two: pa.Table, units: int) -> tuple[float, float]:

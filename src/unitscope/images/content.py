@@ -1,6 +1,6 @@
 """What an image is, whatever its name or number: a 64-bit hash (XXH3) of its file's bytes or, where there is no file, of its pixels."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,26 @@ def hash_of_pixels(pixels: Image.Image | Pixels) -> int:
     digest = xxh3_64(head)
     digest.update(content)
     return int(digest.intdigest())
+
+
+def mixed(key: str, content: int | None) -> int:
+    """A 64-bit number of what an image is called and holds; 0 where nobody knows what it holds.
+
+    A collection's total is the sum of these modulo 2⁶⁴: it doesn't depend on their order, totals of parts add up, and an image can be
+    taken out again.
+    """
+    if content is None:
+        return 0
+    return hash_of_bytes(f"{content:016x} ".encode() + key.encode("utf-8", "surrogateescape"))
+
+
+def total(numbers: Iterable[int]) -> int:
+    """The sum modulo 2⁶⁴.
+
+    >>> total([(1 << 64) - 1, 3]), total([2, -3]) == (1 << 64) - 1
+    (2, True)
+    """
+    return sum(numbers) % (1 << 64)
 
 
 def spread(count: int, few: int = FEW) -> list[int]:

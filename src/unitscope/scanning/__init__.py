@@ -109,7 +109,8 @@ def scan(
         with ThreadPoolExecutor(1, "tables") as beside:
             others = beside.submit(tables, part, job.layers, loader.preprocessing)
             layers_table = table_of_layers(with_effective_fields(networks, job, part))
-        found = {"trial": networks.trial.described()}
+        contents = {"images": described["images"] | {"contents": f"{part.contents:016x}"}}
+        found = {"trial": networks.trial.described()} | contents
         write_atlas(out, others.result() | {"layers": layers_table}, described | counts | found)
         checkpoint.drop()
     return Atlas(out, images=images)

@@ -189,6 +189,7 @@ def _packed(part: Part) -> dict[str, Tensor]:
         "labels": part.labels,
         "skipped": part.skipped,
         "read": part.read,
+        "contents": part.contents,
         "images": part.moments.images,
         "sample": part.sample.size,
     }
@@ -216,6 +217,7 @@ def _unpacked(tensors: Mapping[str, Tensor]) -> Part:
         Counter(words["labels"]),
         {int(image): tuple(why) for image, why in words["skipped"].items()},
         words["read"],
+        words["contents"],
     )
 
 

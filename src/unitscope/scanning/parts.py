@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from unitscope.images.content import total
 from unitscope.layers import TracedLayer
 from unitscope.topk import TopK
 
@@ -209,6 +210,8 @@ class Part:
     labels: Counter[str] = field(default_factory=Counter)
     skipped: dict[int, tuple[str, str]] = field(default_factory=dict)
     read: int = 0
+    contents: int = 0
+    """The total of what the images that were read are called and hold (see `images.content`)."""
     again: int = 0
     """How many images ran a second time (see `screening`)."""
     remembered: int = FEW_NOTES
@@ -231,6 +234,7 @@ class Part:
         self.labels += other.labels
         self.skipped |= other.skipped
         self.read += other.read
+        self.contents = total((self.contents, other.contents))
         self.notes |= other.notes
         if len(self.notes) > 2 * self.remembered:
             self.forget()

@@ -66,7 +66,7 @@ def _joined(rough: Part, exact: Part) -> Part:
     if extremes is not None:
         rough.moments.extremes = replace(extremes, highest=torch.where(best.isnan(), extremes.highest, best))
     exact.moments, exact.labels, exact.skipped = rough.moments, rough.labels, rough.skipped
-    exact.again, exact.read = exact.read, rough.read
+    exact.again, exact.read, exact.contents = exact.read, rough.read, rough.contents
     return exact
 
 

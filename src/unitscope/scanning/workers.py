@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from unitscope.errors import UnitscopeError, first_line
 from unitscope.images import FileBroken, Item, items_of
+from unitscope.images.content import mixed, total
 from unitscope.layers import Trace, TracedLayer, pass_images, tapped
 from unitscope.readings import Candidates, Picking, Reading, Spacing, by_comparing, by_pooling, joined
 from unitscope.records import Shard
@@ -206,6 +207,7 @@ class Worker:
         part.notes = {one.image: one.note for one in loaded if one.note is not None}
         part.labels = Counter(one.note.label for one in loaded if one.note and one.note.label is not None)
         part.read = len(loaded)
+        part.contents = total(mixed(one.note.key, one.note.content) for one in loaded if one.note)
 
     def _rank(self, part: Part, loaded: list[Loaded], hashes: Tensor, read: list[Passed]) -> None:
         """Put those candidates into the part that come in among the best so far."""
