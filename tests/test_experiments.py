@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from unitscope.experiments import colour_or_shape, invariance, occlusion, probe
 from unitscope.experiments.changing import changes
 from unitscope.experiments.moving import Move, moves
 from unitscope.records import Preprocessing
+from unitscope.scanning.again import Again
 
 PLAIN = Preprocessing(None, (40, 40), (0.0,) * 3, (1.0,) * 3)
 CENTRED = Preprocessing(None, (40, 40), (0.5,) * 3, (0.25,) * 3)
@@ -332,8 +334,75 @@ def test_a_layer_that_tells_labels_apart_says_so(tmp_path: Path) -> None:
 
 def test_probing_needs_labels(tmp_path: Path) -> None:
     write_photographs(tmp_path / "images", 6, labels=("one",))
-    with pytest.raises(ImagesError, match="at least two labels with two images each"):
+    with pytest.raises(
+        ImagesError, match="at least two labels with two images each; labels found: 1, 1 with two images; a label is"
+    ):
         probe(by_hand(), tmp_path / "images", tmp_path / "out", preprocess=CENTRED)
+
+
+class Counted:
+    """Tensors that are counted when they are read."""
+
+    def __init__(self, give: Callable[[Tensor, int], Any]) -> None:
+        self.give, self.read = give, set[int]()
+
+    def __len__(self) -> int:
+        return 50
+
+    def __getitem__(self, image: int) -> Any:
+        self.read.add(image)
+        return self.give(torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(image)), image)
+
+
+@pytest.mark.parametrize("give", [lambda pixels, image: pixels, lambda pixels, image: (pixels,)], ids=["alone", "in a tuple"])
+def test_a_data_set_without_labels_is_told_before_it_is_read(tmp_path: Path, give: Callable[[Tensor, int], Any]) -> None:
+    images = Counted(give)
+    with pytest.raises(ImagesError, match="none of the images has a label; a label is "):
+        probe(by_hand(), images, tmp_path / "out")
+    assert len(images.read) <= 3  # a scan looks at as many to know whether they are tensors
+
+
+@pytest.mark.parametrize("labels", [("one",), None, tuple("abcdefgh")], ids=["one", "none", "one image each"])
+def test_files_without_labels_are_told_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: tuple[str, ...] | None
+) -> None:
+    folder = write_photographs(tmp_path / "images", 8, (40, 40), labels=labels or ("one",))
+    images: Any = [str(path) for path in sorted(folder.rglob("*.png"))] if labels is None else folder
+    ran = []
+    monkeypatch.setattr(Again, "each", lambda *given: ran.append(given))
+    with pytest.raises(ImagesError, match="at least two labels with two images each; "):
+        probe(by_hand(), images, tmp_path / "out", preprocess=CENTRED)
+    assert ran == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_data_set_of_which_some_have_labels_is_probed(tmp_path: Path) -> None:
+    images = Counted(lambda pixels, image: (pixels, image % 2 if image >= 25 else None))
+    rows = probe(by_hand(), images, tmp_path / "out").to_pylist()
+    assert {row["images"] for row in rows} == {25}
+
+
+@pytest.mark.parametrize("verb", [probe, invariance])
+@pytest.mark.parametrize("out", ["file", "file/deeper", "folder"])
+def test_a_table_that_cant_be_written_is_told_before_an_image_is_read(tmp_path: Path, verb: Any, out: str) -> None:
+    (tmp_path / "file").touch()
+    for name in ("probe", "invariance"):
+        (tmp_path / "folder" / f"{name}.parquet").mkdir(parents=True)
+    images = Counted(lambda pixels, image: (pixels, image % 2))
+    with pytest.raises(AtlasError, match="^the table '.*' can't be written: .* is a f"):
+        verb(by_hand(), images, tmp_path / out)
+    assert images.read == set()
+
+
+@pytest.mark.parametrize("name", ["colour_or_shape", "occlusion"])
+def test_a_table_that_cant_be_added_to_an_atlas_is_told_before_an_image_is_read(tmp_path: Path, name: str) -> None:
+    images, network = Counted(lambda pixels, image: pixels), nn.Sequential(nn.Conv2d(3, 2, 40), nn.Flatten())
+    atlas = unitscope.scan(network, images, tmp_path / "atlas")
+    images.read.clear()
+    (atlas.folder / "experiments").touch()
+    with pytest.raises(AtlasError, match=f"^the table '.*{name}.parquet' can't be written: "):
+        colour_or_shape(atlas, network) if name == "colour_or_shape" else occlusion(atlas, "0", [0], network)
+    assert images.read == set()
 
 
 class Spoilt(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from unitscope.atlas import Atlas
-from unitscope.experiments.tables import write_table
+from unitscope.experiments.tables import place_for_table, write_table
 from unitscope.networks import Network, single
 from unitscope.precision import plain_tensors
 from unitscope.readings import by_comparing
@@ -45,6 +45,7 @@ def colour_or_shape(
 
     Every image of a peak is read once. Raises `ImagesError` where one is gone.
     """
+    place = place_for_table(atlas.folder / "experiments" / "colour_or_shape.parquet")
     with opened_again(atlas, network, device) as again:
         images = sorted(set(atlas.table("peaks")["image"].to_pylist()))
         found = _Shares(atlas, again)
@@ -53,7 +54,7 @@ def colour_or_shape(
             found.add(batch)
             if on_images is not None:
                 on_images(len(batch))
-        return write_table(found.table(), atlas.folder / "experiments" / "colour_or_shape.parquet")
+        return write_table(found.table(), place)
 
 
 class _Shares:

@@ -11,7 +11,7 @@ from unitscope.arguments import unit_numbers
 from unitscope.atlas import Atlas
 from unitscope.attribution.methods import squares
 from unitscope.errors import AtlasError
-from unitscope.experiments.tables import write_table
+from unitscope.experiments.tables import place_for_table, write_table
 from unitscope.networks import Network
 from unitscope.precision import plain_tensors
 from unitscope.scanning.again import Again, opened_again
@@ -63,6 +63,7 @@ def occlusion(
     )  # fmt: skip
     if not images:
         raise AtlasError(f"the chosen units of layer {layer!r} have no peaks in the atlas {str(atlas.folder)!r}")
+    place = place_for_table(atlas.folder / "experiments" / "occlusion.parquet")
     labels = {row["image"]: row["label"] for row in atlas.table("images").to_pylist()}
     counts = Counter(classes or ())
     numbers = {label: number for number, label in enumerate(classes or ()) if counts[label] == 1}
@@ -73,7 +74,7 @@ def occlusion(
             rows.append(_row(again, image, numbers.get(labels.get(image) or "")))
             if on_images is not None:
                 on_images(1)
-    return write_table(pa.Table.from_pylist(rows, schema=SCHEMA), atlas.folder / "experiments" / "occlusion.parquet")
+    return write_table(pa.Table.from_pylist(rows, schema=SCHEMA), place)
 
 
 def _check_classes(again: Again, image: int, classes: Sequence[str] | None) -> None:

@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import affine
 
 from unitscope.errors import ImagesError
-from unitscope.experiments.tables import write_table
+from unitscope.experiments.tables import place_for_table, write_table
 from unitscope.networks import Network, single
 from unitscope.precision import plain_tensors
 from unitscope.scanning.again import Again, opened
@@ -70,11 +70,12 @@ def invariance(
 
     Written as `invariance.parquet` in `out`: for every image, move and layer the Euclidean `distance` of the features from those of
     the image as it was, the `norm` of those, and the probability of the class that the network finds in it (null where it doesn't
-    classify). Arguments are those of `scan`. Raises as `scan` does.
+    classify). Arguments are those of `scan`. Raises as `scan` does, and `AtlasError` where the table can't be written.
     """
+    place = place_for_table(Path(out) / "invariance.parquet")
     with opened(network, images, preprocess, layers, device) as again:
         rows = [row for key, image in _first(again) for row in _rows(again, key, image)]
-    return write_table(pa.Table.from_pylist(rows, schema=SCHEMA), Path(out) / "invariance.parquet")
+    return write_table(pa.Table.from_pylist(rows, schema=SCHEMA), place)
 
 
 def _first(again: Again) -> Iterator[tuple[str, Tensor]]:

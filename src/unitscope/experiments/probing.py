@@ -13,7 +13,8 @@ import pyarrow as pa
 from torch import Tensor, nn
 
 from unitscope.errors import ImagesError, NetworkError, UnitscopeError
-from unitscope.experiments.tables import write_table
+from unitscope.experiments.tables import place_for_table, write_table
+from unitscope.images import known_labels
 from unitscope.networks import Network
 from unitscope.precision import plain_tensors
 from unitscope.scanning.again import Again, opened
@@ -53,7 +54,8 @@ def probe(
     most frequent label.
 
     Arguments are those of `scan`; `images` must have labels: sub-folders, or a data set of pairs. Raises `ImagesError` where there
-    are fewer than two labels with two images each, and `NetworkError` where a layer's features are no finite numbers.
+    are fewer than two labels with two images each, before any is read where labels are known without that, `NetworkError` where a
+    layer's features are no finite numbers, and `AtlasError` where the table can't be written.
     """
     try:
         from sklearn.linear_model import LogisticRegression
@@ -62,7 +64,10 @@ def probe(
         from sklearn.preprocessing import StandardScaler
     except ImportError as error:
         raise UnitscopeError("probing needs scikit-learn: pip install 'unitscope[experiments]'") from error
+    place = place_for_table(Path(out) / "probe.parquet")
     with opened(network, images, preprocess, layers, device) as again:
+        if (known := known_labels(again.loader.source)) is not None:
+            _check_labels(known)
         features, labels = _features(again, on_images)
         names = [traced.name for traced in again.layers]
     counts = Counter(labels.tolist())
@@ -79,7 +84,7 @@ def probe(
                 "chance": max(counts.values()) / len(labels), "images": len(labels), "folds": folds.get_n_splits(),
             }
         )  # fmt: skip
-    return write_table(pa.Table.from_pylist(rows, schema=SCHEMA), Path(out) / "probe.parquet")
+    return write_table(pa.Table.from_pylist(rows, schema=SCHEMA), place)
 
 
 def _features(again: Again, on_images: Callable[[int], None] | None) -> tuple[list[np.ndarray], np.ndarray]:
@@ -98,11 +103,22 @@ def _features(again: Again, on_images: Callable[[int], None] | None) -> tuple[li
         labels += [label for _, label in batch]
         if on_images is not None:
             on_images(len(batch))
-    counts = Counter(labels)
+    counts = _check_labels(labels)
     kept = np.array([counts[label] > 1 for label in labels], dtype=bool)
-    if len({label for label in labels if counts[label] > 1}) < 2:
-        raise ImagesError("probing needs at least two labels with two images each; a label is the name of an image's sub-folder")
     return [np.concatenate(layer)[kept] for layer in zip(*parts, strict=True)], np.array(labels)[kept]
+
+
+def _check_labels(labels: Sequence[str | None]) -> Counter[str]:
+    """How many images each label has. Raises `ImagesError` where fewer than two labels have two."""
+    counts = Counter(label for label in labels if label is not None)
+    enough = sum(count > 1 for count in counts.values())
+    if enough < 2:
+        found = f"labels found: {len(counts):,}, {enough} with two images" if counts else "none of the images has a label"
+        raise ImagesError(
+            f"probing needs at least two labels with two images each; {found}; a label is the name of an image's sub-folder, what "
+            "stands behind its path in a list, or the second of a pair that a data set gives"
+        )
+    return counts
 
 
 def _check_finite(again: Again, keys: Sequence[str], features: Sequence[np.ndarray]) -> None:

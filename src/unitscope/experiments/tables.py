@@ -5,7 +5,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unitscope.files import written
+from unitscope.files import check_writable, written
+
+
+def place_for_table(path: Path) -> Path:
+    """Where a table is to stand, looked at before the work. Raises `AtlasError` where it can't be written, as far as can be told."""
+    check_writable(path, f"the table {str(path)!r}")
+    return path
 
 
 def write_table(table: pa.Table, path: Path) -> pa.Table:

@@ -19,6 +19,7 @@ from unitscope.images.sources import (
     holds,
     items_of,
     keys_hash,
+    known_labels,
     reopened,
     same_images,
 )  # fmt: skip
@@ -26,6 +27,6 @@ from unitscope.images.sources import (
 __all__ = [
     "FILE_BITS", "Changed", "DatasetSource", "FileBroken", "FileSource", "FolderSource", "Geometry", "ImageSource", "Item", "ListSource",
     "Skipped", "Source", "SourceImage", "as_source", "as_text", "contradictions", "count_of", "display", "few_labels", "finder", "fingerprint", "holds",
-    "items_of", "keys_hash", "prepare", "reopened", "same_images",
+    "items_of", "keys_hash", "known_labels", "prepare", "reopened", "same_images",
     "skipping_errors",
 ]  # fmt: skip

@@ -62,6 +62,15 @@ class DatasetSource:
             with skipping_errors():
                 return _read(_image_in(item), self._label(image, item))
 
+    def may_label(self) -> bool:
+        """False where items of the first one's form have no place for a label."""
+        try:
+            with _reading:
+                item = self.dataset[0]
+        except Exception:  # whoever reads it says why
+            return True
+        return len(item) > 1 and not _is_file(item) if isinstance(item, (tuple, list, Mapping)) else False
+
     def _label(self, image: int, item: Any) -> str | None:
         if not isinstance(item, Mapping):
             said = item[1] if isinstance(item, (tuple, list)) and len(item) > 1 else None

@@ -66,9 +66,12 @@ class FolderSource:
     def content(self, image: int) -> int | None:
         return content_of_file(self.folder / self._paths[image])
 
-    def read(self, image: int) -> SourceImage:
+    def label(self, image: int) -> str | None:
         first, slash, _ = self.key(image).partition("/")
-        return read_file(self.folder / self._paths[image], first if slash else None)
+        return first if slash else None
+
+    def read(self, image: int) -> SourceImage:
+        return read_file(self.folder / self._paths[image], self.label(image))
 
 
 class ListSource:
@@ -109,10 +112,11 @@ class ListSource:
     def content(self, image: int) -> int | None:
         return content_of_file(Path(self._folder, self._paths[image]))
 
+    def label(self, image: int) -> str | None:
+        return written_label(self._labels[image] or "") if self._labels else None
+
     def read(self, image: int) -> SourceImage:
-        return read_file(
-            Path(self._folder, self._paths[image]), written_label(self._labels[image] or "") if self._labels else None
-        )
+        return read_file(Path(self._folder, self._paths[image]), self.label(image))
 
 
 def _common_folder(files: Sequence[str]) -> str:
@@ -241,6 +245,15 @@ def items_of(source: Source, shard: Shard) -> Iterator[Item]:
 def count_of(source: Source) -> int | None:
     """How many images there are; None where they lie many to a file, which nobody has counted."""
     return None if isinstance(source, FileSource) else len(source)
+
+
+def known_labels(source: Source) -> list[str | None] | None:
+    """Every image's label, where that can be told without reading the images; None where it can't."""
+    if isinstance(source, (FolderSource, ListSource)):
+        return [source.label(image) for image in range(len(source))]
+    if isinstance(source, DatasetSource) and not source.may_label():
+        return [None] * len(source)
+    return None
 
 
 def holds(source: Source, image: int, key: str) -> bool:
