@@ -25,7 +25,7 @@ from torch import nn
 
 import unitscope
 from unitscope.atlas import FORMAT, TABLES, Atlas, place_for, write_atlas
-from unitscope.errors import AtlasError, LayerNotFound
+from unitscope.errors import AtlasError, ImagesError, LayerNotFound
 from unitscope.networks import BUILDERS
 from unitscope.records import LIBRARIES
 
@@ -132,6 +132,12 @@ WRONG: dict[str, dict[str, object]] = {
     "counts are negative": {"read": -1},
     "counts are lists": {"listed": [3]},
     "an input has two sides": {"input": [3, 224]},
+    "an input is larger than any": {"input": [3, 1 << 14, 1 << 14], "preprocessing": None},
+    "an input isn't the crop": {"input": [1, 224, 225]},
+    "an input has other channels": {"input": [3, 224, 224]},
+    "a crop is endless": {"preprocessing": MANIFEST["preprocessing"] | {"crop": [10**400, 224]}},
+    "a resize is endless": {"preprocessing": MANIFEST["preprocessing"] | {"resize": 10**400}},
+    "a resize of two sides is endless": {"preprocessing": MANIFEST["preprocessing"] | {"resize": [224, 1 << 40]}},
     "an input is endless": {"input": [3, 1 << 40, 224]},
     "a network is a number": {"network": 5},
     "a network has no model": {"network": {"weights": "default", "seed": 0, "hash": ""}},
@@ -220,6 +226,9 @@ def test_a_manifest_of_anything_opens_or_is_one_line(tmp_path: Path, held: dict[
         ("layers", "layer", "1", "the same name"),
         ("peaks", "unit", 10**6, "other units of layer"),
         ("peaks", "unit", -1, "other units of layer"),
+        ("peaks", "rank", 0, "another rank than 1 to 9"),
+        ("peaks", "rank", 10, "another rank than 1 to 9"),
+        ("peaks", "rank", None, "another rank than 1 to 9"),
         ("units", "unit", None, "other units of layer"),
     ],
 )
@@ -249,6 +258,13 @@ def test_code_that_an_atlas_names_is_not_run_in_python_unless_the_network_is_giv
         unitscope.check(atlas)
     with pytest.raises(AtlasError, match="the weights of 'module:.*' are not those"):
         unitscope.check(atlas, small_network())
+
+
+@pytest.mark.parametrize("images", [{}, {"kind": "magic"}, {"name": ""}])
+def test_an_atlas_that_doesnt_say_where_its_images_are_is_one_line(tmp_path: Path, images: dict[str, str]) -> None:
+    atlas = Atlas(manifest_of(tmp_path, json.dumps({"format": FORMAT, **MANIFEST, "images": images})))
+    with pytest.raises(ImagesError, match="^the images were of a source that the atlas doesn't name; give it again: "):
+        _ = atlas.source
 
 
 def test_libraries_networks_are_no_code_of_an_atlas() -> None:

@@ -595,6 +595,17 @@ def test_serve_opens_the_pages_and_listens_to_an_image_of_ones_own(atlas: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+def test_serve_answers_at_the_address_that_it_prints(atlas: Path) -> None:
+    with serving(atlas, "--host", "::1", "--port", "0") as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[0]
+        assert address.startswith("http://[::1]:")
+        assert "layer" in answer(address, "index.html")
+        process.terminate()
+
+
+@pytest.mark.slow
 def test_serve_runs_no_code_that_the_atlas_names(atlas: Path, images: Path, tmp_path: Path) -> None:
     evil = tmp_path / "evil.py"
     evil.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n{NETWORK}")

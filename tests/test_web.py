@@ -368,6 +368,12 @@ def test_a_page_keeps_to_itself(site: TestClient) -> None:
         "/blocks/relu/4.webp",
         "/labels/x.html",
         "/images/99999999999999999999999.html",
+        f"/images/{'9' * 5000}.html",
+        f"/images/{'9' * 5000}.jpg",
+        f"/api/images/{'0' * 5000}1.json",
+        f"/units/relu/{'9' * 5000}.html",
+        f"/blocks/relu/{'9' * 5000}.webp",
+        f"/projections/deconvnet/relu/{'9' * 5000}.webp",
         "/api/images/99.json",
         "/fires.html",
         "/compare/index.html",
@@ -384,6 +390,19 @@ def test_what_is_not_in_the_tables_is_not_there(site: TestClient, path: str) -> 
 def test_another_host_name_is_refused(atlas: Atlas) -> None:
     assert TestClient(explorer(atlas), base_url="http://evil.example").get("/").status_code == 400
     assert TestClient(explorer(atlas, Offer(hosts=("*",))), base_url="http://a.example").get("/").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("[::1]", 200), ("[::1]:8000", 200), ("localhost:8000", 200), ("LOCALHOST", 200), ("127.0.0.1:8000", 200),
+        ("[::2]", 400), ("::1", 400), ("[", 400), ("", 400), ("localhost.evil.example", 400), ("evil@localhost", 400),
+        ("localhost/", 400), ("localhost#", 400), ("[::1].evil.example", 400),
+    ],
+)  # fmt: skip
+def test_a_server_answers_to_its_own_names_and_addresses(atlas: Atlas, host: str, status: int) -> None:
+    served = client(atlas, hosts=("localhost", "127.0.0.1", "::1"))
+    assert served.get("/index.html", headers={"Host": host}).status_code == status
 
 
 def changed(atlas: Atlas, to: Path, table: str, **columns: Any) -> Atlas:
@@ -408,6 +427,8 @@ def changed(atlas: Atlas, to: Path, table: str, **columns: Any) -> Atlas:
         ("peaks", {"source_bottom": lambda bottom: float("nan")}, "beyond any image"),
         ("peaks", {"bottom": lambda bottom: -1000}, "no pixels"),
         ("peaks", {"layer": lambda layer: "elsewhere"}, "no layer that it has"),
+        ("peaks", {"rank": lambda rank: 32_767}, "another rank than 1 to 9"),
+        ("peaks", {"rank": lambda rank: 0}, "another rank than 1 to 9"),
         ("images", {"width": lambda width: -5}, "pixels large"),
         ("images", {"key": lambda key: None}, "lacks its number"),
         ("units", {"unit": lambda unit: 0}, "other units"),
@@ -442,7 +463,16 @@ def test_a_hostile_list_of_layers_is_one_line(atlas: Atlas, tmp_path: Path, colu
 
 
 @pytest.mark.parametrize(
-    "held", [{"k": "many"}, {"input": [3, 0, 0]}, {"network": 5}, {"preprocessing": {"crop": 1}}, {"images": []}]
+    "held",
+    [
+        {"k": "many"},
+        {"input": [3, 0, 0]},
+        {"input": [3, 1 << 20, 1 << 20]},
+        {"input": [3, 41, 40]},
+        {"network": 5},
+        {"preprocessing": {"crop": 1}},
+        {"images": []},
+    ],
 )
 def test_a_hostile_manifest_is_one_line(atlas: Atlas, tmp_path: Path, held: dict[str, Any]) -> None:
     shutil.copytree(atlas.folder, tmp_path / "atlas")
@@ -450,6 +480,17 @@ def test_a_hostile_manifest_is_one_line(atlas: Atlas, tmp_path: Path, held: dict
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | held))
     with pytest.raises(AtlasError, match="is broken"):
         explorer(Atlas(tmp_path / "atlas"))
+
+
+def test_a_high_rank_takes_no_memory(atlas: Atlas, tmp_path: Path) -> None:
+    """As many places for each unit as its layer's highest rank would take gigabytes for a layer of many units."""
+    high = changed(atlas, tmp_path / "atlas", "peaks", rank=lambda rank: 32_767 if rank == 9 else rank)
+    manifest = high.folder / "atlas.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"k": 32_767}))
+    catalogue = Catalogue(Atlas(high.folder))
+    for layer in catalogue.layers:
+        assert len(catalogue.marks(layer.name).peaks) == sum(catalogue.peaks_a_unit(layer.name))
+    assert client(Atlas(high.folder)).get("/units/relu/0.html").status_code == 200
 
 
 @pytest.mark.parametrize("units", [[9_000_000, 4, 4, 2], [4, 5, 4, 2], [2**31 - 1] * 4])
@@ -590,6 +631,12 @@ ELSEWHERE: list[dict[str, str]] = [
     {"Origin": "http://localhost:9999"},
     {"Origin": "http://127.0.0.1"},
     {"Origin": "http://["},
+    {"Origin": "https://localhost"},
+    {"Origin": "http://localhost:443"},
+    {"Origin": "file://localhost"},
+    {"Origin": "localhost"},
+    {"Origin": "http://evil@localhost"},
+    {"Origin": "http://localhost#.evil.example"},
     {"Sec-Fetch-Site": "cross-site"},
     {"Sec-Fetch-Site": "same-site"},
     {"Sec-Fetch-Site": "same-origin", "Origin": "https://evil.example"},
@@ -599,6 +646,7 @@ HERE: list[dict[str, str]] = [
     {},
     {"Origin": "http://localhost"},
     {"Origin": "http://LOCALHOST", "Sec-Fetch-Site": "same-origin"},
+    {"Origin": "http://localhost:80"},
     {"Sec-Fetch-Site": "none"},
 ]
 
@@ -619,6 +667,13 @@ def test_what_another_site_sends_is_refused_unread(atlas: Atlas, headers: dict[s
 def test_what_the_own_pages_send_is_taken(atlas: Atlas, headers: dict[str, str]) -> None:
     answer = client(atlas, fires=lambda image: []).post("/fires", content=png(Image.new("RGB", (20, 20))), headers=headers)
     assert answer.status_code == 200
+
+
+def test_behind_https_the_own_pages_say_https(atlas: Atlas) -> None:
+    served = TestClient(explorer(atlas, Offer(fires=lambda image: [])), base_url="https://localhost:8443")
+    for origin, status in (("https://localhost:8443", 200), ("http://localhost:8443", 403), ("https://localhost", 403)):
+        content = png(Image.new("RGB", (20, 20)))
+        assert served.post("/fires", content=content, headers={"Origin": origin}).status_code == status
 
 
 def test_a_page_says_why_search_by_image_is_off(atlas: Atlas) -> None:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from unitscope.errors import AtlasError
 
 RECTIFIER = "rectifier"
+MOST_SIDE = 1 << 20
+"""The longest side, in pixels, that an image may be resized or cropped to."""
 LIBRARIES = frozenset({"torchvision", "timm", "demo"})
 """What a model string begins with where a library builds the network."""
 
@@ -196,6 +198,8 @@ class Preprocessing:
             )
         if self.crop[0] * self.crop[1] > MOST_INPUT_PIXELS:
             raise ValueError(f"crop {self.crop} has more than {MOST_INPUT_PIXELS // 1_000_000} million pixels")
+        if max(*self.crop, *sizes) > MOST_SIDE:
+            raise ValueError(f"resize and crop may have sides of up to {MOST_SIDE:,} pixels")
         if self.value_range is not None and not (
             all(map(isfinite, self.value_range)) and self.value_range[0] < self.value_range[1]
         ):

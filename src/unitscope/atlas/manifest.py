@@ -1,21 +1,22 @@
 """What `atlas.json` must hold. It is checked once, when an atlas is opened: nobody knows who wrote it."""
 
 import json
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
 
-from unitscope.atlas.schema import FORMAT, MANIFEST, MOST_PEAKS
+from unitscope.atlas.schema import FORMAT, MANIFEST, MOST_INPUT, MOST_PEAKS
 from unitscope.errors import AtlasError
 from unitscope.images.pixels import FILTERS
-from unitscope.records import Preprocessing
+from unitscope.records import MOST_SIDE, Preprocessing
 
 MOST_SAID = 300
 
 Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
-Side = Annotated[int, Meta(ge=1, le=1 << 20)]
+Side = Annotated[int, Meta(ge=1, le=MOST_SIDE)]
 
 
 class _Network(Struct):
@@ -94,6 +95,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _check(manifest: Any) -> None:
     checked = msgspec.convert(manifest, _Manifest)
+    if prod(checked.input) > MOST_INPUT:
+        raise msgspec.ValidationError(f"an input of more than {MOST_INPUT:,} numbers - at `$.input`")
+    if checked.preprocessing is not None and checked.input != (checked.preprocessing.channels, *checked.preprocessing.crop):
+        raise msgspec.ValidationError("an input of another size than the crop - at `$.input`")
     if checked.preprocessing is not None and checked.preprocessing.interpolation not in FILTERS:
         raise msgspec.ValidationError(f"interpolation is one of {', '.join(FILTERS)} - at `$.preprocessing`")
     kind = msgspec.convert(checked.images, _Other).kind

@@ -193,6 +193,9 @@ class Atlas:
         Raises `LayerNotFound`, and `AtlasError` for a unit that the layer doesn't have.
         """
         known, table = self.layer(layer), self._of_units("peaks", layer)
+        ranks = pc.min_max(table["rank"]).as_py()
+        if table["rank"].null_count or (len(table) and not 1 <= ranks["min"] <= ranks["max"] <= self.k):
+            raise self.broken(f"a peak of layer {layer!r} has another rank than 1 to {self.k}")
         if unit is None:
             return table
         known.check_units([unit])

@@ -8,6 +8,8 @@ METHODS = ("deconvnet", "guided", "gradient", "integrated", "occlusion")
 """Of attribution, whose tables an atlas may have; `unitscope.attribution`, which needs torch, has them."""
 MOST_PEAKS = (1 << 15) - 1
 """The highest rank that the tables can hold."""
+MOST_INPUT = 1 << 28
+"""How many numbers one input of the network may have: a gigabyte in float32."""
 
 _PLACE = [("layer", pa.string()), ("unit", pa.int32())]
 _CELL = [("image", pa.int64()), ("y", pa.int32()), ("x", pa.int32())]

@@ -220,17 +220,17 @@ def _no_source(name: str, ending: str) -> str:
 
 def reopened(description: Mapping[str, Any]) -> Source:
     """The source that an atlas was made from. Raises `ImagesError` where it is gone or was a data set in memory."""
-    if description["kind"] == "folder":
+    kind = description.get("kind")
+    if kind == "folder":
         return FolderSource(description["folder"])
-    if description["kind"] == "list":
+    if kind == "list":
         return ListSource(description["paths"], description["folder"])
-    if description["kind"] == "files":
+    if kind == "files":
         return file_source(description["files"])
     if description.get("name"):
         return as_source(description["name"])
-    raise ImagesError(
-        f"the images were a data set of type {description.get('type')}; give it again: unitscope.Atlas(folder, images=dataset)"
-    )
+    what = f"a data set of type {description['type']}" if description.get("type") else "of a source that the atlas doesn't name"
+    raise ImagesError(f"the images were {what}; give it again: unitscope.Atlas(folder, images=dataset)")
 
 
 def items_of(source: Source, shard: Shard) -> Iterator[Item]:

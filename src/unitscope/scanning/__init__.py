@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from itertools import chain
+from math import prod
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -18,7 +19,7 @@ from torch import nn
 
 from unitscope.arguments import layer_patterns, whole
 from unitscope.atlas import Atlas, place_for, write_atlas
-from unitscope.atlas.schema import MOST_PEAKS
+from unitscope.atlas.schema import MOST_INPUT, MOST_PEAKS
 from unitscope.errors import ImagesError, NetworkError, UnitscopeError
 from unitscope.images import (
     FileSource,
@@ -90,6 +91,10 @@ def scan(
     known, source = known_network(network), as_source(images)
     count, plan = reader_count(chosen.workers, source), _plan(source, k, chosen)
     loader = loader_for(source, preprocessing_said(chosen.preprocess, known), plan.images, known.model)
+    if prod(loader.shape) > MOST_INPUT:
+        raise UnitscopeError(
+            f"an input of {loader.shape} has more than {MOST_INPUT:,} numbers; give smaller images, or a smaller crop"
+        )
     weights, away = known.hash(), getattr(chosen.runner, "device", None)
     _warn_of_chance(source)
     target = chosen_device("cpu" if away else chosen.device)

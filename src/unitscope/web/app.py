@@ -1,6 +1,7 @@
 """The explorer, served: routes to the pages, their JSON and their pictures."""
 
 import logging
+import re
 from asyncio import CancelledError, Lock, shield, timeout, wrap_future
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,11 @@ from typing import Any
 import msgspec
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
@@ -39,6 +40,8 @@ from unitscope.web.site import STATIC, search_script
 
 LOG = logging.getLogger("unitscope.web")
 LOOPBACK = ("localhost", "127.0.0.1")
+PORTS = {"http": 80, "https": 443}
+HOST = re.compile(r"(?P<host>\[[0-9a-f:.]+\]|[^\[\]:/@?#\\\s]+)(:(?P<port>[0-9]{1,5}))?")
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; img-src 'self' blob:; style-src 'self'; script-src 'self'; connect-src 'self'; base-uri 'none'; "
@@ -54,7 +57,7 @@ HEADERS = {
 class Offer:
     """What is served besides the pages of one atlas: another atlas beside it, and a function that tells what an image excites.
 
-    `hosts` are the names by which requests may call this server; `*` is any. `off` says why images can't be searched with, where
+    `hosts` are the names and addresses by which requests may call this server; `*` is any. `off` says why images can't be searched with, where
     they could be if the user wished; then a page says so. An upload may take `upload_s` seconds.
     """
 
@@ -63,6 +66,21 @@ class Offer:
     hosts: Sequence[str] = LOOPBACK
     off: str | None = None
     upload_s: float = 60
+
+
+class _Number(Convertor[int]):
+    """A number of a unit or an image in a path. What is longer than any is no page's."""
+
+    regex = "[0-9]{1,18}"
+
+    def convert(self, value: str) -> int:
+        return int(value)
+
+    def to_string(self, value: int) -> str:
+        return str(value)
+
+
+register_url_convertor("number", _Number())
 
 
 def explorer(atlas: Atlas, offer: Offer | None = None) -> Starlette:
@@ -75,7 +93,7 @@ def explorer(atlas: Atlas, offer: Offer | None = None) -> Starlette:
         routes.append(Mount("/beside", routes=_Routes(beside, None, Offer()).all_of_them()))
     middleware = [
         Middleware(_WithHeaders),
-        Middleware(TrustedHostMiddleware, allowed_hosts=list(offer.hosts), www_redirect=False),
+        Middleware(_KnownHost, hosts=offer.hosts),
         Middleware(_SameOrigin),
         Middleware(GZipMiddleware, minimum_size=2000, compresslevel=3),
     ]
@@ -102,13 +120,13 @@ class _Routes:
             Route("/", self._page(lambda: pages.network())),
             *self._both("index.html", lambda: pages.network()),
             *self._both("layers/{layer}.html", lambda layer: pages.layer(layer)),
-            *self._both("units/{layer}/{unit:int}.html", lambda layer, unit: pages.unit(layer, unit)),
-            *self._both("images/{image:int}.html", lambda image: pages.image(image)),
+            *self._both("units/{layer}/{unit:number}.html", lambda layer, unit: pages.unit(layer, unit)),
+            *self._both("images/{image:number}.html", lambda image: pages.image(image)),
             *self._both("labels/{label}.html", lambda label: pages.label(label)),
             Route("/words.html", self._page(lambda: pages.words())),
-            Route("/blocks/{layer}/{unit:int}.webp", self._block),
-            Route("/projections/{method}/{layer}/{unit:int}.webp", self._projections),
-            Route("/images/{image:int}.jpg", self._picture),
+            Route("/blocks/{layer}/{unit:number}.webp", self._block),
+            Route("/projections/{method}/{layer}/{unit:number}.webp", self._projections),
+            Route("/images/{image:number}.jpg", self._picture),
             Route("/search.js", self._search),
             Route("/api/openapi.json", self._openapi),
             Mount("/static", StaticFiles(directory=STATIC)),
@@ -254,6 +272,18 @@ class _WithHeaders:
         await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
 
 
+class _KnownHost:
+    """Refuses requests that call this server by another name than its own, as those of a page do whose name was bent to this address."""
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
+        self.app, self._hosts = app, {host.lower() for host in hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        known = scope["type"] != "http" or "*" in self._hosts or _host_in(Headers(scope=scope)) in self._hosts
+        refusal = Response("This server has another name.", 400, media_type="text/plain")
+        await (self.app if known else refusal)(scope, receive, send)
+
+
 class _SameOrigin:
     """Refuses what another site has a browser send here; requests that only read may come from anywhere, since their answers may not
     be read there. Programs that are no browser say neither `Sec-Fetch-Site` nor `Origin`."""
@@ -262,13 +292,27 @@ class _SameOrigin:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        foreign = scope["type"] == "http" and scope["method"] not in ("GET", "HEAD") and _is_foreign(Headers(scope=scope))
+        foreign = scope["type"] == "http" and scope["method"] not in ("GET", "HEAD") and _is_foreign(scope)
         refusal = Response("Another site may not send anything here.", 403, media_type="text/plain")
         await (refusal if foreign else self.app)(scope, receive, send)
 
 
-def _is_foreign(headers: Headers) -> bool:
+def _is_foreign(scope: Scope) -> bool:
     """True where a browser says that a request comes from another origin than the one it goes to."""
-    origin = headers.get("origin")
-    here = origin is None or origin.partition("://")[2].lower() == headers.get("host", "").lower()
+    headers = Headers(scope=scope)
+    origin, own = headers.get("origin"), _origin(f"{scope['scheme']}://{headers.get('host', '')}")
+    here = origin is None or (own is not None and _origin(origin) == own)
     return not here or headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
+
+
+def _host_in(headers: Headers) -> str | None:
+    """The name or address in `Host`, without the port and, of IPv6, without brackets; None where there is none."""
+    found = HOST.fullmatch(headers.get("host", "").lower())
+    return found["host"].strip("[]") if found else None
+
+
+def _origin(address: str) -> str | None:
+    """Scheme, host and port, which a scheme has one of where none is said; None for what is no origin of a server."""
+    scheme, _, said = address.lower().partition("://")
+    found = HOST.fullmatch(said)
+    return f"{scheme}://{found['host']}:{int(found['port'] or PORTS[scheme])}" if found and scheme in PORTS else None

@@ -87,9 +87,10 @@ METHOD_WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What values are held against, a row a unit: the peaks' values (-inf where there are fewer), and the median, highest value and
-    standard deviation of the sample (NaN where a unit has none)."""
+    """What values are held against: the value of every peak of a layer with its `unit`, by unit and rank; and of each unit the median,
+    highest value and standard deviation of the sample (NaN where a unit has none)."""
 
+    unit: NDArray[np.int64]
     peaks: NDArray[np.float64]
     median: NDArray[np.float64]
     highest: NDArray[np.float64]
@@ -326,15 +327,13 @@ class Catalogue:
 
     def _marks(self, layer: str) -> Marks:
         units, span, held = self.atlas.layer(layer).units, self._span(layer), self._sample(layer)
-        ranks = self._peaks["rank"][span].astype(np.int64).clip(1) - 1
-        peaks = np.full((units, int(ranks.max(initial=0)) + 1), -np.inf)
-        peaks[self._peaks["unit"][span], ranks] = self._peaks["value"][span]
+        unit_of_peak, peaks = self._peaks["unit"][span].astype(np.int64), self._peaks["value"][span].astype(np.float64)
         median, highest, spread = (np.full(units, np.nan) for _ in range(3))
         starts = np.searchsorted(held["unit"], np.arange(units + 1))
         for unit in np.flatnonzero(starts[1:] > starts[:-1]):
             values = held["value"][starts[unit] : starts[unit + 1]].astype(np.float64)
             median[unit], highest[unit], spread[unit] = np.median(values), values[-1], values.std()
-        return Marks(peaks, median, highest, spread)
+        return Marks(unit_of_peak, peaks, median, highest, spread)
 
     def _sampled(self, layer: str, unit: int) -> slice:
         units = self._sample(layer)["unit"]

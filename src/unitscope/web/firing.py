@@ -89,7 +89,8 @@ def fired(pages: Pages, image: Image.Image, responses: Sequence[Response]) -> Fi
 def _exciting(catalogue: Catalogue, layer: Layer, response: Response, image: Image.Image) -> list[Firing]:
     marks = catalogue.marks(layer.name)
     values = response.values.astype(np.float64)
-    better = (marks.peaks > (values + SAME * np.abs(values))[:, None]).sum(1)  # peaks that stand above
+    standing_above = marks.unit[marks.peaks > (values + SAME * np.abs(values))[marks.unit]]
+    better = np.bincount(standing_above, minlength=layer.units)
     ranked = (better < catalogue.atlas.k) & ~_ties(catalogue, layer, values, better)
     above = values > marks.highest
     above[list(catalogue.no_preference(layer.name))] = False  # the sample reaches no more than the peaks do
@@ -113,7 +114,8 @@ def _exciting(catalogue: Catalogue, layer: Layer, response: Response, image: Ima
 def _ties(catalogue: Catalogue, layer: Layer, values: NDArray[np.float64], better: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Of each unit, whether the value would come in only among peaks that tie with more images than are shown."""
     found = np.zeros(layer.units, dtype=np.bool_)
+    marks = catalogue.marks(layer.name)
     for unit, tie in catalogue.ties(layer.name).items():
-        tied = catalogue.marks(layer.name).peaks[unit, tie.first - 1]
+        tied = marks.peaks[np.searchsorted(marks.unit, unit) + tie.first - 1]
         found[unit] = better[unit] >= tie.first - 1 and not values[unit] > tied + SAME * abs(tied)
     return found

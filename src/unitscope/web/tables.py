@@ -83,6 +83,8 @@ def _check_peaks(atlas: Atlas, peaks: Columns, images: Mapping[int, ImageRecord]
     most = np.array(sizes, dtype=np.int64).reshape(-1, 3)[peaks["place"]]
     if any(((peaks[name] < 0) | (peaks[name] >= most[:, axis])).any() for axis, name in enumerate(("unit", "y", "x"))):
         raise atlas.broken("a peak is of a unit or a cell that its layer doesn't have")
+    if ((peaks["rank"] < 1) | (peaks["rank"] > atlas.k)).any():
+        raise atlas.broken(f"a peak has another rank than 1 to {atlas.k}")
     known = np.isin(peaks["image"], np.fromiter(images, dtype=np.int64, count=len(images)))
     if not known.all():
         raise atlas.broken(f"a peak names image {peaks['image'][~known][0]}, which its images table lacks")
