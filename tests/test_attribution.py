@@ -631,6 +631,7 @@ def test_what_cant_be_done_is_said_in_one_line(tmp_path: Path) -> None:
     assert not (atlas.folder / "attributions").exists()
 
 
+@pytest.mark.usefixtures("wrong_types")
 @pytest.mark.parametrize(
     ("units", "said"),
     [
@@ -655,6 +656,7 @@ def test_units_that_are_no_numbers_are_named(tmp_path: Path, units: Any, said: s
             ask()
 
 
+@pytest.mark.usefixtures("wrong_types")
 @pytest.mark.parametrize("units", [range(2), np.array([0, 1]), (0, 1), torch.tensor([0, 1]), {0, 1}], ids=repr)
 def test_units_may_stand_in_anything_that_lists_whole_numbers(tmp_path: Path, units: Any) -> None:
     atlas, network = scanned(tmp_path)

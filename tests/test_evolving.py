@@ -100,6 +100,7 @@ def test_one_layer_alone_is_the_same_as_in_a_list(tmp_path: Path) -> None:
     assert evolution.figure(layers="2", size_px=24).tobytes() == evolution.figure(layers=["2"], size_px=24).tobytes()
 
 
+@pytest.mark.usefixtures("wrong_types")
 @pytest.mark.parametrize("files", ["c1.pt", Path("c1.pt"), 3, None], ids=repr)
 def test_checkpoints_that_are_no_list_are_named(tmp_path: Path, files: Any) -> None:
     with pytest.raises(AtlasError, match="^checkpoints must be a list of files, from early to late, not .*"):

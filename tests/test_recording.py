@@ -307,6 +307,7 @@ def test_what_a_scan_warns_of_is_said_once_a_training(tmp_path: Path) -> None:
     assert len(set(texts)) == len(texts)
 
 
+@pytest.mark.usefixtures("wrong_types")
 @pytest.mark.parametrize(
     "name", ["../x", "a/b", "a\\b", "", ".", "..", ".hidden", "a\0b", "evolution.json", "evolution.parquet", 3, None, b"x"]
 )
@@ -323,6 +324,7 @@ def test_a_name_that_is_no_folders_is_said_once_and_nothing_is_recorded(tmp_path
     assert list(recorder.evolution().atlases) == ["é x"]
 
 
+@pytest.mark.usefixtures("wrong_types")
 @pytest.mark.parametrize("number", ["3", None, 1.5, [1]])
 def test_an_epoch_that_is_no_number_is_said_once_and_not_recorded(tmp_path: Path, number: Any) -> None:
     _, network = network_of(tmp_path)

@@ -409,6 +409,7 @@ class NeverRead:
         raise AssertionError("an image was read")
 
 
+@pytest.mark.usefixtures("wrong_types")
 @pytest.mark.parametrize("name", ["k", "per_image", "batch_size", "sample", "limit", "workers"])
 @pytest.mark.parametrize("value", ["3", 3.0, 2.5, True, [3], torch.tensor(2.0)], ids=repr)
 def test_counts_that_are_no_whole_numbers_are_named_before_an_image_is_read(tmp_path: Path, name: str, value: Any) -> None:
@@ -418,6 +419,7 @@ def test_counts_that_are_no_whole_numbers_are_named_before_an_image_is_read(tmp_
     assert not (tmp_path / "atlas").exists()
 
 
+@pytest.mark.usefixtures("wrong_types")
 @pytest.mark.parametrize("layers", [[None], [3], 3, ["0", b"0"]], ids=repr)
 def test_layers_that_are_no_text_are_named_before_an_image_is_read(tmp_path: Path, layers: Any) -> None:
     with pytest.raises(LayerNotFound, match="^layers must be names of layers, or globs such as .*, not "):
@@ -439,6 +441,7 @@ def test_an_input_too_large_for_an_atlas_is_refused_before_a_network_runs(
         unitscope.scan(see_through(1), torch.ones(2, 1, 2, 2), tmp_path / "atlas")
 
 
+@pytest.mark.usefixtures("wrong_types")
 def test_whole_numbers_of_any_type_are_counts(tmp_path: Path) -> None:
     counts = {
         "k": np.int64(2),
