@@ -437,6 +437,19 @@ class Normalising(nn.Module):
         return F.batch_norm(maps, self.mean, self.var)
 
 
+class InLists(nn.Module):
+    """Writes into its parameter with an operator that goes through lists and returns nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(1, 4, 1, 1))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        with torch.no_grad():
+            torch._foreach_copy_([self.shift], [maps.mean((0, 2, 3), keepdim=True)])
+        return maps + self.shift
+
+
 @pytest.mark.parametrize("hooked", [False, True])
 @pytest.mark.parametrize(
     ("between", "reason"),
@@ -446,6 +459,7 @@ class Normalising(nn.Module):
         (ActNorm(parameters=True), "writes into its parameter 'between.shift'"),
         (Scaling(), "writes into its parameter 'between.scale'"),
         (Normalising(), "writes into its parameter 'between.mean'"),
+        (InLists(), "writes into its parameter 'between.shift'"),
         (torch.ao.quantization.FakeQuantize(), "depend on the images that ran before"),
         (nn.Sequential(Observer(), Dropout()), "depend on the images that ran before, from layer 'between.0' on"),
     ],

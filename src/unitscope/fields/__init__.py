@@ -21,7 +21,7 @@ padding too, as if the map went on beyond its border, so that all cells of a con
 from unitscope.fields.boxes import Fields, fields_of
 from unitscope.fields.operations import operator_name, tensors_in
 from unitscope.fields.planes import COLUMNS, PLACE, ROWS, UNIT, Array, Planes, runs_along, sees_nothing, varying
-from unitscope.fields.watching import FieldMode, is_composite, named_arguments, taken_apart
+from unitscope.fields.watching import FieldMode, is_composite, is_of_lists, named_arguments, taken_apart, written_arguments
 
 __all__ = [
     "COLUMNS",
@@ -34,6 +34,7 @@ __all__ = [
     "Planes",
     "fields_of",
     "is_composite",
+    "is_of_lists",
     "named_arguments",
     "operator_name",
     "runs_along",
@@ -41,4 +42,5 @@ __all__ = [
     "taken_apart",
     "tensors_in",
     "varying",
+    "written_arguments",
 ]  # fmt: skip

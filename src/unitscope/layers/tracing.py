@@ -21,10 +21,12 @@ from unitscope.fields import (
     Planes,
     fields_of,
     is_composite,
+    is_of_lists,
     named_arguments,
     sees_nothing,
     taken_apart,
     tensors_in,
+    written_arguments,
 )
 from unitscope.isolation import has_hooks, isolated, needs_hooks
 from unitscope.layers.activations import Activation, bends, probed
@@ -166,7 +168,8 @@ def _outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
 class _WeightsKept(TorchDispatchMode):
     """Refuses what would write into the parameters, which a copy shares with the network that was given.
 
-    It takes composite operators apart, so that modes below it see their parts; of what these do it sees nothing.
+    It takes operators apart that are made of others, or go through lists, so that modes below it see their parts; of what these do it
+    sees nothing.
     """
 
     @classmethod
@@ -178,20 +181,17 @@ class _WeightsKept(TorchDispatchMode):
         self._names = {p.untyped_storage()._cdata: name for name, p in network.named_parameters()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if is_composite(func):
+        if is_composite(func) or is_of_lists(func):
             with self:
                 return taken_apart(func, args, kwargs or {})
-        if func._schema.is_mutable:
-            given = named_arguments(func, args, kwargs or {})
-            for argument in func._schema.arguments:
-                value = given.get(argument.name)
-                written = argument.alias_info is not None and argument.alias_info.is_write
-                name = self._names.get(value.untyped_storage()._cdata) if written and isinstance(value, Tensor) else None
-                if name is not None:
-                    raise NetworkError(
-                        f"the network writes into its parameter {name!r} while it runs in eval mode, as layers do that set themselves by the "
-                        "first images they meet; run it on real images once before it is scanned"
-                    )
+        given = named_arguments(func, args, kwargs or {})
+        for tensor in tensors_in(given[argument] for argument in written_arguments(func, given)):
+            name = self._names.get(tensor.untyped_storage()._cdata)
+            if name is not None:
+                raise NetworkError(
+                    f"the network writes into its parameter {name!r} while it runs in eval mode, as layers do that set themselves by the "
+                    "first images they meet; run it on real images once before it is scanned"
+                )
         return func(*args, **(kwargs or {}))
 
 
