@@ -319,7 +319,10 @@ def few_labels(source: Source, count: int) -> dict[str, str | None]:
     found: dict[str, str | None] = dict.fromkeys(map(str, spread(count)))
     for image in found:
         with suppress(Skipped), skipping_errors():  # whoever scans it says why
-            found[image] = source.read(int(image)).label or ""
+            if isinstance(source, (FolderSource, ListSource)):
+                found[image] = source.label(int(image)) or ""
+            else:
+                found[image] = source.read(int(image)).label or ""
     return found
 
 

@@ -6,7 +6,7 @@ All runs are on copies. Images are the same noise every time.
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from math import inf
 from typing import Any, NamedTuple
 
@@ -33,6 +33,9 @@ SPREAD = 16
 
 OTHERS = (1, 2)
 """The images of noise that run before the first one, to see which state they leave."""
+PYTHON = 0
+"""The place of Python's generator among the random states."""
+SEEDS = (1, 2, 3, 4)
 LOUDER = 3
 """How many times as loud as the one before an image of noise is: what keeps the largest value that it met must notice."""
 BATCH = (1, 0, 2, 0)
@@ -144,13 +147,11 @@ class _Trials:
         alone, states = self._watched(0)
         network = self._copy()
         apart, together = self._apart(network, noise_batch(self.traced), alone, PLACES[0], KEPT)
-        if (drawn := self._drawn(states)) is not None:
-            return Tried(Trial(random=drawn), together)
-        moved = deviations(noise_maps(network, self.layers, rounded(first)), alone)
+        moved, changed = deviations(noise_maps(network, self.layers, rounded(first)), alone), None
         if max(moved, default=0) > NEAR:  # by rounding, or by what ran before?
             changed = self._first(deviations(noise_maps(network, self.layers, first), alone))
-            if changed is not None:
-                return Tried(Trial(random=changed), together)
+        if (found := self._drawn(states, alone) or changed) is not None:
+            return Tried(Trial(random=found), together)
         if (depends := self._depends_on_batch(apart, moved, 0)) is not None:
             return Tried(Trial(batch=depends), together)
         trial = Trial(usual=USUAL.get(first.dtype, NEAR)).with_rounding(self.layers, apart).with_rounding(self.layers, moved)
@@ -199,8 +200,11 @@ class _Trials:
         )
         return maps, states
 
-    def _drawn(self, states: States) -> str | None:
-        """The first layer reached after numbers were drawn, unless the network seeds the generator itself, always in the same way."""
+    def _drawn(self, states: States, alone: Sequence[Tensor]) -> str | None:
+        """The first layer reached after numbers were drawn, unless the network seeds the generator itself, always in the same way.
+
+        Python's generator serves others too, those who check types among them: what is drawn from it counts where values differ.
+        """
         changed = [
             (number, generator)
             for (_, before), (number, after) in pairwise(states.items())
@@ -209,9 +213,14 @@ class _Trials:
         ]
         if not changed:
             return None
-        of_other_seed = self._watched(1)[1]
-        drawn = (number for number, generator in changed if of_other_seed[number][generator] != states[number][generator])
-        return next((self.layers[number].name for number in drawn), None)
+        maps, of_other_seed = self._watched(SEEDS[0])
+        seeded = ((number, generator) for number, generator in changed if generator != PYTHON)
+        drawn = (number for number, generator in seeded if of_other_seed[number][generator] != states[number][generator])
+        first = next((self.layers[number].name for number in drawn), None)
+        if first is not None:
+            return first
+        others = chain([maps], (self._watched(seed)[0] for seed in SEEDS[1:]))
+        return next((name for maps in others if (name := self._first(deviations(maps, alone))) is not None), None)
 
     def check_history(self) -> None:
         """The same image after others, and twice after the same ones, each on a copy of its own and with the same random numbers."""
