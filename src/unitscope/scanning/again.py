@@ -143,7 +143,10 @@ class StoredImages:
 
     @property
     def thread_safe(self) -> bool:
-        return self.atlas.source.thread_safe
+        try:
+            return self.atlas.source.thread_safe
+        except ImagesError:  # whoever reads one says that they are gone
+            return True
 
     def __len__(self) -> int:
         return int(self.atlas.manifest["listed"])
