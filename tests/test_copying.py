@@ -1,6 +1,7 @@
 """Copies compute what the network computes, and running them leaves it alone, whatever ways lead from one module to another."""
 
 import gc
+import threading
 import types
 import weakref
 from collections import OrderedDict, defaultdict, deque, namedtuple
@@ -214,6 +215,27 @@ def test_an_object_that_cant_be_copied_is_not_copied_in_part(tmp_path: Path) -> 
     del copied
     gc.collect()
     assert not network.writer.file.closed
+
+
+class Told:
+    """Calls somebody who holds a lock, and counts."""
+
+    def __init__(self) -> None:
+        lock = threading.Lock()
+
+        def tell() -> None:
+            with lock:
+                pass
+
+        self.tell, self.count = tell, [0]
+
+
+def test_a_lock_behind_a_function_is_no_part_of_an_object() -> None:
+    network = Body(lambda _, block: [block])
+    network.told = Told()
+    copied = isolated(network)
+    assert copied.told.count is not network.told.count
+    assert copied.told.tell is network.told.tell
 
 
 def test_unless_it_leads_to_the_network(tmp_path: Path) -> None:

@@ -69,21 +69,21 @@ class Copying:
         if type(value) in (dict, OrderedDict):
             made = type(value)()
             self._keep(value, made)
-            made.update((self._key(key), self.of(one)) for key, one in value.items())
+            made.update((self._key(key), self.of(item)) for key, item in value.items())
             return made
         if type(value) in (list, deque):
             made = value.copy()
             self._keep(value, made)
-            for place, one in enumerate(value):
-                made[place] = self.of(one)
+            for index, item in enumerate(value):
+                made[index] = self.of(item)
             return made
         if type(value) in (tuple, set, frozenset):
-            return type(value)(self.of(one) for one in value)
+            return type(value)(self.of(item) for item in value)
         return self._object(value)
 
     def _key(self, key: Any) -> Any:
         """A key; the number of a module, which is its address, as well."""
-        if type(key) is int and any(key == id(module) for module in self._modules):
+        if type(key) is int and isinstance(self._memo.get(key), nn.Module):
             return id(self._memo[key])
         return self.of(key)
 
@@ -102,14 +102,14 @@ class Copying:
 
     def _copy_attributes(self, tensor: Tensor) -> None:
         """What somebody hung on a tensor, as a mask on a weight."""
-        for name, one in vars(tensor).items():
-            setattr(self._memo[id(tensor)], name, self.of(one))
+        for name, attribute in vars(tensor).items():
+            setattr(self._memo[id(tensor)], name, self.of(attribute))
 
     def _object(self, value: Any) -> Any:
         """An object's copy. One with parts that can't be copied is not copied in part, unless it leads to a module: a copy of what holds an
         open file might close it."""
-        inside = list(reached([value], lambda part: () if isinstance(part, nn.Module) else _everything(part)))
-        if not all(map(_is_copyable, inside)) and not any(isinstance(part, nn.Module) for part in inside):
+        held = reached([value], lambda part: () if isinstance(part, nn.Module) else _data(part))
+        if not all(map(_is_copyable, held)) and not any(isinstance(part, nn.Module) for part in reached([value], _everything)):
             return value
         try:
             return self._remade(value)
@@ -127,10 +127,10 @@ class Copying:
         self._keep(value, made)
         if state is not None:
             _give(made, self.of(state))
-        for one in items or ():
-            made.append(self.of(one))
-        for key, one in pairs or ():
-            made[self._key(key)] = self.of(one)
+        for item in items or ():
+            made.append(self.of(item))
+        for key, item in pairs or ():
+            made[self._key(key)] = self.of(item)
         return made
 
     # ── modules ─────────────────────────────────────────────────────────────────────────────────────────────────────
