@@ -20,7 +20,7 @@ from torch import nn
 import unitscope
 from unitscope.atlas import Atlas
 from unitscope.networks import Network, load_network
-from unitscope.scanning.again import Again, opened_again
+from unitscope.session.again import Again, opened_again
 
 CASES = [
     ("torchvision:alexnet", "features.1", 64, 16),

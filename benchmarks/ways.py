@@ -25,11 +25,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 import unitscope
-from unitscope.layers import Trace, TracedLayer, choose, pass_images, replicas, tapped
+from unitscope.layers import Trace, TracedLayer, choose, tapped
 from unitscope.networks import Network, load_network
 from unitscope.records import Preprocessing
-from unitscope.scanning import traced_layers
-from unitscope.scanning.lanes import lanes
+from unitscope.session.lanes import lanes
+from unitscope.session.opening import traced_layers
+from unitscope.session.replicas import pass_images, replicas
 
 BATCH, WORKERS = 32, 2
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unitscope.fields import Fields
+from unitscope.receptive_fields import Fields
 
 
 def make_transparent(network: nn.Module, spread: float = 0.5) -> nn.Module:

@@ -5,9 +5,9 @@ import torch
 from oracles import assert_boxes_equal, make_transparent, moved_cells
 from torch import Tensor, nn
 
-from unitscope.fields import FieldMode, Fields, fields_of
 from unitscope.layers import trace
 from unitscope.networks import load_network
+from unitscope.receptive_fields import FieldMode, Fields, fields_of
 
 PLAIN = {
     "alexnet": (96, 80),

@@ -26,7 +26,7 @@ from torch import nn
 import unitscope
 from unitscope.atlas import FORMAT, TABLES, Atlas, place_for, write_atlas
 from unitscope.errors import AtlasError, ImagesError, LayerNotFound
-from unitscope.networks import BUILDERS
+from unitscope.networks.model_strings import BUILDERS
 from unitscope.records import LIBRARIES
 
 CONTRACT = {

@@ -23,12 +23,12 @@ from torchvision.models import VisionTransformer
 
 import unitscope
 from unitscope.atlas import Atlas, schema
-from unitscope.atlas.projections import Projection, decoded, encoded
+from unitscope.atlas.attribution_images import Projection, decoded, encoded
 from unitscope.attribution import METHODS, attribute
-from unitscope.attribution.batches import Window, _length, batches, entries, window_for
-from unitscope.attribution.keeping import Keeping
 from unitscope.attribution.methods import Cells, Method, Projected
 from unitscope.attribution.rectifiers import deconvnet, guided, rectifiers
+from unitscope.attribution.store import Keeping
+from unitscope.attribution.windows import Window, _length, batches, entries, window_for
 from unitscope.errors import AtlasError, LayerNotFound, NetworkError, UnitscopeError
 from unitscope.experiments import occlusion
 from unitscope.layers import trace
@@ -746,7 +746,7 @@ def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_run_that_fails_midway_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     atlas, network = scanned(tmp_path)
-    monkeypatch.setattr("unitscope.attribution.keeping.EVERY_S", 0.0)
+    monkeypatch.setattr("unitscope.attribution.store.EVERY_S", 0.0)
     seen = 0
 
     def stop(done: int) -> None:
@@ -767,7 +767,7 @@ def test_a_run_that_fails_midway_goes_on_where_it_was(tmp_path: Path, monkeypatc
 KILLED = """
 import sys
 sys.path.insert(0, {tests!r})
-import unitscope.attribution.keeping as keeping
+import unitscope.attribution.store as keeping
 keeping.EVERY_S = 0.0
 from test_attribution import plain_network
 from unitscope.atlas import Atlas

@@ -18,7 +18,7 @@ from explored import LABELS, explored_atlas, explored_network
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from unitscope.atlas import Atlas
-from unitscope.listening import listening
+from unitscope.responses import listening
 from unitscope.web import Offer, explorer, export
 from unitscope.web.addresses import slug
 

@@ -14,7 +14,7 @@ from torchvision import models
 import unitscope
 from unitscope.images import DatasetSource
 from unitscope.networks import InputForm, load_network
-from unitscope.scanning.loading import Loader
+from unitscope.session.loader import Loader
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "imagenet-sample"
 NEAR = 1e-4

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import unitscope
 from unitscope.checking import Difference, Replay
 from unitscope.records import Peak
-from unitscope.scanning.again import near, opened_again
+from unitscope.session.again import near, opened_again
 
 
 class Unlike(nn.Module):

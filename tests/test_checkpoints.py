@@ -15,9 +15,9 @@ from torch import nn
 
 import unitscope
 from unitscope.errors import AtlasError, ScanUnfinished
-from unitscope.scanning import checkpoints
-from unitscope.scanning.checkpoints import Checkpoint
-from unitscope.scanning.parts import Part
+from unitscope.scanning import checkpoint as checkpoint_module
+from unitscope.scanning.checkpoint import Checkpoint
+from unitscope.scanning.partial_results import Part
 
 SIXTY = IMAGES[:60]
 
@@ -32,7 +32,7 @@ def scan(out: Path, network: nn.Module | None = None, stop_after: int = 1_000, *
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint after every shard."""
-    monkeypatch.setattr(checkpoints, "EVERY_S", 0.0)
+    monkeypatch.setattr(checkpoint_module, "EVERY_S", 0.0)
 
 
 @pytest.mark.usefixtures("eager")
@@ -246,7 +246,7 @@ def test_saving_takes_less_than_a_hundredth_of_the_time(tmp_path: Path, monkeypa
         saved.append(time.monotonic())
         time.sleep(0.02)
 
-    monkeypatch.setattr(checkpoints, "EVERY_S", 0.01)
+    monkeypatch.setattr(checkpoint_module, "EVERY_S", 0.01)
     monkeypatch.setattr(Checkpoint, "save", save)
     with Checkpoint(tmp_path / "atlas", {}).held() as checkpoint:
         begun = time.monotonic()
@@ -286,9 +286,9 @@ from interruptions import bytes_of
 from networks import small_network
 from test_checkpoints import SIXTY
 import unitscope
-from unitscope.scanning import checkpoints
+from unitscope.scanning import checkpoint as checkpoint_module
 
-checkpoints.EVERY_S = 0.0
+checkpoint_module.EVERY_S = 0.0
 torch.set_num_threads(1)  # threads don't survive a fork
 place, kills, whole, started = Path(sys.argv[1]), 0, 0, 0
 chance = random.Random(0)

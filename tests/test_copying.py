@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import unitscope
-from unitscope.isolation import isolated
+from unitscope.networks.isolation import isolated
 
 IMAGES = torch.rand(16, 3, 12, 12, generator=torch.Generator().manual_seed(5))
 

@@ -13,7 +13,8 @@ import unitscope
 from unitscope import cli
 from unitscope.atlas import TABLES
 from unitscope.atlas.schema import PROJECTIONS
-from unitscope.experiments import changing, covering
+from unitscope.experiments.colour_shape import SCHEMA as COLOUR_OR_SHAPE
+from unitscope.experiments.occlusion import SCHEMA as OCCLUSION
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -83,8 +84,8 @@ def test_every_column_is_documented() -> None:
     page = (ROOT / "docs" / "atlas.md").read_text()
     added = {
         "attributions/METHOD": PROJECTIONS,
-        "experiments/colour_or_shape": changing.SCHEMA,
-        "experiments/occlusion": covering.SCHEMA,
+        "experiments/colour_or_shape": COLOUR_OR_SHAPE,
+        "experiments/occlusion": OCCLUSION,
     }
     for table, schema in (TABLES | added).items():
         (row,) = re.findall(rf"^\| `{table}` \| (.*) \|$", page, re.MULTILINE)

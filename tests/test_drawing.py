@@ -12,13 +12,13 @@ from planted import planted_atlas
 from torch import nn
 
 import unitscope
-from unitscope.atlas import Atlas, pictures
+from unitscope.atlas import Atlas, figures
 from unitscope.drawing import EMPTY, FAINT, HATCH, INK, PAPER, Block, Panel, cut, draw_figure, draw_sheet, hatched, missing
 from unitscope.errors import AtlasError, ImagesError
 from unitscope.images import Changed
 from unitscope.records import Box, Layer, Peak, Preprocessing
-from unitscope.web.catalogue import Catalogue
 from unitscope.web.pages import Pages
+from unitscope.web.queries import Catalogue
 
 SQUARE = Preprocessing(32, (32, 32), (0.5,) * 3, (0.5,) * 3)
 
@@ -151,7 +151,7 @@ def test_the_figure_says_which_field_is_drawn(atlas: Atlas) -> None:
     assert deep.effective_field_height is not None
     assert deep.effective_field_height <= 32
     words = {
-        kind: pictures.panel(atlas, deep, [0], pictures.Drawn(kind)).subtitle for kind in ("auto", "field", "effective", "image")
+        kind: figures.panel(atlas, deep, [0], figures.Drawn(kind)).subtitle for kind in ("auto", "field", "effective", "image")
     }
     assert (
         words["auto"]
@@ -161,7 +161,7 @@ def test_the_figure_says_which_field_is_drawn(atlas: Atlas) -> None:
     )
     assert words["field"] == f"ReLU · 4 units · field {deep.receptive_field_height} px (whole input)"
     assert words["image"].endswith("drawn: whole image crop")
-    assert pictures.panel(atlas, shallow, [0], pictures.Drawn()).subtitle == "ReLU · 12 units · field 3 px"
+    assert figures.panel(atlas, shallow, [0], figures.Drawn()).subtitle == "ReLU · 12 units · field 3 px"
 
 
 def of_size(field: tuple[int, int], effective: tuple[int, int] | None) -> Layer:
@@ -189,9 +189,9 @@ def test_the_effective_field_is_drawn_where_the_field_is_no_small_part_of_the_in
     tmp_path: Path, field: tuple[int, int], effective: tuple[int, int] | None, drawn: str
 ) -> None:
     found = unitscope.scan(see_through(3), torch.rand(2, 3, 224, 224), tmp_path / "atlas")
-    assert pictures.box_drawn(found, of_size(field, effective), "auto") == drawn
+    assert figures.box_drawn(found, of_size(field, effective), "auto") == drawn
     for kind in ("field", "image"):
-        assert pictures.box_drawn(found, of_size(field, effective), kind) == kind
+        assert figures.box_drawn(found, of_size(field, effective), kind) == kind
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_sheet_figure_and_pages_draw_the_same_box(deepening: Atlas) -> None:
     for one in deepening.layers:
         small = one.receptive_field_height**2 * 64 <= 32 * 32
         effective = one.effective_field_height if not small else one.receptive_field_height
-        panel, record = pictures.panel(deepening, one, [0], pictures.Drawn()), pages.record(one)
+        panel, record = figures.panel(deepening, one, [0], figures.Drawn()), pages.record(one)
         assert (record.drawn_height, panel.share[0] * 32) == (effective, effective)
         peak = deepening.peaks(one.name).to_pylist()[0]
         (example, *_) = pages.catalogue.peaks(one.name, peak["unit"])
@@ -222,9 +222,9 @@ def test_sheet_figure_and_pages_draw_the_same_box(deepening: Atlas) -> None:
 
 def test_an_effective_field_lies_on_the_input_as_far_as_it_can(deepening: Atlas) -> None:
     for one in deepening.layers:
-        if pictures.box_drawn(deepening, one, "auto") == "effective":
+        if figures.box_drawn(deepening, one, "auto") == "effective":
             for row in deepening.peaks(one.name).to_pylist():
-                box, seen = pictures.boxes_on_source(deepening, Peak(**row), "effective", (48, 64))
+                box, seen = figures.boxes_on_source(deepening, Peak(**row), "effective", (48, 64))
                 assert box.within(seen) == box
 
 
@@ -233,10 +233,10 @@ def layer(order: int, cells: int = 4, activation: str = "relu") -> Layer:
 
 
 def test_up_to_six_layers_are_spread_over_the_depth() -> None:
-    chosen = pictures.spread_layers([layer(n) for n in range(20)] + [layer(20, cells=1), layer(21, activation="none")])
+    chosen = figures.spread_layers([layer(n) for n in range(20)] + [layer(20, cells=1), layer(21, activation="none")])
     assert [one.order for one in chosen] == [0, 4, 8, 11, 15, 19]
-    assert [one.order for one in pictures.spread_layers([layer(n) for n in range(3)])] == [0, 1, 2]
-    assert [one.order for one in pictures.spread_layers([layer(7, cells=1, activation="none")])] == [7]
+    assert [one.order for one in figures.spread_layers([layer(n) for n in range(3)])] == [0, 1, 2]
+    assert [one.order for one in figures.spread_layers([layer(7, cells=1, activation="none")])] == [7]
 
 
 def test_an_image_that_is_gone_leaves_a_mark_and_the_rest_is_drawn(tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def is_framed(grid: np.ndarray) -> bool:
 def test_a_block_whose_values_tie_or_that_is_dead_is_framed(tmp_path: Path) -> None:
     found = planted_atlas(tmp_path)
     assert [is_framed(grid_of(found.sheet("1", units=[unit], size_px=20))) for unit in range(3)] == [True, False, False]
-    marks = {one.number: one.mark for one in pictures.panel(found, found.layer("1"), [0, 1, 2], pictures.Drawn()).blocks}
+    marks = {one.number: one.mark for one in figures.panel(found, found.layer("1"), [0, 1, 2], figures.Drawn()).blocks}
     assert marks == {"0": "24 images tie", "1": "", "2": ""}
     dead = unitscope.scan(see_through(1, nn.ReLU()), -torch.ones(2, 1, 4, 4), tmp_path / "dead")
     assert is_framed(grid_of(dead.sheet("1", size_px=20)))
@@ -362,9 +362,9 @@ def test_a_block_whose_values_tie_or_that_is_dead_is_framed(tmp_path: Path) -> N
 def test_the_figure_chooses_no_unit_that_shows_no_preference(tmp_path: Path) -> None:
     found = planted_atlas(tmp_path)
     for seed in range(5):
-        assert pictures.firing_units(found, found.layer("1"), seed) == [1, 2]
+        assert figures.firing_units(found, found.layer("1"), seed) == [1, 2]
     only = unitscope.scan(see_through(1, nn.ReLU()), torch.ones(20, 1, 4, 4), tmp_path / "only")
-    assert pictures.firing_units(only, only.layer("1"), 0) == []
-    assert pictures.panel(only, only.layer("1"), [], pictures.Drawn()).subtitle.endswith("none of them shows a preference")
+    assert figures.firing_units(only, only.layer("1"), 0) == []
+    assert figures.panel(only, only.layer("1"), [], figures.Drawn()).subtitle.endswith("none of them shows a preference")
     assert only.figure().size
     assert is_framed(grid_of(only.sheet("1", size_px=20)))

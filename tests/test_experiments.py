@@ -19,10 +19,10 @@ import unitscope
 from unitscope.atlas import Atlas
 from unitscope.errors import AtlasError, ImagesError, NetworkError
 from unitscope.experiments import colour_or_shape, invariance, occlusion, probe
-from unitscope.experiments.changing import changes
-from unitscope.experiments.moving import Move, moves
+from unitscope.experiments.colour_shape import changes
+from unitscope.experiments.transformations import Move, moves
 from unitscope.records import Preprocessing
-from unitscope.scanning.again import Again
+from unitscope.session.again import Again
 
 PLAIN = Preprocessing(None, (40, 40), (0.0,) * 3, (1.0,) * 3)
 CENTRED = Preprocessing(None, (40, 40), (0.5,) * 3, (0.25,) * 3)

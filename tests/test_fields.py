@@ -11,7 +11,7 @@ from oracles import assert_boxes_equal, make_transparent, moved_cells
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unitscope.fields import FieldMode, Fields, fields_of
+from unitscope.receptive_fields import FieldMode, Fields, fields_of
 from unitscope.records import Box
 
 CHAINS: dict[str, Callable[[], nn.Module]] = {

@@ -366,7 +366,7 @@ def test_folders_may_lie_as_deep_as_a_system_lets_them(deep: Path) -> None:
     source = FolderSource(deep)
     assert source.key(0) == "a.png"
     assert len(source) == 2
-    with pytest.raises(Skipped, match="too long"):
+    with pytest.raises(Skipped, match="too long|no regular file"):  # by where on the way the limit comes
         source.read(1)
 
 

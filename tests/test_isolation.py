@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import unitscope
-from unitscope.isolation import has_hooks, isolated, needs_hooks
-from unitscope.layers import choose, replicas, trace
+from unitscope.layers import choose, trace
+from unitscope.networks.isolation import has_hooks, isolated, needs_hooks
+from unitscope.session.replicas import replicas
 
 IMAGES = torch.randn(24, 3, 14, 14, generator=torch.Generator().manual_seed(0))
 

@@ -11,7 +11,7 @@ from networks import small_network
 from torch import Tensor, nn
 
 import unitscope
-from unitscope.scanning.lanes import ahead, lanes
+from unitscope.session.lanes import ahead, lanes
 
 
 def test_every_lane_has_its_own_network_at_any_moment() -> None:

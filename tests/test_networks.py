@@ -20,9 +20,9 @@ import unitscope
 from unitscope.errors import NetworkError
 from unitscope.images import prepare
 from unitscope.networks import Network, Overrides, as_preprocessing, load_network, preprocessing_for
-from unitscope.precision import evaluating
+from unitscope.networks.precision import evaluating
 from unitscope.records import Preprocessing
-from unitscope.scanning import traced_layers
+from unitscope.session.opening import traced_layers
 
 FACTORY = """
 from torch import nn

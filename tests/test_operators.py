@@ -12,7 +12,7 @@ from oracles import assert_moved
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unitscope.fields import FieldMode, fields_of
+from unitscope.receptive_fields import FieldMode, fields_of
 
 SIZE = (8, 12)
 Function = Callable[[Tensor], Tensor]

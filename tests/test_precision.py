@@ -17,7 +17,7 @@ from PIL import Image, ImageFile
 import unitscope
 from unitscope.experiments import colour_or_shape, invariance, occlusion, probe
 from unitscope.layers import trace
-from unitscope.precision import AUTOCASTS, plain_tensors
+from unitscope.networks.precision import AUTOCASTS, plain_tensors
 
 IMAGES = torch.randn(10, 3, 14, 14, generator=torch.Generator().manual_seed(0))
 BACKENDS: Any = torch.backends

@@ -17,8 +17,8 @@ import unitscope
 from unitscope.errors import ScanUnfinished, UnitscopeError
 from unitscope.records import Shard
 from unitscope.runners import Failed, Runner, Work
-from unitscope.runners.on_ray import RayRunner
-from unitscope.scanning import checkpoints
+from unitscope.runners.ray import RayRunner
+from unitscope.scanning import checkpoint
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -143,7 +143,7 @@ def test_a_shard_that_always_fails_is_reported_and_the_rest_is_kept(tmp_path: Pa
 
 @pytest.mark.usefixtures("cluster")
 def test_a_scan_on_ray_goes_on_where_it_was(tmp_path: Path, local: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "EVERY_S", 0.0)
+    monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
     with pytest.raises(KeyboardInterrupt):
         unitscope.scan(Moody(seconds=0.02), IMAGES, tmp_path / "atlas", batch_size=2, runner=RayRunner(), on_images=Told(40))
     again = Told()
@@ -154,7 +154,7 @@ def test_a_scan_on_ray_goes_on_where_it_was(tmp_path: Path, local: dict[str, byt
 
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unitscope.runners.on_ray.find_spec", lambda _: None)
+    monkeypatch.setattr("unitscope.runners.ray.find_spec", lambda _: None)
     with pytest.raises(UnitscopeError, match=r"this needs Ray: pip install 'unitscope\[ray\]'"):
         RayRunner()
 

@@ -9,7 +9,8 @@ from networks import Reused, small_network
 from torch import Tensor, nn
 from torchvision import models
 
-from unitscope.layers import TracedLayer, choose, pass_images, replicas, tapped, trace
+from unitscope.layers import TracedLayer, choose, tapped, trace
+from unitscope.session.replicas import pass_images, replicas
 
 
 def maps_of(network: nn.Module, layers: list[TracedLayer], images: Tensor) -> list[Tensor]:

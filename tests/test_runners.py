@@ -6,7 +6,7 @@ import pytest
 
 from unitscope.records import Shard
 from unitscope.runners import Runner, Work
-from unitscope.runners.here import Here
+from unitscope.runners.local import Here
 
 SHARDS = [Shard(number, number * 10, number * 10 + 10) for number in range(7)]
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import unitscope
 from unitscope.errors import UnitscopeError
-from unitscope.scanning import checkpoints, screening
-from unitscope.scanning.parts import Part
+from unitscope.scanning import checkpoint, screening
+from unitscope.scanning.partial_results import Part
 from unitscope.scanning.screening import candidates
 from unitscope.topk import TopK
 
@@ -71,7 +71,7 @@ def test_images_that_bfloat16_cant_tell_apart_crowd_nobody_out(tmp_path: Path) -
 @pytest.mark.slow
 def test_a_screened_scan_goes_on_in_either_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unitscope.scan(network(), IMAGES, tmp_path / "whole", precision="bf16")
-    monkeypatch.setattr(checkpoints, "EVERY_S", 0.0)
+    monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
     with pytest.raises(KeyboardInterrupt):
         unitscope.scan(network(), IMAGES, tmp_path / "atlas", precision="bf16", on_images=Told(700))
     assert not (tmp_path / "atlas").exists()

@@ -17,8 +17,9 @@ from torchvision.ops import stochastic_depth
 
 import unitscope
 from unitscope.errors import NetworkError
-from unitscope.layers import Trial, choose, replicas, trace
-from unitscope.layers.trials import tried
+from unitscope.layers import choose, trace
+from unitscope.session.replicas import replicas
+from unitscope.session.trials import Trial, tried
 
 IMAGES = torch.randn(48, 3, 14, 14, generator=torch.Generator().manual_seed(0))
 

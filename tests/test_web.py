@@ -35,17 +35,17 @@ from unitscope.atlas import Atlas
 from unitscope.drawing import FAINT
 from unitscope.errors import AtlasError, ImagesError
 from unitscope.layers import trace
-from unitscope.listening import listening
 from unitscope.records import Peak, Preprocessing, Response
+from unitscope.responses import listening
 from unitscope.web import Offer, explorer, export
 from unitscope.web.addresses import slug
-from unitscope.web.catalogue import Catalogue
-from unitscope.web.comparing import Comparison
-from unitscope.web.interface import PATHS, openapi
+from unitscope.web.blocks import PATCH_PX, Pictures
+from unitscope.web.comparison import Comparison
+from unitscope.web.openapi import PATHS, openapi
+from unitscope.web.page_records import UnitPage
 from unitscope.web.pages import Pages
-from unitscope.web.pictures import PATCH_PX, Pictures
-from unitscope.web.records import UnitPage
-from unitscope.web.serving import server
+from unitscope.web.queries import Catalogue
+from unitscope.web.server import server
 
 
 def client(atlas: Atlas, **offer: Any) -> TestClient:

@@ -16,7 +16,7 @@ from torch import nn
 
 from unitscope.errors import NetworkError
 from unitscope.networks import load_network
-from unitscope.weights import read_state, split_key
+from unitscope.networks.weights import read_state, split_key
 
 FACTORY = """
 from torch import nn

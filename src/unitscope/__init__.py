@@ -1,6 +1,6 @@
 """unitscope: a microscope for the units of trained networks.
 
-Reading order: `records` (the words), `fields` (what a cell sees), `layers` (which layers there are, and how they are read),
+Reading order: `records` (the words), `receptive_fields` (what a cell sees), `layers` (which layers there are, and how they are read),
 `topk` (what is kept), `scanning` (the one pass that brings these together), `atlas` (the folder that it writes), `drawing`, `web`;
 `attribution` and `experiments` (what reads the peaks and adds tables of its own).
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from unitscope.experiments import Recorder
     from unitscope.networks import load_network
     from unitscope.records import Box, Layer, Peak, Preprocessing
-    from unitscope.runners.on_ray import RayRunner
+    from unitscope.runners.ray import RayRunner
     from unitscope.scanning import scan
 
 _HOMES = {
@@ -27,8 +27,8 @@ _HOMES = {
     "Layer": "records",
     "Peak": "records",
     "Preprocessing": "records",
-    "RayRunner": "runners.on_ray",
-    "Recorder": "experiments.recording",
+    "RayRunner": "runners.ray",
+    "Recorder": "experiments.recorder",
     "UnitscopeError": "errors",
     "attribute": "attribution",
     "check": "checking",

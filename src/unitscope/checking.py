@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from unitscope.arguments import whole
 from unitscope.atlas import Atlas
-from unitscope.layers import rounded
 from unitscope.networks import Network
-from unitscope.precision import plain_tensors
+from unitscope.networks.precision import plain_tensors
 from unitscope.records import Peak
-from unitscope.scanning.again import Again, comes_back, near, opened_again
+from unitscope.session.again import Again, comes_back, near, opened_again
+from unitscope.session.trials import rounded
 
 VARIANTS, MARGIN = 16, 4
 """In how many ways the last bits of an image are changed, and how many times as far as then a value may be."""

@@ -150,6 +150,17 @@ class Response:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageNote:
+    """What is known of one image that was read; `width` and `height` in pixels as displayed, `content` a hash of what it holds."""
+
+    key: str
+    width: int
+    height: int
+    label: str | None
+    content: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Shard:
     """A run of images scanned as one piece of work: images `start` to `stop - 1`."""
 

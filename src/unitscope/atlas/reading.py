@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from unitscope.atlas import pictures
+from unitscope.atlas import figures
 from unitscope.atlas.manifest import read_manifest
 from unitscope.atlas.schema import METHODS, PLACES, PROJECTIONS, TABLES
 from unitscope.atlas.ties import Tie, ties
@@ -165,7 +165,7 @@ class Atlas:
     def picture(self, image: int) -> Image.Image:
         """The source image with that number as a person looks at it, in 8 bits and three colours. Raises as `open_image` does."""
         value_range = self.preprocessing.value_range if self.preprocessing else None
-        return pictures.as_picture(self.open_image(image), value_range)
+        return figures.as_picture(self.open_image(image), value_range)
 
     def layer(self, name: str) -> Layer:
         """The layer of that name. Raises `LayerNotFound`."""
@@ -262,7 +262,7 @@ class Atlas:
 
         `peak` is a `Peak` or a row of `peaks(…).to_pylist()`; `patch` is `field`, `effective` or `image`.
         """
-        return pictures.patch(self, peak if isinstance(peak, Peak) else Peak(**peak), patch, size_px)
+        return figures.patch(self, peak if isinstance(peak, Peak) else Peak(**peak), patch, size_px)
 
     def sheet(
         self,
@@ -273,7 +273,7 @@ class Atlas:
         size_px: int = 56,
     ) -> Image.Image:
         """A block of patches for every unit of a layer, or for those given; with `attribution`, what that method found beside."""
-        return pictures.sheet(self, layer, units, pictures.Drawn(patch, attribution, size_px))
+        return figures.sheet(self, layer, units, figures.Drawn(patch, attribution, size_px))
 
     def figure(
         self,
@@ -288,7 +288,7 @@ class Atlas:
 
         With `attribution`, the projections of that method beside the patches (Zeiler & Fergus 2014, figure 2), for the units that have them.
         """
-        return pictures.figure(self, pictures.FigureChoice(layers, units, seed), pictures.Drawn(patch, attribution, size_px))
+        return figures.figure(self, figures.FigureChoice(layers, units, seed), figures.Drawn(patch, attribution, size_px))
 
 
 def _table(path: Path, schema: pa.Schema, rows: pc.Expression | None) -> pa.Table:

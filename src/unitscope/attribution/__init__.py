@@ -7,16 +7,16 @@ from torch import nn
 
 from unitscope.arguments import layer_patterns, unit_numbers
 from unitscope.atlas import Atlas
-from unitscope.attribution.checkpointing import graphs_kept
-from unitscope.attribution.descending import Descent
-from unitscope.attribution.keeping import Keeping
+from unitscope.attribution.backward import Descent
+from unitscope.attribution.gradient_checkpoints import graphs_kept
 from unitscope.attribution.methods import METHODS, Method
+from unitscope.attribution.store import Keeping
 from unitscope.errors import AtlasError, LayerNotFound, suggestion
 from unitscope.networks import Network
-from unitscope.precision import plain_tensors
+from unitscope.networks.precision import plain_tensors
 from unitscope.records import Layer, Peak, matches
-from unitscope.scanning.again import near, opened_again
-from unitscope.scanning.lanes import Networks
+from unitscope.session.again import near, opened_again
+from unitscope.session.lanes import Networks
 
 __all__ = ["METHODS", "attribute"]
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
-from unitscope.attribution.cones import Cones
+from unitscope.attribution.cropped_backward import Cones
 from unitscope.attribution.rectifiers import Rule, deconvnet, guided, rectifiers
 from unitscope.errors import NetworkError, first_line
 from unitscope.networks import single

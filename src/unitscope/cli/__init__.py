@@ -86,7 +86,7 @@ def layers(
     std: Std = None, channels: Channels = None, value_range: ValueRange = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """List every layer of a network in call order: name, kind, units, map, field, stride; and what its values depend on."""
-    from unitscope.scanning import traced_layers, trial_of
+    from unitscope.session.opening import traced_layers, trial_of
 
     network, preprocessing = network_of(model, weights, seed, overrides_of(resize, crop, mean, std, channels, value_range))
     trace = traced_layers(network, preprocessing)
@@ -413,7 +413,7 @@ def main() -> None:
 def _scan(network: Any, images: Any, out: Path, **options: Any) -> None:
     from unitscope.images import as_source, count_of
     from unitscope.scanning import scan as scan_images
-    from unitscope.scanning.checkpoints import folder_for
+    from unitscope.scanning.checkpoint import folder_for
 
     source = as_source(images)
     count, limit = count_of(source), options.get("limit")

@@ -48,7 +48,7 @@ def runner_of(name: str, address: str | None, cpus_per_worker: int, gpus_per_wor
         return None
     if name != "ray":
         raise typer.BadParameter(f"--runner is here or ray, not {name!r}")
-    from unitscope.runners.on_ray import RayRunner
+    from unitscope.runners.ray import RayRunner
 
     return RayRunner(address, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker)
 

@@ -71,7 +71,7 @@ def picture_format(path: Path) -> str:
 
 
 def note_refused(trace: Any) -> None:
-    from unitscope.scanning import unknown_said
+    from unitscope.session.opening import unknown_said
 
     if trace.refused:
         print(

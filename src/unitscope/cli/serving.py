@@ -14,7 +14,7 @@ def trusted(atlas: Any, trust_code: bool) -> Any:
     """The network of an atlas whose code the user trusts; None leaves it to the verb, which runs no such code."""
     if not trust_code or atlas.manifest["network"]["model"].startswith("module:"):
         return None
-    from unitscope.scanning.again import trusted_network
+    from unitscope.session.again import trusted_network
 
     return trusted_network(atlas)
 
@@ -22,7 +22,7 @@ def trusted(atlas: Any, trust_code: bool) -> Any:
 def serve_atlas(atlas: Any, beside: Any, host: str, port: int, device: str, trust_code: bool) -> None:
     from unitscope.web import Offer, explorer
     from unitscope.web.app import LOOPBACK
-    from unitscope.web.serving import server
+    from unitscope.web.server import server
 
     own = host in (*LOOPBACK, "::1")
     off = _why_no_search(atlas, trust_code)
@@ -64,7 +64,7 @@ def _listener(atlas: Any, device: str, trust_code: bool, stack: ExitStack) -> Ca
     def listen(image: Any) -> Any:
         with loading:
             if not held:
-                from unitscope.listening import listening
+                from unitscope.responses import listening
 
                 held.append(stack.enter_context(listening(atlas, trusted(atlas, trust_code), device)))
         return held[0](image)

@@ -4,11 +4,11 @@
 `probing`: what a layer's features are good for. `evolving`: how units came to be; `recording`: the same while a network is trained.
 """
 
-from unitscope.experiments.changing import colour_or_shape
-from unitscope.experiments.covering import occlusion
-from unitscope.experiments.evolving import Evolution, evolve
-from unitscope.experiments.moving import invariance
-from unitscope.experiments.probing import probe
-from unitscope.experiments.recording import Recorder
+from unitscope.experiments.colour_shape import colour_or_shape
+from unitscope.experiments.evolution import Evolution, evolve
+from unitscope.experiments.linear_probe import probe
+from unitscope.experiments.occlusion import occlusion
+from unitscope.experiments.recorder import Recorder
+from unitscope.experiments.transformations import invariance
 
 __all__ = ["Evolution", "Recorder", "colour_or_shape", "evolve", "invariance", "occlusion", "probe"]

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unitscope.atlas import Atlas
-from unitscope.atlas.projections import decoded
+from unitscope.atlas.attribution_images import decoded
 from unitscope.errors import UnitscopeError
 from unitscope.files import check_writable, written
 from unitscope.records import Peak

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unitscope.errors import first_line
-from unitscope.precision import exactly
+from unitscope.networks.precision import exactly
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

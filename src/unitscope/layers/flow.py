@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unitscope.fields import FieldMode, Planes, operator_name, tensors_in
+from unitscope.receptive_fields import FieldMode, Planes, operator_name, tensors_in
 
 SAME_VALUES = {
     "view",

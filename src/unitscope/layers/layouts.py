@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unitscope.fields import COLUMNS, PLACE, ROWS, UNIT, Array, Planes, runs_along, varying
+from unitscope.receptive_fields import COLUMNS, PLACE, ROWS, UNIT, Array, Planes, runs_along, varying
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unitscope.errors import NetworkError
-from unitscope.fields import (
+from unitscope.layers.activations import Activation, bends, probed
+from unitscope.layers.failures import failure_of
+from unitscope.layers.flow import Call, FlowMode, Operator, call_name
+from unitscope.layers.layouts import Layout, layout_of
+from unitscope.networks import InputForm, first_tensor
+from unitscope.networks.class_variables import class_variables_kept
+from unitscope.networks.isolation import has_hooks, isolated, needs_hooks
+from unitscope.networks.precision import exactly, random_states_kept
+from unitscope.receptive_fields import (
     UNIT,
     Array,
     FieldMode,
@@ -28,14 +36,6 @@ from unitscope.fields import (
     tensors_in,
     written_arguments,
 )
-from unitscope.isolation import has_hooks, isolated, needs_hooks
-from unitscope.layers.activations import Activation, bends, probed
-from unitscope.layers.classes import class_variables_kept
-from unitscope.layers.failures import failure_of
-from unitscope.layers.flow import Call, FlowMode, Operator, call_name
-from unitscope.layers.layouts import Layout, layout_of
-from unitscope.networks import InputForm, first_tensor
-from unitscope.precision import exactly, random_states_kept
 from unitscope.records import Layer
 
 ACTIVATION_MODULES = (

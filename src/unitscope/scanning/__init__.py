@@ -2,56 +2,48 @@
 
 import os
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any, Unpack
 
-import numpy as np
 import torch
 from torch import nn
 
 from unitscope.arguments import layer_patterns, whole
 from unitscope.atlas import Atlas, place_for, write_atlas
 from unitscope.atlas.schema import MOST_INPUT, MOST_PEAKS
-from unitscope.errors import ImagesError, NetworkError, UnitscopeError
+from unitscope.errors import UnitscopeError
 from unitscope.images import (
     FileSource,
-    ImageSource,
     Skipped,
     Source,
     as_source,
-    as_text,
     few_labels,
     fingerprint,
     keys_hash,
     skipping_errors,
 )  # fmt: skip
-from unitscope.images.content import spread
-from unitscope.layers import Trace, Trial, choose, left_out, replicas, trace
-from unitscope.networks import PREPROCESSING_FLAGS, Network, as_preprocessing, given_network, load_network
-from unitscope.precision import plain_tensors
-from unitscope.records import Preprocessing
-from unitscope.runners.here import Here
-from unitscope.scanning.checkpoints import Checkpoint, clear_finished
-from unitscope.scanning.effects import with_effective_fields
-from unitscope.scanning.gathering import gather, none_read
-from unitscope.scanning.lanes import Networks
-from unitscope.scanning.loading import Loader
+from unitscope.layers import choose, left_out, trace
+from unitscope.networks import Network
+from unitscope.networks.precision import plain_tensors
+from unitscope.runners.local import Here
+from unitscope.scanning.checkpoint import Checkpoint, clear_finished
+from unitscope.scanning.effective_fields import with_effective_fields
 from unitscope.scanning.options import Options, ScanOptions, options_of
-from unitscope.scanning.plans import ScanPlan
-from unitscope.scanning.readers import reader_count
+from unitscope.scanning.plan import ScanPlan
 from unitscope.scanning.screening import screened, why_not
+from unitscope.scanning.shards import gather
 from unitscope.scanning.tables import table_of_layers, tables
-from unitscope.scanning.workers import Job
-
-FEW_LOOKED_AT = 3
+from unitscope.scanning.worker import Job
+from unitscope.session.lanes import Networks
+from unitscope.session.loader import Loader
+from unitscope.session.opening import blank_input, chosen_device, known_network, loader_for, preprocessing_said, unknown_said
+from unitscope.session.readers import reader_count
 
 
 @plain_tensors()
@@ -131,16 +123,11 @@ def _plan(source: Source, k: int, chosen: Options) -> ScanPlan:
     return replace(plan, images=len(source) if chosen.limit is None else min(chosen.limit, len(source)))
 
 
-def preprocessing_said(said: Any, network: Network) -> Preprocessing | None:
-    """What the caller says or, where that is nothing, what comes with the network."""
-    return as_preprocessing(said) if said is not None else network.preprocessing
-
-
 def _set_up(
     network: Network, plan: ScanPlan, loader: Loader, patterns: Sequence[str] | None, workers: int, device: torch.device
 ) -> tuple[Job, Networks]:
     """What is to be done on this device, and with which networks."""
-    traced = trace(network.module, _blank(loader.shape, device))
+    traced = trace(network.module, blank_input(loader.shape, device))
     chosen = choose(traced, patterns, network.model)
     if traced.unknown_operators:
         warnings.warn(f"receptive fields of {network.model!r}: {unknown_said(traced)}", stacklevel=3)
@@ -163,54 +150,6 @@ def _affordable(job: Job, networks: Networks) -> Job:
     return job
 
 
-def unknown_said(traced: Trace) -> str:
-    """What it means that operators of a network have no rule."""
-    names = ", ".join(map(repr, sorted(traced.unknown_operators)))
-    return f"no rule says what the operators {names} depend on, so behind them a field is everything that went in"
-
-
-def traced_layers(network: Network, preprocessing: Preprocessing) -> Trace:
-    """The layers of a network on an input of the size that its preprocessing gives."""
-    return trace(network.module, _blank((preprocessing.channels, *preprocessing.crop), torch.device("cpu")))
-
-
-def _blank(shape: tuple[int, int, int], device: torch.device) -> torch.Tensor:
-    """One input of that shape. Raises `NetworkError` where it is larger than the memory."""
-    try:
-        return torch.zeros(1, *shape, dtype=torch.float32, device=device)
-    except (RuntimeError, MemoryError) as error:
-        raise NetworkError(f"one input of shape {shape} takes more memory than there is; give a smaller --crop") from error
-
-
-def trial_of(network: Network, traced: Trace) -> Trial:
-    """What the network does with noise. Raises `NetworkError` where its values depend on the images that ran before."""
-    return replicas(network.module, traced, traced.layers, 2).trial if traced.layers else Trial()
-
-
-def chosen_device(name: str) -> torch.device:
-    """The device of that name; `auto` takes a GPU where there is one. Raises `UnitscopeError` where there is none."""
-    name = str(name)
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
-    if name.partition(":")[0] not in available:
-        raise UnitscopeError(f"device is auto, cpu, cuda or mps, not {name!r}")
-    if not available[name.partition(":")[0]]:
-        raise UnitscopeError(f"device {name!r} isn't available here; use --device cpu")
-    return torch.device(name)
-
-
-def known_network(network: "str | nn.Module | Network") -> Network:
-    """The network that was given in one of three ways."""
-    if isinstance(network, str):
-        return load_network(network)
-    if isinstance(network, nn.Module):
-        return given_network(network)
-    if not isinstance(network, Network):
-        raise NetworkError(f"network is a model string, an nn.Module or what load_network gives, not a {type(network).__name__}")
-    return network
-
-
 def _warn_of_chance(source: Source) -> None:
     """A data set that crops or flips at random can't be asked for an image again."""
     if isinstance(source, FileSource) or source.thread_safe:
@@ -221,44 +160,6 @@ def _warn_of_chance(source: Source) -> None:
                 "the data set gives another image each time that it is asked for the same one, so patches can't be drawn nor peaks checked",
                 stacklevel=3,
             )
-
-
-def loader_for(source: Source, preprocessing: Preprocessing | None, count: int, model: str) -> Loader:
-    """The way from images to inputs; the first images that can be read, and some later ones, say whether they are pictures or tensors.
-
-    Raises `ImagesError` where no image can be read.
-    """
-    if isinstance(source, FileSource):
-        return _of_pictures(source, preprocessing, model)
-    shape = _usual_shape(source, count)
-    return _of_pictures(source, preprocessing, model) if shape is None else Loader(source, None, shape)
-
-
-def _usual_shape(source: ImageSource, count: int) -> tuple[int, int, int] | None:
-    """The shape of the tensors that a source gives, None where it gives pictures: that of most of a few, since one may be damaged."""
-    shapes: list[tuple[int, int, int] | None] = []
-    reasons: dict[int, tuple[str, str]] = {}
-    few = spread(count, FEW_LOOKED_AT)
-    for image in chain(few, (image for image in range(count) if image not in few)):
-        if len(shapes) + len(reasons) >= FEW_LOOKED_AT and shapes:
-            break
-        try:
-            with skipping_errors():
-                pixels = source.read(image).pixels
-            shapes.append((pixels.shape[0], pixels.shape[1], pixels.shape[2]) if isinstance(pixels, np.ndarray) else None)
-        except Skipped as reason:
-            reasons[image] = (as_text(source.key(image)), str(reason))
-    if not shapes:
-        raise ImagesError(none_read(count, source, reasons))
-    return Counter(shapes).most_common(1)[0][0]
-
-
-def _of_pictures(source: Source, preprocessing: Preprocessing | None, model: str) -> Loader:
-    if preprocessing is None:
-        raise NetworkError(
-            f"nothing is known of how {model!r} wants its images; say it with {PREPROCESSING_FLAGS} (preprocess= in Python)"
-        )
-    return Loader(source, preprocessing, (preprocessing.channels, *preprocessing.crop))
 
 
 # ── the manifest ────────────────────────────────────────────────────────────────────────────────────────────────────

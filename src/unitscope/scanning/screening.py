@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from unitscope.errors import first_line
-from unitscope.layers import lowered, maps_of_noise
 from unitscope.runners import Runner
-from unitscope.scanning.checkpoints import Checkpoint
-from unitscope.scanning.gathering import Tell, gather
-from unitscope.scanning.lanes import Networks
-from unitscope.scanning.parts import Part
-from unitscope.scanning.workers import Job
+from unitscope.scanning.checkpoint import Checkpoint
+from unitscope.scanning.partial_results import Part
+from unitscope.scanning.shards import Tell, gather
+from unitscope.scanning.worker import Job
+from unitscope.session.lanes import Networks
+from unitscope.session.replicas import lowered, maps_of_noise
 from unitscope.topk import NO_IMAGE
 
 MARGIN = 0.03

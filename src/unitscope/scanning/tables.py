@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 
 from unitscope.atlas import TABLES
-from unitscope.fields import Array
 from unitscope.images import Geometry
 from unitscope.layers import TracedLayer
-from unitscope.records import Layer, Preprocessing
-from unitscope.scanning.parts import ImageNote, ImageSample, Part, side_by_side
+from unitscope.receptive_fields import Array
+from unitscope.records import ImageNote, Layer, Preprocessing
+from unitscope.scanning.partial_results import ImageSample, Part, side_by_side
 from unitscope.topk import NO_IMAGE
 
 Columns = dict[str, Any]

@@ -29,14 +29,14 @@ from unitscope.errors import ImagesError, UnitscopeError
 from unitscope.images import Skipped
 from unitscope.web import rendering
 from unitscope.web.addresses import json_path
-from unitscope.web.catalogue import Catalogue
-from unitscope.web.comparing import Comparison
-from unitscope.web.firing import MOST_MB, Fires, fired, opened
-from unitscope.web.interface import openapi
+from unitscope.web.blocks import Pictures, Unit
+from unitscope.web.comparison import Comparison
+from unitscope.web.image_search import MOST_MB, Fires, fired, opened
+from unitscope.web.openapi import openapi
+from unitscope.web.page_records import FiresPage, units_on
 from unitscope.web.pages import Pages
-from unitscope.web.pictures import Pictures, Unit
-from unitscope.web.records import FiresPage, units_on
-from unitscope.web.site import STATIC, search_script
+from unitscope.web.queries import Catalogue
+from unitscope.web.static_site import STATIC, search_script
 
 LOG = logging.getLogger("unitscope.web")
 LOOPBACK = ("localhost", "127.0.0.1")

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unitscope.atlas.pictures import box_drawn, size_drawn, some_units, spread_layers
+from unitscope.atlas.figures import box_drawn, size_drawn, some_units, spread_layers
 from unitscope.atlas.schema import MANIFEST
 from unitscope.records import Layer
 from unitscope.web.addresses import slug
-from unitscope.web.catalogue import METHOD_WORDS, Catalogue, Example
-from unitscope.web.records import (
+from unitscope.web.checked_tables import ImageRecord
+from unitscope.web.page_records import (
     About,
     Band,
     Excited,
@@ -31,7 +31,7 @@ from unitscope.web.records import (
     UnitPage,
     WordsPage,
 )  # fmt: skip
-from unitscope.web.tables import ImageRecord
+from unitscope.web.queries import METHOD_WORDS, Catalogue, Example
 
 GLANCE_UNITS = 4
 ALIKE_UNITS = 12

@@ -8,7 +8,7 @@ import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from unitscope.web.addresses import Addresses
-from unitscope.web.records import Histogram
+from unitscope.web.page_records import Histogram
 
 
 def html(page: Any, **site: Any) -> str:

@@ -1,0 +1,132 @@
+"""probe(): what a linear classifier makes of each layer's features (Zeiler & Fergus 2014, table 7)."""
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor, nn
+
+from unitscope.errors import ImagesError, NetworkError, UnitscopeError
+from unitscope.experiments.tables import place_for_table, write_table
+from unitscope.images import known_labels
+from unitscope.networks import Network
+from unitscope.networks.precision import plain_tensors
+from unitscope.session.again import Again, opened
+
+FOLDS = 5
+BATCH_IMAGES = 32
+
+SCHEMA = pa.schema(
+    [
+        ("layer", pa.string()),
+        ("features", pa.int32()),
+        ("accuracy", pa.float32()),
+        ("deviation", pa.float32()),
+        ("chance", pa.float32()),
+        ("images", pa.int32()),
+        ("folds", pa.int32()),
+    ]
+)
+
+
+@plain_tensors()
+def probe(
+    network: "str | nn.Module | Network",
+    images: Any,
+    out: str | os.PathLike[str] = "probe",
+    *,
+    layers: Sequence[str] | None = None,
+    preprocess: Any = None,
+    device: str = "auto",
+    on_images: Callable[[int], None] | None = None,
+) -> pa.Table:
+    """How well a linear classifier tells the labels apart from each layer's pooled features, as `probe.parquet` in `out`.
+
+    Features are the means of the layer's maps over their places, after the rectifier where one follows, brought to mean 0 and
+    deviation 1. The classifier is scikit-learn's logistic regression; `accuracy` is its mean over a stratified cross-validation in
+    five folds (fewer where a label has fewer images), `deviation` the standard deviation over the folds, `chance` the share of the
+    most frequent label.
+
+    Arguments are those of `scan`; `images` must have labels: sub-folders, or a data set of pairs. Raises `ImagesError` where there
+    are fewer than two labels with two images each, before any is read where labels are known without that, `NetworkError` where a
+    layer's features are no finite numbers, and `AtlasError` where the table can't be written.
+    """
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import StratifiedKFold, cross_val_score
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError as error:
+        raise UnitscopeError("probing needs scikit-learn: pip install 'unitscope[experiments]'") from error
+    place = place_for_table(Path(out) / "probe.parquet")
+    with opened(network, images, preprocess, layers, device) as again:
+        if (known := known_labels(again.loader.source)) is not None:
+            _check_labels(known)
+        features, labels = _features(again, on_images)
+        names = [traced.name for traced in again.layers]
+    counts = Counter(labels.tolist())
+    folds = StratifiedKFold(min(FOLDS, *counts.values()), shuffle=True, random_state=0)
+    rows = []
+    for name, of_layer in zip(names, features, strict=True):
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # where the features separate the labels, the weights have no end
+            scores = cross_val_score(classifier, of_layer, labels, cv=folds)
+        rows.append(
+            {
+                "layer": name, "features": of_layer.shape[1], "accuracy": scores.mean(), "deviation": scores.std(),
+                "chance": max(counts.values()) / len(labels), "images": len(labels), "folds": folds.get_n_splits(),
+            }
+        )  # fmt: skip
+    return write_table(pa.Table.from_pylist(rows, schema=SCHEMA), place)
+
+
+def _features(again: Again, on_images: Callable[[int], None] | None) -> tuple[list[np.ndarray], np.ndarray]:
+    """Every layer's features, of shape (image, unit), and the images' labels; labels with one image are left out."""
+    rectified = [traced.layer.rectified for traced in again.layers]
+
+    def pooled(number: int, maps: Tensor) -> np.ndarray:
+        return (maps.clamp(min=0) if rectified[number] else maps).float().mean((2, 3)).cpu().numpy()
+
+    parts: list[list[np.ndarray]] = []
+    labels: list[str] = []
+    known = ((one, one.note.label) for one in again.loaded() if one.note is not None and one.note.label is not None)
+    while batch := list(islice(known, BATCH_IMAGES)):
+        parts.append(again.each(again.inputs(one for one, _ in batch), pooled))
+        _check_finite(again, [one.key for one, _ in batch], parts[-1])
+        labels += [label for _, label in batch]
+        if on_images is not None:
+            on_images(len(batch))
+    counts = _check_labels(labels)
+    kept = np.array([counts[label] > 1 for label in labels], dtype=bool)
+    return [np.concatenate(layer)[kept] for layer in zip(*parts, strict=True)], np.array(labels)[kept]
+
+
+def _check_labels(labels: Sequence[str | None]) -> Counter[str]:
+    """How many images each label has. Raises `ImagesError` where fewer than two labels have two."""
+    counts = Counter(label for label in labels if label is not None)
+    enough = sum(count > 1 for count in counts.values())
+    if enough < 2:
+        found = f"labels found: {len(counts):,}, {enough} with two images" if counts else "none of the images has a label"
+        raise ImagesError(
+            f"probing needs at least two labels with two images each; {found}; a label is the name of an image's sub-folder, what "
+            "stands behind its path in a list, or the second of a pair that a data set gives"
+        )
+    return counts
+
+
+def _check_finite(again: Again, keys: Sequence[str], features: Sequence[np.ndarray]) -> None:
+    """Raises `NetworkError` for the first layer whose features of some image can't be learnt from."""
+    for traced, of_layer in zip(again.layers, features, strict=True):
+        wrong = np.flatnonzero(~np.isfinite(of_layer).all(axis=1))
+        if len(wrong):
+            raise NetworkError(
+                f"no classifier can be trained on layer {traced.name!r}: it gives values that are no finite numbers, first for the image "
+                f"{keys[wrong[0]]!r}; choose other layers with --layers (layers= in Python)"
+            )

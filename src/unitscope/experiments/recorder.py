@@ -1,0 +1,253 @@
+"""Recorder: a training that is watched while it runs, and that never fails for it."""
+
+import logging
+import os
+import random
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from itertools import count
+from pathlib import Path
+from typing import Any, cast
+from weakref import WeakValueDictionary
+
+import torch
+from torch import nn
+
+from unitscope.arguments import in_short, layer_patterns, whole
+from unitscope.atlas import Atlas
+from unitscope.atlas.figures import spread_layers
+from unitscope.atlas.schema import MANIFEST
+from unitscope.errors import AtlasError, LayerNotFound, NetworkError, UnitscopeError, first_line, suggestion
+from unitscope.experiments.evolution import ORDER, Evolution, check_name, epochs_in, project, scanned, write_order
+from unitscope.files import check_writable
+from unitscope.images import as_source, count_of
+from unitscope.networks import Network, first_tensor, given_network
+from unitscope.networks.precision import random_states_kept
+from unitscope.records import Layer, matches
+from unitscope.session.opening import loader_for, preprocessing_said
+
+UNITS_FOLLOWED = 8
+NOT_RECORDED, NOT_PROJECTED = "was not recorded", "and later epochs have no projections"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What a recording couldn't do, and why."""
+
+    what: str
+    reason: str
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Recorder:
+    """Scans a network in between, while it is trained, always over the same images; the training doesn't notice.
+
+    Call `epoch` after every epoch, or give `callback()` to Lightning. Weights, gradients, train and eval modes and the random
+    states of Python, numpy and torch are afterwards as they were. `images`, `layers` and `preprocess` are those of `scan`; `every`
+    how many epochs lie between scans. Of each layer some units are brought down to pixels, as the figure shows them.
+
+    What can't work is said when the recorder is made: raises as `scan` does, and `AtlasError` where `out` holds an evolution
+    already, unless this training is to `go_on` with it, or where another recorder has it. Later nothing is raised: an epoch that
+    can't be scanned is left out, projections that can't be made end, and a warning says so once; so does what the scan itself warns
+    of. Where the caller's filters make an error of a warning, it is a line on stderr instead.
+    """
+
+    network: nn.Module
+    images: Any
+    out: str | os.PathLike[str] = "evolution"
+    every: int = 1
+    layers: Sequence[str] | None = None
+    preprocess: Any = None
+    go_on: bool = False
+    _followed: dict[str, list[int]] = field(init=False, repr=False, default_factory=dict)
+    _made: set[str] = field(init=False, repr=False, default_factory=set)
+    _warned: set[str] = field(init=False, repr=False, default_factory=set)
+    _projects: bool = field(init=False, repr=False, default=True)
+
+    def __post_init__(self) -> None:
+        whole("every", self.every)
+        if not isinstance(self.network, nn.Module):
+            raise NetworkError(f"a recorder needs the nn.Module that is trained, not a {type(self.network).__name__}")
+        self._check_out()
+        _check_layers(_unwrapped(self.network), layer_patterns(self.layers) or ())
+        known, source = given_network(_unwrapped(self.network)), as_source(self.images)
+        loader_for(source, preprocessing_said(self.preprocess, known), count_of(source) or 0, known.model)
+        _LIVE[os.path.realpath(self.out)] = self
+
+    def epoch(self, number: int) -> None:
+        """After an epoch, counted in any way that goes up: scan where it is this one's turn."""
+        try:
+            due = whole("the number of an epoch", number, least=None) % self.every == 0
+        except UnitscopeError as error:
+            self._warn(NOT_RECORDED, f"epoch {in_short(number)} {NOT_RECORDED}, and the training goes on: {error}")
+            return
+        if due:
+            self.record(f"epoch-{int(number):03}")
+
+    def record(self, name: str) -> Atlas | None:
+        """Scan now, into an atlas of that name; None where that couldn't be done.
+
+        Where this training has one of that name already, of other weights, a number is added to it.
+        """
+        with warnings.catch_warnings(record=True) as findings:
+            warnings.simplefilter("always")
+            atlas, loss = self._recorded(name)
+        for finding in findings:
+            self._warn(str(finding.message), str(finding.message), finding)
+        if loss is not None:
+            self._warn(loss.what, f"{in_short(name)} {loss.what}, and the training goes on: {loss.reason}")
+        return atlas
+
+    def evolution(self) -> Evolution:
+        """What was recorded."""
+        return Evolution(self.out, images=self.images)
+
+    def callback(self) -> Any:
+        """A Lightning callback that records after training epochs, on the first process alone."""
+        return _callback(self, _lightning_name())
+
+    def _check_out(self) -> None:
+        if epochs_in(Path(self.out)) and not self.go_on:
+            raise AtlasError(
+                f"{str(self.out)!r} holds an evolution already; give another out, or go_on=True where it is this training's"
+            )
+        other = _LIVE.get(os.path.realpath(self.out))
+        if other is not None and not self.go_on:
+            raise AtlasError(
+                f"another recorder writes to {str(self.out)!r}; give another out, or go_on=True where it is this training's"
+            )
+        check_writable(Path(self.out) / ORDER, f"the evolution {str(self.out)!r}")
+
+    def _recorded(self, name: str) -> tuple[Atlas | None, "Loss | None"]:
+        """The atlas, and what of it couldn't be done."""
+        atlas = None
+        try:
+            check_name(name)
+            network = _unwrapped(self.network)
+            tensor = first_tensor(network)
+            device = "cpu" if tensor is None else str(tensor.device)
+            with random_states_kept(torch.device(device)):
+                atlas = self._scanned(given_network(network), name, device)
+                self._project(atlas, given_network(network), device)
+        except Exception as error:
+            log.info("recording %s", in_short(name), exc_info=True)
+            self._projects = self._projects and atlas is None
+            return atlas, Loss(NOT_RECORDED if atlas is None else NOT_PROJECTED, _said(error))
+        return atlas, None
+
+    def _scanned(self, known: Network, name: str, device: str) -> Atlas:
+        out = Path(self.out)
+        if self.go_on or name in self._made:
+            name = _free_name(out, name, known.hash())
+        atlas = scanned(known, self.images, out / name, layers=self.layers, preprocess=self.preprocess, device=device)
+        self._made.add(name)
+        write_order(out, [*(other for other in epochs_in(out) if other != name), name])
+        return atlas
+
+    def _project(self, atlas: Atlas, known: Network, device: str) -> None:
+        if not self._followed:
+            self._followed = {layer.name: _chance_units(layer) for layer in spread_layers(atlas.layers)}
+        if self._projects:
+            project(atlas, known, self._followed, device)
+
+    def _warn(self, what: str, text: str, found: warnings.WarningMessage | None = None) -> None:
+        """A warning, the first time that it is about this: a new one, or one that was `found` while scanning."""
+        if what not in self._warned:
+            self._warned.add(what)
+            _issue(" ".join(text.split()), found)
+
+
+_LIVE: WeakValueDictionary[str, Recorder] = WeakValueDictionary()
+"""By the folder that they write to, the recorders of this process that are still in use."""
+
+
+def _issue(text: str, found: warnings.WarningMessage | None) -> None:
+    """Give a warning as the caller's filters will have it; where they make an error of it, a line on stderr."""
+    kind = UserWarning if found is None else found.category
+    try:
+        if found is None:
+            warnings.warn(text, kind, stacklevel=4)
+        else:
+            warnings.warn_explicit(text, kind, found.filename, found.lineno)
+    except Exception:
+        with suppress(Exception):  # a stderr that is closed
+            print(f"{kind.__name__}: {text}", file=sys.stderr)
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, UnitscopeError) else f"{type(error).__name__}: {first_line(error)}"
+
+
+def _unwrapped(network: nn.Module) -> nn.Module:
+    """What is trained in parallel, alone: what wraps it would wait for the other processes."""
+    wrapped = isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+    inner: Any = network.module if wrapped else network
+    return cast(nn.Module, inner)
+
+
+def _check_layers(network: nn.Module, patterns: Sequence[str]) -> None:
+    """Raises `LayerNotFound` for a pattern that no module's name answers to, whatever number of call it asks for."""
+    names = [name.replace("_orig_mod.", "") for name, _ in network.named_modules()]  # the prefix is torch.compile's
+    for pattern in patterns if len(names) > 1 else ():
+        if not any(matches(name, pattern) or matches(name, pattern.partition("#")[0]) for name in names):
+            raise LayerNotFound(f"the network has no layer {pattern!r}.{suggestion(pattern, names)}")
+
+
+def _free_name(out: Path, name: str, weights: str) -> str:
+    """The name, or the first with a number added, that has no atlas yet, or one of these weights."""
+    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+    return next(one for one in names if not (out / one / MANIFEST).exists() or _weights_of(out / one) == weights)
+
+
+def _weights_of(folder: Path) -> str:
+    return str(Atlas(folder).manifest["network"]["hash"])
+
+
+def _chance_units(layer: Layer) -> list[int]:
+    """Units to follow, drawn at random before it is known which will fire."""
+    chance = random.Random(layer.name)
+    return sorted(chance.sample(range(layer.units), min(UNITS_FOLLOWED, layer.units)))
+
+
+# ── Lightning ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _lightning_name() -> str:
+    """Lightning's name of the two that is in use: callbacks of the other are strangers to a trainer."""
+    names = ("lightning.pytorch", "pytorch_lightning")
+    for name in sorted(names, key=lambda name: name not in sys.modules):
+        try:
+            import_module(name)
+        except ImportError:
+            continue
+        return name
+    raise UnitscopeError("a Lightning callback needs Lightning: pip install lightning")
+
+
+def _callback(recorder: Recorder, lightning: str) -> Any:
+    return _callback_class(lightning)(recorder, lightning)
+
+
+@cache
+def _callback_class(lightning: str) -> Any:
+    """Made when it is first asked for, since Lightning need not be here; its objects are pickled by how they are made."""
+
+    class Recording(import_module(lightning).Callback):  # type: ignore[misc]
+        def __init__(self, recorder: Recorder, lightning: str) -> None:
+            self.recorder, self.lightning = recorder, lightning
+
+        def __reduce__(self) -> Any:
+            return _callback, (self.recorder, self.lightning)
+
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            if trainer.is_global_zero:
+                self.recorder.epoch(trainer.current_epoch + 1)
+
+    return Recording

@@ -1,0 +1,123 @@
+"""From what a caller gives, a network and images, to what is run."""
+
+from collections import Counter
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from unitscope.errors import ImagesError, NetworkError, UnitscopeError
+from unitscope.images import FileSource, ImageSource, Skipped, Source, as_text, skipping_errors
+from unitscope.images.content import spread
+from unitscope.layers import Trace, trace
+from unitscope.networks import PREPROCESSING_FLAGS, Network, as_preprocessing, given_network, load_network
+from unitscope.records import Preprocessing
+from unitscope.session.loader import Loader
+from unitscope.session.replicas import replicas
+from unitscope.session.trials import Trial
+
+FEW_LOOKED_AT = 3
+
+
+def preprocessing_said(said: Any, network: Network) -> Preprocessing | None:
+    """What the caller says or, where that is nothing, what comes with the network."""
+    return as_preprocessing(said) if said is not None else network.preprocessing
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device of that name; `auto` takes a GPU where there is one. Raises `UnitscopeError` where there is none."""
+    name = str(name)
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    if name.partition(":")[0] not in available:
+        raise UnitscopeError(f"device is auto, cpu, cuda or mps, not {name!r}")
+    if not available[name.partition(":")[0]]:
+        raise UnitscopeError(f"device {name!r} isn't available here; use --device cpu")
+    return torch.device(name)
+
+
+def known_network(network: "str | nn.Module | Network") -> Network:
+    """The network that was given in one of three ways."""
+    if isinstance(network, str):
+        return load_network(network)
+    if isinstance(network, nn.Module):
+        return given_network(network)
+    if not isinstance(network, Network):
+        raise NetworkError(f"network is a model string, an nn.Module or what load_network gives, not a {type(network).__name__}")
+    return network
+
+
+def loader_for(source: Source, preprocessing: Preprocessing | None, count: int, model: str) -> Loader:
+    """The way from images to inputs; the first images that can be read, and some later ones, say whether they are pictures or tensors.
+
+    Raises `ImagesError` where no image can be read.
+    """
+    if isinstance(source, FileSource):
+        return _of_pictures(source, preprocessing, model)
+    shape = _usual_shape(source, count)
+    return _of_pictures(source, preprocessing, model) if shape is None else Loader(source, None, shape)
+
+
+def _usual_shape(source: ImageSource, count: int) -> tuple[int, int, int] | None:
+    """The shape of the tensors that a source gives, None where it gives pictures: that of most of a few, since one may be damaged."""
+    shapes: list[tuple[int, int, int] | None] = []
+    reasons: dict[int, tuple[str, str]] = {}
+    few = spread(count, FEW_LOOKED_AT)
+    for image in chain(few, (image for image in range(count) if image not in few)):
+        if len(shapes) + len(reasons) >= FEW_LOOKED_AT and shapes:
+            break
+        try:
+            with skipping_errors():
+                pixels = source.read(image).pixels
+            shapes.append((pixels.shape[0], pixels.shape[1], pixels.shape[2]) if isinstance(pixels, np.ndarray) else None)
+        except Skipped as reason:
+            reasons[image] = (as_text(source.key(image)), str(reason))
+    if not shapes:
+        raise ImagesError(none_read(count, source, reasons))
+    return Counter(shapes).most_common(1)[0][0]
+
+
+def _of_pictures(source: Source, preprocessing: Preprocessing | None, model: str) -> Loader:
+    if preprocessing is None:
+        raise NetworkError(
+            f"nothing is known of how {model!r} wants its images; say it with {PREPROCESSING_FLAGS} (preprocess= in Python)"
+        )
+    return Loader(source, preprocessing, (preprocessing.channels, *preprocessing.crop))
+
+
+def none_read(count: int, source: Source, skipped: Mapping[int, tuple[str, str]]) -> str:
+    """What to say where no image can be read: the first of each reason, up to three."""
+    what = "items" if isinstance(source, FileSource) or not source.thread_safe else "files"
+    first: dict[str, str] = {}
+    for image in sorted(skipped):
+        key, reason = skipped[image]
+        first.setdefault(reason, f"{key!r} {reason}")
+    return f"none of {count:,} {what} is an image that can be read; {'; '.join(list(first.values())[:3])}"
+
+
+def unknown_said(traced: Trace) -> str:
+    """What it means that operators of a network have no rule."""
+    names = ", ".join(map(repr, sorted(traced.unknown_operators)))
+    return f"no rule says what the operators {names} depend on, so behind them a field is everything that went in"
+
+
+def traced_layers(network: Network, preprocessing: Preprocessing) -> Trace:
+    """The layers of a network on an input of the size that its preprocessing gives."""
+    return trace(network.module, blank_input((preprocessing.channels, *preprocessing.crop), torch.device("cpu")))
+
+
+def blank_input(shape: tuple[int, int, int], device: torch.device) -> torch.Tensor:
+    """One input of that shape. Raises `NetworkError` where it is larger than the memory."""
+    try:
+        return torch.zeros(1, *shape, dtype=torch.float32, device=device)
+    except (RuntimeError, MemoryError) as error:
+        raise NetworkError(f"one input of shape {shape} takes more memory than there is; give a smaller --crop") from error
+
+
+def trial_of(network: Network, traced: Trace) -> Trial:
+    """What the network does with noise. Raises `NetworkError` where its values depend on the images that ran before."""
+    return replicas(network.module, traced, traced.layers, 2).trial if traced.layers else Trial()

@@ -1,0 +1,81 @@
+"""Effective fields of networks whose gradients are known."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from torch import Tensor, nn
+
+from unitscope.layers import choose, trace
+from unitscope.scanning.effective_fields import Pick, box_holding, effective_size, energies
+
+
+def with_kernel(kernel: Tensor) -> nn.Sequential:
+    network = nn.Sequential(nn.Conv2d(1, 1, kernel.shape[0], padding=kernel.shape[0] // 2, bias=False))
+    with torch.no_grad():
+        network[0].weight.copy_(kernel[None, None])
+    return network
+
+
+def measured(network: nn.Module, picks: list[Pick]) -> list[tuple[int, int] | None]:
+    layers = choose(trace(network, torch.zeros(1, 1, 32, 32)))
+    images = torch.arange(1.0, 3)[:, None, None, None].expand(2, 1, 32, 32)
+    found = energies(network, layers, [picks] * len(layers), images)
+    return [effective_size(layer, picks, energy) for layer, energy in zip(layers, found, strict=True)]
+
+
+def centre_of(size: int, weight: float) -> Tensor:
+    """A 9 x 9 kernel with ones in a square of that size in the middle and some weight everywhere else."""
+    kernel, start = torch.full((9, 9), weight), (9 - size) // 2
+    kernel[start : start + size, start : start + size] = 1
+    return kernel
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 9])
+def test_it_is_the_part_of_the_field_that_has_weight(size: int) -> None:
+    assert measured(with_kernel(centre_of(size, 1e-3)), [Pick(0, 0, 16, 16), Pick(0, 1, 20, 9)]) == [(size, size)]
+
+
+def test_ninety_five_per_cent_of_the_squared_gradient_lie_inside() -> None:
+    kernel = centre_of(3, 0.0)
+    kernel[0, 0] = (9 * 0.04 / 0.96) ** 0.5  # 4 per cent of the whole
+    assert measured(with_kernel(kernel), [Pick(0, 0, 16, 16)]) == [(3, 3)]
+    kernel[0, 0] = (9 * 0.06 / 0.94) ** 0.5  # 6 per cent
+    assert measured(with_kernel(kernel), [Pick(0, 0, 16, 16)]) == [(9, 9)]
+
+
+def test_at_a_corner_it_is_no_larger_than_the_input() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 1, 61, padding=30, bias=False))
+    nn.init.ones_(network[0].weight)
+    assert measured(network, [Pick(0, 0, 0, 0)]) == [(32, 32)]
+
+
+def test_without_peaks_or_gradient_there_is_none() -> None:
+    assert measured(with_kernel(centre_of(3, 0.0)), []) == [None]
+    assert measured(with_kernel(torch.zeros(9, 9)), [Pick(0, 0, 16, 16)]) == [None]
+
+
+def test_training_parameters_get_no_gradient() -> None:
+    network = with_kernel(centre_of(3, 0.0))
+    measured(network, [Pick(0, 0, 16, 16)])
+    assert network[0].weight.grad is None
+
+
+@given(arrays("float64", (7, 7), elements=st.floats(0, 1)).filter(lambda energy: energy.sum() > 0.01))
+def test_the_box_is_the_smallest_that_holds_the_share(energy: object) -> None:
+    """Against trying every size, for a peak in the middle of seven by seven pixels."""
+    values = torch.from_numpy(energy)
+    distance = (torch.arange(7) - 3).abs()
+    needed = (2 * torch.maximum(distance[:, None], distance) + 1) / 7
+    size, _ = box_holding(values.flatten(), needed.flatten().double(), (7, 7))
+    sums = {n: float(values[3 - n // 2 : 4 + n // 2, 3 - n // 2 : 4 + n // 2].sum()) for n in (1, 3, 5, 7)}
+    target = 0.95 * float(values.sum())
+    assert sums[size] >= target - 1e-9
+    assert size == 1 or sums[size - 2] < target + 1e-9
+
+
+def test_one_pass_measures_every_layer_on_its_own() -> None:
+    network = nn.Sequential(with_kernel(centre_of(3, 0.0)), with_kernel(centre_of(5, 0.0)))
+    # Three ones over five give 1 2 3 3 3 2 1, whose middle five hold (35 / 37)² = 89 % of the squares.
+    assert measured(network, [Pick(0, 0, 16, 16)]) == [(3, 3), (7, 7)]
