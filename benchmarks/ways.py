@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 import unitscope
-from unitscope.layers import Trace, TracedLayer, choose, tapped
+from unitscope.layers import Trace, TracedLayer, choose_layers, tapped
 from unitscope.networks import Network, load_network
 from unitscope.records import Preprocessing
 from unitscope.session.lanes import lanes
@@ -209,7 +209,7 @@ def run(submit: Any, ready: Tensor, rounds: int) -> None:
 def default_layers(network: Network) -> tuple[Trace, list[TracedLayer]]:
     assert network.preprocessing is not None
     trace = traced_layers(network, network.preprocessing)
-    return trace, choose(trace)
+    return trace, choose_layers(trace)
 
 
 WAYS = {way.__name__: way for way in (loop, hooks, scan, crp, floor, steady, ray, narrow, screened)}

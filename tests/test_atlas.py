@@ -24,7 +24,7 @@ from planted import HIGHEST, planted_atlas, shared
 from torch import nn
 
 import unitscope
-from unitscope.atlas import FORMAT, TABLES, Atlas, place_for, write_atlas
+from unitscope.atlas import FORMAT, TABLES, Atlas, new_atlas_folder, write_atlas
 from unitscope.errors import AtlasError, ImagesError, LayerNotFound
 from unitscope.networks.model_strings import BUILDERS
 from unitscope.records import LIBRARIES
@@ -314,13 +314,13 @@ def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
 def test_the_current_folder_is_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(AtlasError, match="'.' is the folder that you are in"):
-        place_for(".")
+        new_atlas_folder(".")
 
 
 def test_a_place_under_a_file_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(AtlasError, match="can't be made"):
-        place_for(tmp_path / "file" / "atlas")
+        new_atlas_folder(tmp_path / "file" / "atlas")
 
 
 FULL_DISK = """
@@ -394,7 +394,7 @@ def test_a_link_is_followed_and_a_mount_point_refused(tmp_path: Path) -> None:
     write_atlas(tmp_path / "link", tables(), MANIFEST)
     assert Atlas(tmp_path / "real").table("skipped").num_rows == 3
     with pytest.raises(AtlasError, match="is a mount point|is not empty"):
-        place_for("/proc")
+        new_atlas_folder("/proc")
 
 
 def test_a_network_without_peaks_still_makes_an_atlas(tmp_path: Path) -> None:

@@ -26,11 +26,11 @@ from unitscope.atlas import Atlas, schema
 from unitscope.atlas.attribution_images import Projection, decoded, encoded
 from unitscope.attribution import METHODS, attribute
 from unitscope.attribution.methods import Cells, Method, Projected
-from unitscope.attribution.rectifiers import deconvnet, guided, rectifiers
+from unitscope.attribution.rectifiers import deconvnet, guided_backprop, rectifiers
 from unitscope.attribution.store import Keeping
 from unitscope.attribution.windows import Window, _length, batches, entries, window_for
 from unitscope.errors import AtlasError, LayerNotFound, NetworkError, UnitscopeError
-from unitscope.experiments import occlusion
+from unitscope.experiments import occlude
 from unitscope.layers import trace
 from unitscope.records import Box, Peak, Preprocessing
 
@@ -87,7 +87,11 @@ def assert_close(found: Tensor, wanted: Tensor, relative: float = 1e-5) -> None:
 @pytest.mark.parametrize("stop", [2, 5, 8])
 @pytest.mark.parametrize(
     ("name", "captums"),
-    [("deconvnet", NeuronDeconvolution), ("guided", NeuronGuidedBackprop), ("integrated", NeuronIntegratedGradients)],
+    [
+        ("deconvnet", NeuronDeconvolution),
+        ("guided_backprop", NeuronGuidedBackprop),
+        ("integrated_gradients", NeuronIntegratedGradients),
+    ],
 )
 def test_projections_are_captums_where_captum_is_right(name: str, captums: Any, stop: int) -> None:
     network = plain_network()
@@ -126,7 +130,7 @@ def test_the_gradient_is_autograds() -> None:
 def test_integrated_gradients_add_up_to_the_value_less_that_of_the_mean_colour() -> None:
     network, images = plain_network(), torch.randn(2, 3, 40, 40)
     cells = cells_of([2, 6], [1, 1])
-    found = projected(METHODS["integrated"], maps_at(network, 8), images, cells)
+    found = projected(METHODS["integrated_gradients"], maps_at(network, 8), images, cells)
     nothing = cells.of(network[:8](torch.zeros_like(images)))
     assert found.pixels.sum((1, 2, 3)).tolist() == pytest.approx((found.values - nothing).tolist(), rel=2e-2, abs=1e-3)
 
@@ -158,9 +162,9 @@ class Functional(nn.Module):
     [
         ("deconvnet", -1.0, 3.0, 6.0),  # rectified is the signal, 3, whatever went forward: 2 * 3
         ("deconvnet", 1.0, -3.0, 0.0),  # the signal is -3
-        ("guided", -1.0, 3.0, 0.0),  # nothing went forward
-        ("guided", 1.0, -3.0, 0.0),
-        ("guided", 1.0, 3.0, 6.0),
+        ("guided_backprop", -1.0, 3.0, 0.0),  # nothing went forward
+        ("guided_backprop", 1.0, -3.0, 0.0),
+        ("guided_backprop", 1.0, 3.0, 6.0),
         ("gradient", 1.0, -3.0, -6.0),
     ],
 )
@@ -225,14 +229,14 @@ def test_smooth_activations_rectify_the_signal(smooth: nn.Module) -> None:
         == 0
     )
     rising = float(
-        projected(METHODS["guided"], Functional(3.0, smooth), torch.full((1, 1, 1, 1), 1.0), cells_of([0], [0])).pixels
+        projected(METHODS["guided_backprop"], Functional(3.0, smooth), torch.full((1, 1, 1, 1), 1.0), cells_of([0], [0])).pixels
     )
     assert rising > 0
 
 
 def test_rules_keep_what_is_no_signal() -> None:
     assert deconvnet((None, None), (torch.ones(1),)) == (None, None)
-    assert guided((None,), (None,)) == (None,)
+    assert guided_backprop((None,), (None,)) == (None,)
 
 
 def test_compiled_parts_are_refused() -> None:
@@ -308,7 +312,7 @@ class TestDeconvnet(MethodContract):
 
 
 class TestGuided(MethodContract):
-    name = "guided"
+    name = "guided_backprop"
 
 
 class TestGradient(MethodContract):
@@ -316,7 +320,7 @@ class TestGradient(MethodContract):
 
 
 class TestIntegrated(MethodContract):
-    name = "integrated"
+    name = "integrated_gradients"
 
 
 class TestOcclusion(MethodContract):
@@ -449,7 +453,8 @@ def assert_same_projections(one: Atlas, other: Atlas, name: str) -> None:
     "ignore:None of the inputs have requires_grad"
 )  # torch's, of every reentrant checkpoint without a gradient
 @pytest.mark.parametrize(
-    "name", ["deconvnet", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gradient", "guided", "integrated"))]
+    "name",
+    ["deconvnet", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gradient", "guided_backprop", "integrated_gradients"))],
 )
 @pytest.mark.parametrize("way", ["reentrant", "not reentrant", "sequential", "nested"])
 def test_checkpoints_of_the_training_change_no_projection(tmp_path: Path, way: str, name: str) -> None:
@@ -495,7 +500,7 @@ def test_a_training_checkpoints_as_before_afterwards(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gradient", "guided"])
+@pytest.mark.parametrize("name", ["gradient", "guided_backprop"])
 def test_a_transformer_gives_its_tokens_back(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     network = VisionTransformer(image_size=40, patch_size=10, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=12).eval()
@@ -616,7 +621,7 @@ def test_what_was_not_attributed_is_not_drawn_as_if(tmp_path: Path) -> None:
 
 def test_what_cant_be_done_is_said_in_one_line(tmp_path: Path) -> None:
     atlas, network = scanned(tmp_path)
-    with pytest.raises(AtlasError, match=r"method is one of deconvnet, guided, .*, not 'deconvnt'. Close: 'deconvnet'"):
+    with pytest.raises(AtlasError, match=r"method is one of deconvnet, guided_backprop, .*, not 'deconvnt'. Close: 'deconvnet'"):
         attribute(atlas, "deconvnt", network)
     with pytest.raises(LayerNotFound, match="has no layer 'convolution'"):
         attribute(atlas, "deconvnet", network, layers=["convolution"])
@@ -626,8 +631,8 @@ def test_what_cant_be_done_is_said_in_one_line(tmp_path: Path) -> None:
         attribute(atlas, "deconvnet", small_network())
     with pytest.raises(AtlasError, match="give that in Python"):
         attribute(atlas, "deconvnet")
-    with pytest.raises(AtlasError, match=r"no attributions by 'guided'; make them with: unitscope attribute"):
-        atlas.attributions("guided", "5")
+    with pytest.raises(AtlasError, match=r"no attributions by 'guided_backprop'; make them with: unitscope attribute"):
+        atlas.attributions("guided_backprop", "5")
     assert not (atlas.folder / "attributions").exists()
 
 
@@ -648,7 +653,7 @@ def test_units_that_are_no_numbers_are_named(tmp_path: Path, units: Any, said: s
     atlas, network = scanned(tmp_path)
     for ask in (
         lambda: attribute(atlas, "deconvnet", network, layers=["5"], units=units),
-        lambda: occlusion(atlas, "5", units, network),
+        lambda: occlude(atlas, "5", units, network),
         lambda: atlas.sheet("5", units=units),
         lambda: atlas.figure(units=units),
     ):
@@ -729,7 +734,7 @@ def _without_gradient(values: Tensor) -> Tensor:
 @pytest.mark.parametrize("block", [_without_gradient, lambda values: values.detach(), NoWayBack.apply])
 def test_a_network_through_which_no_gradient_comes_is_refused(tmp_path: Path, block: Any) -> None:
     atlas, network = scanned(tmp_path, Blocked(block))
-    for name in ("deconvnet", "guided", "gradient", "integrated"):
+    for name in ("deconvnet", "guided_backprop", "gradient", "integrated_gradients"):
         with pytest.raises(NetworkError, match="no gradient comes down through the network") as raised:
             attribute(atlas, name, network, layers=["last"])
         assert "\n" not in str(raised.value)
@@ -772,7 +777,7 @@ keeping.EVERY_S = 0.0
 from test_attribution import plain_network
 from unitscope.atlas import Atlas
 from unitscope.attribution import attribute
-attribute(Atlas({atlas!r}), "integrated", plain_network(), on_peaks=lambda done: print(done, flush=True))
+attribute(Atlas({atlas!r}), "integrated_gradients", plain_network(), on_peaks=lambda done: print(done, flush=True))
 """
 
 
@@ -790,8 +795,8 @@ def test_a_run_that_is_killed_leaves_what_it_had_done(tmp_path: Path) -> None:
         process.communicate()
     assert atlas.methods == []
     peaks = atlas.table("peaks").num_rows
-    assert attribute(atlas, "integrated", network) <= peaks - 40
-    assert sum(atlas.attributions("integrated", layer.name).num_rows for layer in atlas.layers) == peaks
+    assert attribute(atlas, "integrated_gradients", network) <= peaks - 40
+    assert sum(atlas.attributions("integrated_gradients", layer.name).num_rows for layer in atlas.layers) == peaks
 
 
 # ── drawn ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -805,10 +810,10 @@ def test_projections_are_drawn_beside_their_patches(tmp_path: Path) -> None:
     pixels = np.asarray(atlas.figure(attribution="deconvnet"))
     assert (pixels == 128).all(axis=2).mean() > 0.005  # the grey of zero
     assert tuple(METHODS) == schema.METHODS
-    with pytest.raises(AtlasError, match=r"attribution is one of deconvnet, .*, not 'gided'\. Close: 'guided'"):
-        atlas.sheet("5", attribution="gided")
-    with pytest.raises(UnitscopeError, match="no attributions by 'guided'"):
-        atlas.figure(attribution="guided")
+    with pytest.raises(AtlasError, match=r"attribution is one of deconvnet, .*, not 'guided_backpro'\. Close: 'guided_backprop'"):
+        atlas.sheet("5", attribution="guided_backpro")
+    with pytest.raises(UnitscopeError, match="no attributions by 'guided_backprop'"):
+        atlas.figure(attribution="guided_backprop")
 
 
 def assert_runs(*arguments: str) -> str:

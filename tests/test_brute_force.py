@@ -13,7 +13,7 @@ from torchvision import models
 
 import unitscope
 from unitscope.images import DatasetSource
-from unitscope.networks import InputForm, load_network
+from unitscope.networks import InputFormat, load_network
 from unitscope.session.loader import Loader
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "imagenet-sample"
@@ -102,7 +102,7 @@ def test_the_demos_network_knows_the_photographs() -> None:
     network = load_network("demo:efficientnet-lite0")
     assert network.preprocessing is not None
     loader = Loader(DatasetSource(Pictures()), network.preprocessing, (3, 224, 224))
-    form = InputForm(torch.device("cpu"), torch.float32, torch.contiguous_format)
+    form = InputFormat(torch.device("cpu"), torch.float32, torch.contiguous_format)
     with torch.no_grad():
         ranked = network.module(loader.normalised([loader.load(i).pixels for i in range(60)], form)).argmax(1).tolist()
     names = models.AlexNet_Weights.DEFAULT.meta["categories"]

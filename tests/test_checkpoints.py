@@ -17,7 +17,7 @@ import unitscope
 from unitscope.errors import AtlasError, ScanUnfinished
 from unitscope.scanning import checkpoint as checkpoint_module
 from unitscope.scanning.checkpoint import Checkpoint
-from unitscope.scanning.partial_results import Part
+from unitscope.scanning.partial_results import PartialResult
 
 SIXTY = IMAGES[:60]
 
@@ -242,7 +242,7 @@ def test_a_scan_killed_when_its_atlas_was_there_is_tidied_up(tmp_path: Path, mon
 def test_saving_takes_less_than_a_hundredth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[float] = []
 
-    def save(self: Checkpoint, part: Part) -> None:
+    def save(self: Checkpoint, part: PartialResult) -> None:
         saved.append(time.monotonic())
         time.sleep(0.02)
 
@@ -251,7 +251,7 @@ def test_saving_takes_less_than_a_hundredth_of_the_time(tmp_path: Path, monkeypa
     with Checkpoint(tmp_path / "atlas", {}).held() as checkpoint:
         begun = time.monotonic()
         while time.monotonic() < begun + 4.5:
-            checkpoint.offer(Part.empty(1, 1, 5))
+            checkpoint.offer(PartialResult.empty(1, 1, 5))
             time.sleep(0.001)
     assert 2 <= len(saved) <= 3
     assert saved[1] - saved[0] >= 2

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import unitscope
-from unitscope.networks.isolation import isolated
+from unitscope.networks.isolation import isolated_copy
 
 IMAGES = torch.rand(16, 3, 12, 12, generator=torch.Generator().manual_seed(5))
 
@@ -165,7 +165,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def test_a_copy_comes_to_its_own_modules(way: str, training: bool) -> None:
     network = Body(WAYS[way]).train(training)
     before, calls = state(network), network.block.calls
-    copied = isolated(network)
+    copied = isolated_copy(network)
     with torch.no_grad():
         found = copied(IMAGES)
     assert same(state(network), before)
@@ -210,7 +210,7 @@ class Writer:
 def test_an_object_that_cant_be_copied_is_not_copied_in_part(tmp_path: Path) -> None:
     network = Body(lambda _, block: [block])
     network.writer = Writer(tmp_path / "log")
-    copied = isolated(network)
+    copied = isolated_copy(network)
     assert copied.writer is network.writer
     del copied
     gc.collect()
@@ -233,14 +233,14 @@ class Told:
 def test_a_lock_behind_a_function_is_no_part_of_an_object() -> None:
     network = Body(lambda _, block: [block])
     network.told = Told()
-    copied = isolated(network)
+    copied = isolated_copy(network)
     assert copied.told.count is not network.told.count
     assert copied.told.tell is network.told.tell
 
 
 def test_unless_it_leads_to_the_network(tmp_path: Path) -> None:
     network = Body(lambda _, block: Writer(tmp_path / "log", block)).eval()
-    copied = isolated(network)
+    copied = isolated_copy(network)
     copied(IMAGES)
     assert (network.block.calls, copied.block.calls) == (0, 1)
     assert copied.way.file is network.way.file
@@ -275,7 +275,7 @@ class Keyed(nn.Module):
 )
 def test_tables_of_modules_are_tables_of_the_copys(table: Any, key: Any) -> None:
     network = Keyed(table, key).eval()
-    assert torch.equal(isolated(network)(IMAGES), network(IMAGES))
+    assert torch.equal(isolated_copy(network)(IMAGES), network(IMAGES))
 
 
 # ── tensors ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -307,7 +307,7 @@ class Marked(nn.Module):
 
 def test_attributes_and_classes_of_tensors_are_kept() -> None:
     network = Marked().eval()
-    copied = isolated(network)
+    copied = isolated_copy(network)
     assert torch.equal(copied(IMAGES), network(IMAGES))
     assert copied.conv.weight.data_ptr() == network.conv.weight.data_ptr()
     assert copied.conv.weight.mask is not network.conv.weight.mask
@@ -333,7 +333,7 @@ class Pooled(nn.Module):
 
 def test_tensors_that_share_memory_share_that_of_the_copy() -> None:
     network = Pooled().eval()
-    copied = isolated(network)
+    copied = isolated_copy(network)
     with torch.no_grad():
         found = copied(IMAGES)
         assert not network.pool.any()
@@ -408,7 +408,7 @@ class Recurrent(nn.Module):
 @pytest.mark.parametrize("make", [Rebuilt, WithSlots, Table, *(partial(Recurrent, kind) for kind in (nn.LSTM, nn.GRU, nn.RNN))])
 def test_modules_that_are_made_in_ways_of_their_own_are_copied(make: Callable[[], nn.Module]) -> None:
     network = make().eval()
-    copied = isolated(network)
+    copied = isolated_copy(network)
     del make
     gc.collect()
     assert torch.equal(copied(IMAGES), network(IMAGES))

@@ -14,7 +14,7 @@ from unitscope import cli
 from unitscope.atlas import TABLES
 from unitscope.atlas.schema import PROJECTIONS
 from unitscope.experiments.colour_shape import SCHEMA as COLOUR_OR_SHAPE
-from unitscope.experiments.occlusion import SCHEMA as OCCLUSION
+from unitscope.experiments.occlusion import SCHEMA as CLASS_PROBABILITY
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -85,7 +85,7 @@ def test_every_column_is_documented() -> None:
     added = {
         "attributions/METHOD": PROJECTIONS,
         "experiments/colour_or_shape": COLOUR_OR_SHAPE,
-        "experiments/occlusion": OCCLUSION,
+        "experiments/class_probability": CLASS_PROBABILITY,
     }
     for table, schema in (TABLES | added).items():
         (row,) = re.findall(rf"^\| `{table}` \| (.*) \|$", page, re.MULTILINE)

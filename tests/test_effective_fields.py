@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
 
-from unitscope.layers import choose, trace
+from unitscope.layers import choose_layers, trace
 from unitscope.scanning.effective_fields import Pick, box_holding, effective_size, energies
 
 
@@ -19,7 +19,7 @@ def with_kernel(kernel: Tensor) -> nn.Sequential:
 
 
 def measured(network: nn.Module, picks: list[Pick]) -> list[tuple[int, int] | None]:
-    layers = choose(trace(network, torch.zeros(1, 1, 32, 32)))
+    layers = choose_layers(trace(network, torch.zeros(1, 1, 32, 32)))
     images = torch.arange(1.0, 3)[:, None, None, None].expand(2, 1, 32, 32)
     found = energies(network, layers, [picks] * len(layers), images)
     return [effective_size(layer, picks, energy) for layer, energy in zip(layers, found, strict=True)]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import unitscope
 from unitscope.atlas import Atlas
 from unitscope.errors import AtlasError, ImagesError, NetworkError
-from unitscope.experiments import colour_or_shape, invariance, occlusion, probe
+from unitscope.experiments import colour_or_shape, invariance, occlude, probe
 from unitscope.experiments.colour_shape import changes
 from unitscope.experiments.transformations import Move, moves
 from unitscope.records import Preprocessing
@@ -160,7 +160,7 @@ def test_an_image_that_was_replaced_by_one_of_its_size_is_named(tmp_path: Path) 
     with Image.open(replaced) as before:
         size = before.size
     Image.new("RGB", size, (200, 10, 10)).save(replaced)
-    for verb in (lambda: colour_or_shape(atlas, network), lambda: occlusion(atlas, "6", network=network)):
+    for verb in (lambda: colour_or_shape(atlas, network), lambda: occlude(atlas, "6", network=network)):
         with pytest.raises(ImagesError, match=f"{replaced.name}.*has changed"):
             verb()
     with pytest.raises(unitscope.UnitscopeError, match=f"{replaced.name}.*has changed"):
@@ -182,12 +182,12 @@ def test_covering_what_matters_changes_the_class(tmp_path: Path) -> None:
         with pytest.raises(
             AtlasError, match=f"^{len(wrong)} classes were given, but the network has 2 outputs; give one label for each"
         ):
-            occlusion(atlas, "relu", network=network, classes=wrong)
+            occlude(atlas, "relu", network=network, classes=wrong)
     assert not (atlas.folder / "experiments").exists()
-    twice = occlusion(atlas, "relu", network=network, classes=["yes", "yes"]).to_pylist()
+    twice = occlude(atlas, "relu", network=network, classes=["yes", "yes"]).to_pylist()
     assert [row["labelled"] for row in twice] == [False, False]
-    assert [row["labelled"] for row in occlusion(atlas, "relu", network=network).to_pylist()] == [False, False]
-    table = occlusion(atlas, "relu", network=network, classes=["no", "yes"]).to_pylist()
+    assert [row["labelled"] for row in occlude(atlas, "relu", network=network).to_pylist()] == [False, False]
+    table = occlude(atlas, "relu", network=network, classes=["no", "yes"]).to_pylist()
     bright = next(row for row in table if row["class"] == 1)
     assert bright["labelled"]
     probability = np.array(bright["probability"]).reshape(bright["rows"], bright["columns"])
@@ -204,9 +204,9 @@ def test_what_gives_no_classes_is_refused(tmp_path: Path) -> None:
     network = by_hand()
     atlas = unitscope.scan(network, colourful(tmp_path / "images"), tmp_path / "atlas", preprocess=PLAIN, workers=0)
     with pytest.raises(AtlasError, match=r"no class scores of shape \(image, class\), but \(1, 4, 38, 38\)"):
-        occlusion(atlas, "1", [0], network=network)
+        occlude(atlas, "1", [0], network=network)
     with pytest.raises(AtlasError, match="have no peaks"):
-        occlusion(atlas, "1", [3], network=network)
+        occlude(atlas, "1", [3], network=network)
 
 
 def test_a_unit_that_the_layer_lacks_is_named_before_the_work(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_unit_that_the_layer_lacks_is_named_before_the_work(tmp_path: Path) ->
     last = atlas.layer("relu").units - 1
     for units in ([last + 1], [0, 99], [-1]):
         with pytest.raises(AtlasError, match=f"layer 'relu' has units 0 to {last}, not {units[-1]}"):
-            occlusion(atlas, "relu", units, network)
+            occlude(atlas, "relu", units, network)
 
 
 # ── half precision ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -240,7 +240,7 @@ def test_networks_of_any_precision_go_through_every_experiment(tmp_path: Path, d
     for kind in (torch.float32, dtype):
         network, out = pooled_network(kind), tmp_path / str(kind)
         atlas = unitscope.scan(network, images, out / "atlas", preprocess=CENTRED)
-        shares, covered = colour_or_shape(atlas, network).to_pylist(), occlusion(atlas, "3", network=network).to_pylist()
+        shares, covered = colour_or_shape(atlas, network).to_pylist(), occlude(atlas, "3", network=network).to_pylist()
         moved = invariance(network, images, out, preprocess=CENTRED).to_pylist()
         probed = probe(network, images, out, preprocess=CENTRED).to_pylist()
         assert all(0 <= row["accuracy"] <= 1 for row in probed)
@@ -394,14 +394,14 @@ def test_a_table_that_cant_be_written_is_told_before_an_image_is_read(tmp_path: 
     assert images.read == set()
 
 
-@pytest.mark.parametrize("name", ["colour_or_shape", "occlusion"])
+@pytest.mark.parametrize("name", ["colour_or_shape", "class_probability"])
 def test_a_table_that_cant_be_added_to_an_atlas_is_told_before_an_image_is_read(tmp_path: Path, name: str) -> None:
     images, network = Counted(lambda pixels, image: pixels), nn.Sequential(nn.Conv2d(3, 2, 40), nn.Flatten())
     atlas = unitscope.scan(network, images, tmp_path / "atlas")
     images.read.clear()
     (atlas.folder / "experiments").touch()
     with pytest.raises(AtlasError, match=f"^the table '.*{name}.parquet' can't be written: "):
-        colour_or_shape(atlas, network) if name == "colour_or_shape" else occlusion(atlas, "0", [0], network)
+        colour_or_shape(atlas, network) if name == "colour_or_shape" else occlude(atlas, "0", [0], network)
     assert images.read == set()
 
 
@@ -462,4 +462,4 @@ def test_the_commands_write_tables_and_plots(tmp_path: Path) -> None:
     for name in ("probe/probe.png", "invariance/invariance.png", "occluded.png"):
         with Image.open(tmp_path / name) as plot:
             assert min(plot.size) > 300
-    assert (tmp_path / "atlas" / "experiments" / "occlusion.parquet").exists()
+    assert (tmp_path / "atlas" / "experiments" / "class_probability.parquet").exists()

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import unitscope
-from unitscope.layers import choose, trace
-from unitscope.networks.isolation import has_hooks, isolated, needs_hooks
+from unitscope.layers import choose_layers, trace
+from unitscope.networks.isolation import has_hooks, isolated_copy, needs_hooks
 from unitscope.session.replicas import replicas
 
 IMAGES = torch.randn(24, 3, 14, 14, generator=torch.Generator().manual_seed(0))
@@ -130,7 +130,7 @@ def test_a_compiled_network_has_the_layers_and_the_hash_of_the_plain_one(tmp_pat
     atlas = unitscope.scan(torch.compile(network), IMAGES, tmp_path / "whole")
     part = copy.deepcopy(network)
     part[0] = torch.compile(part[0])
-    assert [layer.name for layer in atlas.layers] == [layer.name for layer in choose(trace(network, IMAGES[:1]))]
+    assert [layer.name for layer in atlas.layers] == [layer.name for layer in choose_layers(trace(network, IMAGES[:1]))]
     assert unitscope.check(atlas, network).differences == []
     assert unitscope.check(atlas, part).differences == []
 
@@ -181,7 +181,7 @@ def test_a_hook_that_changes_what_is_computed_is_part_of_the_network(hook: Calla
     network[0].register_forward_hook(hook)
     traced = trace(network, IMAGES[:1])
     assert traced.hooks
-    for one in replicas(network, traced, choose(traced), 2).networks:
+    for one in replicas(network, traced, choose_layers(traced), 2).networks:
         torch.testing.assert_close(one(IMAGES), network(IMAGES))
 
 
@@ -214,8 +214,8 @@ def test_torchs_own_hooks_are_no_users() -> None:
         network[0].weight_g *= 2  # the weight itself is computed by the hook, at the next call
         expected = network(IMAGES)
         network[0].weight_g *= 2
-    assert not torch.equal(isolated(network)(IMAGES), expected)
-    torch.testing.assert_close(isolated(network)(IMAGES), network(IMAGES))
+    assert not torch.equal(isolated_copy(network)(IMAGES), expected)
+    torch.testing.assert_close(isolated_copy(network)(IMAGES), network(IMAGES))
 
 
 def test_a_hook_that_is_not_needed_is_called_once_at_most() -> None:
@@ -257,7 +257,7 @@ class Tied(nn.Module):
 
 def test_a_copy_refers_to_itself_where_the_network_does() -> None:
     network = Tied().eval()
-    made: Any = isolated(network)
+    made: Any = isolated_copy(network)
     assert made.second.weight is made.first.weight
     assert made.also is made.first
     assert made.blocks[1] is made.second
@@ -275,7 +275,7 @@ def test_a_copy_refers_to_itself_where_the_network_does() -> None:
 def test_a_network_whose_forward_was_replaced_is_copied_with_it() -> None:
     network: Any = small_network().eval()
     network.forward = lambda images: network[1](network[0](images)) * 2
-    made: Any = isolated(network)
+    made: Any = isolated_copy(network)
     torch.testing.assert_close(made(IMAGES), network(IMAGES))
     calls: list[int] = []
     network[0].register_forward_hook(lambda module, args, output: calls.append(1))
@@ -291,7 +291,7 @@ def test_graph_modules_scripted_ones_and_parametrized_ones_are_copied() -> None:
         warnings.simplefilter("ignore")
         scripted = torch.jit.trace(small_network().eval(), IMAGES[:1])
     for network in (torch.fx.symbolic_trace(plain), parametrized, scripted, nn.Sequential(scripted, nn.ReLU())):
-        torch.testing.assert_close(isolated(network)(IMAGES), network(IMAGES))
+        torch.testing.assert_close(isolated_copy(network)(IMAGES), network(IMAGES))
 
 
 def test_what_a_module_leaves_out_of_its_state_is_left_out_of_a_copy() -> None:
@@ -310,6 +310,6 @@ def test_what_a_module_leaves_out_of_its_state_is_left_out_of_a_copy() -> None:
             raise AssertionError("copied")
 
     network = Module().eval()
-    made: Any = isolated(network)
+    made: Any = isolated_copy(network)
     assert made.trainer is None
     torch.testing.assert_close(made(IMAGES), network(IMAGES))

@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 import unitscope
 from unitscope.errors import LayerNotFound, LayoutError, NetworkError
-from unitscope.layers import Trace, choose, tapped, trace
+from unitscope.layers import Trace, choose_layers, tapped, trace
 from unitscope.networks import load_network
 from unitscope.records import Box
 
@@ -22,7 +22,7 @@ def traced(model: str, size: int = 224) -> Trace:
 
 
 def default_names(trace: Trace) -> list[str]:
-    return [layer.name for layer in choose(trace)]
+    return [layer.name for layer in choose_layers(trace)]
 
 
 def test_alexnet_gives_the_layers_of_the_contract() -> None:
@@ -44,7 +44,7 @@ def test_a_residual_block_gives_both_calls_of_its_rectifier_and_the_branch_befor
 
 
 def test_activations_called_as_functions_keep_the_name_of_the_module_before() -> None:
-    found = {layer.name: layer for layer in choose(traced("torchvision:googlenet"))}
+    found = {layer.name: layer for layer in choose_layers(traced("torchvision:googlenet"))}
     assert list(found)[:3] == ["conv1.bn", "conv2.bn", "conv3.bn"]
     assert found["conv1.bn"].layer.activation == "relu"
     assert found["fc"].layer.activation == "none"
@@ -100,7 +100,7 @@ class Functional(nn.Module):
 
 
 def test_the_activation_column_says_what_follows() -> None:
-    found = {layer.name: layer.layer.activation for layer in choose(trace(Functional(), torch.zeros(1, 3, 4, 4)))}
+    found = {layer.name: layer.layer.activation for layer in choose_layers(trace(Functional(), torch.zeros(1, 3, 4, 4)))}
     assert found == {
         "relu": "relu", "relu_": "relu", "relu6": "relu6", "gelu": "gelu", "silu": "silu", "leaky_relu": "leaky_relu",
         "clamp": "relu", "minus": "none",
@@ -115,7 +115,7 @@ class Own(nn.Module):
 
 
 def test_a_users_own_activation_module_is_one() -> None:
-    found = choose(trace(nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), Own()), torch.zeros(1, 3, 4, 4)))
+    found = choose_layers(trace(nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), Own()), torch.zeros(1, 3, 4, 4)))
     assert [(layer.name, layer.layer.activation, layer.reads_input) for layer in found] == [("2", "own", True)]
 
 
@@ -149,7 +149,7 @@ class Block(nn.Module):
 def test_an_activation_of_several_inputs_is_a_layer_like_others() -> None:
     network, images = Summed().eval(), torch.randn(2, 3, 4, 4)
     found = {layer.name: layer for layer in trace(network, images[:1]).layers}
-    assert [layer.name for layer in choose(trace(network, images[:1]))] == ["left", "right", "block.inside", "block"]
+    assert [layer.name for layer in choose_layers(trace(network, images[:1]))] == ["left", "right", "block.inside", "block"]
     assert not found["sum"].reads_input
     assert (found["block"].layer.activation, found["block.inside"].layer.activation) == ("relu", "none")
 
@@ -163,7 +163,7 @@ def test_an_activation_of_several_inputs_is_a_layer_like_others() -> None:
     ],
 )  # fmt: skip
 def test_activation_modules_are_named_for_what_they_do(module: nn.Module, activation: str, rectified: bool) -> None:
-    found = choose(trace(nn.Sequential(nn.Conv2d(3, 2, 1), module), torch.zeros(1, 3, 4, 4)))
+    found = choose_layers(trace(nn.Sequential(nn.Conv2d(3, 2, 1), module), torch.zeros(1, 3, 4, 4)))
     assert [(one.name, one.layer.activation, one.layer.rectified) for one in found] == [("1", activation, rectified)]
 
 
@@ -226,7 +226,7 @@ FALLING = {
 @pytest.mark.parametrize("name", INCREASING)
 def test_an_increasing_function_is_ranked_by_what_goes_in_whatever_it_is_called(name: str) -> None:
     module, activation = INCREASING[name]
-    (found,) = choose(trace(nn.Sequential(nn.Conv2d(3, 2, 1), module), torch.zeros(1, 3, 4, 4)))
+    (found,) = choose_layers(trace(nn.Sequential(nn.Conv2d(3, 2, 1), module), torch.zeros(1, 3, 4, 4)))
     assert (found.name, found.reads_input, found.layer.activation) == ("1", True, activation)
     outputs = module(torch.linspace(-9, 0, 50).reshape(25, 2, 1, 1))
     assert found.layer.rectified == bool((outputs == 0).all())
@@ -240,7 +240,7 @@ def test_a_function_that_falls_is_ranked_by_what_comes_out(name: str, linear: bo
     module, images = FALLING[name], 2 * torch.randn(60, 3, 4, 4)
     before = nn.Sequential(nn.Flatten(), nn.Linear(48, 2)) if linear else nn.Conv2d(3, 2, 1)
     network = nn.Sequential(before, module)
-    (found,) = choose(trace(network, images[:1]))
+    (found,) = choose_layers(trace(network, images[:1]))
     assert (found.name, found.reads_input) == ("1", False)
     atlas = unitscope.scan(network, images, tmp_path / "atlas", workers=0)
     with torch.no_grad():
@@ -322,7 +322,7 @@ class RenamedGELU(nn.GELU):
     ("act", "activation"), [(Renamed(), "relu"), (RenamedInPlace(), "relu"), (RenamedPReLU(), "prelu"), (RenamedGELU(), "gelu"), (AddReLU(), "relu")]
 )  # fmt: skip
 def test_a_class_derived_from_an_activation_that_does_no_more_is_ranked_by_what_goes_in(act: nn.Module, activation: str) -> None:
-    (found,) = choose(trace(nn.Sequential(nn.Conv2d(3, 2, 1), act), torch.zeros(1, 3, 4, 4)))
+    (found,) = choose_layers(trace(nn.Sequential(nn.Conv2d(3, 2, 1), act), torch.zeros(1, 3, 4, 4)))
     assert (found.name, found.reads_input, found.layer.activation) == ("1", True, activation)
 
 
@@ -344,7 +344,7 @@ def test_a_function_that_is_called_is_probed_too(called: Callable[[Tensor], Tens
         def forward(self, images: Tensor) -> Tensor:
             return called(self.convolution(images))
 
-    (found,) = choose(trace(Calling(), torch.zeros(1, 3, 4, 4)))
+    (found,) = choose_layers(trace(Calling(), torch.zeros(1, 3, 4, 4)))
     assert (found.name, found.layer.activation) == ("convolution", activation)
 
 
@@ -358,13 +358,13 @@ def test_a_users_own_convolution_is_one() -> None:
             return F.conv2d(images, self.kernel)
 
     network = nn.Sequential(Convolution(), nn.BatchNorm2d(2))
-    assert [layer.name for layer in choose(trace(network, torch.zeros(1, 3, 4, 4)))] == ["1"]
+    assert [layer.name for layer in choose_layers(trace(network, torch.zeros(1, 3, 4, 4)))] == ["1"]
 
 
 def test_an_activation_of_weights_is_no_layer() -> None:
     network = nn.Sequential(torch.nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 2, 1)))
     torch.nn.utils.parametrize.register_parametrization(network[0], "bias", nn.Softplus())
-    assert [layer.name for layer in choose(trace(network, torch.zeros(1, 3, 4, 4)))] == ["0"]
+    assert [layer.name for layer in choose_layers(trace(network, torch.zeros(1, 3, 4, 4)))] == ["0"]
 
 
 class Grouped(nn.Module):
@@ -380,7 +380,7 @@ def test_a_layout_that_works_for_one_image_only_is_not_used() -> None:
     found = trace(network, images[:1])
     assert found.form.memory_format is torch.contiguous_format
     seen: list[Tensor] = []
-    with torch.no_grad(), tapped(network, choose(found, ["1"]), lambda _, maps: seen.append(maps.clone())) as tap:
+    with torch.no_grad(), tapped(network, choose_layers(found, ["1"]), lambda _, maps: seen.append(maps.clone())) as tap:
         tap.run(found.form.of(images))
     torch.testing.assert_close(seen[0], network[0](images).detach())  # what goes into its rectifier
 
@@ -397,7 +397,7 @@ def test_a_compiled_part_of_a_network_is_run_and_not_listed() -> None:
 def test_a_network_of_another_precision_gets_images_of_its_own(dtype: torch.dtype) -> None:
     found = trace(small_network().to(dtype), torch.zeros(1, 3, 14, 14))
     assert found.form.dtype == dtype
-    assert len(choose(found)) == 3
+    assert len(choose_layers(found)) == 3
 
 
 def test_maps_that_depend_on_what_the_images_show_are_refused() -> None:
@@ -476,32 +476,32 @@ class Averages(nn.Module):
 def test_where_images_are_is_said_where_they_are_elsewhere(network: nn.Module, layer: str, reason: str) -> None:
     found = trace(network, torch.zeros(1, 3, 8, 8))
     with pytest.raises(LayoutError, match=f"{layer!r}.*{reason}"):
-        choose(found, [layer])
+        choose_layers(found, [layer])
     with pytest.warns(UserWarning, match=f"{layer!r}.* is left out, since it can't be scanned.*{reason}"):
-        assert layer not in [one.name for one in choose(found)]
+        assert layer not in [one.name for one in choose_layers(found)]
 
 
 def test_patterns_that_match_layers_of_another_layout_say_what_they_leave_out() -> None:
     found = trace(Sequences(), torch.zeros(1, 3, 8, 8))
     with pytest.warns(UserWarning, match="'tokens' of 'the network' is left out, since it can't be scanned"):
-        assert [layer.name for layer in choose(found, ["*"])] == ["first"]
+        assert [layer.name for layer in choose_layers(found, ["*"])] == ["first"]
 
 
 def test_patterns_are_globs_and_keep_call_order() -> None:
     found = trace(small_network(), torch.zeros(1, 3, 14, 14))
-    assert [layer.name for layer in choose(found, ["6", "[14]"])] == ["1", "4", "6"]
-    assert [layer.name for layer in choose(found, ["*"])] == ["0", "1", "2", "3", "4", "5", "6"]
+    assert [layer.name for layer in choose_layers(found, ["6", "[14]"])] == ["1", "4", "6"]
+    assert [layer.name for layer in choose_layers(found, ["*"])] == ["0", "1", "2", "3", "4", "5", "6"]
 
 
 def test_a_name_with_brackets_is_itself() -> None:
     network = nn.Sequential()
     network.add_module("a[0]", nn.Conv2d(3, 2, 1))
-    assert [layer.name for layer in choose(trace(network, torch.zeros(1, 3, 4, 4)), ["a[0]"])] == ["a[0]"]
+    assert [layer.name for layer in choose_layers(trace(network, torch.zeros(1, 3, 4, 4)), ["a[0]"])] == ["a[0]"]
 
 
 def test_a_near_miss_gets_suggestions() -> None:
     with pytest.raises(LayerNotFound) as caught:
-        choose(traced("torchvision:alexnet"), ["feature.4"], "torchvision:alexnet")
+        choose_layers(traced("torchvision:alexnet"), ["feature.4"], "torchvision:alexnet")
     assert "'torchvision:alexnet' has no layer 'feature.4'." in str(caught.value)
     assert "'features.4'" in str(caught.value)
     assert "List all 21 with: unitscope layers torchvision:alexnet" in str(caught.value)
@@ -533,10 +533,10 @@ def test_tokens_without_a_grid_are_left_out_by_name() -> None:
     found = trace(Sequences(), torch.zeros(1, 3, 8, 8))
     reason = r"the 7 tokens of its output of shape \(1, 7, 5\) don't stand on a grid"
     with pytest.warns(UserWarning, match=f"layer 'tokens' of 'net' is left out, since it can't be scanned: {reason}"):
-        assert [layer.name for layer in choose(found, model="net")] == ["first"]
+        assert [layer.name for layer in choose_layers(found, model="net")] == ["first"]
     with pytest.raises(LayoutError, match=f"'tokens'.*{reason}.*--layers"):
-        choose(found, ["tokens"])
-    assert [layer.name for layer in choose(found, ["first"])] == ["first"]
+        choose_layers(found, ["tokens"])
+    assert [layer.name for layer in choose_layers(found, ["first"])] == ["first"]
 
 
 class Turned(nn.Module):
@@ -552,7 +552,7 @@ class Turned(nn.Module):
 
 def test_maps_that_are_turned_are_turned_back() -> None:
     network, images = Turned(), torch.randn(2, 3, 8, 6)
-    (found,) = choose(trace(network, images[:1]), ["last"])
+    (found,) = choose_layers(trace(network, images[:1]), ["last"])
     with torch.no_grad():
         expected = network.last(network.first(images))
     torch.testing.assert_close(read_everything(network, images, ["last"])["last"], expected)
@@ -589,7 +589,7 @@ class ClassToken(nn.Module):
 def test_units_are_last_and_places_are_found_again(network: nn.Module) -> None:
     """Maps and fields are those of the same network with its linear layer as a convolution of one pixel."""
     images = torch.randn(2, 3, 8, 6)
-    found = choose(trace(network, images[:1]))
+    found = choose_layers(trace(network, images[:1]))
     names = [layer.name for layer in found]
     last = network.last if hasattr(network, "last") else network.tokens
     with torch.no_grad():
@@ -668,7 +668,7 @@ SHAPES: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, int, int]]] = {
 def test_units_are_followed_from_what_made_them(name: str) -> None:
     function, shape = SHAPES[name]
     network = last_linear(24, function=function)
-    (found,) = choose(trace(network, torch.zeros(1, 3, 8, 8)), ["3"])
+    (found,) = choose_layers(trace(network, torch.zeros(1, 3, 8, 8)), ["3"])
     assert (found.layer.units, found.layer.map_height, found.layer.map_width) == shape
     images = torch.randn(2, 3, 8, 8)
     maps, (units, height, width) = read_everything(network, images, ["3"])["3"], shape
@@ -695,7 +695,7 @@ def test_units_are_followed_from_what_made_them(name: str) -> None:
 def test_a_layout_that_cannot_be_told_is_left_out(function: Callable[[Tensor], Tensor], reason: str) -> None:
     found = trace(last_linear(24, function=function), torch.zeros(1, 3, 8, 8))
     with pytest.raises(LayoutError, match=f"layer '3' .*{reason}"):
-        choose(found, ["3"])
+        choose_layers(found, ["3"])
 
 
 def test_a_convolution_says_anew_where_units_and_rows_are() -> None:
@@ -703,11 +703,11 @@ def test_a_convolution_says_anew_where_units_and_rows_are() -> None:
         nn.Flatten(), nn.Linear(192, 48), Then(lambda given: given.unflatten(1, (3, 4, 4))), nn.ConvTranspose2d(3, 5, 2, stride=2)
     )
     found = trace(network, torch.zeros(1, 3, 8, 8))
-    (last,) = choose(found, ["3"])
+    (last,) = choose_layers(found, ["3"])
     assert (last.layer.units, last.layer.map_height, last.layer.map_width) == (5, 8, 8)
     assert last.fields.box(0, 0, 0) == Box(0, 0, 8, 8)
     with pytest.raises(LayoutError, match="units run along several axes"):
-        choose(found, ["2"])
+        choose_layers(found, ["2"])
 
 
 def test_in_inference_mode_layers_are_the_same() -> None:
@@ -752,7 +752,7 @@ def test_a_network_that_cannot_run_on_such_images_says_so() -> None:
 
 def read_everything(network: nn.Module, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     """What taps see, copied."""
-    layers = choose(trace(network, images[:1]), names)
+    layers = choose_layers(trace(network, images[:1]), names)
     seen: dict[str, Tensor] = {}
     with torch.no_grad(), tapped(network, layers, lambda number, maps: seen.update({layers[number].name: maps.clone()})) as tap:
         tap.run(images)
@@ -779,7 +779,7 @@ def test_the_pass_stops_after_the_last_layer_wanted() -> None:
             return maps
 
     network, images = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), Trap()), torch.randn(2, 3, 4, 4)
-    layers = choose(trace(network, images[:1]), ["1"])
+    layers = choose_layers(trace(network, images[:1]), ["1"])
     network[2].armed = True
     seen: list[Tensor] = []
     with torch.no_grad(), tapped(network, layers, lambda _, maps: seen.append(maps.clone())) as tap:
@@ -798,7 +798,7 @@ def test_a_layer_that_images_may_not_reach_is_named() -> None:
             return self.sometimes(maps) if float(images.sum()) == 0 else maps
 
     network = Wayward()
-    layers = choose(trace(network, torch.zeros(1, 3, 4, 4)))
+    layers = choose_layers(trace(network, torch.zeros(1, 3, 4, 4)))
     with (
         pytest.raises(NetworkError, match="never came to 'sometimes'"),
         torch.no_grad(),

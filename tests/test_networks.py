@@ -19,7 +19,7 @@ from torchvision import models
 import unitscope
 from unitscope.errors import NetworkError
 from unitscope.images import prepare
-from unitscope.networks import Network, Overrides, as_preprocessing, load_network, preprocessing_for
+from unitscope.networks import Network, PreprocessingOverrides, as_preprocessing, load_network, preprocessing_for
 from unitscope.networks.precision import evaluating
 from unitscope.records import Preprocessing
 from unitscope.session.opening import traced_layers
@@ -259,14 +259,14 @@ def test_images_are_prepared_as_torchvision_does_with_the_default_weights(name: 
 
 def test_what_a_user_says_of_the_preprocessing_wins(factory: str) -> None:
     network = load_network("torchvision:alexnet", "none")
-    changed = preprocessing_for(network, Overrides(mean=(0.5,), std=(0.5,), channels=1))
+    changed = preprocessing_for(network, PreprocessingOverrides(mean=(0.5,), std=(0.5,), channels=1))
     assert changed == Preprocessing(256, (224, 224), (0.5,), (0.5,), 1)
-    changed = preprocessing_for(network, Overrides(crop=(64, 96)))
+    changed = preprocessing_for(network, PreprocessingOverrides(crop=(64, 96)))
     assert (changed.resize, changed.crop) == (256, (64, 96))
     with pytest.raises(NetworkError, match=r"nothing is known .*mine.py:network.*--crop H,W --mean"):
-        preprocessing_for(load_network(f"{factory}:network"), Overrides(crop=(8, 8)))
+        preprocessing_for(load_network(f"{factory}:network"), PreprocessingOverrides(crop=(8, 8)))
     with pytest.raises(NetworkError, match="3 channels needs as many means"):
-        preprocessing_for(network, Overrides(channels=3, mean=(0.5,)))
+        preprocessing_for(network, PreprocessingOverrides(channels=3, mean=(0.5,)))
 
 
 def test_transforms_of_an_unknown_kind_are_refused() -> None:
@@ -304,10 +304,19 @@ def test_weights_of_another_kind_are_refused(tmp_path: Path, factory: str) -> No
 
 def test_numbers_that_make_no_preprocessing_are_refused() -> None:
     network = load_network("torchvision:alexnet", "none")
-    for said in (Overrides(resize=0), Overrides(resize=(-1, 5)), Overrides(crop=(0, 4)), Overrides(channels=0)):
+    for said in (
+        PreprocessingOverrides(resize=0),
+        PreprocessingOverrides(resize=(-1, 5)),
+        PreprocessingOverrides(crop=(0, 4)),
+        PreprocessingOverrides(channels=0),
+    ):
         with pytest.raises(NetworkError):
             preprocessing_for(network, said)
-    for said in (Overrides(mean=(float("nan"),) * 3), Overrides(std=(float("inf"),) * 3), Overrides(std=(0.0,) * 3)):
+    for said in (
+        PreprocessingOverrides(mean=(float("nan"),) * 3),
+        PreprocessingOverrides(std=(float("inf"),) * 3),
+        PreprocessingOverrides(std=(0.0,) * 3),
+    ):
         with pytest.raises(NetworkError, match="must be positive, and mean"):
             preprocessing_for(network, said)
 
@@ -412,12 +421,18 @@ def test_a_script_that_ends_the_program_is_one_line(tmp_path: Path, script: str)
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        (Overrides(None, (8, 8), (123.0, 117.0, 104.0), (58.0, 57.0, 57.0)), "no mean of those is above 1; divide .* by 255"),
-        (Overrides(None, (99999, 99999), (0.5,), (0.5,)), "has more than 500 million pixels"),
-        (Overrides(None, (8, 8), (0.5,), (0.5,), None, (9.0, 1.0)), r"must be a lower and a higher .*\[--value-range LOW HIGH\]"),
+        (
+            PreprocessingOverrides(None, (8, 8), (123.0, 117.0, 104.0), (58.0, 57.0, 57.0)),
+            "no mean of those is above 1; divide .* by 255",
+        ),
+        (PreprocessingOverrides(None, (99999, 99999), (0.5,), (0.5,)), "has more than 500 million pixels"),
+        (
+            PreprocessingOverrides(None, (8, 8), (0.5,), (0.5,), None, (9.0, 1.0)),
+            r"must be a lower and a higher .*\[--value-range LOW HIGH\]",
+        ),
     ],
 )
-def test_numbers_that_cannot_be_meant_say_what_is(said: Overrides, words: str) -> None:
+def test_numbers_that_cannot_be_meant_say_what_is(said: PreprocessingOverrides, words: str) -> None:
     with pytest.raises(NetworkError, match=words):
         preprocessing_for(Network(nn.Sequential(), "own", "", 0, None), said)
 

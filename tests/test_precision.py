@@ -15,7 +15,7 @@ from networks import small_network
 from PIL import Image, ImageFile
 
 import unitscope
-from unitscope.experiments import colour_or_shape, invariance, occlusion, probe
+from unitscope.experiments import colour_or_shape, invariance, occlude, probe
 from unitscope.layers import trace
 from unitscope.networks.precision import AUTOCASTS, plain_tensors
 
@@ -195,7 +195,7 @@ def every_verbs_numbers(folder: Path) -> dict[str, Any]:
         "colour_or_shape": colour_or_shape(atlas, network).to_pydict(),
         "invariance": invariance(network, Labelled(), folder / "invariance").to_pydict(),
         "probe": probe(network, Labelled(), folder / "probe").to_pydict(),
-        "occlusion": occlusion(atlas, "4", [0], network).to_pydict(),
+        "occlusion": occlude(atlas, "4", [0], network).to_pydict(),
     }
 
 

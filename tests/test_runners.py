@@ -6,7 +6,7 @@ import pytest
 
 from unitscope.records import Shard
 from unitscope.runners import Runner, Work
-from unitscope.runners.local import Here
+from unitscope.runners.local import LocalRunner
 
 SHARDS = [Shard(number, number * 10, number * 10 + 10) for number in range(7)]
 
@@ -54,4 +54,4 @@ class RunnerContract:
 
 class TestHere(RunnerContract):
     def runner(self) -> Runner:
-        return Here()
+        return LocalRunner()

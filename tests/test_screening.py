@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import unitscope
 from unitscope.errors import UnitscopeError
 from unitscope.scanning import checkpoint, screening
-from unitscope.scanning.partial_results import Part
+from unitscope.scanning.partial_results import PartialResult
 from unitscope.scanning.screening import candidates
 from unitscope.topk import TopK
 
@@ -132,7 +132,7 @@ def test_a_layer_that_computes_in_float32_gains_nothing(tmp_path: Path) -> None:
 
 
 def test_candidates_are_the_first_k_and_those_near() -> None:
-    part = Part.empty(2, 4, 5)
+    part = PartialResult.empty(2, 4, 5)
     part.best = TopK(
         torch.tensor([[10.0, 9.0, 8.9, 5.0], [1.0, torch.nan, torch.nan, torch.nan]]),
         torch.zeros(2, 4, dtype=torch.int64),

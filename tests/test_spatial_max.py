@@ -9,30 +9,30 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from torch import Tensor
 
-from unitscope.spatial_max import Candidates, Picking, Spacing, by_comparing, by_pooling
+from unitscope.spatial_max import Candidates, PeakPicker, Spacing, highest_cell, highest_cell_by_pooling
 
 FEW_VALUES = st.sampled_from([math.nan, -math.inf, math.inf, -3.0, -0.5, 0.0, 0.5, 2.0])
 MAPS = arrays(np.float32, array_shapes(min_dims=4, max_dims=4, min_side=1, max_side=4), elements=FEW_VALUES)
 
 
-def highest_cell(values: list[float]) -> tuple[float, int] | None:
+def expected_highest(values: list[float]) -> tuple[float, int] | None:
     """The highest value that isn't NaN and the first cell where it stands."""
     valid = [(-value, cell) for cell, value in enumerate(values) if not math.isnan(value)]
     return (-min(valid)[0], min(valid)[1]) if valid else None
 
 
 def candidates(maps: Tensor, spacing: Spacing, picks: int, rectified: bool = False, floor: float = math.nan) -> Candidates:
-    return Picking(picks, spacing, rectified, torch.full((maps.shape[1],), floor)).of(maps, by_comparing(maps))
+    return PeakPicker(picks, spacing, rectified, torch.full((maps.shape[1],), floor)).of(maps, highest_cell(maps))
 
 
 @given(MAPS)
 def test_every_peak_is_the_highest_cell_and_nan_never_wins(values: np.ndarray) -> None:
     maps = torch.from_numpy(values)
-    found = by_comparing(maps)
+    found = highest_cell(maps)
     for image in range(maps.shape[0]):
         for unit in range(maps.shape[1]):
             cells = maps[image, unit].flatten().tolist()
-            expected = highest_cell(cells)
+            expected = expected_highest(cells)
             assert bool(found.spoilt[image, unit]) == any(map(math.isnan, cells))
             if expected is None:
                 assert found.highest[image, unit].isnan()
@@ -44,8 +44,8 @@ def test_every_peak_is_the_highest_cell_and_nan_never_wins(values: np.ndarray) -
 def test_the_pass_over_channels_equals_plain_operations(values: np.ndarray) -> None:
     """The fast way on a CPU, and the one that a GPU takes."""
     for maps in (torch.from_numpy(values), torch.from_numpy(values).contiguous(memory_format=torch.channels_last)):
-        highest, cells = by_pooling(maps)
-        plain = by_comparing(maps)
+        highest, cells = highest_cell_by_pooling(maps)
+        plain = highest_cell(maps)
         assert torch.equal(highest.isnan(), plain.spoilt)
         assert torch.equal(highest[~plain.spoilt], plain.highest[~plain.spoilt])
         assert torch.equal(cells[~plain.spoilt], plain.cells[~plain.spoilt])
@@ -55,8 +55,8 @@ def test_both_ways_keep_the_first_of_equal_cells_on_large_maps() -> None:
     maps = torch.randint(0, 3, (2, 37, 61, 45), generator=torch.Generator().manual_seed(0)).float()
     maps[:, 5] = -torch.inf
     first = (maps.flatten(2) == maps.flatten(2).amax(2, keepdim=True)).byte().argmax(2)
-    assert torch.equal(by_pooling(maps)[1], first)
-    assert torch.equal(by_comparing(maps).cells, first)
+    assert torch.equal(highest_cell_by_pooling(maps)[1], first)
+    assert torch.equal(highest_cell(maps).cells, first)
 
 
 @given(MAPS, st.sampled_from([-1.0, 0.0, 2.0]))
@@ -116,6 +116,6 @@ def test_no_more_peaks_than_fit_apart() -> None:
 
 def test_half_precision_maps_are_read_as_float32() -> None:
     maps = torch.tensor([[[[1.5, 2.5]]]], dtype=torch.bfloat16)
-    for highest in (by_comparing(maps).highest, by_pooling(maps)[0]):
+    for highest in (highest_cell(maps).highest, highest_cell_by_pooling(maps)[0]):
         assert highest.dtype == torch.float32
         assert highest[0, 0] == 2.5

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 import unitscope
-from unitscope.layers import TracedLayer, choose, tapped, trace
+from unitscope.layers import TracedLayer, choose_layers, tapped, trace
 
 pytestmark = pytest.mark.slow
 
@@ -94,7 +94,7 @@ def bounds_by_perturbation(network: nn.Module, layer: TracedLayer, images: Tenso
 )
 def test_fields_of_windows_hold_all_that_moves_a_cell(name: str, layer: str, exact: bool) -> None:
     network, images = built(name).double(), torch.randn(1, 3, 64, 64, dtype=torch.float64)
-    (found,) = choose(trace(network, images), [layer])
+    (found,) = choose_layers(trace(network, images), [layer])
     for rows, held in ((True, found.fields.rows), (False, found.fields.columns)):
         moved = bounds_by_perturbation(network, found, images, rows)
         bounds = held[:, 0, :, 0] if rows else held[:, 0, 0, :]
@@ -107,7 +107,9 @@ def test_fields_of_windows_hold_all_that_moves_a_cell(name: str, layer: str, exa
 
 def test_attention_over_the_whole_image_is_the_whole_image() -> None:
     network = built("vit_b_16")
-    first, later = choose(trace(network, torch.zeros(1, 3, 224, 224)), ["conv_proj", "encoder.layers.encoder_layer_5.mlp.1"])
+    first, later = choose_layers(
+        trace(network, torch.zeros(1, 3, 224, 224)), ["conv_proj", "encoder.layers.encoder_layer_5.mlp.1"]
+    )
     assert (first.layer.receptive_field_height, first.layer.map_height) == (16, 14)
     assert (later.layer.receptive_field_height, later.layer.receptive_field_width) == (224, 224)
     assert (later.layer.map_height, later.layer.map_width, later.layer.units) == (14, 14, 3072)

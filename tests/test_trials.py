@@ -17,7 +17,7 @@ from torchvision.ops import stochastic_depth
 
 import unitscope
 from unitscope.errors import NetworkError
-from unitscope.layers import choose, trace
+from unitscope.layers import choose_layers, trace
 from unitscope.session.replicas import replicas
 from unitscope.session.trials import Trial, tried
 
@@ -26,7 +26,7 @@ IMAGES = torch.randn(48, 3, 14, 14, generator=torch.Generator().manual_seed(0))
 
 def trial_of(network: nn.Module, count: int = 2) -> Trial:
     traced = trace(network, IMAGES[:1])
-    return replicas(network, traced, choose(traced), count).trial
+    return replicas(network, traced, choose_layers(traced), count).trial
 
 
 class Body(nn.Module):
@@ -267,7 +267,9 @@ def test_a_batch_that_has_a_say_in_some_of_its_images_only_is_told(name: str, co
 def test_memory_of_the_batch_is_that_of_two_images(count: int) -> None:
     network = small_network()
     traced = trace(network, IMAGES[:1])
-    assert [len(maps) for maps in tried(network, traced, choose(traced), second=count == 1).maps] == [2] * len(choose(traced))
+    assert [len(maps) for maps in tried(network, traced, choose_layers(traced), second=count == 1).maps] == [2] * len(
+        choose_layers(traced)
+    )
 
 
 def test_a_transformer_layer_that_takes_tokens_for_its_sequence_is_none_of_these() -> None:
@@ -369,7 +371,7 @@ def test_random_numbers_are_told_with_the_first_layer_behind_them() -> None:
     """A layer that none of the chosen ones is."""
     network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Identity(), Dropout(), nn.Identity(), nn.Conv2d(3, 3, 1))
     traced = trace(network, IMAGES[:1])
-    assert replicas(network, traced, choose(traced, ["4"]), 2).trial.random == "2"
+    assert replicas(network, traced, choose_layers(traced, ["4"]), 2).trial.random == "2"
 
 
 def reseeding(maps: Tensor) -> Tensor:

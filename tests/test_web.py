@@ -121,7 +121,7 @@ def test_a_unit_page_shows_what_attributions_there_are(site: TestClient, atlas: 
         shades = np.asarray(drawn.convert("RGB")).astype(int)
     assert shades.std() > 10
     assert "projections/" not in site.get("/units/relu/2.html").text
-    for wrong in ("deconvnet/relu/2", "guided/relu/0", "deconvnet/nothing/0", "deconvnet/relu/99"):
+    for wrong in ("deconvnet/relu/2", "guided_backprop/relu/0", "deconvnet/nothing/0", "deconvnet/relu/99"):
         assert site.get(f"/projections/{wrong}.webp").status_code == 404
 
 
@@ -136,16 +136,16 @@ JUNK: dict[str, Any] = {
 def test_a_broken_table_of_attributions_leaves_the_rest_of_the_page(tmp_path: Path, atlas: Atlas, junk: str) -> None:
     folder = tmp_path / "broken"
     shutil.copytree(atlas.folder, folder)
-    shutil.copy(folder / "attributions" / "deconvnet.parquet", folder / "attributions" / "guided.parquet")
+    shutil.copy(folder / "attributions" / "deconvnet.parquet", folder / "attributions" / "guided_backprop.parquet")
     held, path = JUNK[junk], folder / "attributions" / "deconvnet.parquet"
     path.write_bytes(held) if isinstance(held, bytes) else pq.write_table(held, path)
     shown = client(Atlas(folder)).get("/units/relu/0.html")
     assert shown.status_code == 200
     assert ("The attributions by deconvnet can't be shown" in shown.text) == (junk != "no rows")
     pictures = [attributes["src"] for tag, attributes in tags_of(shown.text) if tag == "img" and "projections" in str(attributes)]
-    assert pictures == ["../../projections/guided/relu/0.webp"]
+    assert pictures == ["../../projections/guided_backprop/relu/0.webp"]
     export(Atlas(folder), tmp_path / "site")
-    assert (tmp_path / "site" / "projections" / "guided" / "relu" / "0.webp").exists()
+    assert (tmp_path / "site" / "projections" / "guided_backprop" / "relu" / "0.webp").exists()
 
 
 @pytest.mark.parametrize(

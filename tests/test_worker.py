@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unitscope.images import as_source
-from unitscope.layers import choose, trace
+from unitscope.layers import choose_layers, trace
 from unitscope.records import Shard
 from unitscope.runners import Failed
-from unitscope.scanning.partial_results import Part
+from unitscope.scanning.partial_results import PartialResult
 from unitscope.scanning.plan import ScanPlan
 from unitscope.scanning.worker import Job, Worker
 from unitscope.session.lanes import Networks
@@ -26,7 +26,7 @@ def worker_for(network: nn.Module, images: Tensor, per_image: int = 1) -> tuple[
     shape = (images.shape[1], images.shape[2], images.shape[3])
     loader = Loader(as_source(images), None, shape)
     traced = trace(network, torch.zeros(1, *shape))
-    chosen = choose(traced)
+    chosen = choose_layers(traced)
     plan = ScanPlan(tuple(layer.name for layer in chosen), len(images), per_image=per_image)
     job = Job(plan, traced, tuple(chosen), loader, 0)
     return Worker(Networks(network, traced, chosen), job), [loader.load(image) for image in range(len(images))]
@@ -101,5 +101,5 @@ def test_a_shard_that_fails_in_its_middle_leaves_nothing_behind() -> None:
     worker = Worker(worker.networks, replace(worker.job, plan=replace(worker.job.plan, batch_size=1, k=2)))
     failed, done = worker([Shard(0, 0, 4), Shard(1, 4, 8)])
     assert failed == Failed(Shard(0, 0, 4), "RuntimeError: too bright")
-    assert isinstance(done, Part)
+    assert isinstance(done, PartialResult)
     assert done.best.values.tolist() == [[4.0, 3.0]]

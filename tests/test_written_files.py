@@ -21,7 +21,7 @@ from unitscope.atlas import Atlas
 from unitscope.attribution import attribute
 from unitscope.errors import AtlasError, UnitscopeError
 from unitscope.experiments.tables import write_table
-from unitscope.files import check_writable, written
+from unitscope.files import atomic_write, check_writable
 from unitscope.web import export
 
 IMAGES = torch.randn(6, 3, 14, 14, generator=torch.Generator().manual_seed(0))
@@ -45,7 +45,7 @@ def make_folder(path: Path) -> None:
 
 @pytest.mark.parametrize("make", [write_text, make_folder])
 def test_what_is_written_is_there_whole_and_alone(tmp_path: Path, make: Callable[[Path], None]) -> None:
-    with written(tmp_path / "deep" / "place", "it") as aside:
+    with atomic_write(tmp_path / "deep" / "place", "it") as aside:
         make(aside)
         assert not (tmp_path / "deep" / "place").exists()
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["place"]
@@ -57,7 +57,7 @@ def test_what_stops_midway_leaves_what_was_there(tmp_path: Path, make: Callable[
     (tmp_path / "place").write_text("old")
 
     def write() -> None:
-        with written(tmp_path / "place", "it") as aside:
+        with atomic_write(tmp_path / "place", "it") as aside:
             make(aside)
             raise stop
 
@@ -69,7 +69,7 @@ def test_what_stops_midway_leaves_what_was_there(tmp_path: Path, make: Callable[
 def test_what_the_system_refuses_is_one_line_with_the_name_that_was_asked_for(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for place in (tmp_path / "file" / "place", Path("/proc/place")):
-        with pytest.raises(UnitscopeError) as caught, written(place, f"the table {str(place)!r}", UnitscopeError) as aside:
+        with pytest.raises(UnitscopeError) as caught, atomic_write(place, f"the table {str(place)!r}", UnitscopeError) as aside:
             aside.write_text("new")
         assert str(caught.value).startswith(f"the table {str(place)!r} can't be written: ")
         assert "unfinished" not in str(caught.value)

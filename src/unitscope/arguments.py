@@ -9,21 +9,21 @@ from unitscope.errors import AtlasError, LayerNotFound, UnitscopeError
 MOST_SHOWN = 60
 
 
-def whole(name: str, value: Any, least: int | None = 1, most: int | None = None) -> int:
+def whole_number(name: str, value: Any, least: int | None = 1, most: int | None = None) -> int:
     """The value as an `int`, whatever type of whole number it is. Raises `UnitscopeError` for others, and beyond the bounds.
 
-    >>> whole("k", 9), whole("workers", 0, least=0)
+    >>> whole_number("k", 9), whole_number("workers", 0, least=0)
     (9, 0)
     """
     number = _integer(value)
     if number is None:
         raise UnitscopeError(
-            f"{name} must be a whole number{'' if least is None else f', at least {least}'}, not {in_short(value)}"
+            f"{name} must be a whole number{'' if least is None else f', at least {least}'}, not {shortened(value)}"
         )
     if least is not None and number < least:
-        raise UnitscopeError(f"{name} must be at least {least}, not {in_short(number)}")
+        raise UnitscopeError(f"{name} must be at least {least}, not {shortened(number)}")
     if most is not None and number > most:
-        raise UnitscopeError(f"{name} must be at most {most:,}, not {in_short(number)}")
+        raise UnitscopeError(f"{name} must be at most {most:,}, not {shortened(number)}")
     return number
 
 
@@ -38,7 +38,7 @@ def layer_patterns(layers: Any) -> list[str] | None:
     patterns = list(layers) if isinstance(layers, Iterable) else [layers]
     wrong = [pattern for pattern in patterns if not isinstance(pattern, str)]
     if wrong:
-        raise LayerNotFound(f"layers must be names of layers, or globs such as 'layer1.*', not {in_short(wrong[0])}")
+        raise LayerNotFound(f"layers must be names of layers, or globs such as 'layer1.*', not {shortened(wrong[0])}")
     return patterns
 
 
@@ -51,21 +51,21 @@ def unit_numbers(units: Any) -> list[int] | None:
     if units is None:
         return None
     if not isinstance(units, Iterable) or isinstance(units, (str, bytes)) or getattr(units, "ndim", 1) != 1:
-        raise AtlasError(f"units must be a list of numbers, such as [0, 1], not {in_short(units)}")
+        raise AtlasError(f"units must be a list of numbers, such as [0, 1], not {shortened(units)}")
     given = list(units)
     numbers = [number for unit in given if (number := _integer(unit)) is not None]
     if len(numbers) < len(given):
         wrong = next(unit for unit in given if _integer(unit) is None)
-        raise AtlasError(f"units must be whole numbers, such as [0, 1], not {in_short(wrong)}")
+        raise AtlasError(f"units must be whole numbers, such as [0, 1], not {shortened(wrong)}")
     if not given:
         raise AtlasError("units is an empty list; name some, or leave it away for all")
     return numbers
 
 
-def in_short(value: Any) -> str:
+def shortened(value: Any) -> str:
     """A value as an error quotes it: in one short line.
 
-    >>> in_short("3"), in_short("x" * 100)
+    >>> shortened("3"), shortened("x" * 100)
     ("'3'", "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx …")
     """
     try:

@@ -7,7 +7,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from unitscope.arguments import whole
+from unitscope.arguments import whole_number
 from unitscope.atlas import Atlas
 from unitscope.networks import Network
 from unitscope.networks.precision import plain_tensors
@@ -52,7 +52,7 @@ def check(atlas: Atlas, network: "nn.Module | Network | None" = None, batch_size
     Images are found by their keys, so others may have come since. Raises `AtlasError` where the weights are not those that were
     scanned.
     """
-    batch_size = whole("batch_size", batch_size)
+    batch_size = whole_number("batch_size", batch_size)
     with opened_again(atlas, network, device) as again:
         peaks = [Peak(**row) for row in atlas.table("peaks").to_pylist()]
         replay = Replay(again, {layer.name: near(atlas, layer.name) for layer in atlas.layers})

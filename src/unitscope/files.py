@@ -11,7 +11,7 @@ from unitscope.errors import AtlasError, UnitscopeError, first_line
 
 
 @contextmanager
-def written(place: Path, what: str, error: type[UnitscopeError] = AtlasError) -> Iterator[Path]:
+def atomic_write(place: Path, what: str, error: type[UnitscopeError] = AtlasError) -> Iterator[Path]:
     """A path that doesn't exist yet, to write a file to or to make a folder at; after the block that stands at `place`, whole.
 
     Where the block fails nothing is left of it, and what stood at `place` stays. What a process that was killed has left of the same
@@ -22,11 +22,11 @@ def written(place: Path, what: str, error: type[UnitscopeError] = AtlasError) ->
         place.parent.mkdir(parents=True, exist_ok=True)
         _clear_leftovers(place)
         yield aside
-        flush(aside)
+        fsync_path(aside)
         os.replace(aside, place)
-        flush(place.absolute().parent)
+        fsync_path(place.absolute().parent)
     except OSError as problem:
-        raise error(f"{what} can't be written: {why(problem)}") from problem
+        raise error(f"{what} can't be written: {os_error_text(problem)}") from problem
     finally:
         _remove(aside)
 
@@ -42,7 +42,7 @@ def check_writable(place: Path, what: str, error: type[UnitscopeError] = AtlasEr
         raise error(f"{what} can't be written: {str(existing)!r} can't be written to")
 
 
-def absolute(path: str | os.PathLike[str]) -> str:
+def absolute_path(path: str | os.PathLike[str]) -> str:
     """The path from the root, without `.` and, where the system comes to the same place without them, without `..`.
 
     Behind a link to a folder it doesn't: `..` is the folder above the one that the link leads to.
@@ -56,12 +56,12 @@ def absolute(path: str | os.PathLike[str]) -> str:
     return folded if os.path.realpath(os.path.dirname(folded)) == real else os.path.join(real, name)
 
 
-def why(error: OSError) -> str:
+def os_error_text(error: OSError) -> str:
     """What the system says, without the name of a file, which the caller knows better."""
     return error.strerror or first_line(error)
 
 
-def flush(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Have the operating system put a file, or the names in a folder, on the disk."""
     if os.name == "nt" and path.is_dir():
         return  # Windows opens no folders

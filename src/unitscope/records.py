@@ -22,10 +22,10 @@ LIBRARIES = frozenset({"torchvision", "timm", "demo"})
 """What a model string begins with where a library builds the network."""
 
 
-def names_code(model: str) -> bool:
+def names_user_code(model: str) -> bool:
     """True where a model string names code of somebody's own, which building the network would run.
 
-    >>> names_code("torchvision:alexnet"), names_code("mine.networks:small"), names_code("/tmp/net.py:make")
+    >>> names_user_code("torchvision:alexnet"), names_user_code("mine.networks:small"), names_user_code("/tmp/net.py:make")
     (False, True, True)
     """
     return model.rpartition(":")[0] not in LIBRARIES
@@ -101,7 +101,7 @@ def is_rectifier(activation: str) -> bool:
     return activation == RECTIFIER or re.fullmatch(r"relu(\d+(\.\d+)?)?", activation) is not None
 
 
-def matches(name: str, pattern: str) -> bool:
+def name_matches(name: str, pattern: str) -> bool:
     """True where a layer's name is the pattern, or the pattern as a glob matches it."""
     return name == pattern or fnmatchcase(name, pattern)
 

@@ -15,7 +15,7 @@ from unitscope.networks import Network
 from unitscope.networks.precision import plain_tensors
 from unitscope.records import Response
 from unitscope.session.again import Again, opened_again
-from unitscope.spatial_max import by_comparing
+from unitscope.spatial_max import highest_cell
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def listening(
 def _responses(again: Again, image: Image.Image) -> list[Response]:
     def look(number: int, maps: Tensor) -> Response:
         traced = again.layers[number]
-        reading = by_comparing(maps)
+        reading = highest_cell(maps)
         values, cells = reading.highest[0].cpu().numpy(), reading.cells[0].cpu().numpy()
         y, x = np.divmod(cells, traced.layer.map_width)
         sides = traced.fields.boxes(np.arange(len(values)), y, x)

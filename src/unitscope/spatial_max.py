@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unitscope.topk import enters
+from unitscope.topk import may_enter
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Spacing:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class SpatialMax:
     """The peaks of some units in one batch.
 
     `highest` is each unit's highest value in each image, NaN where its whole map is NaN, `cells` the first cell where it stands;
@@ -46,7 +46,7 @@ class Reading:
     spoilt: Bool[Tensor, "image unit"]
 
 
-def by_comparing(maps: Float[Tensor, "image unit y x"]) -> Reading:
+def highest_cell(maps: Float[Tensor, "image unit y x"]) -> SpatialMax:
     """Each unit's peak in each image. Among equal values the lowest cell wins; NaN never wins.
 
     In plain operations, so that the program doesn't have to wait for a GPU.
@@ -58,11 +58,11 @@ def by_comparing(maps: Float[Tensor, "image unit y x"]) -> Reading:
     numbers = torch.arange(flat.shape[2], device=maps.device)
     cells = torch.where((flat == highest[:, :, None]) & ~missing, numbers, flat.shape[2]).amin(2)
     nothing = missing.all(2)
-    return Reading(highest.masked_fill(nothing, torch.nan), cells.masked_fill(nothing, 0), missing.any(2))
+    return SpatialMax(highest.masked_fill(nothing, torch.nan), cells.masked_fill(nothing, 0), missing.any(2))
 
 
-def by_pooling(maps: Float[Tensor, "image unit y x"]) -> tuple[Tensor, Tensor]:
-    """Highest values and their cells as `by_comparing` gives them, but NaN wins: in one pass over maps, on a processor.
+def highest_cell_by_pooling(maps: Float[Tensor, "image unit y x"]) -> tuple[Tensor, Tensor]:
+    """Highest values and their cells as `highest_cell` gives them, but NaN wins: in one pass over maps, on a processor.
 
     On maps whose channels lie side by side the kernel runs through whole rows of them, and among equal values keeps the first.
     """
@@ -82,17 +82,17 @@ class Candidates:
     cells: Int[Tensor, "image pick unit"]
 
 
-Found = TypeVar("Found", Reading, Candidates)
+Found = TypeVar("Found", SpatialMax, Candidates)
 
 
-def joined(found: Sequence[Found], axis: int) -> Found:
+def concatenated(found: Sequence[Found], axis: int) -> Found:
     """Of several batches (axis 0), or of the units of several layers (the last axis, -1)."""
     kind = type(found[0])
     return kind(*(torch.cat([getattr(one, name) for one in found], axis) for name in kind.__slots__))
 
 
 @dataclass(frozen=True, slots=True)
-class Picking:
+class PeakPicker:
     """How several peaks of one image are picked in one layer.
 
     `picks` a map, as far apart as `spacing` says; those after the first only where the first comes up to the unit's `floor`, since
@@ -104,16 +104,16 @@ class Picking:
     rectified: bool
     floor: Float[Tensor, " unit"]
 
-    def of(self, maps: Float[Tensor, "image unit y x"], first: Reading) -> Candidates:
-        """The candidates of every map, given what `by_comparing` says of it."""
+    def of(self, maps: Float[Tensor, "image unit y x"], first: SpatialMax) -> Candidates:
+        """The candidates of every map, given what `highest_cell` says of it."""
         values = torch.full((len(maps), self.picks, maps.shape[1]), torch.nan, dtype=torch.float32, device=maps.device)
         cells = torch.zeros(values.shape, dtype=torch.int64, device=maps.device)
         values[:, 0], cells[:, 0] = self._fires(first.highest), first.cells
-        image, unit = enters(values[:, 0], self.floor).nonzero().unbind(1)
+        image, unit = may_enter(values[:, 0], self.floor).nonzero().unbind(1)
         left = maps.float().flatten(2)[image, unit]
         for pick in range(1, self.picks):
             left = left.masked_fill(self.spacing.near(cells[image, pick - 1, unit], maps.shape[3]), torch.nan)
-            found = by_comparing(left[:, None, :, None])
+            found = highest_cell(left[:, None, :, None])
             values[image, pick, unit], cells[image, pick, unit] = self._fires(found.highest[:, 0]), found.cells[:, 0]
         return Candidates(values, cells)
 

@@ -70,14 +70,14 @@ class TopK:
 
         Units in which none comes up to the `floor`, their own unless another is given, are passed over.
         """
-        units = enters(values, self.floor() if floor is None else floor).any(0).nonzero()[:, 0]
+        units = may_enter(values, self.floor() if floor is None else floor).any(0).nonzero()[:, 0]
         if len(units):
             values, cells = values[:, units].T, cells[:, units].T
             self._put(units, (values, hashes, images, cells), lambda value: images_holding(value, values, images))
 
     def merge(self, other: "TopK") -> None:
         """Take in all that another TopK kept, whose images are others."""
-        units = enters(other.values[:, :1].T, self.floor()).any(0).nonzero()[:, 0]
+        units = may_enter(other.values[:, :1].T, self.floor()).any(0).nonzero()[:, 0]
         if len(units):
             added = other.values[units], other.hashes[units], other.images[units], other.cells[units]
             self._put(units, added, lambda value: other._images_at(units, value))
@@ -102,7 +102,7 @@ class TopK:
         return torch.where(value == self.floor()[units], self.tied[units], listed)
 
 
-def enters(values: Float[Tensor, "candidate unit"], floor: Float[Tensor, " unit"]) -> Tensor:
+def may_enter(values: Float[Tensor, "candidate unit"], floor: Float[Tensor, " unit"]) -> Tensor:
     """True where a value could come in: at or above the floor (an equal value may win by its hash), or places are free."""
     return (values >= floor) | (floor.isnan() & ~values.isnan())
 

@@ -2,6 +2,6 @@
 
 from unitscope.atlas.reading import Atlas
 from unitscope.atlas.schema import FORMAT, TABLES
-from unitscope.atlas.writing import place_for, write_atlas
+from unitscope.atlas.writing import new_atlas_folder, write_atlas
 
-__all__ = ["FORMAT", "TABLES", "Atlas", "place_for", "write_atlas"]
+__all__ = ["FORMAT", "TABLES", "Atlas", "new_atlas_folder", "write_atlas"]

@@ -23,7 +23,7 @@ from unitscope.images import Changed, Geometry, Skipped
 from unitscope.images.pixels import in_channels
 from unitscope.images.protocol import Pixels
 from unitscope.images.ranges import Range
-from unitscope.records import Box, Layer, Peak, matches
+from unitscope.records import Box, Layer, Peak, name_matches
 
 if TYPE_CHECKING:
     from unitscope.atlas.reading import Atlas
@@ -140,7 +140,7 @@ def _asked(atlas: "Atlas", patterns: Sequence[str]) -> list[Layer]:
     """The layers of these names, or that these globs match, in the order asked for."""
     found: dict[str, Layer] = {}
     for pattern in patterns:
-        matching = [layer for layer in atlas.layers if matches(layer.name, pattern)]
+        matching = [layer for layer in atlas.layers if name_matches(layer.name, pattern)]
         found |= {layer.name: layer for layer in matching or [atlas.layer(pattern)]}
     return list(found.values())
 

@@ -22,7 +22,7 @@ from unitscope.atlas.ties import Tie, ties
 from unitscope.errors import WHERE_IMAGES_ARE, AtlasError, ImagesError, LayerNotFound, suggestion
 from unitscope.images import Changed, Skipped, Source, as_source, finder, holds, reopened, skipping_errors
 from unitscope.images.protocol import Pixels
-from unitscope.records import Layer, Peak, Preprocessing, names_code
+from unitscope.records import Layer, Peak, Preprocessing, names_user_code
 
 MOST_LAYERS, MOST_PIXELS = 100_000, 1 << 24
 
@@ -78,7 +78,7 @@ class Atlas:
                 f"the atlas {str(self.folder)!r} was made from a module in memory, {model.removeprefix('module:')!r}; give that in "
                 "Python, as in unitscope.check(atlas, network)"
             )
-        if names_code(model):
+        if names_user_code(model):
             return (
                 f"the atlas {str(self.folder)!r} names code to build its network with, {model!r}, which isn't run unasked; if you trust "
                 "it, give --trust-code, or network= in Python"

@@ -4,7 +4,7 @@ import pyarrow as pa
 
 FORMAT = 2
 MANIFEST = "atlas.json"
-METHODS = ("deconvnet", "guided", "gradient", "integrated", "occlusion")
+METHODS = ("deconvnet", "guided_backprop", "gradient", "integrated_gradients", "occlusion")
 """Of attribution, whose tables an atlas may have; `unitscope.attribution`, which needs torch, has them."""
 MOST_PEAKS = (1 << 15) - 1
 """The highest rank that the tables can hold."""

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 
 from unitscope.atlas.schema import FORMAT, MANIFEST, TABLES
 from unitscope.errors import AtlasError
-from unitscope.files import flush, written
+from unitscope.files import atomic_write, fsync_path
 
 MEASURED = ("value", "mean", "std", "lowest", "highest")
 """Columns whose values hardly ever come again, so that to look for those that do costs time and space."""
 
 
-def place_for(out: str | os.PathLike[str]) -> Path:
+def new_atlas_folder(out: str | os.PathLike[str]) -> Path:
     """The folder that an atlas may be written to: new, or empty. Nothing is made yet.
 
     Raises `AtlasError` where something is there already, so that nothing is ever overwritten.
@@ -45,14 +45,14 @@ def write_atlas(out: str | os.PathLike[str], tables: Mapping[str, pa.Table], man
 
     Raises `AtlasError` where that can't be done, and leaves nothing behind.
     """
-    with written(place_for(out), f"the atlas {str(out)!r}") as folder:
+    with atomic_write(new_atlas_folder(out), f"the atlas {str(out)!r}") as folder:
         folder.mkdir()
         for name, schema in TABLES.items():
             _write_table(tables[name].cast(schema), folder / f"{name}.parquet")
-            flush(folder / f"{name}.parquet")
+            fsync_path(folder / f"{name}.parquet")
         text = json.dumps({"format": FORMAT, **manifest}, indent=2, sort_keys=True, default=str)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-        flush(folder / MANIFEST)
+        fsync_path(folder / MANIFEST)
 
 
 def _write_table(table: pa.Table, path: Path) -> None:

@@ -14,7 +14,7 @@ from unitscope.attribution.store import Keeping
 from unitscope.errors import AtlasError, LayerNotFound, suggestion
 from unitscope.networks import Network
 from unitscope.networks.precision import plain_tensors
-from unitscope.records import Layer, Peak, matches
+from unitscope.records import Layer, Peak, name_matches
 from unitscope.session.again import near, opened_again
 from unitscope.session.lanes import Networks
 
@@ -34,12 +34,12 @@ def attribute(
 ) -> int:
     """Bring the peaks of an atlas down to pixels, and keep an image for each in `attributions/METHOD.parquet`. How many were done.
 
-    `method` is `deconvnet` (Zeiler & Fergus 2014, section 2.1), `guided` (Springenberg et al. 2014), `gradient`, `integrated`
+    `method` is `deconvnet` (Zeiler & Fergus 2014, section 2.1), `guided_backprop` (Springenberg et al. 2014), `gradient`, `integrated_gradients`
     (Sundararajan et al. 2017) or `occlusion`. `layers` are glob patterns, `units` numbers; without them all peaks are taken.
     `network` is needed where the atlas was made from a module in memory, or names code to build it with. `on_peaks` is told how many peaks are through.
 
     At smooth activations (GELU, SiLU and their like) `deconvnet` rectifies the signal as at a ReLU, whose place they take;
-    `guided` lets through what is positive on both sides of them. Activations written out in arithmetic are no rectifiers to either.
+    `guided_backprop` lets through what is positive on both sides of them. Activations written out in arithmetic are no rectifiers to either.
 
     Peaks that have their image already are left alone, so a call that was stopped goes on where it was. Raises `AtlasError` where
     there is nothing to do it for, or where an image is gone or doesn't give the stored value any more; `NetworkError` where no
@@ -75,10 +75,10 @@ def _chosen(atlas: Atlas, patterns: Sequence[str] | None, units: Sequence[int] |
     if patterns is not None and not patterns:
         raise LayerNotFound("layers is an empty list; name some, or leave it away for all")
     names = [
-        layer.name for layer in atlas.layers if patterns is None or any(matches(layer.name, pattern) for pattern in patterns)
+        layer.name for layer in atlas.layers if patterns is None or any(name_matches(layer.name, pattern) for pattern in patterns)
     ]
     for pattern in patterns or ():
-        if not any(matches(name, pattern) for name in names):
+        if not any(name_matches(name, pattern) for name in names):
             atlas.layer(pattern)  # raises, and names what is close
     found = {name: _peaks(atlas, atlas.layer(name), units) for name in names}
     if not any(found.values()):

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
 from unitscope.attribution.cropped_backward import Cones
-from unitscope.attribution.rectifiers import Rule, deconvnet, guided, rectifiers
+from unitscope.attribution.rectifiers import Rule, deconvnet, guided_backprop, rectifiers
 from unitscope.errors import NetworkError, first_line
-from unitscope.networks import single
+from unitscope.networks import as_float32
 
 MapsOf = Callable[[Tensor], Tensor]
 """From images to one layer's maps, with autograd's graph where that is switched on."""
@@ -87,7 +87,7 @@ class Integrated:
         with torch.no_grad():
             maps = maps_of(images.clone())
             values = [cells.of(maps) for cells in rounds]
-        images, dtype = single(images), images.dtype
+        images, dtype = as_float32(images), images.dtype
         totals = [torch.zeros_like(images) for _ in rounds]
         for place, weight in zip(*np.polynomial.legendre.leggauss(self.steps), strict=True):
             leaf = (images * float(place + 1) / 2).to(dtype).requires_grad_()
@@ -111,7 +111,7 @@ class Occlusion:
         with torch.no_grad():
             maps = maps_of(images.clone())
             values = [cells.of(maps) for cells in rounds]
-            drops = [torch.zeros_like(single(images[:, :1])) for _ in rounds]
+            drops = [torch.zeros_like(as_float32(images[:, :1])) for _ in rounds]
             covered = torch.zeros_like(drops[0][:1])
             for rows, columns in squares(images.shape[2], images.shape[3]):
                 occluded = images.clone()
@@ -119,7 +119,7 @@ class Occlusion:
                 covered[:, :, rows, columns] += 1
                 maps = maps_of(occluded)
                 for cells, value, drop in zip(rounds, values, drops, strict=True):
-                    drop[:, :, rows, columns] += (single(value) - single(cells.of(maps)))[:, None, None, None]
+                    drop[:, :, rows, columns] += (as_float32(value) - as_float32(cells.of(maps)))[:, None, None, None]
         yield from (Projected(value, drop / covered) for value, drop in zip(values, drops, strict=True))
 
 
@@ -136,9 +136,9 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Backward("deconvnet", deconvnet),
-        Backward("guided", guided),
+        Backward("guided_backprop", guided_backprop),
         Backward("gradient"),
-        Integrated("integrated"),
+        Integrated("integrated_gradients"),
         Occlusion("occlusion"),
     )
 }

@@ -28,7 +28,7 @@ def deconvnet(down: Signals, came: Signals) -> Signals:
     return down if signal is None or down[0] is None else (signal.clamp(min=0), *down[1:])
 
 
-def guided(down: Signals, came: Signals) -> Signals:
+def guided_backprop(down: Signals, came: Signals) -> Signals:
     """The gradient where the signal is positive and the rectifier rises; zero elsewhere (Springenberg et al. 2014, section 3.4)."""
     signal, gradient = came[0], down[0]
     if signal is None or gradient is None:

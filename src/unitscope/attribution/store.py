@@ -16,7 +16,7 @@ from unitscope.atlas import Atlas
 from unitscope.atlas.attribution_images import Projection
 from unitscope.atlas.schema import PROJECTIONS
 from unitscope.errors import AtlasError
-from unitscope.files import why, written
+from unitscope.files import atomic_write, os_error_text
 from unitscope.records import Peak
 
 EVERY_S = 10.0
@@ -43,7 +43,7 @@ class Keeping:
         try:
             self._aside.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise AtlasError(f"{str(self._aside)!r} can't be made: {why(error)}") from error
+            raise AtlasError(f"{str(self._aside)!r} can't be made: {os_error_text(error)}") from error
         lock = FileLock(self._aside / "lock", timeout=0)
         try:
             lock.acquire()
@@ -79,7 +79,7 @@ class Keeping:
         if not pieces:
             return
         with (
-            written(self._place, f"the projections {str(self._place)!r}") as path,
+            atomic_write(self._place, f"the projections {str(self._place)!r}") as path,
             pq.ParquetWriter(path, PROJECTIONS, **WRITING) as writer,
         ):
             for layer in self._atlas.layers:
@@ -107,7 +107,7 @@ class Keeping:
             return
         number = max((int(piece.stem) for piece in self._pieces()), default=-1) + 1
         piece = self._aside / f"{number:06}.piece"
-        with written(piece, f"the projections {str(piece)!r}") as path:
+        with atomic_write(piece, f"the projections {str(piece)!r}") as path:
             rows = table_of(self._rows).sort_by([("layer", "ascending"), ("unit", "ascending")])
             pq.write_table(rows, path, row_group_size=GROUP_ROWS, **WRITING)
         self._rows = []

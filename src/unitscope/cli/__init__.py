@@ -138,11 +138,11 @@ def scan(
     value_range: ValueRange = None,
 ) -> None:  # fmt: skip
     """Find the patches that excite every unit most, and keep them in an atlas."""
-    from unitscope.atlas import place_for
+    from unitscope.atlas import new_atlas_folder
     from unitscope.images import as_source
 
     overrides = overrides_of(resize, crop, mean, std, channels, value_range)
-    place_for(out)
+    new_atlas_folder(out)
     spread = runner_of(runner, address, cpus_per_worker, gpus_per_worker)
     source = as_source(images)
     network, preprocessing = network_of(model, weights, seed, overrides)
@@ -188,7 +188,7 @@ def figure(
 @app.command()
 def attribute(
     atlas: AtlasFolder,
-    method: Annotated[str, typer.Option(help="deconvnet, guided, gradient, integrated or occlusion.")] = "deconvnet",
+    method: Annotated[str, typer.Option(help="deconvnet, guided_backprop, gradient, integrated_gradients or occlusion.")] = "deconvnet",
     layers: Layers = None, units: Units = None, images: Images = None, device: Device = "auto", trust_code: TrustCode = False,
 ) -> None:  # fmt: skip
     """Find what in each patch excites the unit, and keep an image of it for every peak."""
@@ -297,7 +297,7 @@ def occlude(
     """Slide a grey square over a unit's images: where does the unit drop, and what does the classifier see?"""
     from unitscope.atlas import Atlas
     from unitscope.attribution import attribute as attribute_peaks
-    from unitscope.experiments import occlusion
+    from unitscope.experiments import occlude as occlude_peaks
     from unitscope.experiments.plots import draw_occlusion, plot_format
 
     path = out or Path(f"{atlas.absolute().name}-{layer.replace('/', '_')}-{unit}-occluded.png")
@@ -305,7 +305,7 @@ def occlude(
     opened, names = Atlas(atlas, images=images), lines_of(classes) if classes else None
     known, network = opened.layer(layer).name, trusted(opened, trust_code)
     with progress(None, "covering") as advance:
-        occlusion(opened, known, [unit], network, classes=names, device=device, on_images=advance)
+        occlude_peaks(opened, known, [unit], network, classes=names, device=device, on_images=advance)
         attribute_peaks(opened, "occlusion", network, layers=[known], units=[unit], device=device)
     draw_occlusion(opened, known, unit, names, path)
     print(f"drawn to {path}")
@@ -413,7 +413,7 @@ def main() -> None:
 def _scan(network: Any, images: Any, out: Path, **options: Any) -> None:
     from unitscope.images import as_source, count_of
     from unitscope.scanning import scan as scan_images
-    from unitscope.scanning.checkpoint import folder_for
+    from unitscope.scanning.checkpoint import checkpoint_folder
 
     source = as_source(images)
     count, limit = count_of(source), options.get("limit")
@@ -423,7 +423,7 @@ def _scan(network: Any, images: Any, out: Path, **options: Any) -> None:
         with progress(total) as advance:
             atlas = scan_images(network, source, out, on_images=advance, **options)
     except KeyboardInterrupt:
-        kept = folder_for(Path(os.path.realpath(out))).exists()
+        kept = checkpoint_folder(Path(os.path.realpath(out))).exists()
         stop("stopped; the same command goes on from the last checkpoint" if kept else "stopped; nothing was written", 130)
     skipped = atlas.manifest["skipped"]
     print(

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from unitscope.errors import UnitscopeError
-from unitscope.files import why
+from unitscope.files import os_error_text
 
 MOST_UNITS = 1_000_000
 LISTS = {"--layers", "--units", "--mean", "--std", "--crop", "--resize", "--value-range"}
@@ -68,7 +68,7 @@ def overrides_of(
     channels: int | None = None,
     value_range: str | None = None,
 ) -> Any:
-    from unitscope.networks import Overrides
+    from unitscope.networks import PreprocessingOverrides
 
     sizes = numbers_of(resize, int, "--resize"), numbers_of(crop, int, "--crop")
     for option, size in zip(("--resize", "--crop"), sizes, strict=True):
@@ -80,7 +80,7 @@ def overrides_of(
     values = numbers_of(value_range, float, "--value-range")
     if values is not None and len(values) != 2:
         raise typer.BadParameter(f"--value-range takes two numbers, not {len(values)}")
-    return Overrides(
+    return PreprocessingOverrides(
         resized, cropped, tuple(means) if means else None, tuple(stds) if stds else None, channels,
         None if values is None else (values[0], values[1]),
     )  # fmt: skip
@@ -91,7 +91,7 @@ def lines_of(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as error:
-        reason = why(error) if isinstance(error, OSError) else "it isn't text in UTF-8"
+        reason = os_error_text(error) if isinstance(error, OSError) else "it isn't text in UTF-8"
         raise UnitscopeError(f"{str(path)!r} can't be read: {reason}") from error
     return [line.strip() for line in text.rstrip().splitlines()]
 

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from unitscope.errors import UnitscopeError
-from unitscope.files import check_writable, written
+from unitscope.files import atomic_write, check_writable
 
 
 def stop(text: str, status: int) -> NoReturn:
@@ -46,7 +46,7 @@ def progress(total: int | None, what: str = "scanning", each: str = "images") ->
 
 def save_picture(image: Any, path: Path) -> None:
     kind = picture_format(path)
-    with written(path, f"the picture {str(path)!r}", UnitscopeError) as aside:
+    with atomic_write(path, f"the picture {str(path)!r}", UnitscopeError) as aside:
         try:
             image.save(aside, kind, **({"resolution": 200, "quality": 95} if kind == "PDF" else {}))
         except (ValueError, KeyError) as error:  # larger than the format can hold, or colours that it doesn't have

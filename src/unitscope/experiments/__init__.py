@@ -7,8 +7,8 @@
 from unitscope.experiments.colour_shape import colour_or_shape
 from unitscope.experiments.evolution import Evolution, evolve
 from unitscope.experiments.linear_probe import probe
-from unitscope.experiments.occlusion import occlusion
+from unitscope.experiments.occlusion import occlude
 from unitscope.experiments.recorder import Recorder
 from unitscope.experiments.transformations import invariance
 
-__all__ = ["Evolution", "Recorder", "colour_or_shape", "evolve", "invariance", "occlusion", "probe"]
+__all__ = ["Evolution", "Recorder", "colour_or_shape", "evolve", "invariance", "occlude", "probe"]

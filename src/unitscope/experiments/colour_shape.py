@@ -12,11 +12,11 @@ from torchvision.transforms.functional import gaussian_blur
 
 from unitscope.atlas import Atlas
 from unitscope.experiments.tables import place_for_table, write_table
-from unitscope.networks import Network, single
+from unitscope.networks import Network, as_float32
 from unitscope.networks.precision import plain_tensors
 from unitscope.records import Preprocessing
 from unitscope.session.again import Again, opened_again
-from unitscope.spatial_max import by_comparing
+from unitscope.spatial_max import highest_cell
 
 BATCH_IMAGES = 16
 LUMA = (0.299, 0.587, 0.114)
@@ -68,7 +68,7 @@ class _Shares:
 
     def add(self, images: Sequence[int]) -> None:
         again = self._again
-        inputs = single(again.inputs(again.loader.load(image) for image in images))
+        inputs = as_float32(again.inputs(again.loader.load(image) for image in images))
         for row, changed in enumerate(changes(inputs, images, again.loader.preprocessing)):
             highest = again.each(again.form.of(changed), lambda _, maps: _highest(maps).cpu().numpy())
             for traced, values in zip(again.layers, highest, strict=True):
@@ -99,7 +99,7 @@ class _Shares:
 def _highest(maps: Float[Tensor, "image unit y x"]) -> Float[Tensor, "image unit"]:
     """Each unit's highest value, whatever is no number."""
     highest = maps.float().flatten(2).amax(2)
-    return by_comparing(maps).highest if highest.isnan().any() else highest
+    return highest_cell(maps).highest if highest.isnan().any() else highest
 
 
 def _positive(peaks: pa.Table) -> dict[str, np.ndarray]:

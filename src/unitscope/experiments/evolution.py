@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from unitscope.arguments import in_short, layer_patterns, unit_numbers
-from unitscope.atlas import Atlas, place_for
+from unitscope.arguments import layer_patterns, shortened, unit_numbers
+from unitscope.atlas import Atlas, new_atlas_folder
 from unitscope.atlas.figures import Drawn, box_drawn, firing_units, projections, spread_layers
 from unitscope.atlas.schema import MANIFEST
 from unitscope.atlas.ties import without_preference
@@ -28,7 +28,7 @@ from unitscope.attribution import attribute
 from unitscope.drawing import Moment, Strip, draw_strips
 from unitscope.errors import AtlasError, first_line
 from unitscope.experiments.tables import write_table
-from unitscope.files import written
+from unitscope.files import atomic_write
 from unitscope.images import as_source, same_images
 from unitscope.images.content import mixed, total
 from unitscope.networks import Network, load_network
@@ -217,7 +217,7 @@ def evolve(
 def _names(checkpoints: Sequence[str | os.PathLike[str]]) -> list[str]:
     """Each atlas's name, that of its file. Raises `AtlasError` where two have one name, or where there are none."""
     if isinstance(checkpoints, (str, os.PathLike)) or not isinstance(checkpoints, Iterable):
-        raise AtlasError(f"checkpoints must be a list of files, from early to late, not {in_short(checkpoints)}")
+        raise AtlasError(f"checkpoints must be a list of files, from early to late, not {shortened(checkpoints)}")
     chosen = [split_key(str(checkpoint)) for checkpoint in checkpoints]
     names = [f"{path.stem}-{key}" if key else path.stem for path, key in chosen]
     for name in names:
@@ -235,10 +235,10 @@ def _names(checkpoints: Sequence[str | os.PathLike[str]]) -> list[str]:
 def check_name(name: Any) -> None:
     """Raises `AtlasError` for what can't be the name of an atlas in an evolution: a folder in it that isn't hidden."""
     if not isinstance(name, str):
-        raise AtlasError(f"the name of an atlas is text, not {in_short(name)}")
+        raise AtlasError(f"the name of an atlas is text, not {shortened(name)}")
     if not name or name[0] == "." or name in (ORDER, TABLE) or any(sign in name for sign in SEPARATORS):
         raise AtlasError(
-            f"an atlas can't have the name {in_short(name)}: a name is that of a folder, so it has no slashes and begins with no dot, "
+            f"an atlas can't have the name {shortened(name)}: a name is that of a folder, so it has no slashes and begins with no dot, "
             f"and it isn't {ORDER} or {TABLE}"
         )
 
@@ -251,7 +251,7 @@ def scanned(network: Network, images: Any, place: Path, **options: Any) -> Atlas
 def _standing(network: Network, images: Any, place: Path, **options: Any) -> Atlas | None:
     """The atlas that is there. Raises `AtlasError` where it is of something else, or where something else is in the way."""
     if not (place / MANIFEST).exists():
-        place_for(place)
+        new_atlas_folder(place)
         return None
     atlas, source = Atlas(place, images=images), as_source(images)
     said = atlas.manifest
@@ -298,7 +298,7 @@ def _order(folder: Path) -> list[Any]:
 
 def write_order(folder: Path, names: Sequence[str]) -> None:
     """Keep the order in which the atlases are to be shown."""
-    with written(folder / ORDER, f"the order of the evolution {str(folder)!r}") as aside:
+    with atomic_write(folder / ORDER, f"the order of the evolution {str(folder)!r}") as aside:
         aside.write_text(json.dumps(list(names)))
 
 

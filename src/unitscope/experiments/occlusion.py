@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
 
 
 @plain_tensors()
-def occlusion(
+def occlude(
     atlas: Atlas,
     layer: str,
     units: Sequence[int] | None = None,
@@ -45,7 +45,7 @@ def occlusion(
 ) -> pa.Table:
     """For the images of some units' peaks, the class probabilities while a grey square slides over them.
 
-    Written as `experiments/occlusion.parquet`, a row an image: the probability of its class, and the number of the most probable
+    Written as `experiments/class_probability.parquet`, a row an image: the probability of its class, and the number of the most probable
     class, at each place of the square, row by row. With `classes`, the labels in the order of the network's outputs, the class is
     that of the image's label (`labelled`); else, and for an image without such a label, the one that the network finds most
     probable in the whole image. How the unit's own value drops is `attribute` with the method `occlusion`, with the same squares.
@@ -63,7 +63,7 @@ def occlusion(
     )  # fmt: skip
     if not images:
         raise AtlasError(f"the chosen units of layer {layer!r} have no peaks in the atlas {str(atlas.folder)!r}")
-    place = place_for_table(atlas.folder / "experiments" / "occlusion.parquet")
+    place = place_for_table(atlas.folder / "experiments" / "class_probability.parquet")
     labels = {row["image"]: row["label"] for row in atlas.table("images").to_pylist()}
     counts = Counter(classes or ())
     numbers = {label: number for number, label in enumerate(classes or ()) if counts[label] == 1}

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from unitscope.atlas import Atlas
 from unitscope.atlas.attribution_images import decoded
 from unitscope.errors import UnitscopeError
-from unitscope.files import check_writable, written
+from unitscope.files import atomic_write, check_writable
 from unitscope.records import Peak
 
 
@@ -65,7 +65,7 @@ def draw_occlusion(atlas: Atlas, layer: str, unit: int, classes: Sequence[str] |
     """A row for each image of the unit's peaks: the image, how far the unit drops, the class's probability, and the most probable
     class, each where the grey square's middle is (the paper's figure on occlusion)."""
     plots = matplotlib_here()
-    found = {row["image"]: row for row in pq.read_table(atlas.folder / "experiments" / "occlusion.parquet").to_pylist()}
+    found = {row["image"]: row for row in pq.read_table(atlas.folder / "experiments" / "class_probability.parquet").to_pylist()}
     drops = {row["rank"]: row for row in atlas.attributions("occlusion", layer, unit).to_pylist()}
     peaks = [Peak(**row) for row in atlas.peaks(layer, unit).to_pylist() if row["image"] in found and row["rank"] in drops]
     figure, axes = plots.subplots(len(peaks), 4, figsize=(9, 2.3 * len(peaks)), squeeze=False, layout="constrained")
@@ -136,7 +136,7 @@ def _saved(plots: Any, figure: Any, path: Path) -> None:
     for axis in figure.axes:
         axis.spines[["top", "right"]].set_visible(False)
     try:
-        with written(path, f"the plot {str(path)!r}", UnitscopeError) as aside:
+        with atomic_write(path, f"the plot {str(path)!r}", UnitscopeError) as aside:
             figure.savefig(aside, dpi=140, format=plot_format(path))
     finally:
         plots.close(figure)

@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
-from unitscope.arguments import in_short, layer_patterns, whole
+from unitscope.arguments import layer_patterns, shortened, whole_number
 from unitscope.atlas import Atlas
 from unitscope.atlas.figures import spread_layers
 from unitscope.atlas.schema import MANIFEST
@@ -28,7 +28,7 @@ from unitscope.files import check_writable
 from unitscope.images import as_source, count_of
 from unitscope.networks import Network, first_tensor, given_network
 from unitscope.networks.precision import random_states_kept
-from unitscope.records import Layer, matches
+from unitscope.records import Layer, name_matches
 from unitscope.session.opening import loader_for, preprocessing_said
 
 UNITS_FOLLOWED = 8
@@ -72,7 +72,7 @@ class Recorder:
     _projects: bool = field(init=False, repr=False, default=True)
 
     def __post_init__(self) -> None:
-        whole("every", self.every)
+        whole_number("every", self.every)
         if not isinstance(self.network, nn.Module):
             raise NetworkError(f"a recorder needs the nn.Module that is trained, not a {type(self.network).__name__}")
         self._check_out()
@@ -84,9 +84,9 @@ class Recorder:
     def epoch(self, number: int) -> None:
         """After an epoch, counted in any way that goes up: scan where it is this one's turn."""
         try:
-            due = whole("the number of an epoch", number, least=None) % self.every == 0
+            due = whole_number("the number of an epoch", number, least=None) % self.every == 0
         except UnitscopeError as error:
-            self._warn(NOT_RECORDED, f"epoch {in_short(number)} {NOT_RECORDED}, and the training goes on: {error}")
+            self._warn(NOT_RECORDED, f"epoch {shortened(number)} {NOT_RECORDED}, and the training goes on: {error}")
             return
         if due:
             self.record(f"epoch-{int(number):03}")
@@ -102,7 +102,7 @@ class Recorder:
         for finding in findings:
             self._warn(str(finding.message), str(finding.message), finding)
         if loss is not None:
-            self._warn(loss.what, f"{in_short(name)} {loss.what}, and the training goes on: {loss.reason}")
+            self._warn(loss.what, f"{shortened(name)} {loss.what}, and the training goes on: {loss.reason}")
         return atlas
 
     def evolution(self) -> Evolution:
@@ -137,7 +137,7 @@ class Recorder:
                 atlas = self._scanned(given_network(network), name, device)
                 self._project(atlas, given_network(network), device)
         except Exception as error:
-            log.info("recording %s", in_short(name), exc_info=True)
+            log.info("recording %s", shortened(name), exc_info=True)
             self._projects = self._projects and atlas is None
             return atlas, Loss(NOT_RECORDED if atlas is None else NOT_PROJECTED, _said(error))
         return atlas, None
@@ -196,7 +196,7 @@ def _check_layers(network: nn.Module, patterns: Sequence[str]) -> None:
     """Raises `LayerNotFound` for a pattern that no module's name answers to, whatever number of call it asks for."""
     names = [name.replace("_orig_mod.", "") for name, _ in network.named_modules()]  # the prefix is torch.compile's
     for pattern in patterns if len(names) > 1 else ():
-        if not any(matches(name, pattern) or matches(name, pattern.partition("#")[0]) for name in names):
+        if not any(name_matches(name, pattern) or name_matches(name, pattern.partition("#")[0]) for name in names):
             raise LayerNotFound(f"the network has no layer {pattern!r}.{suggestion(pattern, names)}")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unitscope.files import check_writable, written
+from unitscope.files import atomic_write, check_writable
 
 
 def place_for_table(path: Path) -> Path:
@@ -16,6 +16,6 @@ def place_for_table(path: Path) -> Path:
 
 def write_table(table: pa.Table, path: Path) -> pa.Table:
     """Put the table in its place, and give it back. Raises `AtlasError` where that can't be done."""
-    with written(path, f"the table {str(path)!r}") as aside, aside.open("wb") as file:
+    with atomic_write(path, f"the table {str(path)!r}") as aside, aside.open("wb") as file:
         pq.write_table(table, file)
     return table

@@ -14,7 +14,7 @@ from torchvision.transforms.functional import affine
 
 from unitscope.errors import ImagesError
 from unitscope.experiments.tables import place_for_table, write_table
-from unitscope.networks import Network, single
+from unitscope.networks import Network, as_float32
 from unitscope.networks.precision import plain_tensors
 from unitscope.session.again import Again, opened
 
@@ -92,7 +92,7 @@ def _rows(again: Again, key: str, image: Tensor) -> Iterator[dict[str, object]]:
     classifies = scores.dim() == 2 and scores.shape[1] > 1
     number = int(scores.argmax()) if classifies else 0
     for move in moves():
-        moved = again.form.of(move.of(single(image)))
+        moved = again.form.of(move.of(as_float32(image)))
         probability = float(again.outputs(moved).float().softmax(1)[0, number]) if classifies else None
         for traced, old, new in zip(again.layers, before, _features(again, moved), strict=True):
             yield {
@@ -104,4 +104,6 @@ def _rows(again: Again, key: str, image: Tensor) -> Iterator[dict[str, object]]:
 def _features(again: Again, images: Tensor) -> list[Tensor]:
     """Every layer's maps, as what follows gets them: rectified where a rectifier follows."""
     rectified = [traced.layer.rectified for traced in again.layers]
-    return again.each(images, lambda number, maps: single(maps).clamp(min=0) if rectified[number] else single(maps).clone())
+    return again.each(
+        images, lambda number, maps: as_float32(maps).clamp(min=0) if rectified[number] else as_float32(maps).clone()
+    )

@@ -30,7 +30,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from unitscope.errors import ImagesError
-from unitscope.files import absolute
+from unitscope.files import absolute_path
 from unitscope.images.content import FEW, hash_of_bytes, spread
 from unitscope.images.datasets import IMAGE_COLUMNS
 from unitscope.images.labels import LABEL_COLUMNS, decoded, first_label, label_text, words, written_label
@@ -553,7 +553,7 @@ def _globbed(path: str) -> list[str]:
     """The files that a glob stands for, sorted; the path itself where it is none."""
     magic = "*" in path if path.startswith(WEB) else has_magic(path) and not exists(path)  # on the web ? begins a query
     if not magic:
-        return [path] if "://" in path else [absolute(path)]
+        return [path] if "://" in path else [absolute_path(path)]
     try:
         system, inner = url_to_fs(path)
         found = sorted(system.glob(inner))

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from unitscope.errors import first_line
-from unitscope.files import why
+from unitscope.files import os_error_text
 from unitscope.images.content import hash_of_bytes, hash_of_stream
 from unitscope.images.geometry import Geometry
 from unitscope.images.protocol import Pixels, Skipped, SourceImage
@@ -71,7 +71,7 @@ def _regular(path: Path) -> Iterator[Any]:
         with path.open("rb") as file:
             yield file
     except OSError as error:
-        raise Skipped(f"can't be opened: {why(error)}") from error
+        raise Skipped(f"can't be opened: {os_error_text(error)}") from error
     except (ValueError, MemoryError) as error:
         raise Skipped(f"can't be opened: {first_line(error)}") from error
 

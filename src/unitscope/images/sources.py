@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from unitscope.errors import ImagesError
-from unitscope.files import absolute, why
+from unitscope.files import absolute_path, os_error_text
 from unitscope.images.content import contradictions, spread
 from unitscope.images.datasets import DatasetSource, from_hugging_face
 from unitscope.images.files import FORMS, FileSource, file_source, form_of
@@ -46,7 +46,7 @@ class FolderSource:
         try:
             os.scandir(self.folder).close()
         except OSError as error:
-            raise ImagesError(f"the folder {str(folder)!r} can't be read: {why(error)}") from error
+            raise ImagesError(f"the folder {str(folder)!r} can't be read: {os_error_text(error)}") from error
         passed_over: dict[str, str] = {}
         self._paths = sorted(_files_below(str(folder), passed_over))
         self.passed_over: Mapping[str, str] = dict(sorted(passed_over.items()))
@@ -93,7 +93,7 @@ class ListSource:
             raise ImagesError("the list of images is empty")
         if all("://" in os.fspath(path) for path in paths):
             raise ImagesError(_behind_url(os.fspath(paths[0])))
-        files = [absolute(os.path.join(folder or "", os.fspath(path))) for path in paths]
+        files = [absolute_path(os.path.join(folder or "", os.fspath(path))) for path in paths]
         self.passed_over = passed_over or {}
         self._folder = _common_folder(files)
         self._paths = [os.path.relpath(file, self._folder) if self._folder else file for file in files]

@@ -4,17 +4,17 @@ import warnings
 from collections.abc import Sequence
 
 from unitscope.errors import LayerNotFound, LayoutError, suggestion
-from unitscope.layers.tracing import Refusal, Trace, TracedLayer
-from unitscope.records import matches
+from unitscope.layers.tracing import Trace, TracedLayer, UnreadableLayer
+from unitscope.records import name_matches
 
 
-def choose(trace: Trace, patterns: Sequence[str] | None = None, model: str = "the network") -> list[TracedLayer]:
+def choose_layers(trace: Trace, patterns: Sequence[str] | None = None, model: str = "the network") -> list[TracedLayer]:
     """The layers that match any of the glob patterns, in call order; without patterns the default ones.
 
     Layers that can't be scanned are left out with a warning. Raises `LayerNotFound` for a pattern that matches nothing, and
     `LayoutError` for one that matches only layers that can't be scanned, or where no default layer can.
     """
-    refused = left_out(trace, patterns)
+    refused = unreadable_layers(trace, patterns)
     for pattern in patterns or ():
         _check(pattern, trace, model)
     chosen = [layer for layer in trace.layers if (_matches(layer.name, patterns) if patterns else layer.default)]
@@ -30,26 +30,26 @@ def choose(trace: Trace, patterns: Sequence[str] | None = None, model: str = "th
     return chosen
 
 
-def left_out(trace: Trace, patterns: Sequence[str] | None = None) -> list[Refusal]:
+def unreadable_layers(trace: Trace, patterns: Sequence[str] | None = None) -> list[UnreadableLayer]:
     """The layers that the patterns match, or the default ones, and that can't be scanned."""
     return [r for r in trace.refused if (_matches(r.name, patterns) if patterns else r.default)]
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(matches(name, pattern) for pattern in patterns)
+    return any(name_matches(name, pattern) for pattern in patterns)
 
 
 def _check(pattern: str, trace: Trace, model: str) -> None:
-    if any(matches(layer.name, pattern) for layer in trace.layers):
+    if any(name_matches(layer.name, pattern) for layer in trace.layers):
         return
-    _refuse([r for r in trace.refused if matches(r.name, pattern)], model)
+    _refuse([r for r in trace.refused if name_matches(r.name, pattern)], model)
     names = [layer.name for layer in trace.layers]
     raise LayerNotFound(
         f"{model!r} has no layer {pattern!r}.{suggestion(pattern, names)} List all {len(names)} with: unitscope layers {model}"
     )
 
 
-def _refuse(refused: Sequence[Refusal], model: str) -> None:
+def _refuse(refused: Sequence[UnreadableLayer], model: str) -> None:
     if refused:
         first, others = refused[0], f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         raise LayoutError(

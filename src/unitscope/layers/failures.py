@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unitscope.errors import first_line
-from unitscope.networks.precision import exactly
+from unitscope.networks.precision import exact_inference
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -39,7 +39,7 @@ def _failing(network: nn.Module, images: Tensor) -> tuple[str, nn.Module, tuple[
         if not isinstance(module, torch.jit.ScriptModule):
             handles += [module.register_forward_pre_hook(begin, with_kwargs=True), module.register_forward_hook(end)]
     try:
-        with torch.no_grad(), exactly(network, images.device):
+        with torch.no_grad(), exact_inference(network, images.device):
             network(images)
     except Exception:
         return running[-1]

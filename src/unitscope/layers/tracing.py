@@ -17,10 +17,10 @@ from unitscope.layers.activations import Activation, bends, probed
 from unitscope.layers.failures import failure_of
 from unitscope.layers.flow import Call, FlowMode, Operator, call_name
 from unitscope.layers.layouts import Layout, layout_of
-from unitscope.networks import InputForm, first_tensor
+from unitscope.networks import InputFormat, first_tensor
 from unitscope.networks.class_variables import class_variables_kept
-from unitscope.networks.isolation import has_hooks, isolated, needs_hooks
-from unitscope.networks.precision import exactly, random_states_kept
+from unitscope.networks.isolation import has_hooks, isolated_copy, needs_hooks
+from unitscope.networks.precision import exact_inference, random_states_kept
 from unitscope.receptive_fields import (
     UNIT,
     Array,
@@ -81,7 +81,7 @@ class TracedLayer:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class UnreadableLayer:
     """A layer that can't be scanned, and why. `default` says that it would be scanned if it could."""
 
     name: str
@@ -107,8 +107,8 @@ class Trace:
     """
 
     layers: list[TracedLayer]
-    refused: list[Refusal]
-    form: InputForm
+    refused: list[UnreadableLayer]
+    form: InputFormat
     shape: tuple[int, int, int]
     unknown_operators: frozenset[str]
     folds: tuple[Fold, ...]
@@ -131,21 +131,21 @@ def trace(network: nn.Module, images: Tensor) -> Trace:
 def _tried(network: nn.Module, images: Tensor) -> Trace:
     """The trace of an input that lies in memory as images do best or, where the network can't take that, plainly."""
     first = first_tensor(network)
-    form = InputForm(images.device, torch.float32 if first is None else first.dtype, torch.channels_last)
+    form = InputFormat(images.device, torch.float32 if first is None else first.dtype, torch.channels_last)
     hooks = has_hooks(network) and needs_hooks(network, partial(_outputs, images=form.of(images)))
     try:
-        return _traced(isolated(network, hooks), images, form, hooks)
+        return _traced(isolated_copy(network, hooks), images, form, hooks)
     except NetworkError:
         raise
     except Exception:
         # `x.view(n, -1)` on a map needs the plain layout; where that isn't the trouble, the second try says what is.
         form = replace(form, memory_format=torch.contiguous_format)
     try:
-        return _traced(isolated(network, hooks), images, form, hooks)
+        return _traced(isolated_copy(network, hooks), images, form, hooks)
     except NetworkError:
         raise
     except Exception as error:
-        raise NetworkError(failure_of(isolated(network, hooks), form.of(images), error)) from error
+        raise NetworkError(failure_of(isolated_copy(network, hooks), form.of(images), error)) from error
 
 
 def _outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
@@ -159,7 +159,7 @@ def _outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
         if not isinstance(module, torch.jit.ScriptModule):
             module.register_forward_hook(keep)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(images)
-    with torch.no_grad(), exactly(network, images.device), _WeightsKept(network):
+    with torch.no_grad(), exact_inference(network, images.device), _WeightsKept(network):
         torch.manual_seed(0)
         network(noise)
     return found
@@ -195,22 +195,22 @@ class _WeightsKept(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _traced(network: nn.Module, images: Tensor, form: InputForm, hooks: bool) -> Trace:
+def _traced(network: nn.Module, images: Tensor, form: InputFormat, hooks: bool) -> Trace:
     fields = FieldMode()
     flow = FlowMode(fields)
-    with torch.no_grad(), exactly(network, form.device), unfused():
+    with torch.no_grad(), exact_inference(network, form.device), unfused():
         images = form.of(images)
         of_two = _shapes_of_two(network, images, form)
         with fields, flow.watching(network), _WeightsKept(network):
             fields.start(images)
             network(images)
-        reading = Reading(flow, images, of_two)
+        reading = CallLog(flow, images, of_two)
     layers: list[TracedLayer] = []
-    refused: list[Refusal] = []
+    refused: list[UnreadableLayer] = []
     for call in reading.layer_calls():
         layout = reading.layout(call)
         if isinstance(layout, str):
-            refused.append(Refusal(call.layer_name, layout, reading.default(call) and reading.depends(call)))
+            refused.append(UnreadableLayer(call.layer_name, layout, reading.default(call) and reading.depends(call)))
         else:
             layers.append(_described(call, reading, layout, len(layers)))
     channels, height, width = images.shape[1:]
@@ -232,7 +232,7 @@ Shapes = dict[tuple[str, bool], tuple[int, ...]]
 """The shape of what goes into a layer (True) and of what comes out (False), by the layer's name."""
 
 
-def _shapes_of_two(network: nn.Module, images: Tensor, form: InputForm) -> Shapes:
+def _shapes_of_two(network: nn.Module, images: Tensor, form: InputFormat) -> Shapes:
     """The shapes of everything for two images, which tell where images are; nothing where the network takes only one.
 
     In channels last an error is raised: one image hides a `view` that fails.
@@ -284,7 +284,7 @@ def _images_elsewhere(shape: tuple[int, ...], of_two: tuple[int, ...] | None) ->
     return f"its output has shape {shape} for one image: images and something else share {which}"
 
 
-def _described(call: Call, reading: "Reading", layout: Layout, order: int) -> TracedLayer:
+def _described(call: Call, reading: "CallLog", layout: Layout, order: int) -> TracedLayer:
     inward = reading.reads_input(call)
     planes = [layout.maps(plane) for plane in (_found(call, inward)[0] or [])[:UNIT]]
     _, units, height, width = planes[0].shape
@@ -306,7 +306,7 @@ def _step(centres: Array) -> int:
     return round(float(centres[middle] - centres[middle - 1])) if len(centres) > 1 else 0
 
 
-class Reading:
+class CallLog:
     """What the log of a pass says about its module calls."""
 
     def __init__(self, flow: FlowMode, images: Tensor, of_two: "Shapes") -> None:

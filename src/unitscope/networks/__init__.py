@@ -4,18 +4,18 @@ A scan runs copies (`copying`, `isolation`), in full precision (`precision`), an
 """
 
 from unitscope.networks.model_strings import load_network
-from unitscope.networks.network import InputForm, Network, first_tensor, given_network, single
-from unitscope.networks.preprocessing import PREPROCESSING_FLAGS, Overrides, as_preprocessing, preprocessing_for
+from unitscope.networks.network import InputFormat, Network, as_float32, first_tensor, given_network
+from unitscope.networks.preprocessing import PREPROCESSING_FLAGS, PreprocessingOverrides, as_preprocessing, preprocessing_for
 
 __all__ = [
     "PREPROCESSING_FLAGS",
-    "InputForm",
+    "InputFormat",
     "Network",
-    "Overrides",
+    "PreprocessingOverrides",
+    "as_float32",
     "as_preprocessing",
     "first_tensor",
     "given_network",
     "load_network",
     "preprocessing_for",
-    "single",
 ]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unitscope.networks.copying import FORWARD_HOOKS, Copying, content_of, is_torchs, uncompiled
 
 
-def isolated(network: nn.Module, hooks: bool = False) -> nn.Module:
+def isolated_copy(network: nn.Module, hooks: bool = False) -> nn.Module:
     """The network's copy in eval mode, with forward hooks of the user's where `hooks` says so."""
     network = uncompiled(network)
     copied: nn.Module = Copying(network, hooks).of(network)
@@ -38,13 +38,13 @@ def needs_hooks(network: nn.Module, run: Callable[[nn.Module], list[Tensor]]) ->
     The hooks are called for one pass. What they can reach (variables, containers and objects that their code names) is put back.
     """
     try:
-        without = run(isolated(network))
+        without = run(isolated_copy(network))
     except Exception:
         return True
     hooks = [h for module in network.modules() for name in FORWARD_HOOKS for h in module.__dict__.get(name, {}).values()]
     try:
         with _put_back(hooks):
-            those = run(isolated(network, hooks=True))
+            those = run(isolated_copy(network, hooks=True))
     except Exception:
         return False
     return len(those) != len(without) or not all(

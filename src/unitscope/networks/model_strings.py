@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from unitscope.errors import NetworkError, first_line, suggestion
-from unitscope.files import absolute
+from unitscope.files import absolute_path
 from unitscope.networks.network import Network, check_values
 from unitscope.networks.preprocessing import as_preprocessing
 from unitscope.networks.weights import read_state
@@ -51,11 +51,11 @@ def load_network(model: str, weights: str = "default", seed: int = 0) -> Network
         filled: Any = network.module
         if scheme == "torchvision" and hasattr(filled, "transform_input"):
             filled.transform_input = True  # GoogLeNet's and Inception's weights want it; torchvision sets it with its own
-        weights = absolute(weights)
+        weights = absolute_path(weights)
     check_values(network.module)
     network.module.eval()
     if scheme.endswith(".py"):
-        model = f"{absolute(scheme)}:{name}"  # so that it is found from elsewhere too
+        model = f"{absolute_path(scheme)}:{name}"  # so that it is found from elsewhere too
     return replace(network, model=model, weights=weights)
 
 

@@ -62,7 +62,7 @@ def check_values(module: nn.Module) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class InputForm:
+class InputFormat:
     """How a network takes its input: where, in which type, and laid out how in memory."""
 
     device: torch.device
@@ -74,7 +74,7 @@ class InputForm:
         return images.to(self.device, self.dtype).contiguous(memory_format=self.memory_format)
 
 
-def single(values: torch.Tensor) -> torch.Tensor:
+def as_float32(values: torch.Tensor) -> torch.Tensor:
     """The values in float32 at least: half precision has too few digits to add up in, and too little range for a norm."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 

@@ -29,7 +29,7 @@ _restore = ExitStack()
 
 
 @contextmanager
-def exactly(module: nn.Module, device: torch.device) -> Iterator[None]:
+def exact_inference(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Eval mode and full float32 precision for as long as the block lasts, without autocast; compiled parts run as they were written."""
     with evaluating(module), torch.autocast(device.type, enabled=False), _full_precision():
         yield

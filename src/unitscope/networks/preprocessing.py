@@ -11,7 +11,7 @@ PREPROCESSING_FLAGS = "--crop H,W --mean … --std … [--resize N] [--channels 
 
 
 @dataclass(frozen=True, slots=True)
-class Overrides:
+class PreprocessingOverrides:
     """What a user says of the preprocessing; None leaves what comes with the weights."""
 
     resize: int | tuple[int, int] | None = None
@@ -22,7 +22,7 @@ class Overrides:
     value_range: tuple[float, float] | None = None
 
 
-def preprocessing_for(network: Network, said: Overrides) -> Preprocessing:
+def preprocessing_for(network: Network, said: PreprocessingOverrides) -> Preprocessing:
     """What comes with the network's weights, changed as the user says.
 
     Raises `NetworkError` with the flags to give where nothing is known, since nothing is guessed.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from unitscope.errors import NetworkError, first_line, suggestion
-from unitscope.files import why
+from unitscope.files import os_error_text
 
 State = dict[str, torch.Tensor]
 
@@ -165,7 +165,7 @@ def _check_kind(path: Path) -> None:
         with path.open("rb") as file:
             start = file.read(64)
     except OSError as error:
-        raise NetworkError(f"weights {str(path)!r} can't be read: {why(error)}") from error
+        raise NetworkError(f"weights {str(path)!r} can't be read: {os_error_text(error)}") from error
     if not start:
         raise NetworkError(f"weights {str(path)!r} are empty: 0 bytes, as after a download that failed; fetch them again")
     kind = next((said for sign, said in OTHER_KINDS.items() if start.startswith(sign)), OTHER_ENDINGS.get(path.suffix.lower()))

@@ -6,7 +6,7 @@ from unitscope.records import Shard
 from unitscope.runners import Result, Work
 
 
-class Here:
+class LocalRunner:
     """One worker, in this process, shard after shard."""
 
     def map(self, make_worker: Callable[[], Work[Result]], shards: Iterable[Shard]) -> Iterator[Result]:

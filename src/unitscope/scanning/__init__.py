@@ -14,8 +14,8 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from unitscope.arguments import layer_patterns, whole
-from unitscope.atlas import Atlas, place_for, write_atlas
+from unitscope.arguments import layer_patterns, whole_number
+from unitscope.atlas import Atlas, new_atlas_folder, write_atlas
 from unitscope.atlas.schema import MOST_INPUT, MOST_PEAKS
 from unitscope.errors import UnitscopeError
 from unitscope.images import (
@@ -28,10 +28,10 @@ from unitscope.images import (
     keys_hash,
     skipping_errors,
 )  # fmt: skip
-from unitscope.layers import choose, left_out, trace
+from unitscope.layers import choose_layers, trace, unreadable_layers
 from unitscope.networks import Network
 from unitscope.networks.precision import plain_tensors
-from unitscope.runners.local import Here
+from unitscope.runners.local import LocalRunner
 from unitscope.scanning.checkpoint import Checkpoint, clear_finished
 from unitscope.scanning.effective_fields import with_effective_fields
 from unitscope.scanning.options import Options, ScanOptions, options_of
@@ -78,8 +78,8 @@ def scan(
     children, where some images couldn't be scanned while the others were and are kept.
     """
     clear_finished(Path(os.path.realpath(out)))
-    place, chosen, patterns = place_for(out), options_of(options), layer_patterns(layers)
-    k = whole("k", k, most=MOST_PEAKS)
+    place, chosen, patterns = new_atlas_folder(out), options_of(options), layer_patterns(layers)
+    k = whole_number("k", k, most=MOST_PEAKS)
     known, source = known_network(network), as_source(images)
     count, plan = reader_count(chosen.workers, source), _plan(source, k, chosen)
     loader = loader_for(source, preprocessing_said(chosen.preprocess, known), plan.images, known.model)
@@ -97,10 +97,10 @@ def scan(
     described = _described(known, weights, there, patterns)
     asked = described | {"images": described["images"] | {"labels": few_labels(source, plan.images)}}
     with Checkpoint(place, asked | {"scanned": job.plan.layers, "listed": plan.images}).held() as checkpoint:
-        place_for(out)  # another scan may have come first
+        new_atlas_folder(out)  # another scan may have come first
         run = screened if job.plan.precision == "bf16" else gather
         tell = (lambda _: None) if chosen.on_images is None else chosen.on_images
-        part = run(theirs, there, Here() if chosen.runner is None else chosen.runner, checkpoint, tell)
+        part = run(theirs, there, LocalRunner() if chosen.runner is None else chosen.runner, checkpoint, tell)
         part.skipped |= {plan.images + number: over for number, over in enumerate(source.passed_over.items())}
         counts = {"listed": part.listed, "read": part.read, "skipped": len(part.skipped), "again": part.again}
         with ThreadPoolExecutor(1, "tables") as beside:
@@ -128,7 +128,7 @@ def _set_up(
 ) -> tuple[Job, Networks]:
     """What is to be done on this device, and with which networks."""
     traced = trace(network.module, blank_input(loader.shape, device))
-    chosen = choose(traced, patterns, network.model)
+    chosen = choose_layers(traced, patterns, network.model)
     if traced.unknown_operators:
         warnings.warn(f"receptive fields of {network.model!r}: {unknown_said(traced)}", stacklevel=3)
     networks = Networks(network.module, traced, chosen)
@@ -180,7 +180,7 @@ def _described(network: Network, weights: str, job: Job, patterns: Sequence[str]
             "fingerprint": fingerprint(source, plan.images),
         },
         "layers": list(patterns) if patterns else None,
-        "left_out": [{"layer": r.name, "reason": r.reason} for r in left_out(job.trace, patterns)],
+        "left_out": [{"layer": r.name, "reason": r.reason} for r in unreadable_layers(job.trace, patterns)],
         "operators_without_rule": sorted(job.trace.unknown_operators),
         "k": plan.k,
         "per_image": plan.per_image,

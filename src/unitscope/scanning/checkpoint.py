@@ -23,10 +23,10 @@ from torch import Tensor
 
 from unitscope.atlas.schema import MANIFEST
 from unitscope.errors import AtlasError
-from unitscope.files import written
+from unitscope.files import atomic_write
 from unitscope.images import contradictions
 from unitscope.records import ImageNote
-from unitscope.scanning.partial_results import Extremes, ImageSample, Moments, Part, Sum
+from unitscope.scanning.partial_results import Extremes, MeanVariance, PartialResult, RunningStatistics, Sample
 from unitscope.topk import TopK
 
 EVERY_S = 60.0
@@ -34,14 +34,14 @@ MOST_SHARE = 0.01
 STAGES = ("checkpoint", "screened")
 
 
-def folder_for(place: Path) -> Path:
+def checkpoint_folder(place: Path) -> Path:
     """Where an unfinished scan to that place keeps what it has."""
     return place.parent / f".{place.name}.scan"
 
 
 def clear_finished(place: Path) -> None:
     """Remove what a scan left that was killed after its atlas was in its place."""
-    folder = folder_for(place)
+    folder = checkpoint_folder(place)
     if (place / MANIFEST).exists() and folder.exists():
         with suppress(Timeout), FileLock(folder / "lock", timeout=0):
             _remove(folder)
@@ -51,7 +51,7 @@ class Checkpoint:
     """The folder of one scan, held for as long as `held` lasts."""
 
     def __init__(self, place: Path, plan: Mapping[str, Any], name: str = "checkpoint") -> None:
-        self.folder, self._name = folder_for(place), name
+        self.folder, self._name = checkpoint_folder(place), name
         self._place = place
         self._plan = json.loads(json.dumps(plan, default=str))
         self._due = monotonic() + EVERY_S
@@ -80,7 +80,7 @@ class Checkpoint:
                 self.drop()
             lock.release()
 
-    def load(self) -> Part | None:
+    def load(self) -> PartialResult | None:
         """What an earlier scan of the same plan had; None where there was none.
 
         Raises `AtlasError` where it is damaged.
@@ -98,14 +98,14 @@ class Checkpoint:
                 f"the checkpoint {str(path)!r} is damaged ({error}); remove the folder {str(self.folder)!r} to scan from the beginning"
             ) from error
 
-    def offer(self, part: Part) -> None:
+    def offer(self, part: PartialResult) -> None:
         """Save the part if the last time is a minute ago, and long enough for saving to cost less than a hundredth."""
         if monotonic() >= self._due:
             started = monotonic()
             self.save(part)
             self._due = monotonic() + max(EVERY_S, (monotonic() - started) / MOST_SHARE if EVERY_S else 0)
 
-    def save(self, part: Part) -> None:
+    def save(self, part: PartialResult) -> None:
         part.forget()
         content = save(_packed(part))
         self._write("plan.json", json.dumps(self._plan, indent=2, sort_keys=True).encode())
@@ -139,7 +139,7 @@ class Checkpoint:
 
     def _write(self, name: str, content: bytes) -> None:
         path = self.folder / name
-        with written(path, f"the checkpoint {str(path)!r}") as aside:
+        with atomic_write(path, f"the checkpoint {str(path)!r}") as aside:
             aside.write_bytes(content)
 
 
@@ -180,7 +180,7 @@ def _short(value: Any) -> str:
 # ── a part as tensors and text ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _packed(part: Part) -> dict[str, Tensor]:
+def _packed(part: PartialResult) -> dict[str, Tensor]:
     groups: dict[str, Any] = {"best": part.best, "sample": part.sample, "extremes": part.moments.extremes}
     groups |= {f"block {level} {number}": block for (level, number), block in part.moments.blocks.items()}
     held = {f"{group}/{name}": getattr(of, name) for group, of in groups.items() if of for name in of.__slots__}
@@ -197,23 +197,23 @@ def _packed(part: Part) -> dict[str, Tensor]:
     return tensors | {"words": _as_tensor(json.dumps(words))}
 
 
-def _unpacked(tensors: Mapping[str, Tensor]) -> Part:
+def _unpacked(tensors: Mapping[str, Tensor]) -> PartialResult:
     groups: dict[str, dict[str, Tensor]] = {}
     for path, tensor in tensors.items():
         group, _, name = path.partition("/")
         groups.setdefault(group, {})[name] = tensor
     words = json.loads(bytes(tensors["words"].numpy()).decode())
     blocks = {
-        (int(level), int(number)): Sum(**held)
+        (int(level), int(number)): MeanVariance(**held)
         for group, held in groups.items()
         if group.startswith("block")
         for _, level, number in [group.split()]
     }
     extremes = Extremes(**groups["extremes"]) if "extremes" in groups else None
-    return Part(
+    return PartialResult(
         TopK(**groups["best"]),
-        Moments(blocks, words["images"], extremes),
-        ImageSample(**groups["sample"], size=words["sample"]),
+        RunningStatistics(blocks, words["images"], extremes),
+        Sample(**groups["sample"], size=words["sample"]),
         {int(image): ImageNote(**note) for image, note in words["notes"].items()},
         Counter(words["labels"]),
         {int(image): tuple(why) for image, why in words["skipped"].items()},

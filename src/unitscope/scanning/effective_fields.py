@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from unitscope.images.protocol import Pixels
 from unitscope.layers import TracedLayer, tapped
-from unitscope.networks.precision import exactly
+from unitscope.networks.precision import exact_inference
 from unitscope.records import Layer
-from unitscope.scanning.partial_results import ImageSample, Part, side_by_side
+from unitscope.scanning.partial_results import PartialResult, Sample, side_by_side
 from unitscope.scanning.worker import Job
 from unitscope.session.lanes import Networks, lanes
 from unitscope.session.loader import Loader
@@ -39,7 +39,7 @@ Picks = list[list[Pick]]
 """For every layer, the cells to look at: at most one an image."""
 
 
-def with_effective_fields(networks: Networks, job: Job, part: Part) -> list[Layer]:
+def with_effective_fields(networks: Networks, job: Job, part: PartialResult) -> list[Layer]:
     """The layers' records with effective fields.
 
     In each of two images, one unit a layer is looked at: the one whose peak there stands out most among its own peaks.
@@ -64,7 +64,7 @@ def with_effective_fields(networks: Networks, job: Job, part: Part) -> list[Laye
     return records
 
 
-def _readable(sample: ImageSample, loader: Loader) -> list[tuple[int, Pixels]]:
+def _readable(sample: Sample, loader: Loader) -> list[tuple[int, Pixels]]:
     """The first images of the sample that can still be read: their places in it, and their pixels."""
     found: list[tuple[int, Pixels]] = []
     for place in sample.images.argsort().tolist():
@@ -76,7 +76,7 @@ def _readable(sample: ImageSample, loader: Loader) -> list[tuple[int, Pixels]]:
     return found
 
 
-def _picks(sample: ImageSample, place: int, job: Job) -> Picks:
+def _picks(sample: Sample, place: int, job: Job) -> Picks:
     """For every layer, the unit that stands out most in one image, and its cell; none where no unit fires."""
     values = sample.values
     apart = values - values.nanmean(0)
@@ -106,7 +106,7 @@ def energies(
             values[number] = maps[tuple(torch.tensor(where, device=maps.device).T)].sum()
 
     leaf = images.detach().requires_grad_()
-    with torch.enable_grad(), exactly(network, images.device):
+    with torch.enable_grad(), exact_inference(network, images.device):
         try:
             with tapped(network, layers, keep) as tap:
                 tap.run(leaf.clone())  # a copy, so that networks may change their input in place

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
-from unitscope.arguments import whole
+from unitscope.arguments import whole_number
 from unitscope.runners import Runner
 
 
@@ -48,8 +48,8 @@ def options_of(said: ScanOptions) -> Options:
     options = Options(**said)
     return replace(
         options,
-        batch_size=whole("batch_size", options.batch_size),
-        per_image=whole("per_image", options.per_image),
-        sample=whole("sample", options.sample),
-        limit=None if options.limit is None else whole("limit", options.limit),
+        batch_size=whole_number("batch_size", options.batch_size),
+        per_image=whole_number("per_image", options.per_image),
+        sample=whole_number("sample", options.sample),
+        limit=None if options.limit is None else whole_number("limit", options.limit),
     )

@@ -22,7 +22,7 @@ FEW_NOTES = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class Sum:
+class MeanVariance:
     """Count, mean and sum of squared deviations per unit, in float64."""
 
     count: Tensor
@@ -30,7 +30,7 @@ class Sum:
     squares: Tensor
 
     @classmethod
-    def of(cls, highest: Float[Tensor, "image unit"]) -> "Sum":
+    def of(cls, highest: Float[Tensor, "image unit"]) -> "MeanVariance":
         """Of each unit's highest values; NaN ones don't count."""
         values, missing = highest.double(), highest.isnan()
         count = len(highest) - missing.sum(0)
@@ -38,14 +38,14 @@ class Sum:
         squares = values.sub_(mean).square_()
         return cls(count, mean, squares.masked_fill_(missing, 0).sum(0))
 
-    def then(self, later: "Sum") -> "Sum":
+    def then(self, later: "MeanVariance") -> "MeanVariance":
         """Of both together (Chan, Golub & LeVeque 1979)."""
         count = self.count + later.count
         share = later.count.double() / count.clamp(min=1)
         apart = torch.where((self.count > 0) & (later.count > 0), later.mean - self.mean, 0)
         mean = torch.where(apart.isfinite(), self.mean + apart * share, self.mean + later.mean)
         mean = torch.where(self.count > 0, mean, later.mean)
-        return Sum(count, mean, self.squares + later.squares + apart**2 * self.count * share)
+        return MeanVariance(count, mean, self.squares + later.squares + apart**2 * self.count * share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Extremes:
 
 
 @dataclass(slots=True)
-class Moments:
+class RunningStatistics:
     """The statistics of the peaks of all images, read or still to come.
 
     Floating sums depend on their order. So a shard's sum is kept apart until the sum beside it is there: shards 0 and 1 make
@@ -76,24 +76,24 @@ class Moments:
     added, and no more than two blocks a level wait at the end.
     """
 
-    blocks: dict[tuple[int, int], Sum] = field(default_factory=dict)
+    blocks: dict[tuple[int, int], MeanVariance] = field(default_factory=dict)
     images: int = 0
     extremes: "Extremes | None" = None
 
     @classmethod
-    def of_shard(cls, number: int, highest: Float[Tensor, "image unit"], spoilt: Tensor) -> "Moments":
+    def of_shard(cls, number: int, highest: Float[Tensor, "image unit"], spoilt: Tensor) -> "RunningStatistics":
         lowest = highest.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).amin(0)
         top = highest.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).amax(0)
         extremes = Extremes((highest > 0).sum(0), spoilt.sum(0), lowest, top)
-        return cls({(0, number): Sum.of(highest)}, len(highest), extremes)
+        return cls({(0, number): MeanVariance.of(highest)}, len(highest), extremes)
 
     @classmethod
-    def of_nothing(cls, number: int, units: int) -> "Moments":
+    def of_nothing(cls, number: int, units: int) -> "RunningStatistics":
         """Of a shard in which no image could be read: its block must be there for its neighbour."""
         none = torch.zeros(units, dtype=torch.int64)
-        return cls({(0, number): Sum(none, none.double(), none.double())})
+        return cls({(0, number): MeanVariance(none, none.double(), none.double())})
 
-    def merge(self, other: "Moments") -> None:
+    def merge(self, other: "RunningStatistics") -> None:
         """Take in the statistics of other shards."""
         self.images += other.images
         if other.extremes is not None:
@@ -101,7 +101,7 @@ class Moments:
         for place, block in other.blocks.items():
             self._put(place, block)
 
-    def _put(self, place: tuple[int, int], block: Sum) -> None:
+    def _put(self, place: tuple[int, int], block: MeanVariance) -> None:
         if place in self.blocks:  # a later run of the same shard
             self.blocks[place] = self.blocks[place].then(block)
             return
@@ -117,7 +117,7 @@ class Moments:
         """True where the shard of that number is in it."""
         return any((level, number >> level) in self.blocks for level in {level for level, _ in self.blocks})
 
-    def total(self) -> Sum:
+    def total(self) -> MeanVariance:
         """The sum over all blocks, from the first image to the last."""
         in_order = sorted(self.blocks.items(), key=lambda item: item[0][1] << item[0][0])
         total = in_order[0][1]
@@ -127,7 +127,7 @@ class Moments:
 
 
 @dataclass(slots=True)
-class ImageSample:
+class Sample:
     """The peaks of the `size` images whose keys hash lowest: a uniform sample that is the same on every machine. In no order."""
 
     hashes: Tensor
@@ -137,20 +137,20 @@ class ImageSample:
     size: int
 
     @classmethod
-    def empty(cls, units: int, size: int) -> "ImageSample":
+    def empty(cls, units: int, size: int) -> "Sample":
         none = torch.empty(0, dtype=torch.int64)
         return cls(none, none, torch.empty(0, units), torch.empty(0, units, dtype=torch.int32), size)
 
-    def without_units(self) -> "ImageSample":
+    def without_units(self) -> "Sample":
         """Its images alone."""
-        return ImageSample(self.hashes, self.images, self.values[:, :0], self.cells[:, :0], self.size)
+        return Sample(self.hashes, self.images, self.values[:, :0], self.cells[:, :0], self.size)
 
     def may_take(self, hashes: Tensor) -> Tensor:
         """True for images that could still come in."""
         full = len(self.hashes) == self.size
         return hashes <= self.hashes.max() if full else torch.ones_like(hashes, dtype=torch.bool)
 
-    def merge(self, other: "ImageSample") -> None:
+    def merge(self, other: "Sample") -> None:
         """Take in other images and keep the lowest hashes; among equal ones the earlier image."""
         hashes, images = torch.cat([self.hashes, other.hashes]), torch.cat([self.images, other.images])
         order = images.argsort(stable=True)
@@ -163,7 +163,7 @@ class ImageSample:
         elif len(coming):
             self._replace(order[order < own], other, coming)
 
-    def _replace(self, staying: Tensor, other: "ImageSample", coming: Tensor) -> None:
+    def _replace(self, staying: Tensor, other: "Sample", coming: Tensor) -> None:
         """Put images in the places of those that don't stay: no more is copied than what comes in."""
         free = torch.ones(self.size, dtype=torch.bool)
         free[staying] = False
@@ -190,12 +190,12 @@ def key_hash(key: str) -> int:
 
 
 @dataclass(slots=True)
-class Part:
+class PartialResult:
     """The result of some shards: everything that the atlas needs of their images."""
 
     best: TopK
-    moments: Moments
-    sample: ImageSample
+    moments: RunningStatistics
+    sample: Sample
     notes: dict[int, ImageNote] = field(default_factory=dict)
     labels: Counter[str] = field(default_factory=Counter)
     skipped: dict[int, tuple[str, str]] = field(default_factory=dict)
@@ -208,15 +208,15 @@ class Part:
     """How many notes were left when they were last looked through."""
 
     @classmethod
-    def empty(cls, units: int, k: int, sample: int) -> "Part":
-        return cls(TopK.empty(units, k), Moments(), ImageSample.empty(units, sample))
+    def empty(cls, units: int, k: int, sample: int) -> "PartialResult":
+        return cls(TopK.empty(units, k), RunningStatistics(), Sample.empty(units, sample))
 
     @property
     def listed(self) -> int:
         """How many images it is about, read or not."""
         return self.read + len(self.skipped)
 
-    def merge(self, other: "Part") -> None:
+    def merge(self, other: "PartialResult") -> None:
         """Take in another part; notes of images that are no longer mentioned are dropped now and then."""
         self.best.merge(other.best)
         self.moments.merge(other.moments)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from unitscope.arguments import whole
+from unitscope.arguments import whole_number
 from unitscope.errors import UnitscopeError
 from unitscope.images import FILE_BITS
 from unitscope.records import Shard
@@ -31,7 +31,7 @@ class ScanPlan:
 
     def __post_init__(self) -> None:
         for name in ("k", "per_image", "batch_size", "sample"):
-            whole(name, getattr(self, name))
+            whole_number(name, getattr(self, name))
         if self.precision not in ("fp32", "bf16"):
             raise UnitscopeError(f"precision is fp32 or bf16, not {self.precision!r}")
 

@@ -14,7 +14,7 @@ from torch import nn
 from unitscope.errors import first_line
 from unitscope.runners import Runner
 from unitscope.scanning.checkpoint import Checkpoint
-from unitscope.scanning.partial_results import Part
+from unitscope.scanning.partial_results import PartialResult
 from unitscope.scanning.shards import Tell, gather
 from unitscope.scanning.worker import Job
 from unitscope.session.lanes import Networks
@@ -40,7 +40,7 @@ def why_not(job: Job, networks: Networks) -> str:
     return _refuses(networks.lanes[0], job)
 
 
-def screened(networks: Networks, job: Job, runner: Runner, checkpoint: Checkpoint, tell: Tell) -> Part:
+def screened(networks: Networks, job: Job, runner: Runner, checkpoint: Checkpoint, tell: Tell) -> PartialResult:
     """The part of a whole scan, screened. `part.again` says how many images ran again."""
     look = replace(_in_bfloat16(job), plan=replace(job.plan, k=CANDIDATES * job.plan.k))
     first = checkpoint.named("screened")
@@ -51,7 +51,7 @@ def screened(networks: Networks, job: Job, runner: Runner, checkpoint: Checkpoin
     return _joined(rough, exact)
 
 
-def candidates(rough: Part, k: int) -> frozenset[int]:
+def candidates(rough: PartialResult, k: int) -> frozenset[int]:
     """The images that may hold peaks: those of every unit's k first, of others near the k-th value, and of the sample."""
     values, images = rough.best.values, rough.best.images
     floor = values[:, k - 1 : k]
@@ -60,7 +60,7 @@ def candidates(rough: Part, k: int) -> frozenset[int]:
     return frozenset(kept.unique().tolist()) | frozenset(rough.sample.images.tolist())
 
 
-def _joined(rough: Part, exact: Part) -> Part:
+def _joined(rough: PartialResult, exact: PartialResult) -> PartialResult:
     """Peaks and sample of the second look, and the statistics of the first, whose highest values are the exact ones."""
     extremes, best = rough.moments.extremes, exact.best.values[:, 0]
     if extremes is not None:

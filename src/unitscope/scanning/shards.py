@@ -9,7 +9,7 @@ from unitscope.images.content import spread
 from unitscope.records import Shard
 from unitscope.runners import Failed, Runner
 from unitscope.scanning.checkpoint import Checkpoint
-from unitscope.scanning.partial_results import Part
+from unitscope.scanning.partial_results import PartialResult
 from unitscope.scanning.worker import Job, Worker
 from unitscope.session.lanes import Networks
 from unitscope.session.opening import none_read
@@ -20,12 +20,12 @@ MOST_CHECKED = 32
 Tell = Callable[[int], None]
 
 
-def gather(networks: Networks, job: Job, runner: Runner, checkpoint: Checkpoint, tell: Tell) -> Part:
+def gather(networks: Networks, job: Job, runner: Runner, checkpoint: Checkpoint, tell: Tell) -> PartialResult:
     """The merged part of all shards, from those that an earlier scan finished on. `tell` hears how many more images were scanned.
 
     Raises `ScanUnfinished` where shards failed, after the others are done and kept, and `ImagesError` where nothing can be read.
     """
-    whole = checkpoint.load() or Part.empty(sum(job.units), job.plan.k, job.plan.sample)
+    whole = checkpoint.load() or PartialResult.empty(sum(job.units), job.plan.k, job.plan.sample)
     _check_images(whole, job, checkpoint)
     if whole.listed:
         tell(whole.listed)
@@ -49,7 +49,7 @@ def gather(networks: Networks, job: Job, runner: Runner, checkpoint: Checkpoint,
     return whole
 
 
-def _check_images(whole: Part, job: Job, checkpoint: Checkpoint) -> None:
+def _check_images(whole: PartialResult, job: Job, checkpoint: Checkpoint) -> None:
     """Raises `AtlasError` where some of the images that an earlier scan has read are others now."""
     source, notes = job.loader.source, sorted(whole.notes.items())
     if isinstance(source, FileSource):
@@ -74,7 +74,7 @@ def _nothing_in(source: Source) -> str:
     return f"there are no images: {', '.join(map(repr, files[:3]))}{' …' if len(files) > 3 else ''} hold nothing"
 
 
-def _left(job: Job, whole: Part) -> Iterator[Shard]:
+def _left(job: Job, whole: PartialResult) -> Iterator[Shard]:
     """The shards that are still to be done: of those with images that are wanted, those that aren't merged yet."""
     wanted = None
     if job.only is not None:

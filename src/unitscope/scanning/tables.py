@@ -12,7 +12,7 @@ from unitscope.images import Geometry
 from unitscope.layers import TracedLayer
 from unitscope.receptive_fields import Array
 from unitscope.records import ImageNote, Layer, Preprocessing
-from unitscope.scanning.partial_results import ImageSample, Part, side_by_side
+from unitscope.scanning.partial_results import PartialResult, Sample, side_by_side
 from unitscope.topk import NO_IMAGE
 
 Columns = dict[str, Any]
@@ -23,7 +23,7 @@ def table_of_layers(layers: Sequence[Layer]) -> pa.Table:
     return _table("layers", [_layer_columns(layers)])
 
 
-def tables(part: Part, traced: Sequence[TracedLayer], preprocessing: Preprocessing | None) -> dict[str, pa.Table]:
+def tables(part: PartialResult, traced: Sequence[TracedLayer], preprocessing: Preprocessing | None) -> dict[str, pa.Table]:
     """All other tables of the atlas, sorted as the contract says."""
     part.forget()
     places = Places.of(part.notes, preprocessing)
@@ -59,7 +59,7 @@ class Places:
         return source
 
 
-def _peak_columns(part: Part, traced: TracedLayer, units: slice, places: Places) -> Columns:
+def _peak_columns(part: PartialResult, traced: TracedLayer, units: slice, places: Places) -> Columns:
     values, images, cells = (t[units].numpy() for t in (part.best.values, part.best.images, part.best.cells))
     unit, rank = np.nonzero(images != NO_IMAGE)
     image, cell = images[unit, rank], cells[unit, rank]
@@ -79,7 +79,7 @@ def _peak_columns(part: Part, traced: TracedLayer, units: slice, places: Places)
     }
 
 
-def _unit_columns(part: Part, traced: TracedLayer, units: slice) -> Columns:
+def _unit_columns(part: PartialResult, traced: TracedLayer, units: slice) -> Columns:
     moments, count = part.moments, traced.layer.units
     total = moments.total()
     extremes = moments.extremes
@@ -102,7 +102,7 @@ def _unit_columns(part: Part, traced: TracedLayer, units: slice) -> Columns:
     }
 
 
-def _sample_columns(sample: ImageSample, traced: Sequence[TracedLayer]) -> Iterator[Columns]:
+def _sample_columns(sample: Sample, traced: Sequence[TracedLayer]) -> Iterator[Columns]:
     order = sample.images.argsort()
     images = sample.images[order].numpy()
     by_unit = (np.ascontiguousarray(t.numpy()[order.numpy()].T) for t in (sample.values, sample.cells))

@@ -16,13 +16,13 @@ from unitscope.images.content import mixed, total
 from unitscope.layers import Trace, TracedLayer, tapped
 from unitscope.records import Shard
 from unitscope.runners import Failed
-from unitscope.scanning.partial_results import ImageSample, Moments, Part, key_hash
+from unitscope.scanning.partial_results import PartialResult, RunningStatistics, Sample, key_hash
 from unitscope.scanning.plan import ScanPlan
 from unitscope.session.lanes import Networks, ahead, lanes
 from unitscope.session.loader import Loaded, Loader
 from unitscope.session.readers import readers
 from unitscope.session.replicas import pass_images
-from unitscope.spatial_max import Candidates, Picking, Reading, Spacing, by_comparing, by_pooling, joined
+from unitscope.spatial_max import Candidates, PeakPicker, Spacing, SpatialMax, concatenated, highest_cell, highest_cell_by_pooling
 from unitscope.topk import TopK
 
 Result = TypeVar("Result")
@@ -67,7 +67,7 @@ class Passed:
 
     shard: Shard
     loaded: list[Loaded]
-    reading: Reading | None = None
+    reading: SpatialMax | None = None
     candidates: Candidates | None = None
     failure: str = ""
 
@@ -83,24 +83,24 @@ class Worker:
     networks: Networks
     job: Job
     _best: TopK = field(init=False)
-    _lowest_hashes: ImageSample = field(init=False)
+    _lowest_hashes: Sample = field(init=False)
     _rectified: Tensor = field(init=False)
-    _pickings: list[Picking] = field(init=False)
+    _pickings: list[PeakPicker] = field(init=False)
 
     def __post_init__(self) -> None:
         layers, plan, device = self.job.layers, self.job.plan, self.job.device
         self._best = TopK.empty(sum(self.job.units), plan.k, device)
-        self._lowest_hashes = ImageSample.empty(0, self.job.plan.sample)
+        self._lowest_hashes = Sample.empty(0, self.job.plan.sample)
         rectified = torch.tensor([t.layer.rectified for t in layers], device=device)
         self._rectified = rectified.repeat_interleave(torch.tensor(self.job.units, device=device))
         floors = self._best.floor().split(self.job.units)
         self._pickings = (
-            [Picking(plan.per_image, _spacing(t, device), t.layer.rectified, f) for t, f in zip(layers, floors, strict=True)]
+            [PeakPicker(plan.per_image, _spacing(t, device), t.layer.rectified, f) for t, f in zip(layers, floors, strict=True)]
             if plan.per_image > 1
             else []
         )
 
-    def __call__(self, shards: Iterable[Shard]) -> Iterator[Part | Failed]:
+    def __call__(self, shards: Iterable[Shard]) -> Iterator[PartialResult | Failed]:
         """One part a shard, in order; what goes wrong in one, other than what a user can mend, leaves the others alone."""
         for shard, passes in groupby(self._passes(shards), key=lambda one: one.shard):
             yield self._part(shard, passes)
@@ -144,18 +144,18 @@ class Worker:
         """In the fast way; None where that won't do."""
         if self.job.device.type != "cpu" or self._pickings:
             return None
-        found = self._each(network, loaded, lambda _, maps: by_pooling(maps))
+        found = self._each(network, loaded, lambda _, maps: highest_cell_by_pooling(maps))
         highest, cells = (torch.cat(columns, 1) for columns in zip(*found, strict=True))
         spoilt = highest.isnan()
-        return None if spoilt.any() else Passed(shard, loaded, Reading(highest, cells, spoilt))
+        return None if spoilt.any() else Passed(shard, loaded, SpatialMax(highest, cells, spoilt))
 
     def _compared(self, network: nn.Module, shard: Shard, loaded: list[Loaded]) -> Passed:
-        def look(number: int, maps: Tensor) -> tuple[Reading, Candidates | None]:
-            reading = by_comparing(maps)
+        def look(number: int, maps: Tensor) -> tuple[SpatialMax, Candidates | None]:
+            reading = highest_cell(maps)
             return reading, self._pickings[number].of(maps, reading) if self._pickings else None
 
         readings, candidates = zip(*self._each(network, loaded, look), strict=True)
-        return Passed(shard, loaded, joined(readings, -1), joined(candidates, -1) if self._pickings else None)
+        return Passed(shard, loaded, concatenated(readings, -1), concatenated(candidates, -1) if self._pickings else None)
 
     def _each(self, network: nn.Module, loaded: list[Loaded], look: Callable[[int, Tensor], Result]) -> list[Result]:
         """What `look` says of every layer's maps, in one forward pass."""
@@ -169,7 +169,7 @@ class Worker:
             tap.run(images)
         return [found[number] for number in range(len(self.job.layers))]
 
-    def _part(self, shard: Shard, passes: Iterable[Passed]) -> Part | Failed:
+    def _part(self, shard: Shard, passes: Iterable[Passed]) -> PartialResult | Failed:
         """The shard's part, from runs of as many images as a numbered shard has, one run after the other."""
         whole, failure = None, ""
         for run in _runs(passes, self.job.plan.shard_images):
@@ -187,10 +187,10 @@ class Worker:
         self._lowest_hashes.merge(whole.sample.without_units())
         return whole
 
-    def _of_run(self, shard: Shard, run: list[Passed]) -> Part:
+    def _of_run(self, shard: Shard, run: list[Passed]) -> PartialResult:
         units = sum(self.job.units)
-        part = Part.empty(units, self.job.plan.k, self.job.plan.sample)
-        part.moments = Moments.of_nothing(shard.number, units)
+        part = PartialResult.empty(units, self.job.plan.k, self.job.plan.sample)
+        part.moments = RunningStatistics.of_nothing(shard.number, units)
         loaded = [one for passed in run for one in passed.loaded]
         part.skipped = {one.image: (one.key, one.reason) for one in loaded if one.note is None}
         read = [passed for passed in run if passed.reading is not None]
@@ -199,18 +199,18 @@ class Worker:
             hashes = torch.tensor([key_hash(one.key) for one in good])
             self._note(part, good)
             self._rank(part, good, hashes, read)
-            reading = joined([passed.reading for passed in read if passed.reading], 0)
-            part.moments = Moments.of_shard(shard.number, reading.highest.cpu(), reading.spoilt.cpu())
+            reading = concatenated([passed.reading for passed in read if passed.reading], 0)
+            part.moments = RunningStatistics.of_shard(shard.number, reading.highest.cpu(), reading.spoilt.cpu())
             self._sample(part, good, hashes, reading)
         return part
 
-    def _note(self, part: Part, loaded: list[Loaded]) -> None:
+    def _note(self, part: PartialResult, loaded: list[Loaded]) -> None:
         part.notes = {one.image: one.note for one in loaded if one.note is not None}
         part.labels = Counter(one.note.label for one in loaded if one.note and one.note.label is not None)
         part.read = len(loaded)
         part.contents = total(mixed(one.note.key, one.note.content) for one in loaded if one.note)
 
-    def _rank(self, part: Part, loaded: list[Loaded], hashes: Tensor, read: list[Passed]) -> None:
+    def _rank(self, part: PartialResult, loaded: list[Loaded], hashes: Tensor, read: list[Passed]) -> None:
         """Put those candidates into the part that come in among the best so far."""
         values, cells = (torch.cat(columns) for columns in zip(*map(self._candidates, read), strict=True))
         numbers = (hashes, torch.tensor([one.image for one in loaded]))
@@ -227,12 +227,12 @@ class Worker:
         highest = passed.reading.highest
         return highest.masked_fill((highest <= 0) & self._rectified, torch.nan), passed.reading.cells
 
-    def _sample(self, part: Part, loaded: list[Loaded], hashes: Tensor, reading: Reading) -> None:
+    def _sample(self, part: PartialResult, loaded: list[Loaded], hashes: Tensor, reading: SpatialMax) -> None:
         """Put those images into the part that could come into the sample."""
         taken = self._lowest_hashes.may_take(hashes)
         images = torch.tensor([one.image for one in loaded])[taken]
         highest, cells = reading.highest.cpu()[taken], reading.cells.cpu()[taken].int()
-        part.sample = ImageSample(hashes[taken], images, highest, cells, self.job.plan.sample)
+        part.sample = Sample(hashes[taken], images, highest, cells, self.job.plan.sample)
 
 
 def _runs(passes: Iterable[Passed], images: int) -> Iterator[list[Passed]]:

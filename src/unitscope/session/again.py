@@ -14,10 +14,10 @@ from unitscope.arguments import layer_patterns
 from unitscope.atlas import Atlas
 from unitscope.errors import WHERE_IMAGES_ARE, AtlasError, ImagesError
 from unitscope.images import FileBroken, FileSource, SourceImage, as_source, count_of, items_of
-from unitscope.layers import Trace, TracedLayer, choose, tapped, trace
-from unitscope.networks import InputForm, Network, given_network, load_network
-from unitscope.networks.isolation import isolated
-from unitscope.networks.precision import exactly
+from unitscope.layers import Trace, TracedLayer, choose_layers, tapped, trace
+from unitscope.networks import InputFormat, Network, given_network, load_network
+from unitscope.networks.isolation import isolated_copy
+from unitscope.networks.precision import exact_inference
 from unitscope.records import Shard
 from unitscope.session.loader import Loaded, Loader
 from unitscope.session.opening import chosen_device, known_network, loader_for, preprocessing_said
@@ -38,7 +38,7 @@ class Again:
     loader: Loader
 
     @property
-    def form(self) -> InputForm:
+    def form(self) -> InputFormat:
         return self.trace.form
 
     def loaded(self) -> Iterator[Loaded]:
@@ -70,7 +70,7 @@ class Again:
         layers = self.layers
         with (
             torch.no_grad(),
-            exactly(self.network, self.form.device),
+            exact_inference(self.network, self.form.device),
             tapped(self.network, layers, lambda number, maps: found.update({number: look(number, maps)})) as tap,
         ):
             tap.run(images)
@@ -78,7 +78,7 @@ class Again:
 
     def outputs(self, images: Tensor) -> Tensor:
         """What the network as a whole gives."""
-        with torch.no_grad(), exactly(self.network, self.form.device):
+        with torch.no_grad(), exact_inference(self.network, self.form.device):
             given = self.network(images)
         return given if isinstance(given, Tensor) else torch.empty(0)
 
@@ -128,7 +128,7 @@ def opened(
 def _opened(known: Network, loader: Loader, layers: Sequence[str] | None, device: str) -> Again:
     target = chosen_device(device)
     traced = trace(known.module, torch.zeros(1, *loader.shape, dtype=torch.float32, device=target))
-    return Again(isolated(known.module, traced.hooks).to(target), traced, choose(traced, layers, known.model), loader)
+    return Again(isolated_copy(known.module, traced.hooks).to(target), traced, choose_layers(traced, layers, known.model), loader)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from unitscope.layers import Trace, TracedLayer
-from unitscope.networks.precision import exactly
+from unitscope.networks.precision import exact_inference
 from unitscope.session.replicas import Replicas, lowered, replicas
 from unitscope.session.trials import Trial
 
@@ -108,7 +108,7 @@ def lanes(networks: Sequence[nn.Module], device: torch.device) -> Iterator[Submi
         with ExitStack() as stack:
             stack.enter_context(memory_kept())
             for network in networks:
-                stack.enter_context(exactly(network, device))
+                stack.enter_context(exact_inference(network, device))
             yield lambda work, item: pool.submit(run, work, item)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unitscope.images import Item, Skipped, Source, prepare, skipping_errors
 from unitscope.images.protocol import Pixels
-from unitscope.networks import InputForm
+from unitscope.networks import InputFormat
 from unitscope.records import ImageNote, Preprocessing
 
 
@@ -68,7 +68,7 @@ class Loader:
             raise Skipped(f"is a tensor of shape {found.shape}, where {self.shape} is expected")
         return found, (found.shape[2], found.shape[1])
 
-    def normalised(self, pixels: list[Pixels], form: InputForm) -> Tensor:
+    def normalised(self, pixels: list[Pixels], form: InputFormat) -> Tensor:
         """The network's input of shape (image, channel, y, x), computed on its device from 8-bit pixels."""
         stacked = torch.from_numpy(np.stack(pixels)).to(form.device)
         if self.preprocessing is None:

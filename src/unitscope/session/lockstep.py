@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unitscope.layers.tapping import tapped
 from unitscope.layers.tracing import TracedLayer
-from unitscope.networks.precision import exactly
+from unitscope.networks.precision import exact_inference
 
 PATIENCE_S = 3.0
 """How long one waits for the other's operator: a replica that waits for a lock which the other holds never comes to its own."""
@@ -91,7 +91,7 @@ def _run(turns: Turns, number: int, network: nn.Module, images: Tensor, layers: 
     turns.begin(number)
     try:
         # An error is a difference like others: the layers that are missing show it.
-        with suppress(Exception), torch.no_grad(), exactly(network, images.device):
+        with suppress(Exception), torch.no_grad(), exact_inference(network, images.device):
             tap = tapped(network, layers, lambda layer, found: maps.update({layer: found.clone()}))
             with tap as tapping, Alternating(turns, number):
                 tapping.run(images)

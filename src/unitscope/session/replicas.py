@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from unitscope.layers.tracing import Fold, Trace, TracedLayer
 from unitscope.networks.class_variables import class_variables_kept
-from unitscope.networks.isolation import isolated
+from unitscope.networks.isolation import isolated_copy
 from unitscope.networks.precision import random_states_kept
 from unitscope.session.trials import (
     KEPT,
@@ -55,7 +55,7 @@ def replicas(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer], c
     with random_states_kept(traced.form.device), class_variables_kept(network):
         second = count == 1  # image of noise alone: where several run in turn, it does so there
         found = tried(network, traced, chosen, second)
-        plain = isolated(network, traced.hooks).to(traced.form.device)
+        plain = isolated_copy(network, traced.hooks).to(traced.form.device)
         for made in _fast(plain, traced, chosen, count):
             if count > 1 and found.trial.random is None and found.trial.batch is None:
                 # Both questions at once: are they right, and do they leave each other alone?
@@ -71,7 +71,7 @@ def replicas(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer], c
             if all(map(_agree, chosen, maps, found.maps, repeat(found.trial))):
                 trial = found.trial.with_rounding(chosen, deviations(maps, found.maps))
                 return _alone_where_shared(made, traced, chosen, Tried(trial, maps))
-        made = [plain, *(isolated(plain, traced.hooks) for _ in range(count - 1))]
+        made = [plain, *(isolated_copy(plain, traced.hooks) for _ in range(count - 1))]
         return _alone_where_shared(made, traced, chosen, found)
 
 
@@ -93,7 +93,7 @@ def _fast(plain: nn.Module, traced: Trace, chosen: Sequence[TracedLayer], count:
 
 def lowered(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy that computes in another type."""
-    return isolated(network, hooks=True).to(dtype)
+    return isolated_copy(network, hooks=True).to(dtype)
 
 
 def maps_of_noise(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer]) -> list[Tensor]:
@@ -128,7 +128,7 @@ def _power_of_two(images: int, most: int) -> int:
 
 def _laid_out(network: nn.Module, traced: Trace) -> nn.Module:
     """A copy that shares the parameters that lie in memory as the trace's input does; the others are laid out like it."""
-    made = isolated(network, traced.hooks)
+    made = isolated_copy(network, traced.hooks)
     for parameter in made.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=traced.form.memory_format)

@@ -18,8 +18,8 @@ from unitscope.errors import NetworkError
 from unitscope.layers.tapping import tapped
 from unitscope.layers.tracing import Trace, TracedLayer
 from unitscope.networks.class_variables import class_variables_kept
-from unitscope.networks.isolation import isolated
-from unitscope.networks.precision import exactly, random_states
+from unitscope.networks.isolation import isolated_copy
+from unitscope.networks.precision import exact_inference, random_states
 from unitscope.session.lockstep import side_by_side
 
 NEAR = 1e-5
@@ -172,7 +172,7 @@ class _Trials:
     def _copy(self) -> nn.Module:
         """A copy that begins where the network stands; those that were made before have run."""
         self.put_back()
-        return isolated(self.network, self.traced.hooks).to(self.traced.form.device)
+        return isolated_copy(self.network, self.traced.hooks).to(self.traced.form.device)
 
     def _first(self, apart: Sequence[float], near: float = NEAR) -> str | None:
         """The name of the first layer whose values are apart."""
@@ -317,7 +317,7 @@ def noise_maps(
         if seen is not None:
             seen(number, found)
 
-    with torch.no_grad(), exactly(network, images.device), tapped(network, layers, keep) as tap:
+    with torch.no_grad(), exact_inference(network, images.device), tapped(network, layers, keep) as tap:
         tap.run(images)
     return [maps[number] for number in range(len(layers))]
 

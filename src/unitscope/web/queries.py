@@ -78,9 +78,9 @@ class UnitRecord:
 
 METHOD_WORDS = {
     "deconvnet": "The peak brought down by a deconvnet: through the filters turned over, the switches of the pooling, and a rectifier wherever the network has one",
-    "guided": "Guided backpropagation: the gradient, where it is positive on both sides of every rectifier",
+    "guided_backprop": "Guided backpropagation: the gradient, where it is positive on both sides of every rectifier",
     "gradient": "The gradient of the peak with respect to the pixels",
-    "integrated": "Integrated gradients: the peak's value, shared out among the pixels from the mean colour on",
+    "integrated_gradients": "Integrated gradients: the peak's value, shared out among the pixels from the mean colour on",
     "occlusion": "How far the peak drops where a grey square covers the image: light where it matters",
 }
 

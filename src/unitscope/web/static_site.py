@@ -13,7 +13,7 @@ import msgspec
 
 from unitscope.atlas import Atlas
 from unitscope.errors import WHERE_IMAGES_ARE, AtlasError, ImagesError
-from unitscope.files import written
+from unitscope.files import atomic_write
 from unitscope.images import Skipped
 from unitscope.web import rendering
 from unitscope.web.addresses import Addresses, json_path
@@ -52,7 +52,7 @@ def export(
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise AtlasError(f"{str(site)!r} is there already and not empty; give another folder")
     lacking: dict[str, str] = {}
-    with written(place, f"the site {str(site)!r}") as folder:
+    with atomic_write(place, f"the site {str(site)!r}") as folder:
         folder.mkdir()
         first = Pages(Catalogue(atlas))
         second = Pages(Catalogue(beside)) if beside is not None else None
