@@ -378,10 +378,10 @@ def test_a_layout_that_works_for_one_image_only_is_not_used() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), Grouped())
     images = torch.randn(6, 3, 5, 5)
     found = trace(network, images[:1])
-    assert found.form.memory_format is torch.contiguous_format
+    assert found.input_format.memory_format is torch.contiguous_format
     seen: list[Tensor] = []
     with torch.no_grad(), tapped(network, choose_layers(found, ["1"]), lambda _, maps: seen.append(maps.clone())) as tap:
-        tap.run(found.form.of(images))
+        tap.run(found.input_format.convert(images))
     torch.testing.assert_close(seen[0], network[0](images).detach())  # what goes into its rectifier
 
 
@@ -396,7 +396,7 @@ def test_a_compiled_part_of_a_network_is_run_and_not_listed() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_network_of_another_precision_gets_images_of_its_own(dtype: torch.dtype) -> None:
     found = trace(small_network().to(dtype), torch.zeros(1, 3, 14, 14))
-    assert found.form.dtype == dtype
+    assert found.input_format.dtype == dtype
     assert len(choose_layers(found)) == 3
 
 
@@ -832,7 +832,7 @@ class ClassToken(nn.Module):
 
 def test_a_layer_that_holds_nothing_of_the_image_is_no_layer_to_scan(tmp_path: Path) -> None:
     traced = trace(ClassToken().eval(), torch.zeros(1, 3, 16, 16))
-    assert [refusal.reason for refusal in traced.refused if refusal.name == "query"] == ["it doesn't depend on the images"]
+    assert [refusal.reason for refusal in traced.unreadable if refusal.name == "query"] == ["it doesn't depend on the images"]
     atlas = unitscope.scan(ClassToken(), TensorDataset(torch.rand(12, 3, 16, 16)), tmp_path / "atlas")
     assert [layer.name for layer in atlas.layers] == ["patches", "key", "act"]
     assert atlas.manifest["left_out"] == []

@@ -47,7 +47,7 @@ def test_a_copy_gives_the_maps_of_the_network(name: str) -> None:
     for fold in traced.folds[:1]:
         assert all(isinstance(one.get_submodule(fold.norm), nn.Identity) for one in made)
     for one in made:
-        fast = maps_of(one, layers, traced.form.of(images))
+        fast = maps_of(one, layers, traced.input_format.convert(images))
         for plain, copied in zip(maps_of(network, layers, images), fast, strict=True):
             torch.testing.assert_close(copied, plain, rtol=1e-4, atol=1e-5 * float(plain.abs().max()))
 
@@ -141,7 +141,7 @@ def test_a_network_that_python_cannot_copy_has_replicas_too(kind: type[nn.Sequen
     assert network not in made
     assert len(made) == 2
     for one in made:
-        torch.testing.assert_close(maps_of(one, layers, traced.form.of(images)), maps_of(network, layers, images))
+        torch.testing.assert_close(maps_of(one, layers, traced.input_format.convert(images)), maps_of(network, layers, images))
 
 
 def test_reused_modules_are_copied_as_they_are() -> None:

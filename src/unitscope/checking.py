@@ -102,7 +102,7 @@ class Replay:
         for image, of_image in groupby(sorted(found, key=_image), key=_image):
             peaks = list(of_image)
             several = self.again.inputs([self.again.loader.load(image)] * VARIANTS)
-            for peak, value in self._values(self.again.form.of(rounded(several)), [peaks] * VARIANTS):
+            for peak, value in self._values(self.again.form.convert(rounded(several)), [peaks] * VARIANTS):
                 moved[peak] = max(moved.get(peak, 0.0), abs(value - found[peak]))
         return moved
 

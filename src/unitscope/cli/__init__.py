@@ -96,7 +96,7 @@ def layers(
             {"layer": t.name} | {k: v for k, v in asdict(t.layer).items() if k != "name"} | {"default": t.default}
             for t in trace.layers
         ]
-        refused = [{"layer": r.name, "reason": r.reason, "default": r.default} for r in trace.refused]
+        refused = [{"layer": r.name, "reason": r.reason, "default": r.default} for r in trace.unreadable]
         unknown = sorted(trace.unknown_operators)
         found = {"left_out": refused, "operators_without_rule": unknown, "trial": trial.described()}
         print(json.dumps({"layers": rows} | found, indent=1))

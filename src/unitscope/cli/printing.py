@@ -73,9 +73,9 @@ def picture_format(path: Path) -> str:
 def note_refused(trace: Any) -> None:
     from unitscope.session.opening import unknown_said
 
-    if trace.refused:
+    if trace.unreadable:
         print(
-            f"{len(trace.refused)} more can't be scanned: {trace.refused[0].name!r}: {trace.refused[0].reason}",
+            f"{len(trace.unreadable)} more can't be scanned: {trace.unreadable[0].name!r}: {trace.unreadable[0].reason}",
             file=sys.stderr,
         )
     if trace.unknown_operators:

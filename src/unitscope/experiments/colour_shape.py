@@ -70,7 +70,7 @@ class _Shares:
         again = self._again
         inputs = as_float32(again.inputs(again.loader.load(image) for image in images))
         for row, changed in enumerate(changes(inputs, images, again.loader.preprocessing)):
-            highest = again.each(again.form.of(changed), lambda _, maps: _highest(maps).cpu().numpy())
+            highest = again.each(again.form.convert(changed), lambda _, maps: _highest(maps).cpu().numpy())
             for traced, values in zip(again.layers, highest, strict=True):
                 self._add(row, traced.name, images, values, traced.layer.rectified)
 

@@ -105,7 +105,7 @@ def _covered(again: Again, given: Tensor, places: Sequence[tuple[slice, slice]])
     images = given.repeat(len(places), 1, 1, 1)
     for one, (rows, columns) in zip(images, places, strict=True):
         one[:, rows, columns] = 0  # the mean colour
-    return _probabilities(again, again.form.of(images))
+    return _probabilities(again, again.form.convert(images))
 
 
 def _probabilities(again: Again, images: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ def _rows(again: Again, key: str, image: Tensor) -> Iterator[dict[str, object]]:
     classifies = scores.dim() == 2 and scores.shape[1] > 1
     number = int(scores.argmax()) if classifies else 0
     for move in moves():
-        moved = again.form.of(move.of(as_float32(image)))
+        moved = again.form.convert(move.of(as_float32(image)))
         probability = float(again.outputs(moved).float().softmax(1)[0, number]) if classifies else None
         for traced, old, new in zip(again.layers, before, _features(again, moved), strict=True):
             yield {

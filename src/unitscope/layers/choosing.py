@@ -32,7 +32,7 @@ def choose_layers(trace: Trace, patterns: Sequence[str] | None = None, model: st
 
 def unreadable_layers(trace: Trace, patterns: Sequence[str] | None = None) -> list[UnreadableLayer]:
     """The layers that the patterns match, or the default ones, and that can't be scanned."""
-    return [r for r in trace.refused if (_matches(r.name, patterns) if patterns else r.default)]
+    return [r for r in trace.unreadable if (_matches(r.name, patterns) if patterns else r.default)]
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
@@ -42,7 +42,7 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 def _check(pattern: str, trace: Trace, model: str) -> None:
     if any(name_matches(layer.name, pattern) for layer in trace.layers):
         return
-    _refuse([r for r in trace.refused if name_matches(r.name, pattern)], model)
+    _refuse([r for r in trace.unreadable if name_matches(r.name, pattern)], model)
     names = [layer.name for layer in trace.layers]
     raise LayerNotFound(
         f"{model!r} has no layer {pattern!r}.{suggestion(pattern, names)} List all {len(names)} with: unitscope layers {model}"

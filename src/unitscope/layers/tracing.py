@@ -99,7 +99,7 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """The layers of a network in call order, those that can't be scanned, and the form in which the network takes its input,
+    """The layers of a network in call order, those that can't be scanned, and the format in which the network takes its input,
     whose `shape` is (channel, y, x).
 
     `unknown_operators` are those whose fields were taken to be the whole input for want of a rule. `hooks` says that the network
@@ -107,8 +107,8 @@ class Trace:
     """
 
     layers: list[TracedLayer]
-    refused: list[UnreadableLayer]
-    form: InputFormat
+    unreadable: list[UnreadableLayer]
+    input_format: InputFormat
     shape: tuple[int, int, int]
     unknown_operators: frozenset[str]
     folds: tuple[Fold, ...]
@@ -131,21 +131,21 @@ def trace(network: nn.Module, images: Tensor) -> Trace:
 def _tried(network: nn.Module, images: Tensor) -> Trace:
     """The trace of an input that lies in memory as images do best or, where the network can't take that, plainly."""
     first = first_tensor(network)
-    form = InputFormat(images.device, torch.float32 if first is None else first.dtype, torch.channels_last)
-    hooks = has_hooks(network) and needs_hooks(network, partial(_outputs, images=form.of(images)))
+    input_format = InputFormat(images.device, torch.float32 if first is None else first.dtype, torch.channels_last)
+    hooks = has_hooks(network) and needs_hooks(network, partial(_outputs, images=input_format.convert(images)))
     try:
-        return _traced(isolated_copy(network, hooks), images, form, hooks)
+        return _traced(isolated_copy(network, hooks), images, input_format, hooks)
     except NetworkError:
         raise
     except Exception:
         # `x.view(n, -1)` on a map needs the plain layout; where that isn't the trouble, the second try says what is.
-        form = replace(form, memory_format=torch.contiguous_format)
+        input_format = replace(input_format, memory_format=torch.contiguous_format)
     try:
-        return _traced(isolated_copy(network, hooks), images, form, hooks)
+        return _traced(isolated_copy(network, hooks), images, input_format, hooks)
     except NetworkError:
         raise
     except Exception as error:
-        raise NetworkError(failure_of(isolated_copy(network, hooks), form.of(images), error)) from error
+        raise NetworkError(failure_of(isolated_copy(network, hooks), input_format.convert(images), error)) from error
 
 
 def _outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
@@ -195,26 +195,26 @@ class _WeightsKept(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _traced(network: nn.Module, images: Tensor, form: InputFormat, hooks: bool) -> Trace:
+def _traced(network: nn.Module, images: Tensor, input_format: InputFormat, hooks: bool) -> Trace:
     fields = FieldMode()
     flow = FlowMode(fields)
-    with torch.no_grad(), exact_inference(network, form.device), unfused():
-        images = form.of(images)
-        of_two = _shapes_of_two(network, images, form)
+    with torch.no_grad(), exact_inference(network, input_format.device), unfused():
+        images = input_format.convert(images)
+        of_two = _shapes_of_two(network, images, input_format)
         with fields, flow.watching(network), _WeightsKept(network):
             fields.start(images)
             network(images)
         reading = CallLog(flow, images, of_two)
     layers: list[TracedLayer] = []
-    refused: list[UnreadableLayer] = []
+    unreadable: list[UnreadableLayer] = []
     for call in reading.layer_calls():
         layout = reading.layout(call)
         if isinstance(layout, str):
-            refused.append(UnreadableLayer(call.layer_name, layout, reading.default(call) and reading.depends(call)))
+            unreadable.append(UnreadableLayer(call.layer_name, layout, reading.default(call) and reading.depends(call)))
         else:
             layers.append(_described(call, reading, layout, len(layers)))
     channels, height, width = images.shape[1:]
-    return Trace(layers, refused, form, (channels, height, width), frozenset(fields.unknown), reading.folds(), hooks)
+    return Trace(layers, unreadable, input_format, (channels, height, width), frozenset(fields.unknown), reading.folds(), hooks)
 
 
 @contextmanager
@@ -232,7 +232,7 @@ Shapes = dict[tuple[str, bool], tuple[int, ...]]
 """The shape of what goes into a layer (True) and of what comes out (False), by the layer's name."""
 
 
-def _shapes_of_two(network: nn.Module, images: Tensor, form: InputFormat) -> Shapes:
+def _shapes_of_two(network: nn.Module, images: Tensor, input_format: InputFormat) -> Shapes:
     """The shapes of everything for two images, which tell where images are; nothing where the network takes only one.
 
     In channels last an error is raised: one image hides a `view` that fails.
@@ -256,9 +256,9 @@ def _shapes_of_two(network: nn.Module, images: Tensor, form: InputFormat) -> Sha
             handles += [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
     try:
         with _WeightsKept(network):
-            network(images.expand(2, -1, -1, -1).contiguous(memory_format=form.memory_format))
+            network(images.expand(2, -1, -1, -1).contiguous(memory_format=input_format.memory_format))
     except Exception as error:
-        if form.memory_format is torch.channels_last or isinstance(error, NetworkError):
+        if input_format.memory_format is torch.channels_last or isinstance(error, NetworkError):
             raise
         shapes.clear()
     finally:

@@ -69,8 +69,8 @@ class InputFormat:
     dtype: torch.dtype
     memory_format: torch.memory_format
 
-    def of(self, images: torch.Tensor) -> torch.Tensor:
-        """Images of shape (image, channel, y, x) in that form."""
+    def convert(self, images: torch.Tensor) -> torch.Tensor:
+        """Images of shape (image, channel, y, x) in that format."""
         return images.to(self.device, self.dtype).contiguous(memory_format=self.memory_format)
 
 

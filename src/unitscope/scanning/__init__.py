@@ -138,7 +138,7 @@ def _set_up(
 
 def _elsewhere(job: Job, networks: Networks, device: torch.device) -> tuple[Job, Networks]:
     """The same for workers on another device."""
-    traced = replace(job.trace, form=replace(job.trace.form, device=device))
+    traced = replace(job.trace, input_format=replace(job.trace.input_format, device=device))
     return replace(job, trace=traced), Networks(networks.module, traced, networks.chosen)
 
 

@@ -48,7 +48,7 @@ def with_effective_fields(networks: Networks, job: Job, part: PartialResult) -> 
     choices = [_picks(part.sample, place, job) for place, _ in readable]
 
     def measured(network: nn.Module, number: int) -> list[Tensor | None]:
-        images = job.loader.normalised([readable[number][1]], job.trace.form)
+        images = job.loader.normalised([readable[number][1]], job.trace.input_format)
         return energies(network, job.layers, choices[number], images)
 
     with lanes(networks.lanes, job.device) as submit:

@@ -92,4 +92,4 @@ def _refuses(network: nn.Module, job: Job) -> str:
 
 
 def _in_bfloat16(job: Job) -> Job:
-    return replace(job, trace=replace(job.trace, form=replace(job.trace.form, dtype=torch.bfloat16)))
+    return replace(job, trace=replace(job.trace, input_format=replace(job.trace.input_format, dtype=torch.bfloat16)))

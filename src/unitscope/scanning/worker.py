@@ -46,7 +46,7 @@ class Job:
 
     @property
     def device(self) -> torch.device:
-        return self.trace.form.device
+        return self.trace.input_format.device
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ class Worker:
         """What `look` says of every layer's maps, in one forward pass."""
         found: dict[int, Result] = {}
         pixels = [image.pixels for image in loaded if image.pixels is not None]
-        images = self.job.loader.normalised(pixels, self.job.trace.form)
+        images = self.job.loader.normalised(pixels, self.job.trace.input_format)
         with (
             torch.no_grad(),
             tapped(network, self.job.layers, lambda number, maps: found.update({number: look(number, maps)})) as tap,

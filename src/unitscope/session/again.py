@@ -39,7 +39,7 @@ class Again:
 
     @property
     def form(self) -> InputFormat:
-        return self.trace.form
+        return self.trace.input_format
 
     def loaded(self) -> Iterator[Loaded]:
         """All images that can be read, in order, with their pixels."""

@@ -41,7 +41,7 @@ class Networks:
 
     @cached_property
     def _replicas(self) -> Replicas:
-        return replicas(self.module, self.trace, self.chosen, lane_count(self.trace.form.device))
+        return replicas(self.module, self.trace, self.chosen, lane_count(self.trace.input_format.device))
 
     @cached_property
     def lanes(self) -> list[nn.Module]:

@@ -72,7 +72,7 @@ class Loader:
         """The network's input of shape (image, channel, y, x), computed on its device from 8-bit pixels."""
         stacked = torch.from_numpy(np.stack(pixels)).to(form.device)
         if self.preprocessing is None:
-            return form.of(stacked)
+            return form.convert(stacked)
         images, height, width, channels = stacked.shape
         # Whole rows of colours at a time: on so short an axis as that of the channels nothing is fast.
         mean, std = (
@@ -80,4 +80,4 @@ class Loader:
             for v in (self.preprocessing.mean, self.preprocessing.std)
         )
         rows = stacked.reshape(images, height, width * channels).float().div_(255).sub_(mean).div_(std)
-        return form.of(rows.reshape(images, height, width, channels).permute(0, 3, 1, 2))
+        return form.convert(rows.reshape(images, height, width, channels).permute(0, 3, 1, 2))

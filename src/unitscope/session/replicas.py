@@ -52,10 +52,10 @@ def replicas(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer], c
 
     Raises `NetworkError` where values depend on the images that ran before.
     """
-    with random_states_kept(traced.form.device), class_variables_kept(network):
+    with random_states_kept(traced.input_format.device), class_variables_kept(network):
         second = count == 1  # image of noise alone: where several run in turn, it does so there
         found = tried(network, traced, chosen, second)
-        plain = isolated_copy(network, traced.hooks).to(traced.form.device)
+        plain = isolated_copy(network, traced.hooks).to(traced.input_format.device)
         for made in _fast(plain, traced, chosen, count):
             if count > 1 and found.trial.random is None and found.trial.batch is None:
                 # Both questions at once: are they right, and do they leave each other alone?
@@ -113,7 +113,7 @@ def pass_images(network: nn.Module, traced: Trace, batch_size: int) -> int:
 
 def cached_images(traced: Trace, batch_size: int) -> int:
     """The same for a pass that comes back as well: maps stay in the cache, whatever the weights cost."""
-    if traced.form.device.type != "cpu":
+    if traced.input_format.device.type != "cpu":
         return batch_size
     return _power_of_two(LARGEST_MAP_BYTES // max(_map_bytes(traced)), batch_size)
 
@@ -131,7 +131,7 @@ def _laid_out(network: nn.Module, traced: Trace) -> nn.Module:
     made = isolated_copy(network, traced.hooks)
     for parameter in made.parameters():
         if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=traced.form.memory_format)
+            parameter.data = parameter.data.contiguous(memory_format=traced.input_format.memory_format)
     return made
 
 

@@ -172,7 +172,7 @@ class _Trials:
     def _copy(self) -> nn.Module:
         """A copy that begins where the network stands; those that were made before have run."""
         self.put_back()
-        return isolated_copy(self.network, self.traced.hooks).to(self.traced.form.device)
+        return isolated_copy(self.network, self.traced.hooks).to(self.traced.input_format.device)
 
     def _first(self, apart: Sequence[float], near: float = NEAR) -> str | None:
         """The name of the first layer whose values are apart."""
@@ -191,7 +191,7 @@ class _Trials:
 
     def _watched(self, seed: int) -> tuple[list[Tensor], States]:
         """The first image's maps, and the states of the random generators at the start and when each layer was read."""
-        device = self.traced.form.device
+        device = self.traced.input_format.device
         network = self._copy()
         seed_all(seed)
         states = {START: random_states(device)}
@@ -254,10 +254,10 @@ class _Trials:
         return self._first(further, SPREAD) or self._depends_in_double(apart, image)
 
     def _depends_in_double(self, apart: Sequence[float], image: int) -> str | None:
-        traced = replace(self.traced, form=replace(self.traced.form, dtype=torch.float64))
+        traced = replace(self.traced, input_format=replace(self.traced.input_format, dtype=torch.float64))
         place = PLACES[image][0]
         try:
-            network, batch = self._copy().double(), traced.form.of(noise_batch(self.traced).double())
+            network, batch = self._copy().double(), traced.input_format.convert(noise_batch(self.traced).double())
             alone = noise_maps(network, self.layers, batch[place : place + 1])
             return self._first(self._apart(network, batch, alone, PLACES[image])[0], NEAR_IN_DOUBLE)
         except Exception:  # what was written for one type stumbles in many ways over another
@@ -343,12 +343,12 @@ def _deviation(maps: Tensor, others: Tensor) -> float:
 def noise_for(traced: Trace, images: int) -> Tensor:
     """The first of three images of noise, the same every time and each louder than the one before, as the network takes them."""
     noise = torch.randn(3, *traced.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-    return traced.form.of(noise[:images] * LOUDER ** torch.arange(images, dtype=torch.float32).reshape(-1, 1, 1, 1))
+    return traced.input_format.convert(noise[:images] * LOUDER ** torch.arange(images, dtype=torch.float32).reshape(-1, 1, 1, 1))
 
 
 def noise_batch(traced: Trace) -> Tensor:
     """The images of noise that run together: the first one among others, and in front of them the second."""
-    return traced.form.of(noise_for(traced, 3)[list(BATCH)])
+    return traced.input_format.convert(noise_for(traced, 3)[list(BATCH)])
 
 
 def rounded(images: Tensor) -> Tensor:
