@@ -1,4 +1,4 @@
-"""The streaming top k, and how many images share its last value, against sorting everything at once."""
+"""The streaming top k, and how many images share its k-th value, against sorting everything at once."""
 
 import torch
 from hypothesis import given
@@ -28,7 +28,7 @@ def candidates(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, int]:
 
 
 HASHES = torch.tensor([7, 3, 9, 3, 0, 8, 1, 7, 4])
-"""Those of images 0 to 8; some are equal."""
+"""The hashes of images 0 to 8; some are equal."""
 
 
 def brute_force(values: Tensor, images: Tensor, cells: Tensor, k: int) -> list[list[tuple[float, int, int]]]:
@@ -41,8 +41,8 @@ def brute_force(values: Tensor, images: Tensor, cells: Tensor, k: int) -> list[l
     return result
 
 
-def images_that_share_the_last_place(values: Tensor, images: Tensor, k: int) -> list[int]:
-    """How many images hold the unit's k-th value; 0 where it has fewer."""
+def images_with_kth_value(values: Tensor, images: Tensor, k: int) -> list[int]:
+    """How many images hold the unit's k-th value; 0 where it has fewer than k."""
     result = []
     for unit in range(values.shape[1]):
         rows = [(value, image) for value, image in zip(values[:, unit].tolist(), images.tolist(), strict=True) if value == value]
@@ -51,11 +51,10 @@ def images_that_share_the_last_place(values: Tensor, images: Tensor, k: int) -> 
     return result
 
 
-def kept(best: TopK) -> list[list[tuple[float, int, int]]]:
-    rows = (
-        zip(*(t[unit].tolist() for t in (best.values, best.images, best.cells)), strict=True) for unit in range(len(best.values))
-    )
-    return [[row for row in unit if row[1] != NO_IMAGE] for unit in rows]
+def peaks(best: TopK) -> list[list[tuple[float, int, int]]]:
+    """Every unit's value, image and cell by rank, without free ranks."""
+    columns = (best.values.tolist(), best.images.tolist(), best.cells.tolist())
+    return [[row for row in zip(*unit, strict=True) if row[1] != NO_IMAGE] for unit in zip(*columns, strict=True)]
 
 
 @given(candidates(), st.data())
@@ -63,20 +62,20 @@ def test_any_split_order_and_grouping_gives_what_sorting_gives(
     drawn: tuple[Tensor, Tensor, Tensor, int], data: st.DataObject
 ) -> None:
     values, images, cells, k = drawn
-    owner = data.draw(st.lists(st.integers(0, 4), min_size=9, max_size=9))
+    part_of_image = data.draw(st.lists(st.integers(0, 4), min_size=9, max_size=9))
     parts = []
     for number in range(5):  # an image is in one part, with all its candidates
-        chosen = [place for place, image in enumerate(images.tolist()) if owner[image] == number]
         part = TopK.empty(values.shape[1], k)
-        for image in data.draw(st.permutations(sorted({int(images[place]) for place in chosen}))):
-            of_image = torch.tensor([place for place in chosen if images[place] == image])
-            part.add(values[of_image], HASHES[images[of_image]], images[of_image].long(), cells[of_image])
+        images_of_part = sorted({image for image in images.tolist() if part_of_image[image] == number})
+        for image in data.draw(st.permutations(images_of_part)):
+            rows = (images == image).nonzero()[:, 0]
+            part.add(values[rows], HASHES[images[rows]], images[rows].long(), cells[rows])
         parts.append(part)
     while len(parts) > 1:
-        one = parts.pop(data.draw(st.integers(0, len(parts) - 1)))
-        parts[data.draw(st.integers(0, len(parts) - 1))].merge(one)
-    assert kept(parts[0]) == brute_force(values, images, cells, k)
-    assert parts[0].tied.tolist() == images_that_share_the_last_place(values, images, k)
+        merged = parts.pop(data.draw(st.integers(0, len(parts) - 1)))
+        parts[data.draw(st.integers(0, len(parts) - 1))].merge(merged)
+    assert peaks(parts[0]) == brute_force(values, images, cells, k)
+    assert parts[0].tied.tolist() == images_with_kth_value(values, images, k)
 
 
 @given(candidates())
@@ -84,12 +83,12 @@ def test_all_candidates_at_once_give_the_same(drawn: tuple[Tensor, Tensor, Tenso
     values, images, cells, k = drawn
     best = TopK.empty(values.shape[1], k)
     best.add(values, HASHES[images.long()], images.long(), cells)
-    assert kept(best) == brute_force(values, images, cells, k)
-    assert best.tied.tolist() == images_that_share_the_last_place(values, images, k)
+    assert peaks(best) == brute_force(values, images, cells, k)
+    assert best.tied.tolist() == images_with_kth_value(values, images, k)
 
 
-def test_free_places_hold_nothing() -> None:
-    best = TopK.empty(units=1, k=3)
+def test_free_ranks_hold_nothing() -> None:
+    best = TopK.empty(unit_count=1, k=3)
     best.add(torch.tensor([[2.0], [torch.nan]]), torch.tensor([0, 0]), torch.tensor([4, 5]), torch.tensor([[7], [8]]))
     assert best.images.tolist() == [[4, NO_IMAGE, NO_IMAGE]]
     assert best.cells.tolist() == [[7, 0, 0]]
@@ -97,8 +96,8 @@ def test_free_places_hold_nothing() -> None:
     assert best.tied.tolist() == [0]
 
 
-def test_a_tie_with_the_last_place_is_won_by_the_lower_hash_and_among_equals_by_the_earlier_image() -> None:
-    best = TopK.empty(units=1, k=1)
+def test_a_tie_for_the_last_rank_is_won_by_the_lower_hash_and_among_equals_by_the_earlier_image() -> None:
+    best = TopK.empty(unit_count=1, k=1)
     for image, hashed in ((5, 40), (3, 20), (9, 20), (1, 30)):
         best.add(torch.tensor([[1.0]]), torch.tensor([hashed]), torch.tensor([image]), torch.tensor([[0]]))
     assert best.images.tolist() == [[3]]
@@ -106,6 +105,6 @@ def test_a_tie_with_the_last_place_is_won_by_the_lower_hash_and_among_equals_by_
 
 
 def test_minus_infinity_is_a_value() -> None:
-    best = TopK.empty(units=1, k=2)
+    best = TopK.empty(unit_count=1, k=2)
     best.add(torch.tensor([[-torch.inf]]), torch.tensor([0]), torch.tensor([1]), torch.tensor([[0]]))
-    assert kept(best) == [[(-torch.inf, 1, 0)]]
+    assert peaks(best) == [[(-torch.inf, 1, 0)]]

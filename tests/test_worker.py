@@ -39,7 +39,7 @@ def test_the_fast_way_reads_what_the_plain_one_reads(network: nn.Module) -> None
     fast, plain = worker._pooled(network, SHARD, loaded), worker._compared(network, SHARD, loaded)
     assert fast is not None
     assert plain.reading is not None
-    for name in ("highest", "cells", "spoilt"):
+    for name in ("values", "cells", "has_nan"):
         assert torch.equal(getattr(fast.reading, name), getattr(plain.reading, name))
 
 
@@ -50,8 +50,8 @@ def test_a_nan_sends_a_pass_the_plain_way() -> None:
     assert worker._pooled(worker.networks.module, SHARD, loaded) is None
     reading = worker._compared(worker.networks.module, SHARD, loaded).reading
     assert reading is not None
-    assert reading.spoilt[3].all()
-    assert not reading.spoilt[[0, 1, 2, 4, 5, 6, 7]].any()
+    assert reading.has_nan[3].all()
+    assert not reading.has_nan[[0, 1, 2, 4, 5, 6, 7]].any()
 
 
 class Waiting(TorchDispatchMode):

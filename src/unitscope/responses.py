@@ -45,7 +45,7 @@ def _responses(again: Again, image: Image.Image) -> list[Response]:
     def look(number: int, maps: Tensor) -> Response:
         traced = again.layers[number]
         reading = highest_cell(maps)
-        values, cells = reading.highest[0].cpu().numpy(), reading.cells[0].cpu().numpy()
+        values, cells = reading.values[0].cpu().numpy(), reading.cells[0].cpu().numpy()
         y, x = np.divmod(cells, traced.layer.map_width)
         sides = traced.fields.boxes(np.arange(len(values)), y, x)
         return Response(traced.name, values, np.stack([np.asarray(side, dtype=np.int64) for side in sides], axis=1))

@@ -1,6 +1,6 @@
-"""What one batch of maps says: each unit's peak per image, reduced while the network runs.
+"""The spatial maximum of every unit in every image of a batch, computed inside the hooks while the network runs.
 
-Axes: `image unit y x`. Cells count row by row, `y * width + x`.
+Axes: `image unit y x`. Cells are numbered row by row, `y * width + x`.
 """
 
 from collections.abc import Sequence
@@ -15,56 +15,38 @@ from unitscope.topk import may_enter
 
 
 @dataclass(frozen=True, slots=True)
-class Spacing:
-    """How far apart peaks of one image must stand: where cells stand on the input, and half a field, in pixels."""
-
-    centres_y: Tensor
-    centres_x: Tensor
-    half_height: float
-    half_width: float
-
-    def near(self, cells: Int[Tensor, " map"], width: int) -> Bool[Tensor, "map cell"]:
-        """For each given cell, the cells less than half a field away from it in both directions."""
-        y, x = cells // width, cells % width
-        near_y = (self.centres_y[y][:, None] - self.centres_y).abs() < self.half_height
-        near_x = (self.centres_x[x][:, None] - self.centres_x).abs() < self.half_width
-        near = (near_y[:, :, None] & near_x[:, None, :]).flatten(1)
-        near[torch.arange(len(cells)), cells] = True
-        return near
-
-
-@dataclass(frozen=True, slots=True)
 class SpatialMax:
-    """The peaks of some units in one batch.
+    """The spatial maxima of some units in one batch.
 
-    `highest` is each unit's highest value in each image, NaN where its whole map is NaN, `cells` the first cell where it stands;
-    `spoilt` says that the map held a NaN.
+    `values` holds each unit's highest value in each image, NaN where the whole activation map is NaN. `cells` holds the lowest cell
+    with that value. `has_nan` is true where the activation map holds a NaN.
     """
 
-    highest: Float[Tensor, "image unit"]
+    values: Float[Tensor, "image unit"]
     cells: Int[Tensor, "image unit"]
-    spoilt: Bool[Tensor, "image unit"]
+    has_nan: Bool[Tensor, "image unit"]
 
 
 def highest_cell(maps: Float[Tensor, "image unit y x"]) -> SpatialMax:
-    """Each unit's peak in each image. Among equal values the lowest cell wins; NaN never wins.
+    """Each unit's spatial maximum in each image. Among equal values the lowest cell wins; NaN never wins.
 
-    In plain operations, so that the program doesn't have to wait for a GPU.
+    These are plain operations that never wait for the values, so a GPU runs on.
     """
-    flat = maps.float().flatten(2)
-    missing = flat.isnan()
-    flat = flat.masked_fill(missing, -torch.inf)
-    highest = flat.amax(2)
-    numbers = torch.arange(flat.shape[2], device=maps.device)
-    cells = torch.where((flat == highest[:, :, None]) & ~missing, numbers, flat.shape[2]).amin(2)
-    nothing = missing.all(2)
-    return SpatialMax(highest.masked_fill(nothing, torch.nan), cells.masked_fill(nothing, 0), missing.any(2))
+    flat_maps = maps.float().flatten(2)
+    nan_mask = flat_maps.isnan()
+    flat_maps = flat_maps.masked_fill(nan_mask, -torch.inf)
+    values = flat_maps.amax(2)
+    cell_count = flat_maps.shape[2]
+    cell_numbers = torch.arange(cell_count, device=maps.device)
+    cells = torch.where((flat_maps == values[:, :, None]) & ~nan_mask, cell_numbers, cell_count).amin(2)
+    all_nan = nan_mask.all(2)
+    return SpatialMax(values.masked_fill(all_nan, torch.nan), cells.masked_fill(all_nan, 0), nan_mask.any(2))
 
 
 def highest_cell_by_pooling(maps: Float[Tensor, "image unit y x"]) -> tuple[Tensor, Tensor]:
-    """Highest values and their cells as `highest_cell` gives them, but NaN wins: in one pass over maps, on a processor.
+    """Values and cells as `highest_cell` gives them, except that NaN wins. It reads the maps once and is for a CPU.
 
-    On maps whose channels lie side by side the kernel runs through whole rows of them, and among equal values keeps the first.
+    In the memory format channels last the kernel reads whole rows of channels, and among equal values it keeps the first.
     """
     if maps.shape[2:] == (1, 1):
         values = maps.flatten(1).float()
@@ -76,46 +58,77 @@ def highest_cell_by_pooling(maps: Float[Tensor, "image unit y x"]) -> tuple[Tens
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Possible peaks, of shape (image, pick, unit): the highest first, then those far enough away. NaN where there is none."""
+    """The possible peaks of some units in one batch.
+
+    Pick 0 is the highest of its image, the later picks stand far enough from the earlier ones. Values are NaN where there is none.
+    """
 
     values: Float[Tensor, "image pick unit"]
     cells: Int[Tensor, "image pick unit"]
 
 
-Found = TypeVar("Found", SpatialMax, Candidates)
+Maxima = TypeVar("Maxima", SpatialMax, Candidates)
 
 
-def concatenated(found: Sequence[Found], axis: int) -> Found:
-    """Of several batches (axis 0), or of the units of several layers (the last axis, -1)."""
-    kind = type(found[0])
-    return kind(*(torch.cat([getattr(one, name) for one in found], axis) for name in kind.__slots__))
+def concatenated(parts: Sequence[Maxima], axis: int) -> Maxima:
+    """The parts as one: several batches along axis 0, the units of several layers along the last axis, -1."""
+    kind = type(parts[0])
+    return kind(*(torch.cat([getattr(part, name) for part in parts], axis) for name in kind.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class Spacing:
+    """How far apart the peaks of one image stand at least.
+
+    `centres_y` and `centres_x` are the centres of the cells' receptive fields on the input, and the two halves are half a receptive
+    field's sides, all in pixels.
+    """
+
+    centres_y: Float[Tensor, " y"]
+    centres_x: Float[Tensor, " x"]
+    half_height: float
+    half_width: float
+
+    def too_close(self, cells: Int[Tensor, " map"], width: int) -> Bool[Tensor, "map cell"]:
+        """For each map, which cells are less than half a receptive field away from its given cell, in both directions."""
+        y, x = cells // width, cells % width
+        close_y = (self.centres_y[y][:, None] - self.centres_y).abs() < self.half_height
+        close_x = (self.centres_x[x][:, None] - self.centres_x).abs() < self.half_width
+        close = (close_y[:, :, None] & close_x[:, None, :]).flatten(1)
+        close[torch.arange(len(cells)), cells] = True
+        return close
 
 
 @dataclass(frozen=True, slots=True)
 class PeakPicker:
-    """How several peaks of one image are picked in one layer.
+    """Picks several peaks of one image in one layer.
 
-    `picks` a map, as far apart as `spacing` says; those after the first only where the first comes up to the unit's `floor`, since
-    each costs another look at the map. With `rectified`, values at and below zero are none (rule 5).
+    It picks at most `max_peaks` in an activation map, as far apart as `spacing` says. It looks for more than one only where the first
+    could enter the top k, whose k-th values so far are `kth_values`, since each costs another pass over the map. With `rectified`,
+    values at and below zero are no peaks (rule 5 of docs/exactness.md).
     """
 
-    picks: int
+    max_peaks: int
     spacing: Spacing
     rectified: bool
-    floor: Float[Tensor, " unit"]
+    kth_values: Float[Tensor, " unit"]
 
-    def of(self, maps: Float[Tensor, "image unit y x"], first: SpatialMax) -> Candidates:
-        """The candidates of every map, given what `highest_cell` says of it."""
-        values = torch.full((len(maps), self.picks, maps.shape[1]), torch.nan, dtype=torch.float32, device=maps.device)
-        cells = torch.zeros(values.shape, dtype=torch.int64, device=maps.device)
-        values[:, 0], cells[:, 0] = self._fires(first.highest), first.cells
-        image, unit = may_enter(values[:, 0], self.floor).nonzero().unbind(1)
-        left = maps.float().flatten(2)[image, unit]
-        for pick in range(1, self.picks):
-            left = left.masked_fill(self.spacing.near(cells[image, pick - 1, unit], maps.shape[3]), torch.nan)
-            found = highest_cell(left[:, None, :, None])
-            values[image, pick, unit], cells[image, pick, unit] = self._fires(found.highest[:, 0]), found.cells[:, 0]
+    def pick(self, maps: Float[Tensor, "image unit y x"], spatial_max: SpatialMax) -> Candidates:
+        """The candidates of every activation map, given its spatial maximum."""
+        shape = (len(maps), self.max_peaks, maps.shape[1])
+        values = torch.full(shape, torch.nan, dtype=torch.float32, device=maps.device)
+        cells = torch.zeros(shape, dtype=torch.int64, device=maps.device)
+        values[:, 0], cells[:, 0] = self._without_silent(spatial_max.values), spatial_max.cells
+        image, unit = may_enter(values[:, 0], self.kth_values).nonzero().unbind(1)
+        flat_maps = maps.float().flatten(2)[image, unit]
+        for pick in range(1, self.max_peaks):
+            close = self.spacing.too_close(cells[image, pick - 1, unit], maps.shape[3])
+            flat_maps = flat_maps.masked_fill(close, torch.nan)
+            next_max = highest_cell(flat_maps[:, None, :, None])
+            values[image, pick, unit] = self._without_silent(next_max.values[:, 0])
+            cells[image, pick, unit] = next_max.cells[:, 0]
         return Candidates(values, cells)
 
-    def _fires(self, values: Tensor) -> Tensor:
+    def _without_silent(self, values: Tensor) -> Tensor:
+        """NaN for values that a rectifier silences."""
         return values.masked_fill(values <= 0, torch.nan) if self.rectified else values

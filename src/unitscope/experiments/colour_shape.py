@@ -99,7 +99,7 @@ class _Shares:
 def _highest(maps: Float[Tensor, "image unit y x"]) -> Float[Tensor, "image unit"]:
     """Each unit's highest value, whatever is no number."""
     highest = maps.float().flatten(2).amax(2)
-    return highest_cell(maps).highest if highest.isnan().any() else highest
+    return highest_cell(maps).values if highest.isnan().any() else highest
 
 
 def _positive(peaks: pa.Table) -> dict[str, np.ndarray]:

@@ -93,7 +93,7 @@ class Worker:
         self._lowest_hashes = Sample.empty(0, self.job.plan.sample)
         rectified = torch.tensor([t.layer.rectified for t in layers], device=device)
         self._rectified = rectified.repeat_interleave(torch.tensor(self.job.units, device=device))
-        floors = self._best.floor().split(self.job.units)
+        floors = self._best.kth_values().split(self.job.units)
         self._pickings = (
             [PeakPicker(plan.per_image, _spacing(t, device), t.layer.rectified, f) for t, f in zip(layers, floors, strict=True)]
             if plan.per_image > 1
@@ -152,7 +152,7 @@ class Worker:
     def _compared(self, network: nn.Module, shard: Shard, loaded: list[Loaded]) -> Passed:
         def look(number: int, maps: Tensor) -> tuple[SpatialMax, Candidates | None]:
             reading = highest_cell(maps)
-            return reading, self._pickings[number].of(maps, reading) if self._pickings else None
+            return reading, self._pickings[number].pick(maps, reading) if self._pickings else None
 
         readings, candidates = zip(*self._each(network, loaded, look), strict=True)
         return Passed(shard, loaded, concatenated(readings, -1), concatenated(candidates, -1) if self._pickings else None)
@@ -200,7 +200,7 @@ class Worker:
             self._note(part, good)
             self._rank(part, good, hashes, read)
             reading = concatenated([passed.reading for passed in read if passed.reading], 0)
-            part.moments = RunningStatistics.of_shard(shard.number, reading.highest.cpu(), reading.spoilt.cpu())
+            part.moments = RunningStatistics.of_shard(shard.number, reading.values.cpu(), reading.has_nan.cpu())
             self._sample(part, good, hashes, reading)
         return part
 
@@ -216,7 +216,7 @@ class Worker:
         numbers = (hashes, torch.tensor([one.image for one in loaded]))
         hashes, images = (n.to(self.job.device).repeat_interleave(self.job.plan.per_image) for n in numbers)
         best = TopK.empty(sum(self.job.units), self.job.plan.k, self.job.device)
-        best.add(values, hashes, images, cells, floor=self._best.floor())
+        best.add(values, hashes, images, cells, kth_values=self._best.kth_values())
         part.best = best.to("cpu")
 
     def _candidates(self, passed: Passed) -> tuple[Tensor, Tensor]:
@@ -224,14 +224,14 @@ class Worker:
         if passed.candidates is not None:
             return passed.candidates.values.flatten(0, 1), passed.candidates.cells.flatten(0, 1)
         assert passed.reading is not None  # noqa: S101 - for the type checker
-        highest = passed.reading.highest
+        highest = passed.reading.values
         return highest.masked_fill((highest <= 0) & self._rectified, torch.nan), passed.reading.cells
 
     def _sample(self, part: PartialResult, loaded: list[Loaded], hashes: Tensor, reading: SpatialMax) -> None:
         """Put those images into the part that could come into the sample."""
         taken = self._lowest_hashes.may_take(hashes)
         images = torch.tensor([one.image for one in loaded])[taken]
-        highest, cells = reading.highest.cpu()[taken], reading.cells.cpu()[taken].int()
+        highest, cells = reading.values.cpu()[taken], reading.cells.cpu()[taken].int()
         part.sample = Sample(hashes[taken], images, highest, cells, self.job.plan.sample)
 
 
