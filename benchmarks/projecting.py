@@ -20,7 +20,8 @@ from torch import nn
 import unitscope
 from unitscope.atlas import Atlas
 from unitscope.networks import Network, load_network
-from unitscope.session.again import Again, opened_again
+from unitscope.session.session import Session
+from unitscope.session.stored import open_atlas_session
 
 CASES = [
     ("torchvision:alexnet", "features.1", 64, 16),
@@ -49,13 +50,13 @@ def ours(atlas: Atlas, network: Network, layer: str, units: list[int]) -> float:
 
 def captums(atlas: Atlas, network: Network, layer: str, units: list[int]) -> float:
     done, started = 0, perf_counter()
-    with opened_again(atlas, network) as again:
-        before = dict(again.network.named_modules())[f"features.{int(layer.split('.')[1]) - 1}"]
-        tool = NeuronDeconvolution(again.network.eval(), before)
+    with open_atlas_session(atlas, network) as session:
+        before = dict(session.plain_copy.named_modules())[f"features.{int(layer.split('.')[1]) - 1}"]
+        tool = NeuronDeconvolution(session.plain_copy, before)
         for unit in units:
             if not (peaks := atlas.peaks(layer, unit).to_pylist()):
                 continue  # a dead unit
-            images = inputs(again, [peak["image"] for peak in peaks])
+            images = inputs(session, [peak["image"] for peak in peaks])
             # One cell an image: a selector that is called with the layer's output.
             rows = [torch.tensor([peak[name] for peak in peaks]) for name in ("y", "x")]
             tool.attribute(images, lambda maps, unit=unit, rows=rows: maps[torch.arange(len(maps)), unit, rows[0], rows[1]])
@@ -63,9 +64,8 @@ def captums(atlas: Atlas, network: Network, layer: str, units: list[int]) -> flo
     return done / (perf_counter() - started)
 
 
-def inputs(again: Again, images: list[int]) -> torch.Tensor:
-    pixels = [again.loader.load(image).pixels for image in images]
-    return again.loader.normalised([one for one in pixels if one is not None], again.form).contiguous()
+def inputs(session: Session, images: list[int]) -> torch.Tensor:
+    return session.inputs([session.loader.load(session.loader.item(image)) for image in images]).contiguous()
 
 
 def main() -> None:

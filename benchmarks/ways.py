@@ -28,9 +28,9 @@ import unitscope
 from unitscope.layers import Trace, TracedLayer, choose_layers, tapped
 from unitscope.networks import Network, load_network
 from unitscope.records import Preprocessing
-from unitscope.session.lanes import lanes
-from unitscope.session.opening import traced_layers
-from unitscope.session.replicas import pass_images, replicas
+from unitscope.session.opening import trace_network
+from unitscope.session.replica_threads import ReplicaThreads, replica_threads
+from unitscope.session.replicas import images_per_pass, make_replicas
 
 BATCH, WORKERS = 32, 2
 
@@ -185,30 +185,30 @@ def decoding_s(network: Network, paths: list[Path]) -> float:
 def forward_s(network: Network) -> Iterator[float]:
     """Seconds an image of bare forward passes on ready batches: over all cores, and side by side; as given, and made fast."""
     trace, layers = default_layers(network)
-    cores, length = torch.get_num_threads(), pass_images(network.module, trace, BATCH)
-    fast = replicas(network.module, trace, layers, cores).networks
+    cores, length = torch.get_num_threads(), images_per_pass(network.module, trace, BATCH)
+    fast = make_replicas(network.module, trace, layers, cores).networks
     for networks, images in (([network.module], BATCH), (fast[:1], BATCH), (fast, BATCH), (fast, length)):
         ready = trace.input_format.convert(torch.randn(images, *trace.shape))
-        with lanes(networks, torch.device("cpu")) as submit:
+        with replica_threads(networks, torch.device("cpu")) as threads:
             rounds = max(len(networks), 256 // images) if length > 4 else max(len(networks), 64 // images)
-            run(submit, ready, len(networks))
+            run(threads, ready, len(networks))
             started = perf_counter()
-            run(submit, ready, rounds)
+            run(threads, ready, rounds)
             yield (perf_counter() - started) / rounds / images
 
 
-def run(submit: Any, ready: Tensor, rounds: int) -> None:
+def run(threads: ReplicaThreads, ready: Tensor, rounds: int) -> None:
     def forward(network: nn.Module, images: Tensor) -> None:
         with torch.no_grad():
             network(images.clone())
 
-    for future in [submit(forward, ready) for _ in range(rounds)]:
+    for future in [threads.submit(forward, ready) for _ in range(rounds)]:
         future.result()
 
 
 def default_layers(network: Network) -> tuple[Trace, list[TracedLayer]]:
     assert network.preprocessing is not None
-    trace = traced_layers(network, network.preprocessing)
+    trace = trace_network(network, network.preprocessing)
     return trace, choose_layers(trace)
 
 

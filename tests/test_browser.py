@@ -18,7 +18,7 @@ from explored import LABELS, explored_atlas, explored_network
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from unitscope.atlas import Atlas
-from unitscope.responses import listening
+from unitscope.responses import open_responses
 from unitscope.web import Offer, explorer, export
 from unitscope.web.addresses import slug
 
@@ -65,7 +65,10 @@ def atlas(place: Path) -> Atlas:
 
 @pytest.fixture(scope="module")
 def site(place: Path, atlas: Atlas) -> Iterator[str]:
-    with listening(atlas, explored_network()) as fires, serving(atlas, Offer(explored_atlas(place, seed=1), fires)) as address:
+    with (
+        open_responses(atlas, explored_network()) as fires,
+        serving(atlas, Offer(explored_atlas(place, seed=1), fires)) as address,
+    ):
         yield address
 
 

@@ -4,8 +4,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from interruptions import IMAGES, Moody, Told, bytes_of
@@ -15,27 +15,23 @@ from torch import nn
 
 import unitscope
 from unitscope.errors import AtlasError, ScanUnfinished
-from unitscope.scanning import checkpoint as checkpoint_module
 from unitscope.scanning.checkpoint import Checkpoint
 from unitscope.scanning.partial_results import PartialResult
 
 SIXTY = IMAGES[:60]
 
 
+SAVED_OFTEN = {"checkpoint_every_s": 0}
+"""A checkpoint after every shard."""
+
+
 def scan(out: Path, network: nn.Module | None = None, stop_after: int = 1_000, **options: object) -> Told:
-    """Scan sixty images in 15 shards; returns what was told of them."""
+    """Scan sixty images in 15 shards, with a checkpoint after each; returns what was told of them."""
     told = Told(stop_after)
-    unitscope.scan(network or small_network(), SIXTY, out, **({"batch_size": 2, "on_images": told} | options))
+    unitscope.scan(network or small_network(), SIXTY, out, **({"batch_size": 2, "on_images": told} | SAVED_OFTEN | options))
     return told
 
 
-@pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint after every shard."""
-    monkeypatch.setattr(checkpoint_module, "EVERY_S", 0.0)
-
-
-@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("stop_after", [9, 30, 58])
 def test_a_stopped_scan_goes_on_where_it_was(tmp_path: Path, stop_after: int) -> None:
     scan(tmp_path / "whole")
@@ -52,11 +48,10 @@ def test_a_stopped_scan_goes_on_where_it_was(tmp_path: Path, stop_after: int) ->
 
 def test_a_scan_that_is_stopped_within_a_minute_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        scan(tmp_path / "atlas", stop_after=30)
+        scan(tmp_path / "atlas", stop_after=30, checkpoint_every_s=60)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("eager")
 def test_a_kill_while_the_folder_is_removed_leaves_no_half_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", lambda folder, **_: (folder / "plan.json").unlink(missing_ok=True))
@@ -66,7 +61,6 @@ def test_a_kill_while_the_folder_is_removed_leaves_no_half_of_it(tmp_path: Path,
     assert [path.name for path in tmp_path.iterdir()] == ["atlas"]
 
 
-@pytest.mark.usefixtures("eager")
 def test_skipped_images_and_labels_survive(tmp_path: Path) -> None:
     photographs = tmp_path / "photographs"
     for number in range(9):
@@ -74,7 +68,7 @@ def test_skipped_images_and_labels_survive(tmp_path: Path) -> None:
         Image.new("RGB", (20, 20), (number * 20, 90, 200)).save(photographs / f"{number % 2}" / f"{number}.png")
     (photographs / "broken.jpg").write_bytes(b"no image")
     how = unitscope.Preprocessing(None, (14, 14), (0.5,) * 3, (0.5,) * 3)
-    options = {"preprocess": how, "batch_size": 1}
+    options = {"preprocess": how, "batch_size": 1} | SAVED_OFTEN
     unitscope.scan(small_network(), photographs, tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
         unitscope.scan(small_network(), photographs, tmp_path / "atlas", on_images=Told(3), **options)
@@ -82,7 +76,6 @@ def test_skipped_images_and_labels_survive(tmp_path: Path) -> None:
     assert bytes_of(tmp_path / "atlas") == bytes_of(tmp_path / "whole")
 
 
-@pytest.mark.usefixtures("eager")
 def test_another_plan_is_refused_with_what_differs(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         scan(tmp_path / "atlas", stop_after=30)
@@ -100,13 +93,12 @@ PICTURES = unitscope.Preprocessing(None, (14, 14), (0.5,) * 3, (0.5,) * 3)
 
 def stopped_and_resumed(first: object, second: object, out: Path) -> None:
     """A scan over some images that is stopped half way, and one over others to the same place."""
-    options = {"preprocess": PICTURES, "batch_size": 2}
+    options = {"preprocess": PICTURES, "batch_size": 2} | SAVED_OFTEN
     with pytest.raises(KeyboardInterrupt):
         unitscope.scan(small_network(), first, out, on_images=Told(30), **options)
     unitscope.scan(small_network(), second, out, **options)
 
 
-@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("changed", [range(60), range(30, 60), range(1), range(59, 60)])
 def test_other_images_of_the_same_number_are_refused(tmp_path: Path, changed: range) -> None:
     other = SIXTY.clone()
@@ -152,10 +144,9 @@ def relabelled(folder: Path, kind: str, label: str) -> object:
     return str(folder / "*.tar")
 
 
-@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("kind", ["list", "data set", "classes", "tar", "tar, labels at its end"])
 def test_other_labels_are_refused_as_other_images_are(tmp_path: Path, kind: str) -> None:
-    options = {"preprocess": PICTURES, "batch_size": 2}
+    options = {"preprocess": PICTURES, "batch_size": 2} | SAVED_OFTEN
     with pytest.raises(KeyboardInterrupt):
         unitscope.scan(
             small_network(), relabelled(tmp_path / "a", kind, "old"), tmp_path / "atlas", on_images=Told(30), **options
@@ -166,13 +157,12 @@ def test_other_labels_are_refused_as_other_images_are(tmp_path: Path, kind: str)
     assert atlas.table("labels").to_pylist() == [{"label": "old", "images": 60}]
 
 
-@pytest.mark.usefixtures("eager")
 def test_files_that_were_changed_after_they_were_scanned_are_noticed(tmp_path: Path) -> None:
     """No file of the fingerprint is among them."""
     (tmp_path / "images").mkdir()
     for number in range(60):
         Image.new("RGB", (20, 20), (number * 4, 90, 200)).save(tmp_path / "images" / f"{number:02}.png")
-    options = {"preprocess": PICTURES, "batch_size": 2}
+    options = {"preprocess": PICTURES, "batch_size": 2} | SAVED_OFTEN
     with pytest.raises(KeyboardInterrupt):
         unitscope.scan(small_network(), tmp_path / "images", tmp_path / "atlas", on_images=Told(30), **options)
     for number in range(1, 8):
@@ -181,7 +171,6 @@ def test_files_that_were_changed_after_they_were_scanned_are_noticed(tmp_path: P
         unitscope.scan(small_network(), tmp_path / "images", tmp_path / "atlas", **options)
 
 
-@pytest.mark.usefixtures("eager")
 def test_a_folder_that_moved_is_the_same_images_but_another_place(tmp_path: Path) -> None:
     """The list of a moved folder has the same keys; what it says of its folder differs, and that is said."""
     for name in ("one", "two"):
@@ -192,7 +181,6 @@ def test_a_folder_that_moved_is_the_same_images_but_another_place(tmp_path: Path
         stopped_and_resumed(tmp_path / "one", tmp_path / "two", tmp_path / "atlas")
 
 
-@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("damage", ["cut", "empty", "changed"])
 def test_a_damaged_checkpoint_is_refused_with_the_way_out(tmp_path: Path, damage: str) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -208,7 +196,6 @@ def test_a_damaged_checkpoint_is_refused_with_the_way_out(tmp_path: Path, damage
     assert sum(scan(tmp_path / "atlas")) == 60
 
 
-@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("damaged", ["{", "[1]", "null"])
 def test_a_damaged_plan_is_refused_too(tmp_path: Path, damaged: str) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -219,7 +206,7 @@ def test_a_damaged_plan_is_refused_too(tmp_path: Path, damaged: str) -> None:
 
 
 def test_of_two_scans_into_one_folder_the_second_is_refused(tmp_path: Path) -> None:
-    with Checkpoint(tmp_path / "atlas", {}).held() as first:
+    with Checkpoint(tmp_path / "atlas", {}).locked() as first:
         with pytest.raises(AtlasError, match="another scan is writing to .* right now"):
             scan(tmp_path / "atlas")
         assert first.folder.exists()
@@ -227,10 +214,9 @@ def test_of_two_scans_into_one_folder_the_second_is_refused(tmp_path: Path) -> N
     assert sum(scan(tmp_path / "atlas")) == 60
 
 
-@pytest.mark.usefixtures("eager")
 def test_a_scan_killed_when_its_atlas_was_there_is_tidied_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(Checkpoint, "drop", lambda _: None)
+        patched.setattr(Checkpoint, "remove", lambda _: None)
         scan(tmp_path / "atlas")
     assert (tmp_path / ".atlas.scan").exists()
     with pytest.raises(AtlasError, match="already holds an atlas"):
@@ -238,23 +224,22 @@ def test_a_scan_killed_when_its_atlas_was_there_is_tidied_up(tmp_path: Path, mon
     assert not (tmp_path / ".atlas.scan").exists()
 
 
-@pytest.mark.slow
-def test_saving_takes_less_than_a_hundredth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    saved: list[float] = []
+def test_saving_takes_less_than_a_hundredth_of_the_time(tmp_path: Path) -> None:
+    """On a clock on which a save takes 20 s and a scan offers its result every second."""
+    seconds = [0.0]
 
-    def save(self: Checkpoint, part: PartialResult) -> None:
-        saved.append(time.monotonic())
-        time.sleep(0.02)
+    class Slow(Checkpoint):
+        saved_at: ClassVar[list[float]] = []
 
-    monkeypatch.setattr(checkpoint_module, "EVERY_S", 0.01)
-    monkeypatch.setattr(Checkpoint, "save", save)
-    with Checkpoint(tmp_path / "atlas", {}).held() as checkpoint:
-        begun = time.monotonic()
-        while time.monotonic() < begun + 4.5:
+        def save(self, result: PartialResult) -> None:
+            self.saved_at.append(seconds[0])
+            seconds[0] += 20
+
+    with Slow(tmp_path / "atlas", {}, save_every_s=60, clock=lambda: seconds[0]).locked() as checkpoint:
+        while seconds[0] < 9_000:
             checkpoint.offer(PartialResult.empty(1, 1, 5))
-            time.sleep(0.001)
-    assert 2 <= len(saved) <= 3
-    assert saved[1] - saved[0] >= 2
+            seconds[0] += 1
+    assert Slow.saved_at == [60, 2080, 4100, 6120, 8140]
 
 
 def test_a_shard_that_fails_leaves_the_others_alone_and_is_tried_again(tmp_path: Path) -> None:
@@ -286,9 +271,6 @@ from interruptions import bytes_of
 from networks import small_network
 from test_checkpoints import SIXTY
 import unitscope
-from unitscope.scanning import checkpoint as checkpoint_module
-
-checkpoint_module.EVERY_S = 0.0
 torch.set_num_threads(1)  # threads don't survive a fork
 place, kills, whole, started = Path(sys.argv[1]), 0, 0, 0
 chance = random.Random(0)
@@ -297,7 +279,7 @@ chance = random.Random(0)
 def child(out):
     pid = os.fork()
     if pid == 0:
-        unitscope.scan(small_network(), SIXTY, out, batch_size=2, workers=1)
+        unitscope.scan(small_network(), SIXTY, out, batch_size=2, workers=1, checkpoint_every_s=0)
         os._exit(0)
     return pid
 

@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
 
 from unitscope.layers import choose_layers, trace
-from unitscope.scanning.effective_fields import Pick, box_holding, effective_size, energies
+from unitscope.scanning.effective_fields import CellOfUnit, box_holding, effective_size, energies
 
 
 def with_kernel(kernel: Tensor) -> nn.Sequential:
@@ -18,11 +18,11 @@ def with_kernel(kernel: Tensor) -> nn.Sequential:
     return network
 
 
-def measured(network: nn.Module, picks: list[Pick]) -> list[tuple[int, int] | None]:
+def measured(network: nn.Module, cells: list[CellOfUnit]) -> list[tuple[int, int] | None]:
     layers = choose_layers(trace(network, torch.zeros(1, 1, 32, 32)))
     images = torch.arange(1.0, 3)[:, None, None, None].expand(2, 1, 32, 32)
-    found = energies(network, layers, [picks] * len(layers), images)
-    return [effective_size(layer, picks, energy) for layer, energy in zip(layers, found, strict=True)]
+    found = energies(network, layers, [cells] * len(layers), images)
+    return [effective_size(layer, cells, energy) for layer, energy in zip(layers, found, strict=True)]
 
 
 def centre_of(size: int, weight: float) -> Tensor:
@@ -34,31 +34,31 @@ def centre_of(size: int, weight: float) -> Tensor:
 
 @pytest.mark.parametrize("size", [1, 3, 5, 9])
 def test_it_is_the_part_of_the_field_that_has_weight(size: int) -> None:
-    assert measured(with_kernel(centre_of(size, 1e-3)), [Pick(0, 0, 16, 16), Pick(0, 1, 20, 9)]) == [(size, size)]
+    assert measured(with_kernel(centre_of(size, 1e-3)), [CellOfUnit(0, 0, 16, 16), CellOfUnit(0, 1, 20, 9)]) == [(size, size)]
 
 
 def test_ninety_five_per_cent_of_the_squared_gradient_lie_inside() -> None:
     kernel = centre_of(3, 0.0)
     kernel[0, 0] = (9 * 0.04 / 0.96) ** 0.5  # 4 per cent of the whole
-    assert measured(with_kernel(kernel), [Pick(0, 0, 16, 16)]) == [(3, 3)]
+    assert measured(with_kernel(kernel), [CellOfUnit(0, 0, 16, 16)]) == [(3, 3)]
     kernel[0, 0] = (9 * 0.06 / 0.94) ** 0.5  # 6 per cent
-    assert measured(with_kernel(kernel), [Pick(0, 0, 16, 16)]) == [(9, 9)]
+    assert measured(with_kernel(kernel), [CellOfUnit(0, 0, 16, 16)]) == [(9, 9)]
 
 
 def test_at_a_corner_it_is_no_larger_than_the_input() -> None:
     network = nn.Sequential(nn.Conv2d(1, 1, 61, padding=30, bias=False))
     nn.init.ones_(network[0].weight)
-    assert measured(network, [Pick(0, 0, 0, 0)]) == [(32, 32)]
+    assert measured(network, [CellOfUnit(0, 0, 0, 0)]) == [(32, 32)]
 
 
 def test_without_peaks_or_gradient_there_is_none() -> None:
     assert measured(with_kernel(centre_of(3, 0.0)), []) == [None]
-    assert measured(with_kernel(torch.zeros(9, 9)), [Pick(0, 0, 16, 16)]) == [None]
+    assert measured(with_kernel(torch.zeros(9, 9)), [CellOfUnit(0, 0, 16, 16)]) == [None]
 
 
 def test_training_parameters_get_no_gradient() -> None:
     network = with_kernel(centre_of(3, 0.0))
-    measured(network, [Pick(0, 0, 16, 16)])
+    measured(network, [CellOfUnit(0, 0, 16, 16)])
     assert network[0].weight.grad is None
 
 
@@ -78,4 +78,4 @@ def test_the_box_is_the_smallest_that_holds_the_share(energy: object) -> None:
 def test_one_pass_measures_every_layer_on_its_own() -> None:
     network = nn.Sequential(with_kernel(centre_of(3, 0.0)), with_kernel(centre_of(5, 0.0)))
     # Three ones over five give 1 2 3 3 3 2 1, whose middle five hold (35 / 37)² = 89 % of the squares.
-    assert measured(network, [Pick(0, 0, 16, 16)]) == [(3, 3), (7, 7)]
+    assert measured(network, [CellOfUnit(0, 0, 16, 16)]) == [(3, 3), (7, 7)]

@@ -20,9 +20,9 @@ from unitscope.atlas import Atlas
 from unitscope.errors import AtlasError, ImagesError, NetworkError
 from unitscope.experiments import colour_or_shape, invariance, occlude, probe
 from unitscope.experiments.colour_shape import changes
-from unitscope.experiments.transformations import Move, moves
+from unitscope.experiments.transformations import Transformation, transformations
+from unitscope.images import FolderSource, ListSource, SourceImage
 from unitscope.records import Preprocessing
-from unitscope.session.again import Again
 
 PLAIN = Preprocessing(None, (40, 40), (0.0,) * 3, (1.0,) * 3)
 CENTRED = Preprocessing(None, (40, 40), (0.5,) * 3, (0.25,) * 3)
@@ -294,15 +294,15 @@ def test_what_pools_over_places_doesnt_move_and_what_doesnt_does(tmp_path: Path)
     )
     assert np.mean(deep) < np.mean(shallow)
     assert all(0 <= row["probability"] <= 1 for row in table)
-    assert len(table) == 5 * 2 * len(list(moves()))
+    assert len(table) == 5 * 2 * len(list(transformations()))
 
 
 def test_moves_move() -> None:
     image = torch.zeros(1, 1, 40, 40)
     image[0, 0, 10, 20] = 1
-    assert float(Move("translation", 0.25).of(image)[0, 0, 20, 20]) == 1
-    assert float(Move("rotation", 360.0).of(image)[0, 0, 10, 20]) == pytest.approx(1, abs=1e-4)
-    assert Move("scale", 1.0).of(image).equal(image)
+    assert float(Transformation("translation", 0.25).apply(image)[0, 0, 20, 20]) == 1
+    assert float(Transformation("rotation", 360.0).apply(image)[0, 0, 10, 20]) == pytest.approx(1, abs=1e-4)
+    assert Transformation("scale", 1.0).apply(image).equal(image)
 
 
 # ── probing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -362,17 +362,34 @@ def test_a_data_set_without_labels_is_told_before_it_is_read(tmp_path: Path, giv
     assert len(images.read) <= 3  # a scan looks at as many to know whether they are tensors
 
 
+class CountedFolder(FolderSource):
+    """Says how many of its images were read."""
+
+    reads = 0
+
+    def read(self, image: int) -> SourceImage:
+        self.reads += 1
+        return super().read(image)
+
+
+class CountedList(ListSource):
+    """The same of a list."""
+
+    reads = 0
+
+    def read(self, image: int) -> SourceImage:
+        self.reads += 1
+        return super().read(image)
+
+
 @pytest.mark.parametrize("labels", [("one",), None, tuple("abcdefgh")], ids=["one", "none", "one image each"])
-def test_files_without_labels_are_told_before_they_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: tuple[str, ...] | None
-) -> None:
+def test_files_without_labels_are_told_before_they_are_read(tmp_path: Path, labels: tuple[str, ...] | None) -> None:
     folder = write_photographs(tmp_path / "images", 8, (40, 40), labels=labels or ("one",))
-    images: Any = [str(path) for path in sorted(folder.rglob("*.png"))] if labels is None else folder
-    ran = []
-    monkeypatch.setattr(Again, "each", lambda *given: ran.append(given))
+    paths = sorted(str(path) for path in folder.rglob("*.png"))
+    images = CountedList(paths) if labels is None else CountedFolder(folder)
     with pytest.raises(ImagesError, match="at least two labels with two images each; "):
         probe(by_hand(), images, tmp_path / "out", preprocess=CENTRED)
-    assert ran == []
+    assert images.reads <= 3  # as many tell whether they are tensors
     assert not (tmp_path / "out").exists()
 
 

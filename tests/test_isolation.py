@@ -15,7 +15,7 @@ from torch.nn.utils import prune
 import unitscope
 from unitscope.layers import choose_layers, trace
 from unitscope.networks.isolation import has_hooks, isolated_copy, needs_hooks
-from unitscope.session.replicas import replicas
+from unitscope.session.replicas import make_replicas
 
 IMAGES = torch.randn(24, 3, 14, 14, generator=torch.Generator().manual_seed(0))
 
@@ -181,7 +181,7 @@ def test_a_hook_that_changes_what_is_computed_is_part_of_the_network(hook: Calla
     network[0].register_forward_hook(hook)
     traced = trace(network, IMAGES[:1])
     assert traced.hooks
-    for one in replicas(network, traced, choose_layers(traced), 2).networks:
+    for one in make_replicas(network, traced, choose_layers(traced), 2).networks:
         torch.testing.assert_close(one(IMAGES), network(IMAGES))
 
 

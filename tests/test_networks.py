@@ -22,7 +22,7 @@ from unitscope.images import prepare
 from unitscope.networks import Network, PreprocessingOverrides, as_preprocessing, load_network, preprocessing_for
 from unitscope.networks.precision import evaluating
 from unitscope.records import Preprocessing
-from unitscope.session.opening import traced_layers
+from unitscope.session.opening import trace_network
 
 FACTORY = """
 from torch import nn
@@ -448,6 +448,6 @@ def test_an_input_larger_than_the_memory_is_one_line() -> None:
         with pytest.raises(
             NetworkError, match=r"one input of shape \(3, 20000, 20000\) takes more memory than there is; give a smaller"
         ):
-            traced_layers(network, how)
+            trace_network(network, how)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)

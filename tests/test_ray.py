@@ -18,7 +18,6 @@ from unitscope.errors import ScanUnfinished, UnitscopeError
 from unitscope.records import Shard
 from unitscope.runners import Failed, Runner, Work
 from unitscope.runners.ray import RayRunner
-from unitscope.scanning import checkpoint
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -142,12 +141,12 @@ def test_a_shard_that_always_fails_is_reported_and_the_rest_is_kept(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_scan_on_ray_goes_on_where_it_was(tmp_path: Path, local: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
+def test_a_scan_on_ray_goes_on_where_it_was(tmp_path: Path, local: dict[str, bytes]) -> None:
+    often = {"batch_size": 2, "checkpoint_every_s": 0}
     with pytest.raises(KeyboardInterrupt):
-        unitscope.scan(Moody(seconds=0.02), IMAGES, tmp_path / "atlas", batch_size=2, runner=RayRunner(), on_images=Told(40))
+        unitscope.scan(Moody(seconds=0.02), IMAGES, tmp_path / "atlas", runner=RayRunner(), on_images=Told(40), **often)
     again = Told()
-    unitscope.scan(Moody(seconds=0.02), IMAGES, tmp_path / "atlas", batch_size=2, runner=RayRunner(), on_images=again)
+    unitscope.scan(Moody(seconds=0.02), IMAGES, tmp_path / "atlas", runner=RayRunner(), on_images=again, **often)
     assert again[0] >= 12
     assert sum(again) == 96
     assert bytes_of(tmp_path / "atlas") == local

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from unitscope.layers import TracedLayer, choose_layers, tapped, trace
-from unitscope.session.replicas import pass_images, replicas
+from unitscope.session.replicas import images_per_pass, make_replicas
 
 
 def maps_of(network: nn.Module, layers: list[TracedLayer], images: Tensor) -> list[Tensor]:
@@ -41,7 +41,7 @@ def test_a_copy_gives_the_maps_of_the_network(name: str) -> None:
     images = torch.randn(3, 3, 96, 96)
     traced = trace(network, images[:1])
     layers = choose_layers(traced)
-    made = replicas(network, traced, layers, 2).networks
+    made = make_replicas(network, traced, layers, 2).networks
     assert len(made) == 2
     assert network not in made
     for fold in traced.folds[:1]:
@@ -56,7 +56,7 @@ def test_resnet_folds_every_batch_norm_and_none_whose_convolution_is_read() -> N
     network = models.resnet18(weights=None).eval()
     traced = trace(network, torch.zeros(1, 3, 64, 64))
     assert len(traced.folds) == 20
-    (made,) = replicas(network, traced, choose_layers(traced, ["conv1", "relu"]), 1).networks
+    (made,) = make_replicas(network, traced, choose_layers(traced, ["conv1", "relu"]), 1).networks
     assert isinstance(made.bn1, nn.BatchNorm2d)
     assert isinstance(made.layer1[0].bn1, nn.Identity)
 
@@ -81,7 +81,7 @@ def test_what_is_shared_is_not_folded() -> None:
     network = settled(Shared())
     images = torch.randn(2, 3, 8, 8)
     traced = trace(network, images[:1])
-    (made,) = replicas(network, traced, choose_layers(traced), 1).networks
+    (made,) = make_replicas(network, traced, choose_layers(traced), 1).networks
     assert all(isinstance(norm, nn.BatchNorm2d) for norm in made.norms)
     layers = choose_layers(traced)
     torch.testing.assert_close(maps_of(made, layers, images), maps_of(network, layers, images))
@@ -91,7 +91,7 @@ def test_the_network_and_its_parameters_are_left_alone() -> None:
     network = settled(small_network())
     before = {name: (value.clone(), value.stride()) for name, value in network.state_dict().items()}
     traced = trace(network, torch.zeros(1, 3, 14, 14))
-    replicas(network, traced, choose_layers(traced), 2)
+    make_replicas(network, traced, choose_layers(traced), 2)
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name][0])
         assert value.stride() == before[name][1]
@@ -101,7 +101,7 @@ def test_the_network_and_its_parameters_are_left_alone() -> None:
 def test_copies_share_their_parameters_and_nothing_else() -> None:
     network = small_network().eval()
     traced = trace(network, torch.zeros(1, 3, 14, 14))
-    first, second = replicas(network, traced, choose_layers(traced), 2).networks
+    first, second = make_replicas(network, traced, choose_layers(traced), 2).networks
     assert all(one.data_ptr() == other.data_ptr() for one, other in zip(first.parameters(), second.parameters(), strict=True))
     assert not {id(m) for m in first.modules()} & {id(m) for m in second.modules()}
     assert not {id(b) for b in first.buffers()} & {id(b) for b in second.buffers()}
@@ -137,7 +137,7 @@ def test_a_network_that_python_cannot_copy_has_replicas_too(kind: type[nn.Sequen
     network, images = kind(nn.Conv2d(3, 2, 3), nn.ReLU()).eval(), torch.randn(2, 3, 8, 8)
     traced = trace(network, images[:1])
     layers = choose_layers(traced)
-    made = replicas(network, traced, layers, 2).networks
+    made = make_replicas(network, traced, layers, 2).networks
     assert network not in made
     assert len(made) == 2
     for one in made:
@@ -149,7 +149,7 @@ def test_reused_modules_are_copied_as_they_are() -> None:
     images = torch.randn(2, 3, 6, 6)
     traced = trace(network, images[:1])
     layers = choose_layers(traced)
-    (made,) = replicas(network, traced, layers, 1).networks
+    (made,) = make_replicas(network, traced, layers, 1).networks
     for copied, plain in zip(maps_of(made, layers, images), maps_of(network, layers, images), strict=True):
         torch.testing.assert_close(copied, plain, rtol=1e-4, atol=1e-5)
 
@@ -161,5 +161,5 @@ def test_few_images_go_through_at_once(name: str, images: int) -> None:
         network = models.get_model(name, weights=None).eval()
     network = network.to_empty(device="cpu")
     traced = trace(network, torch.zeros(1, 3, 224, 224))
-    assert pass_images(network, traced, batch_size=32) == images
-    assert pass_images(network, traced, batch_size=3) == 3
+    assert images_per_pass(network, traced, batch_size=32) == images
+    assert images_per_pass(network, traced, batch_size=3) == 3

@@ -1,6 +1,7 @@
 """The spatial maxima and candidates of one batch of activation maps, against looking at every cell in turn."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unitscope.spatial_max import Candidates, PeakPicker, Spacing, highest_cell, highest_cell_by_pooling
 
@@ -121,3 +123,26 @@ def test_half_precision_maps_are_read_as_float32() -> None:
     for values in (highest_cell(maps).values, highest_cell_by_pooling(maps)[0]):
         assert values.dtype == torch.float32
         assert values[0, 0] == 2.5
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operators after which a program has to wait until a device has computed something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
+            self.operators.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_to_find_maxima_a_program_never_waits_for_a_device() -> None:
+    """No GPU is here, so this watches for the operators that would make a program wait for one."""
+    maps = torch.randn(8, 3, 14, 14)
+    with Waits() as waits:
+        highest_cell(maps)
+        assert waits.operators == []
+        bool(highest_cell(maps).has_nan.any())
+    assert waits.operators == ["aten::_local_scalar_dense"]  # that one would

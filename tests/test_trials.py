@@ -18,7 +18,7 @@ from torchvision.ops import stochastic_depth
 import unitscope
 from unitscope.errors import NetworkError
 from unitscope.layers import choose_layers, trace
-from unitscope.session.replicas import replicas
+from unitscope.session.replicas import make_replicas
 from unitscope.session.trials import Trial, tried
 
 IMAGES = torch.randn(48, 3, 14, 14, generator=torch.Generator().manual_seed(0))
@@ -26,7 +26,7 @@ IMAGES = torch.randn(48, 3, 14, 14, generator=torch.Generator().manual_seed(0))
 
 def trial_of(network: nn.Module, count: int = 2) -> Trial:
     traced = trace(network, IMAGES[:1])
-    return replicas(network, traced, choose_layers(traced), count).trial
+    return make_replicas(network, traced, choose_layers(traced), count).trial
 
 
 class Body(nn.Module):
@@ -371,7 +371,7 @@ def test_random_numbers_are_told_with_the_first_layer_behind_them() -> None:
     """A layer that none of the chosen ones is."""
     network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Identity(), Dropout(), nn.Identity(), nn.Conv2d(3, 3, 1))
     traced = trace(network, IMAGES[:1])
-    assert replicas(network, traced, choose_layers(traced, ["4"]), 2).trial.random == "2"
+    assert make_replicas(network, traced, choose_layers(traced, ["4"]), 2).trial.random == "2"
 
 
 def reseeding(maps: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ from unitscope.drawing import FAINT
 from unitscope.errors import AtlasError, ImagesError
 from unitscope.layers import trace
 from unitscope.records import Peak, Preprocessing, Response
-from unitscope.responses import listening
+from unitscope.responses import open_responses
 from unitscope.web import Offer, explorer, export
 from unitscope.web.addresses import slug
 from unitscope.web.blocks import PATCH_PX, Pictures
@@ -540,7 +540,7 @@ def png(image: Image.Image) -> bytes:
 
 
 def test_an_image_of_the_data_would_take_its_own_place(atlas: Atlas) -> None:
-    with listening(atlas, explored_network()) as fires:
+    with open_responses(atlas, explored_network()) as fires:
         served = client(atlas, fires=fires)
         row = atlas.peaks("relu#2", 1).to_pylist()[0]
         responses = {one.layer: one for one in fires(atlas.open_image(row["image"]))}
@@ -620,7 +620,7 @@ def resizing(tmp_path_factory: pytest.TempPathFactory, atlas: Atlas, place: Path
     preprocessing = Preprocessing(256, (40, 40), (0.5,) * 3, (0.25,) * 3)
     folder = tmp_path_factory.mktemp("resizing") / "atlas"
     found = unitscope.scan(explored_network(), place / "photographs", folder, preprocess=preprocessing)
-    with listening(found, explored_network()) as fires:
+    with open_responses(found, explored_network()) as fires:
         yield client(found, fires=fires)
 
 
@@ -809,7 +809,7 @@ def test_an_upload_is_not_kept(atlas: Atlas, tmp_path: Path, monkeypatch: pytest
 
 
 def test_other_weights_are_refused(atlas: Atlas) -> None:
-    with pytest.raises(AtlasError, match="are not those"), listening(atlas, explored_network(seed=3)):
+    with pytest.raises(AtlasError, match="are not those"), open_responses(atlas, explored_network(seed=3)):
         pass
 
 
@@ -1000,7 +1000,7 @@ def test_a_comparison_leaves_out_units_that_show_no_preference(planted: Atlas) -
 
 
 def test_an_image_that_only_ties_is_not_said_to_excite(planted: Atlas) -> None:
-    with listening(planted, planted_network()) as fires:
+    with open_responses(planted, planted_network()) as fires:
         served = client(planted, fires=fires)
 
         def told(red: int, green: int, blue: int) -> set[tuple[int, str]]:

@@ -1,22 +1,25 @@
 """check(): do the stored peaks come back?"""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unitscope.arguments import whole_number
 from unitscope.atlas import Atlas
 from unitscope.networks import Network
-from unitscope.networks.precision import plain_tensors
-from unitscope.records import Peak
-from unitscope.session.again import Again, comes_back, near, opened_again
+from unitscope.session.loader import LoadedImage
+from unitscope.session.session import ImageBatch, Session, read_layers
+from unitscope.session.stored import comes_back, layer_tolerance, open_atlas_session
 from unitscope.session.trials import rounded
 
-VARIANTS, MARGIN = 16, 4
-"""In how many ways the last bits of an image are changed, and how many times as far as then a value may be."""
+ROUNDED_COPIES = 16
+"""How many copies of an image, with other last bits, show how far rounding moves its values."""
+ROUNDING_MARGIN = 4
+"""How many times as far as in those copies a value may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,6 @@ class CheckResult:
     differences: list[Difference]
 
 
-@plain_tensors()
 def check(atlas: Atlas, network: "nn.Module | Network | None" = None, batch_size: int = 32, device: str = "auto") -> CheckResult:
     """Run the images of the peaks again and compare every stored value with what stands in its cell now.
 
@@ -53,74 +55,119 @@ def check(atlas: Atlas, network: "nn.Module | Network | None" = None, batch_size
     scanned.
     """
     batch_size = whole_number("batch_size", batch_size)
-    with opened_again(atlas, network, device) as again:
-        peaks = [Peak(**row) for row in atlas.table("peaks").to_pylist()]
-        replay = Replay(again, {layer.name: near(atlas, layer.name) for layer in atlas.layers})
-        return CheckResult(len(peaks), list(replay.differences(peaks, batch_size)))
+    with open_atlas_session(atlas, network, device) as session:
+        tolerances = np.array([layer_tolerance(atlas, traced.name) for traced in session.layers])
+        peaks = StoredPeaks.of(atlas, session)
+        return CheckResult(len(peaks.value), list(Comparison(session, peaks, tolerances).differences(batch_size)))
 
 
 @dataclass(frozen=True, slots=True)
-class Replay:
-    """Runs chosen images again and reads chosen cells.
+class StoredPeaks:
+    """The peaks of an atlas by image. Each array has one element a peak; `layer` is an index among the session's layers."""
 
-    `near` is how far apart small values of a layer may be.
-    """
+    layer: NDArray[np.int64]
+    unit: NDArray[np.int64]
+    rank: NDArray[np.int64]
+    y: NDArray[np.int64]
+    x: NDArray[np.int64]
+    value: NDArray[np.float32]
+    image: NDArray[np.int64]
 
-    again: Again
-    near: Mapping[str, float]
+    @classmethod
+    def of(cls, atlas: Atlas, session: Session) -> "StoredPeaks":
+        table = atlas.table("peaks")
+        layer_index = {traced.name: index for index, traced in enumerate(session.layers)}
+        layer_names = table["layer"].combine_chunks().dictionary_encode()
+        layer = np.array([layer_index[name] for name in layer_names.dictionary.to_pylist()])[layer_names.indices.to_numpy()]
+        columns = {name: table[name].to_numpy() for name in ("unit", "rank", "y", "x", "value", "image")}
+        order = np.lexsort((columns["rank"], columns["unit"], layer, columns["image"]))
+        return cls(layer[order], **{name: column[order] for name, column in columns.items()})
 
-    def differences(self, peaks: Sequence[Peak], batch_size: int) -> Iterator[Difference]:
+    @property
+    def images(self) -> list[int]:
+        """The images that have peaks, by number."""
+        return [int(image) for image in np.unique(self.image)]
+
+    def of_image(self, image: int) -> NDArray[np.int64]:
+        """The rows of an image's peaks."""
+        return np.arange(*np.searchsorted(self.image, [image, image + 1]))
+
+
+@dataclass(frozen=True, slots=True)
+class PeakValues:
+    """Rows of stored peaks, and for each the value that stands in its cell now."""
+
+    rows: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Runs images of peaks again. `tolerances` say how far apart small values of each layer may be."""
+
+    session: Session
+    peaks: StoredPeaks
+    tolerances: NDArray[np.float64]
+
+    def differences(self, batch_size: int) -> Iterator[Difference]:
         """The peaks whose values don't come back, image by image."""
-        by_image = [(image, list(of)) for image, of in groupby(sorted(peaks, key=_image), key=_image)]
-        for start in range(0, len(by_image), batch_size):
-            batch = dict(by_image[start : start + batch_size])
-            apart = [(peak, found, reason) for peak, found, reason in self._found(batch) if not self._comes_back(peak, found)]
-            moved = self._moved_by_rounding([(peak, found) for peak, found, _ in apart if found is not None])
-            for peak, found, reason in apart:
-                if found is None or not abs(found - peak.value) <= MARGIN * moved.get(peak, 0.0):  # NaN is no near value
-                    key = self.again.loader.source.key(peak.image)
-                    yield Difference(peak.layer, peak.unit, peak.rank, key, peak.value, found, reason)
+        batches = self.session.batches(self.peaks.images, batch_size)
+        for differences in self.session.run_batches(batches, self._of_batch):
+            yield from differences
 
-    def _comes_back(self, peak: Peak, found: float | None) -> bool:
-        return found is not None and comes_back(peak.value, found, self.near[peak.layer])
+    def _of_batch(self, replica: nn.Module, batch: ImageBatch, loaded: list[LoadedImage]) -> list[Difference]:
+        differences = [
+            self._difference(row, None, image.skip_reason)
+            for image in loaded
+            if image.pixels is None
+            for row in self.peaks.of_image(image.image)
+        ]
+        readable = [image for image in loaded if image.pixels is not None]
+        if not readable:
+            return differences
+        rows = [self.peaks.of_image(image.image) for image in readable]
+        values = self._cell_values(replica, self.session.inputs(readable), rows)
+        for image, of_image in zip(readable, values, strict=True):
+            differing = self._differing(of_image)
+            moved = self._moved_by_rounding(replica, image, differing) if len(differing.rows) else np.empty(0)
+            distance = np.abs(differing.values - self.peaks.value[differing.rows])
+            too_far = np.flatnonzero(~(distance <= ROUNDING_MARGIN * moved))  # NaN is near nothing
+            differences += [self._difference(differing.rows[index], float(differing.values[index])) for index in too_far]
+        return differences
 
-    def _found(self, batch: dict[int, list[Peak]]) -> Iterator[tuple[Peak, float | None, str]]:
-        """Every peak of some images with the value that stands in its cell now."""
-        loaded = [self.again.loader.load(image) for image in batch]
-        for one in loaded:
-            if one.pixels is None:
-                yield from ((peak, None, one.reason) for peak in batch[one.image])
-        good = [one for one in loaded if one.pixels is not None]
-        if good:
-            values = self._values(self.again.inputs(good), [batch[one.image] for one in good])
-            yield from ((peak, value, "") for peak, value in values)
+    def _difference(self, row: int, value: float | None, reason: str = "") -> Difference:
+        peaks = self.peaks
+        layer, key = self.session.layers[peaks.layer[row]].name, self.session.loader.source.key(int(peaks.image[row]))
+        return Difference(layer, int(peaks.unit[row]), int(peaks.rank[row]), key, float(peaks.value[row]), value, reason)
 
-    def _moved_by_rounding(self, apart: Sequence[tuple[Peak, float]]) -> dict[Peak, float]:
-        """How far values move when the last bits of their image change."""
-        moved: dict[Peak, float] = {}
-        found = dict(apart)
-        for image, of_image in groupby(sorted(found, key=_image), key=_image):
-            peaks = list(of_image)
-            several = self.again.inputs([self.again.loader.load(image)] * VARIANTS)
-            for peak, value in self._values(self.again.form.convert(rounded(several)), [peaks] * VARIANTS):
-                moved[peak] = max(moved.get(peak, 0.0), abs(value - found[peak]))
+    def _differing(self, computed: PeakValues) -> PeakValues:
+        """Those that are further apart than rounding explains in general."""
+        tolerance = self.tolerances[self.peaks.layer[computed.rows]]
+        differs = ~comes_back(self.peaks.value[computed.rows], computed.values, tolerance)
+        return PeakValues(computed.rows[differs], computed.values[differs])
+
+    def _moved_by_rounding(self, replica: nn.Module, image: LoadedImage, computed: PeakValues) -> NDArray[np.float64]:
+        """How far each value moves when the last bits of its image change."""
+        copies = rounded(self.session.inputs([image] * ROUNDED_COPIES))
+        of_copies = self._cell_values(replica, self.session.input_format.convert(copies), [computed.rows] * ROUNDED_COPIES)
+        moved: NDArray[np.float64] = np.abs(np.stack([copy.values for copy in of_copies]) - computed.values).max(axis=0)
         return moved
 
-    def _values(self, images: Tensor, peaks: Sequence[Sequence[Peak]]) -> Iterator[tuple[Peak, float]]:
-        """What stands in the cells of each image's peaks, in one forward pass."""
-        wanted: dict[str, list[tuple[int, Peak]]] = {layer.name: [] for layer in self.again.layers}
-        for place, of_image in enumerate(peaks):
-            for peak in of_image:
-                wanted[peak.layer].append((place, peak))
+    def _cell_values(self, replica: nn.Module, inputs: Tensor, rows: Sequence[NDArray[np.int64]]) -> list[PeakValues]:
+        """What stands in the cells of some peaks of each image, in one forward pass."""
+        every_row = np.concatenate(rows)
+        image = np.repeat(np.arange(len(rows)), [len(of_image) for of_image in rows])
+        by_layer = np.argsort(self.peaks.layer[every_row], kind="stable")
+        layer_starts = np.searchsorted(self.peaks.layer[every_row][by_layer], np.arange(len(self.session.layers) + 1))
 
-        def look(number: int, maps: Tensor) -> list[float]:
-            where = [(i, p.unit, p.y, p.x) for i, p in wanted[self.again.layers[number].name]]
-            cells = torch.tensor(where, dtype=torch.long, device=maps.device).reshape(-1, 4)
-            return maps[tuple(cells.T)].float().tolist()
+        def read_cells(layer: int, maps: Tensor) -> NDArray[np.float64]:
+            selected = by_layer[layer_starts[layer] : layer_starts[layer + 1]]
+            of_layer = every_row[selected]
+            cells = np.stack([image[selected], self.peaks.unit[of_layer], self.peaks.y[of_layer], self.peaks.x[of_layer]])
+            values: NDArray[np.float64] = maps[tuple(torch.from_numpy(cells).to(maps.device))].double().cpu().numpy()
+            return values
 
-        for traced, values in zip(self.again.layers, self.again.each(images, look), strict=True):
-            yield from ((peak, value) for (_, peak), value in zip(wanted[traced.name], values, strict=True))
-
-
-def _image(peak: Peak) -> int:
-    return peak.image
+        values = np.empty(len(every_row))
+        values[by_layer] = np.concatenate(read_layers(replica, self.session.layers, inputs, read_cells))
+        stops = np.cumsum([len(of_image) for of_image in rows])[:-1]
+        return [PeakValues(*pair) for pair in zip(rows, np.split(values, stops), strict=True)]

@@ -150,9 +150,13 @@ class Response:
 
 
 @dataclass(frozen=True, slots=True)
-class ImageNote:
-    """What is known of one image that was read; `width` and `height` in pixels as displayed, `content` a hash of what it holds."""
+class ImageRecord:
+    """What is known of one image that was read: one row of the `images` table.
 
+    `width` and `height` are in pixels as displayed; `content` is a hash of what it holds, None where nobody knows it.
+    """
+
+    image: int
     key: str
     width: int
     height: int

@@ -7,21 +7,18 @@ from torch import nn
 
 from unitscope.arguments import layer_patterns, unit_numbers
 from unitscope.atlas import Atlas
-from unitscope.attribution.backward import Descent
+from unitscope.attribution.backward import LayerAttribution
 from unitscope.attribution.gradient_checkpoints import graphs_kept
 from unitscope.attribution.methods import METHODS, Method
 from unitscope.attribution.store import Keeping
 from unitscope.errors import AtlasError, LayerNotFound, suggestion
 from unitscope.networks import Network
-from unitscope.networks.precision import plain_tensors
 from unitscope.records import Layer, Peak, name_matches
-from unitscope.session.again import near, opened_again
-from unitscope.session.lanes import Networks
+from unitscope.session.stored import layer_tolerance, open_atlas_session
 
 __all__ = ["METHODS", "attribute"]
 
 
-@plain_tensors()
 def attribute(
     atlas: Atlas,
     method: str,
@@ -45,22 +42,26 @@ def attribute(
     there is nothing to do it for, or where an image is gone or doesn't give the stored value any more; `NetworkError` where no
     gradient comes down. The table is then as it was.
     """
-    way = _method(method)
-    chosen = _chosen(atlas, layer_patterns(layers), unit_numbers(units))
-    with Keeping(atlas, method).held() as keeping, opened_again(atlas, network, device) as again, graphs_kept():
+    chosen_method = _method(method)
+    peaks_by_layer = _peaks_by_layer(atlas, layer_patterns(layers), unit_numbers(units))
+    on_peaks = (lambda _: None) if on_peaks is None else on_peaks
+    with (
+        Keeping(atlas, method).held() as store,
+        open_atlas_session(atlas, network, device, list(peaks_by_layer)) as session,
+        graphs_kept(),
+    ):
         _ = atlas.source  # found once, before threads ask for it
-        tell = (lambda _: None) if on_peaks is None else on_peaks
-        networks = Networks(again.network, again.trace, [layer for layer in again.layers if layer.name in chosen])
         done = 0
-        for layer, peaks in chosen.items():
-            left = keeping.lacking(layer, peaks)
-            tell(len(peaks) - len(left))
-            with closing(Descent(again, networks, way, layer, near(atlas, layer)).projections(left)) as found:
-                for projection in found:
-                    keeping.add(projection)
+        for traced in session.layers:
+            remaining = store.lacking(traced.name, peaks_by_layer[traced.name])
+            on_peaks(len(peaks_by_layer[traced.name]) - len(remaining))
+            attribution = LayerAttribution(session, chosen_method, traced, layer_tolerance(atlas, traced.name))
+            with closing(attribution.projections(remaining)) as projections:
+                for projection in projections:
+                    store.add(projection)
                     done += 1
-                    tell(1)
-        keeping.finish()
+                    on_peaks(1)
+        store.finish()
     return done
 
 
@@ -70,7 +71,7 @@ def _method(name: str) -> Method:
     return METHODS[name]
 
 
-def _chosen(atlas: Atlas, patterns: Sequence[str] | None, units: Sequence[int] | None) -> dict[str, list[Peak]]:
+def _peaks_by_layer(atlas: Atlas, patterns: Sequence[str] | None, units: Sequence[int] | None) -> dict[str, list[Peak]]:
     """The peaks asked for, layer by layer. Raises `AtlasError` where there are none."""
     if patterns is not None and not patterns:
         raise LayerNotFound("layers is an empty list; name some, or leave it away for all")

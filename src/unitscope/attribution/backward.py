@@ -1,9 +1,10 @@
-"""From the peaks of one layer to their projections: batches go through copies of the network side by side."""
+"""From the peaks of one layer down to pixels: batches of images go through replicas of the network side by side, forward and back."""
 
-from collections.abc import Callable, Generator, Sequence
+import logging
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import isfinite
 
@@ -16,33 +17,37 @@ from unitscope.attribution.windows import Entry, Window, batches, cropped, windo
 from unitscope.errors import WHERE_IMAGES_ARE, AtlasError
 from unitscope.images.protocol import Pixels
 from unitscope.layers import TracedLayer, tapped
-from unitscope.records import Peak
-from unitscope.session.again import Again, comes_back
-from unitscope.session.lanes import Networks, ahead, lanes
-from unitscope.session.replicas import cached_images
+from unitscope.records import Box, Peak
+from unitscope.session.loader import LoadedImage, Loader
+from unitscope.session.replica_threads import ReplicaThreads, results_in_order
+from unitscope.session.replicas import images_in_cache
+from unitscope.session.session import Session
+from unitscope.session.stored import comes_back
+
+log = logging.getLogger(__name__)
 
 BATCH_SIZES = {"cpu": 8}
 BATCH_SIZE = 32
-"""Images at once by device, and on others: on a processor few, so that fields of one size meet, and no lane is left with a long rest."""
+"""Images at once by device, and on others: on a processor few, so that receptive fields of one size meet, and no replica is left with a
+long rest."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Done:
-    """What a batch gave: projections of peaks, and the peaks whose values did not come back, with what did."""
+class BatchResult:
+    """What a batch gave: the projections of its peaks, and the peaks whose values did not come back, with the values that did."""
 
-    projections: list[Projection]
-    differing: list[tuple[Peak, float]]
+    projections: list[Projection] = field(default_factory=list)
+    differing: list[tuple[Peak, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
-class Descent:
-    """The peaks of one layer on their way down to pixels, by one method; `near` is how far apart small values may be."""
+class LayerAttribution:
+    """The attribution of one layer's peaks by one method; `tolerance` is how far apart small values may be."""
 
-    again: Again
-    networks: Networks
+    session: Session
     method: Method
-    name: str
-    near: float
+    traced: TracedLayer
+    tolerance: float
 
     def projections(self, peaks: Sequence[Peak]) -> Generator[Projection, None, None]:
         """In no order that means anything. Raises `AtlasError` where a value doesn't come back.
@@ -52,88 +57,99 @@ class Descent:
         A window that gives another value than the whole image did shows that the network isn't the same everywhere on it; its
         peaks are done again on the whole image.
         """
-        size = self.again.trace.shape[1], self.again.trace.shape[2]
-        left = [peak for peak in peaks if isfinite(peak.value) and _sees(peak, size)]
-        if not left:
+        _, height, width = self.session.trace.shape
+        remaining = [peak for peak in peaks if isfinite(peak.value) and _sees_pixels(peak, (height, width))]
+        if not remaining:
             return
-        order = next(place for place, traced in enumerate(self.again.trace.layers) if traced.name == self.name)
-        whole = Window.whole(size)
-        first = whole if self.method.whole else window_for(left, self.again.trace.layers[: order + 1], size)
-        for window in dict.fromkeys((first, whole)):
+        whole = Window.whole((height, width))
+        for window in dict.fromkeys((self._window(remaining, whole), whole)):
             differing: list[tuple[Peak, float]] = []
-            with closing(self._batches(left, window)) as batches_done:
-                for done in batches_done:
-                    yield from done.projections
-                    differing += done.differing
-            left = [peak for peak, _ in differing]
-            if not left:
+            with closing(self._batch_results(remaining, window)) as results:
+                for result in results:
+                    yield from result.projections
+                    differing += result.differing
+            remaining = [peak for peak, _ in differing]
+            if not remaining:
                 return
-        peak, found = differing[0]
+        peak, value = differing[0]
         raise AtlasError(
-            f"the image {self.again.loader.source.key(peak.image)!r} has changed: unit {peak.unit} of layer {self.name!r} had "
-            f"{peak.value:.7g} in it and has {found:.7g} now"
+            f"the image {self.session.loader.source.key(peak.image)!r} has changed: unit {peak.unit} of layer {self.traced.name!r} had "
+            f"{peak.value:.7g} in it and has {value:.7g} now"
         )
 
-    def _batches(self, peaks: Sequence[Peak], window: Window) -> Generator[_Done, None, None]:
-        traced = next(layer for layer in self.again.layers if layer.name == self.name)
-        at_once = cached_images(self.again.trace, BATCH_SIZES.get(self.again.form.device.type, BATCH_SIZE))
-        run = partial(_run, self, cropped(traced, window), window)
-        with lanes(self.networks.lanes, self.again.form.device) as submit:
+    def _window(self, peaks: Sequence[Peak], whole: Window) -> Window:
+        if self.method.whole:
+            return whole
+        layers = self.session.trace.layers
+        order = next(index for index, traced in enumerate(layers) if traced.name == self.traced.name)
+        return window_for(peaks, layers[: order + 1], whole.input_size)
 
-            def work(batch: tuple[Entry, ...]) -> "Future[_Done]":
-                load = partial(_pixels, self.again, batch, window)
-                if not self.again.loader.source.thread_safe:  # a data set is read in the thread that asked for projections
-                    load = partial(list, load())
-                return submit(partial(run, load), batch)
+    def _batch_results(self, peaks: Sequence[Peak], window: Window) -> Generator[BatchResult, None, None]:
+        batch_size = images_in_cache(self.session.trace, BATCH_SIZES.get(self.session.device.type, BATCH_SIZE))
+        with self.session.running() as threads:
+            submit = partial(self._submit, threads, window)
+            yield from results_in_order(submit, batches(peaks, window, batch_size), 2 * len(self.session.replicas.networks))
 
-            yield from ahead(work, batches(peaks, window, at_once), 2 * len(self.networks.lanes))
+    def _submit(self, threads: ReplicaThreads, window: Window, batch: tuple[Entry, ...]) -> "Future[BatchResult]":
+        if self.session.loader.source.thread_safe:
+            return threads.submit(self._load_and_run, window, batch)
+        return threads.submit(self._run, window, batch, self._pixels(batch, window))  # a data set is read in the caller's thread
+
+    # ── in a replica's thread ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _load_and_run(self, replica: nn.Module, window: Window, batch: tuple[Entry, ...]) -> BatchResult:
+        return self._run(replica, window, batch, self._pixels(batch, window))
+
+    def _run(self, replica: nn.Module, window: Window, batch: tuple[Entry, ...], pixels: Sequence[Pixels]) -> BatchResult:
+        inputs = self.session.loader.normalise(pixels, self.session.input_format)
+        on_window = cropped(self.traced, window)
+        rounds = _rounds(batch, on_window, inputs.device)
+        result = BatchResult()
+        try:
+            for number, projected in enumerate(self.method.project(partial(_maps, replica, on_window), inputs, rounds)):
+                self._add(result, projected, batch, number, window)
+        except Exception:
+            if window == Window.whole(window.input_size):
+                raise
+            log.debug("a window of %s fails; the whole image is taken", self.traced.name, exc_info=True)
+            return BatchResult([], [(peak, float("nan")) for entry in batch for peak in entry.peaks])
+        return result
+
+    def _add(self, result: BatchResult, projected: Projected, batch: tuple[Entry, ...], number: int, window: Window) -> None:
+        """Keep what one round gave. Entries that have no more peaks in it gave nothing."""
+        values, pixels = projected.values.tolist(), projected.pixels.float().cpu().numpy()
+        for index, entry in enumerate(batch):
+            if number >= len(entry.peaks):
+                continue
+            peak = entry.peaks[number]
+            if not comes_back(peak.value, values[index], self.tolerance):
+                result.differing.append((peak, values[index]))
+                continue
+            box = peak.box.clipped(*window.input_size)
+            rows = slice(int(box.top) - entry.top, int(box.bottom) - entry.top)
+            columns = slice(int(box.left) - entry.left, int(box.right) - entry.left)
+            image = encoded(pixels[index][:, rows, columns])
+            result.projections.append(Projection(peak.layer, peak.unit, peak.rank, box, *image))
+
+    def _pixels(self, batch: tuple[Entry, ...], window: Window) -> list[Pixels]:
+        """What each entry shows; an image is decoded once. Raises `AtlasError` where one can't be read any more."""
+        loader = self.session.loader
+        loaded = {image: loader.load(loader.item(image)) for image in {entry.image for entry in batch}}
+        return [_cropped_pixels(loaded[entry.image], entry.box(window), loader) for entry in batch]
 
 
-def _run(
-    layer: Descent,
-    traced: TracedLayer,
-    window: Window,
-    load: Callable[[], list[Pixels]],
-    network: nn.Module,
-    batch: tuple[Entry, ...],
-) -> _Done:
-    """One batch: load, cut, bring down."""
-    images = layer.again.loader.normalised(load(), layer.again.form)
-    rounds = _rounds(batch, traced, images.device)
-    done = _Done([], [])
-    try:
-        for number, result in enumerate(layer.method.project(partial(_maps, network, traced), images, rounds)):
-            _take(layer, done, result, [(entry, number) for entry in batch], window)
-    except Exception:
-        if window == Window.whole(window.input_size):
-            raise
-        return _Done([], [(peak, float("nan")) for entry in batch for peak in entry.peaks])  # the whole image will tell
-    return done
+def _cropped_pixels(image: LoadedImage, box: Box, loader: Loader) -> Pixels:
+    if image.pixels is None:
+        raise AtlasError(f"the image {image.key!r} {image.skip_reason}; {WHERE_IMAGES_ARE}")
+    rows, columns = slice(int(box.top), int(box.bottom)), slice(int(box.left), int(box.right))
+    channels_last = loader.preprocessing is not None
+    return image.pixels[rows, columns] if channels_last else image.pixels[:, rows, columns]
 
 
-def _sees(peak: Peak, size: tuple[int, int]) -> bool:
+def _sees_pixels(peak: Peak, size: tuple[int, int]) -> bool:
     """False for a cell that sees padding alone."""
     box = peak.box.clipped(*size)
     return box.height > 0 and box.width > 0
-
-
-def _take(layer: Descent, done: _Done, result: Projected, places: list[tuple[Entry, int]], window: Window) -> None:
-    """Keep one round's results; entries whose peaks are through by then have none."""
-    values, pixels = result.values.tolist(), result.pixels.float().cpu().numpy()
-    for place, (entry, number) in enumerate(places):
-        if number >= len(entry.peaks):
-            continue
-        peak = entry.peaks[number]
-        if not comes_back(peak.value, values[place], layer.near):
-            done.differing.append((peak, values[place]))
-            continue
-        box = peak.box.clipped(*window.input_size)
-        inside = (
-            slice(None),
-            slice(int(box.top) - entry.top, int(box.bottom) - entry.top),
-            slice(int(box.left) - entry.left, int(box.right) - entry.left),
-        )
-        done.projections.append(Projection(peak.layer, peak.unit, peak.rank, box, *encoded(pixels[place][inside])))
 
 
 def _rounds(batch: tuple[Entry, ...], traced: TracedLayer, device: torch.device) -> list[Cells]:
@@ -146,23 +162,9 @@ def _rounds(batch: tuple[Entry, ...], traced: TracedLayer, device: torch.device)
     return rounds
 
 
-def _pixels(again: Again, batch: tuple[Entry, ...], window: Window) -> list[Pixels]:
-    """What each entry shows; an image is decoded once. Raises `AtlasError` where one can't be read any more."""
-    loaded = {image: again.loader.load(image) for image in {entry.image for entry in batch}}
-    found = []
-    for entry in batch:
-        one = loaded[entry.image]
-        if one.pixels is None:
-            raise AtlasError(f"the image {one.key!r} {one.reason}; {WHERE_IMAGES_ARE}")
-        box = entry.box(window)
-        rows, columns = slice(int(box.top), int(box.bottom)), slice(int(box.left), int(box.right))
-        found.append(one.pixels[rows, columns] if again.loader.preprocessing is not None else one.pixels[:, rows, columns])
-    return found
-
-
 def _maps(network: nn.Module, traced: TracedLayer, images: Tensor) -> Tensor:
     """The layer's maps of some images; the pass ends there."""
-    held: list[Tensor] = []
-    with tapped(network, [traced], lambda _, maps: held.append(maps)) as tap:
+    maps_of_layer: list[Tensor] = []
+    with tapped(network, [traced], lambda _, maps: maps_of_layer.append(maps)) as tap:
         tap.run(images)
-    return held[0]
+    return maps_of_layer[0]

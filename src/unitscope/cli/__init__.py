@@ -86,10 +86,10 @@ def layers(
     std: Std = None, channels: Channels = None, value_range: ValueRange = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """List every layer of a network in call order: name, kind, units, map, field, stride; and what its values depend on."""
-    from unitscope.session.opening import traced_layers, trial_of
+    from unitscope.session.opening import trace_network, trial_of
 
     network, preprocessing = network_of(model, weights, seed, overrides_of(resize, crop, mean, std, channels, value_range))
-    trace = traced_layers(network, preprocessing)
+    trace = trace_network(network, preprocessing)
     trial = trial_of(network, trace)
     if as_json:
         rows = [
@@ -296,7 +296,6 @@ def occlude(
 ) -> None:  # fmt: skip
     """Slide a grey square over a unit's images: where does the unit drop, and what does the classifier see?"""
     from unitscope.atlas import Atlas
-    from unitscope.attribution import attribute as attribute_peaks
     from unitscope.experiments import occlude as occlude_peaks
     from unitscope.experiments.plots import draw_occlusion, plot_format
 
@@ -306,7 +305,6 @@ def occlude(
     known, network = opened.layer(layer).name, trusted(opened, trust_code)
     with progress(None, "covering") as advance:
         occlude_peaks(opened, known, [unit], network, classes=names, device=device, on_images=advance)
-        attribute_peaks(opened, "occlusion", network, layers=[known], units=[unit], device=device)
     draw_occlusion(opened, known, unit, names, path)
     print(f"drawn to {path}")
 

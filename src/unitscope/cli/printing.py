@@ -71,7 +71,7 @@ def picture_format(path: Path) -> str:
 
 
 def note_refused(trace: Any) -> None:
-    from unitscope.session.opening import unknown_said
+    from unitscope.session.opening import operators_without_rule
 
     if trace.unreadable:
         print(
@@ -79,4 +79,4 @@ def note_refused(trace: Any) -> None:
             file=sys.stderr,
         )
     if trace.unknown_operators:
-        print(unknown_said(trace), file=sys.stderr)
+        print(operators_without_rule(trace), file=sys.stderr)

@@ -14,7 +14,7 @@ def trusted(atlas: Any, trust_code: bool) -> Any:
     """The network of an atlas whose code the user trusts; None leaves it to the verb, which runs no such code."""
     if not trust_code or atlas.manifest["network"]["model"].startswith("module:"):
         return None
-    from unitscope.session.again import trusted_network
+    from unitscope.session.stored import trusted_network
 
     return trusted_network(atlas)
 
@@ -64,9 +64,9 @@ def _listener(atlas: Any, device: str, trust_code: bool, stack: ExitStack) -> Ca
     def listen(image: Any) -> Any:
         with loading:
             if not held:
-                from unitscope.responses import listening
+                from unitscope.responses import open_responses
 
-                held.append(stack.enter_context(listening(atlas, trusted(atlas, trust_code), device)))
+                held.append(stack.enter_context(open_responses(atlas, trusted(atlas, trust_code), device)))
         return held[0](image)
 
     return listen

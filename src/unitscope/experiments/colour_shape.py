@@ -1,7 +1,8 @@
 """colour_or_shape(): does a unit look for colour, detail, shape or place?"""
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -12,11 +13,13 @@ from torchvision.transforms.functional import gaussian_blur
 
 from unitscope.atlas import Atlas
 from unitscope.experiments.tables import place_for_table, write_table
+from unitscope.layers import TracedLayer
 from unitscope.networks import Network, as_float32
-from unitscope.networks.precision import plain_tensors
 from unitscope.records import Preprocessing
-from unitscope.session.again import Again, opened_again
-from unitscope.spatial_max import highest_cell
+from unitscope.session.loader import LoadedImage
+from unitscope.session.session import ImageBatch, Session, read_layers
+from unitscope.session.stored import open_atlas_session
+from unitscope.spatial_max import highest_cell, highest_cell_by_pooling
 
 BATCH_IMAGES = 16
 LUMA = (0.299, 0.587, 0.114)
@@ -28,7 +31,6 @@ SCHEMA = pa.schema(
 )
 
 
-@plain_tensors()
 def colour_or_shape(
     atlas: Atlas,
     network: "nn.Module | Network | None" = None,
@@ -45,68 +47,86 @@ def colour_or_shape(
 
     Every image of a peak is read once. Raises `ImagesError` where one is gone.
     """
-    place = place_for_table(atlas.folder / "experiments" / "colour_or_shape.parquet")
-    with opened_again(atlas, network, device) as again:
+    path = place_for_table(atlas.folder / "experiments" / "colour_or_shape.parquet")
+    with open_atlas_session(atlas, network, device) as session:
+        shares = SharesLeft.of(atlas)
         images = sorted(set(atlas.table("peaks")["image"].to_pylist()))
-        found = _Shares(atlas, again)
-        left = iter(images)
-        while batch := list(islice(left, BATCH_IMAGES)):
-            found.add(batch)
+        run = partial(_maxima_of_changes, session)
+        for batch_images, maxima_by_change in session.run_batches(session.batches(images, BATCH_IMAGES), run):
+            for change, maxima in enumerate(maxima_by_change):
+                shares.add(change, batch_images, maxima, session.layers)
             if on_images is not None:
-                on_images(len(batch))
-        return write_table(found.table(), place)
+                on_images(len(batch_images))
+    return write_table(shares.table(), path)
 
 
-class _Shares:
-    """The sums of shares of all units while images come by."""
+def _maxima_of_changes(
+    session: Session, replica: nn.Module, batch: ImageBatch, loaded: list[LoadedImage]
+) -> tuple[list[int], list[list[np.ndarray]]]:
+    """The images' numbers and, for each change and layer, each unit's spatial maximum, of shape (image, unit)."""
+    images = [item.image for item in batch.items]
+    inputs = as_float32(session.inputs(loaded))
+    return images, [
+        read_layers(replica, session.layers, session.input_format.convert(changed), _maxima)
+        for changed in changes(inputs, images, session.loader.preprocessing)
+    ]
 
-    def __init__(self, atlas: Atlas, again: Again) -> None:
-        self._again = again
-        self._peaks = {layer.name: _positive(atlas.peaks(layer.name)) for layer in atlas.layers}
-        self._sums = {layer.name: np.zeros((len(SHARES), layer.units)) for layer in atlas.layers}
-        self._counts = {layer.name: np.bincount(self._peaks[layer.name]["unit"], minlength=layer.units) for layer in atlas.layers}
 
-    def add(self, images: Sequence[int]) -> None:
-        again = self._again
-        inputs = as_float32(again.inputs(again.loader.load(image) for image in images))
-        for row, changed in enumerate(changes(inputs, images, again.loader.preprocessing)):
-            highest = again.each(again.form.convert(changed), lambda _, maps: _highest(maps).cpu().numpy())
-            for traced, values in zip(again.layers, highest, strict=True):
-                self._add(row, traced.name, images, values, traced.layer.rectified)
+def _maxima(layer: int, maps: Float[Tensor, "image unit y x"]) -> np.ndarray:
+    """Each unit's spatial maximum; NaN is none, unless all of a map is."""
+    maxima, _ = highest_cell_by_pooling(maps)
+    return (highest_cell(maps).values if maxima.isnan().any() else maxima).cpu().numpy()
 
-    def _add(self, row: int, layer: str, images: Sequence[int], values: np.ndarray, rectified: bool) -> None:
-        peaks = self._peaks[layer]
-        places = np.searchsorted(images, peaks["image"])
-        here = (places < len(images)) & (np.asarray(images)[np.minimum(places, len(images) - 1)] == peaks["image"])
-        units, now = peaks["unit"][here], values[places[here], peaks["unit"][here]]
-        share = (np.maximum(now, 0) if rectified else now) / peaks["value"][here]
-        np.add.at(self._sums[layer][row], units, share)
+
+@dataclass(frozen=True, slots=True)
+class SharesLeft:
+    """Sums of what is left of every unit's peaks, while images come by.
+
+    By layer: unit, image and value of its peaks above zero; the sums, of shape (change, unit); how many peaks a unit has.
+    """
+
+    peaks: dict[str, dict[str, np.ndarray]]
+    sums: dict[str, np.ndarray]
+    counts: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, atlas: Atlas) -> "SharesLeft":
+        peaks = {layer.name: _positive_peaks(atlas.peaks(layer.name)) for layer in atlas.layers}
+        sums = {layer.name: np.zeros((len(SHARES), layer.units)) for layer in atlas.layers}
+        counts = {layer.name: np.bincount(peaks[layer.name]["unit"], minlength=layer.units) for layer in atlas.layers}
+        return cls(peaks, sums, counts)
+
+    def add(self, change: int, images: Sequence[int], maxima: Sequence[np.ndarray], layers: Sequence[TracedLayer]) -> None:
+        """Take in some images, in the order of their numbers, with every layer's maxima after a change."""
+        for traced, of_layer in zip(layers, maxima, strict=True):
+            peaks = self.peaks[traced.name]
+            row = np.searchsorted(images, peaks["image"])
+            is_among = (row < len(images)) & (np.asarray(images)[np.minimum(row, len(images) - 1)] == peaks["image"])
+            unit = peaks["unit"][is_among]
+            values = of_layer[row[is_among], unit]
+            share = (np.maximum(values, 0) if traced.layer.rectified else values) / peaks["value"][is_among]
+            np.add.at(self.sums[traced.name][change], unit, share)
 
     def table(self) -> pa.Table:
         """A row a unit."""
         columns: dict[str, list[np.ndarray]] = {name: [] for name in SCHEMA.names}
-        for layer, sums in self._sums.items():
-            counts = self._counts[layer]
+        for layer, sums in self.sums.items():
+            counts = self.counts[layer]
             columns["layer"].append(np.full(len(counts), layer, dtype=object))
             columns["unit"].append(np.arange(len(counts), dtype=np.int32))
             columns["peaks"].append(counts.astype(np.int32))
-            for name, row in zip(SHARES, sums, strict=True):
-                columns[name].append(np.where(counts > 0, row / np.maximum(counts, 1), np.nan).astype(np.float32))
-        joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+            for name, sums_of_change in zip(SHARES, sums, strict=True):
+                mean = np.where(counts > 0, sums_of_change / np.maximum(counts, 1), np.nan)
+                columns[name].append(mean.astype(np.float32))
+        joined = {name: np.concatenate(pieces) for name, pieces in columns.items()}
         return pa.table({name: pa.array(values, from_pandas=True) for name, values in joined.items()}).cast(SCHEMA)
 
 
-def _highest(maps: Float[Tensor, "image unit y x"]) -> Float[Tensor, "image unit"]:
-    """Each unit's highest value, whatever is no number."""
-    highest = maps.float().flatten(2).amax(2)
-    return highest_cell(maps).values if highest.isnan().any() else highest
-
-
-def _positive(peaks: pa.Table) -> dict[str, np.ndarray]:
+def _positive_peaks(peaks: pa.Table) -> dict[str, np.ndarray]:
     """Unit, image and value of the peaks above zero."""
     values = peaks["value"].to_numpy()
-    kept = np.isfinite(values) & (values > 0)
-    return {name: peaks[name].to_numpy()[kept] for name in ("unit", "image", "value")}
+    is_positive = np.isfinite(values) & (values > 0)
+    return {name: peaks[name].to_numpy()[is_positive] for name in ("unit", "image", "value")}
 
 
 def changes(
@@ -116,7 +136,7 @@ def changes(
     yield _grey(inputs, preprocessing)
     deviation = min(inputs.shape[2:]) * BLUR_SHARE
     yield gaussian_blur(inputs, [2 * round(3 * deviation) + 1] * 2, [max(deviation, 0.3)] * 2)
-    yield torch.stack([_scrambled(one, number) for one, number in zip(inputs, images, strict=True)])
+    yield torch.stack([_scrambled(pixels, seed=image) for pixels, image in zip(inputs, images, strict=True)])
     yield inputs.flip(3)
 
 
@@ -124,18 +144,18 @@ def _grey(inputs: Tensor, preprocessing: Preprocessing | None) -> Tensor:
     """Luma in all of three colours; other inputs have none, or none that is known."""
     if inputs.shape[1] != 3:
         return inputs
-    said = (preprocessing.mean, preprocessing.std) if preprocessing else ((0.0,), (1.0,))
-    mean, std = (inputs.new_tensor(values)[:, None, None] for values in said)
+    normalisation = (preprocessing.mean, preprocessing.std) if preprocessing else ((0.0,), (1.0,))
+    mean, std = (inputs.new_tensor(values)[:, None, None] for values in normalisation)
     luma: Tensor = ((inputs * std + mean) * inputs.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
     grey: Tensor = (luma - mean) / std
     return grey.expand_as(inputs)
 
 
-def _scrambled(one: Float[Tensor, "channel y x"], seed: int) -> Float[Tensor, "channel y x"]:
+def _scrambled(pixels: Float[Tensor, "channel y x"], seed: int) -> Float[Tensor, "channel y x"]:
     """The same spectrum with other phases, those of noise, so that the result is real."""
-    noise = torch.randn(one.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=torch.float32).to(one)
-    turn = torch.fft.rfft2(noise)
-    turn = turn / turn.abs().clamp(min=1e-12)
-    turn[0, 0] = 1  # the mean colour stays
-    scrambled: Tensor = torch.fft.irfft2(torch.fft.rfft2(one) * turn, s=one.shape[1:])
+    noise = torch.randn(pixels.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=torch.float32).to(pixels)
+    spectrum = torch.fft.rfft2(noise)
+    phases = spectrum / spectrum.abs().clamp(min=1e-12)
+    phases[0, 0] = 1  # the mean colour stays
+    scrambled: Tensor = torch.fft.irfft2(torch.fft.rfft2(pixels) * phases, s=pixels.shape[1:])
     return scrambled

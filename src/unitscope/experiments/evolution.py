@@ -35,7 +35,7 @@ from unitscope.networks import Network, load_network
 from unitscope.networks.weights import split_key
 from unitscope.records import Layer, Peak
 from unitscope.scanning import scan
-from unitscope.session.opening import preprocessing_said
+from unitscope.session.opening import preprocessing_of
 
 METHOD = "deconvnet"
 ORDER, TABLE = "evolution.json", "evolution.parquet"
@@ -255,7 +255,7 @@ def _standing(network: Network, images: Any, place: Path, **options: Any) -> Atl
         return None
     atlas, source = Atlas(place, images=images), as_source(images)
     said = atlas.manifest
-    preprocessing = preprocessing_said(options["preprocess"], network)
+    preprocessing = preprocessing_of(options["preprocess"], network)
     same = {
         "weights": said["network"]["hash"] == network.hash(),
         "images": same_images(said["images"], source),

@@ -4,7 +4,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from unitscope.errors import ImagesError, NetworkError, UnitscopeError
 from unitscope.experiments.tables import place_for_table, write_table
 from unitscope.images import known_labels
 from unitscope.networks import Network
-from unitscope.networks.precision import plain_tensors
-from unitscope.session.again import Again, opened
+from unitscope.session.loader import LoadedImage
+from unitscope.session.opening import open_session
+from unitscope.session.session import ImageBatch, Session, read_layers
 
 FOLDS = 5
 BATCH_IMAGES = 32
@@ -35,7 +36,6 @@ SCHEMA = pa.schema(
 )
 
 
-@plain_tensors()
 def probe(
     network: "str | nn.Module | Network",
     images: Any,
@@ -64,48 +64,59 @@ def probe(
         from sklearn.preprocessing import StandardScaler
     except ImportError as error:
         raise UnitscopeError("probing needs scikit-learn: pip install 'unitscope[experiments]'") from error
-    place = place_for_table(Path(out) / "probe.parquet")
-    with opened(network, images, preprocess, layers, device) as again:
-        if (known := known_labels(again.loader.source)) is not None:
-            _check_labels(known)
-        features, labels = _features(again, on_images)
-        names = [traced.name for traced in again.layers]
-    counts = Counter(labels.tolist())
-    folds = StratifiedKFold(min(FOLDS, *counts.values()), shuffle=True, random_state=0)
+    path = place_for_table(Path(out) / "probe.parquet")
+    with open_session(network, images, preprocess, layers, device) as session:
+        if (source_labels := known_labels(session.loader.source)) is not None:
+            _check_labels(source_labels)
+        features, labels = _features(session, on_images)
+        names = [traced.name for traced in session.layers]
+    label_counts = Counter(labels.tolist())
+    folds = StratifiedKFold(min(FOLDS, *label_counts.values()), shuffle=True, random_state=0)
     rows = []
     for name, of_layer in zip(names, features, strict=True):
         classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # where the features separate the labels, the weights have no end
-            scores = cross_val_score(classifier, of_layer, labels, cv=folds)
+            accuracies = cross_val_score(classifier, of_layer, labels, cv=folds)
         rows.append(
             {
-                "layer": name, "features": of_layer.shape[1], "accuracy": scores.mean(), "deviation": scores.std(),
-                "chance": max(counts.values()) / len(labels), "images": len(labels), "folds": folds.get_n_splits(),
+                "layer": name, "features": of_layer.shape[1], "accuracy": accuracies.mean(), "deviation": accuracies.std(),
+                "chance": max(label_counts.values()) / len(labels), "images": len(labels), "folds": folds.get_n_splits(),
             }
         )  # fmt: skip
-    return write_table(pa.Table.from_pylist(rows, schema=SCHEMA), place)
+    return write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
 
 
-def _features(again: Again, on_images: Callable[[int], None] | None) -> tuple[list[np.ndarray], np.ndarray]:
+def _features(session: Session, on_images: Callable[[int], None] | None) -> tuple[list[np.ndarray], np.ndarray]:
     """Every layer's features, of shape (image, unit), and the images' labels; labels with one image are left out."""
-    rectified = [traced.layer.rectified for traced in again.layers]
-
-    def pooled(number: int, maps: Tensor) -> np.ndarray:
-        return (maps.clamp(min=0) if rectified[number] else maps).float().mean((2, 3)).cpu().numpy()
-
-    parts: list[list[np.ndarray]] = []
+    features: list[list[np.ndarray]] = []
     labels: list[str] = []
-    known = ((one, one.note.label) for one in again.loaded() if one.note is not None and one.note.label is not None)
-    while batch := list(islice(known, BATCH_IMAGES)):
-        parts.append(again.each(again.inputs(one for one, _ in batch), pooled))
-        _check_finite(again, [one.key for one, _ in batch], parts[-1])
-        labels += [label for _, label in batch]
+    for batch_features, batch_labels in session.run_batches(session.all_batches(BATCH_IMAGES), partial(_batch_features, session)):
+        if batch_labels:
+            features.append(batch_features)
+            labels += batch_labels
         if on_images is not None:
-            on_images(len(batch))
-    counts = _check_labels(labels)
-    kept = np.array([counts[label] > 1 for label in labels], dtype=bool)
-    return [np.concatenate(layer)[kept] for layer in zip(*parts, strict=True)], np.array(labels)[kept]
+            on_images(len(batch_labels))
+    label_counts = _check_labels(labels)
+    is_kept = np.array([label_counts[label] > 1 for label in labels], dtype=bool)
+    return [np.concatenate(of_layer)[is_kept] for of_layer in zip(*features, strict=True)], np.array(labels)[is_kept]
+
+
+def _batch_features(
+    session: Session, replica: nn.Module, batch: ImageBatch, loaded: list[LoadedImage]
+) -> tuple[list[np.ndarray], list[str]]:
+    """Features of the images that can be read and have a label, by layer, and their labels."""
+    labelled = [image for image in loaded if image.record is not None and image.record.label is not None]
+    if not labelled:
+        return [], []
+
+    def pooled(layer: int, maps: Tensor) -> np.ndarray:
+        rectified = session.layers[layer].layer.rectified
+        return (maps.clamp(min=0) if rectified else maps).float().mean((2, 3)).cpu().numpy()
+
+    features = read_layers(replica, session.layers, session.inputs(labelled), pooled)
+    _check_finite(session, [image.key for image in labelled], features)
+    return features, [image.record.label for image in labelled if image.record and image.record.label is not None]
 
 
 def _check_labels(labels: Sequence[str | None]) -> Counter[str]:
@@ -121,12 +132,12 @@ def _check_labels(labels: Sequence[str | None]) -> Counter[str]:
     return counts
 
 
-def _check_finite(again: Again, keys: Sequence[str], features: Sequence[np.ndarray]) -> None:
+def _check_finite(session: Session, keys: Sequence[str], features: Sequence[np.ndarray]) -> None:
     """Raises `NetworkError` for the first layer whose features of some image can't be learnt from."""
-    for traced, of_layer in zip(again.layers, features, strict=True):
-        wrong = np.flatnonzero(~np.isfinite(of_layer).all(axis=1))
-        if len(wrong):
+    for traced, of_layer in zip(session.layers, features, strict=True):
+        not_finite = np.flatnonzero(~np.isfinite(of_layer).all(axis=1))
+        if len(not_finite):
             raise NetworkError(
                 f"no classifier can be trained on layer {traced.name!r}: it gives values that are no finite numbers, first for the image "
-                f"{keys[wrong[0]]!r}; choose other layers with --layers (layers= in Python)"
+                f"{keys[not_finite[0]]!r}; choose other layers with --layers (layers= in Python)"
             )

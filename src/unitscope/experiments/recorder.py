@@ -29,7 +29,7 @@ from unitscope.images import as_source, count_of
 from unitscope.networks import Network, first_tensor, given_network
 from unitscope.networks.precision import random_states_kept
 from unitscope.records import Layer, name_matches
-from unitscope.session.opening import loader_for, preprocessing_said
+from unitscope.session.opening import loader_for, preprocessing_of
 
 UNITS_FOLLOWED = 8
 NOT_RECORDED, NOT_PROJECTED = "was not recorded", "and later epochs have no projections"
@@ -78,7 +78,7 @@ class Recorder:
         self._check_out()
         _check_layers(_unwrapped(self.network), layer_patterns(self.layers) or ())
         known, source = given_network(_unwrapped(self.network)), as_source(self.images)
-        loader_for(source, preprocessing_said(self.preprocess, known), count_of(source) or 0, known.model)
+        loader_for(source, preprocessing_of(self.preprocess, known), count_of(source) or 0, known.model)
         _LIVE[os.path.realpath(self.out)] = self
 
     def epoch(self, number: int) -> None:

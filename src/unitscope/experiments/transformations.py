@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from torchvision.transforms.functional import affine
 from unitscope.errors import ImagesError
 from unitscope.experiments.tables import place_for_table, write_table
 from unitscope.networks import Network, as_float32
-from unitscope.networks.precision import plain_tensors
-from unitscope.session.again import Again, opened
+from unitscope.session.opening import open_session
+from unitscope.session.session import Session, read_layers_and_output
 
 IMAGES = 5
 
@@ -34,29 +35,28 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
-    """One way to move an image: by a share of its height, to a size, or by degrees, about its middle."""
+class Transformation:
+    """A translation down by a share of the height, a scaling to a size, or a rotation by degrees, about the middle of the image."""
 
-    transformation: str
+    name: str
     amount: float
 
-    def of(self, images: Tensor) -> Tensor:
+    def apply(self, images: Tensor) -> Tensor:
         """What is beyond the border is zero, the mean colour."""
-        down = self.amount * images.shape[2] if self.transformation == "translation" else 0
-        scale = self.amount if self.transformation == "scale" else 1.0
-        angle = self.amount if self.transformation == "rotation" else 0.0
-        moved: Tensor = affine(images, angle, [0, round(down)], scale, [0.0, 0.0], InterpolationMode.BILINEAR)
-        return moved
+        down = self.amount * images.shape[2] if self.name == "translation" else 0
+        scale = self.amount if self.name == "scale" else 1.0
+        angle = self.amount if self.name == "rotation" else 0.0
+        transformed: Tensor = affine(images, angle, [0, round(down)], scale, [0.0, 0.0], InterpolationMode.BILINEAR)
+        return transformed
 
 
-def moves() -> Iterator[Move]:
+def transformations() -> Iterator[Transformation]:
     """Those of the paper: up and down by 60 of 224 pixels, up to 1.8 times as large, all the way round."""
-    yield from (Move("translation", step * 15 / 224) for step in range(-4, 5))
-    yield from (Move("scale", 1 + step / 10) for step in range(9))
-    yield from (Move("rotation", float(angle)) for angle in range(0, 361, 30))
+    yield from (Transformation("translation", step * 15 / 224) for step in range(-4, 5))
+    yield from (Transformation("scale", 1 + step / 10) for step in range(9))
+    yield from (Transformation("rotation", float(angle)) for angle in range(0, 361, 30))
 
 
-@plain_tensors()
 def invariance(
     network: "str | nn.Module | Network",
     images: Any,
@@ -68,42 +68,68 @@ def invariance(
 ) -> pa.Table:
     """Move the first five images up and down, make them larger, turn them, and see how far every layer's features go with them.
 
-    Written as `invariance.parquet` in `out`: for every image, move and layer the Euclidean `distance` of the features from those of
+    Written as `invariance.parquet` in `out`: for every image, transformation and layer the Euclidean `distance` of the features from those of
     the image as it was, the `norm` of those, and the probability of the class that the network finds in it (null where it doesn't
     classify). Arguments are those of `scan`. Raises as `scan` does, and `AtlasError` where the table can't be written.
     """
-    place = place_for_table(Path(out) / "invariance.parquet")
-    with opened(network, images, preprocess, layers, device) as again:
-        rows = [row for key, image in _first(again) for row in _rows(again, key, image)]
-    return write_table(pa.Table.from_pylist(rows, schema=SCHEMA), place)
+    path = place_for_table(Path(out) / "invariance.parquet")
+    rows: list[dict[str, object]] = []
+    with open_session(network, images, preprocess, layers, device) as session:
+        first_images = list(islice(session.readable_images(), IMAGES))
+        if not first_images:
+            raise ImagesError("none of the files is an image that can be read")
+        with session.running(to_output=True) as threads:
+            for image in first_images:
+                inputs = session.inputs([image])
+                original = threads.submit(_features, session, inputs).result()
+                futures = [
+                    threads.submit(_rows, session, image.key, transformation, original, transformation.apply(as_float32(inputs)))
+                    for transformation in transformations()
+                ]
+                rows += [row for future in futures for row in future.result()]
+    return write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
 
 
-def _first(again: Again) -> Iterator[tuple[str, Tensor]]:
-    """The first images that can be read, by key."""
-    first = list(islice(again.loaded(), IMAGES))
-    if not first:
-        raise ImagesError("none of the files is an image that can be read")
-    yield from ((one.key, again.inputs([one])) for one in first)
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What the network makes of an image: every layer's maps, and the number of the most probable class, None where it gives no scores."""
+
+    maps: list[Tensor]
+    class_number: int | None
 
 
-def _rows(again: Again, key: str, image: Tensor) -> Iterator[dict[str, object]]:
-    before = _features(again, image)
-    scores = again.outputs(image)
-    classifies = scores.dim() == 2 and scores.shape[1] > 1
-    number = int(scores.argmax()) if classifies else 0
-    for move in moves():
-        moved = again.form.convert(move.of(as_float32(image)))
-        probability = float(again.outputs(moved).float().softmax(1)[0, number]) if classifies else None
-        for traced, old, new in zip(again.layers, before, _features(again, moved), strict=True):
-            yield {
-                "image": key, "transformation": move.transformation, "amount": move.amount, "layer": traced.name,
-                "distance": float((new - old).norm()), "norm": float(old.norm()), "probability": probability,
-            }  # fmt: skip
+def _features(replica: nn.Module, session: Session, inputs: Tensor) -> Features:
+    maps, output = read_layers_and_output(replica, session.layers, inputs, partial(_seen_by_next_layer, session))
+    return Features(maps, int(output.argmax()) if _are_class_scores(output) else None)
 
 
-def _features(again: Again, images: Tensor) -> list[Tensor]:
-    """Every layer's maps, as what follows gets them: rectified where a rectifier follows."""
-    rectified = [traced.layer.rectified for traced in again.layers]
-    return again.each(
-        images, lambda number, maps: as_float32(maps).clamp(min=0) if rectified[number] else as_float32(maps).clone()
-    )
+def _rows(
+    replica: nn.Module, session: Session, key: str, transformation: Transformation, original: Features, transformed: Tensor
+) -> list[dict[str, object]]:
+    """A row a layer, from one pass over the transformed image."""
+
+    def compare(layer: int, maps: Tensor) -> tuple[float, float]:
+        before = original.maps[layer]
+        return float((_seen_by_next_layer(session, layer, maps) - before).norm()), float(before.norm())
+
+    inputs = session.input_format.convert(transformed)
+    distances, output = read_layers_and_output(replica, session.layers, inputs, compare)
+    number = original.class_number
+    probability = None if number is None else float(output.float().softmax(1)[0, number])
+    return [
+        {
+            "image": key, "transformation": transformation.name, "amount": transformation.amount, "layer": traced.name,
+            "distance": distance, "norm": norm, "probability": probability,
+        }
+        for traced, (distance, norm) in zip(session.layers, distances, strict=True)
+    ]  # fmt: skip
+
+
+def _seen_by_next_layer(session: Session, layer: int, maps: Tensor) -> Tensor:
+    """A copy of the maps, rectified where a rectifier follows."""
+    rectified = session.layers[layer].layer.rectified
+    return as_float32(maps).clamp(min=0) if rectified else as_float32(maps).clone()
+
+
+def _are_class_scores(output: Any) -> bool:
+    return isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] > 1

@@ -20,7 +20,7 @@ class PassDone(BaseException):
 
 @dataclass(slots=True)
 class Tap:
-    """The hooks on one network: `run` sends images through it as far as the last tapped layer."""
+    """The hooks on one network: `run` sends images through it as far as the last tapped layer, `run_to_end` through all of it."""
 
     network: nn.Module
     layers: Sequence[TracedLayer]
@@ -28,18 +28,33 @@ class Tap:
     _counts: dict[str, int] = field(default_factory=dict)
     _missing: set[int] = field(default_factory=set)
     _images: int = 0
+    _stops: bool = True
 
     def run(self, images: Tensor) -> None:
         """One pass over images of shape (image, channel, y, x). Raises `NetworkError` where a layer isn't reached."""
-        self._counts.clear()
-        self._images = len(images)
-        self._missing = set(range(len(self.layers)))
+        self._begin(images, stops=True)
         try:
             self.network(images)
         except PassDone:
             return
-        names = ", ".join(repr(self.layers[i].name) for i in sorted(self._missing))
-        raise NetworkError(f"the forward pass never came to {names}: its path depends on the images, so it can't be scanned")
+        self._check_all_read()
+
+    def run_to_end(self, images: Tensor) -> Any:
+        """The same, and what the network as a whole returns."""
+        self._begin(images, stops=False)
+        output = self.network(images)
+        self._check_all_read()
+        return output
+
+    def _begin(self, images: Tensor, stops: bool) -> None:
+        self._counts.clear()
+        self._images, self._stops = len(images), stops
+        self._missing = set(range(len(self.layers)))
+
+    def _check_all_read(self) -> None:
+        if self._missing:
+            names = ", ".join(repr(self.layers[i].name) for i in sorted(self._missing))
+            raise NetworkError(f"the forward pass never came to {names}: its path depends on the images, so it can't be scanned")
 
     def _hooks(self, module: str) -> tuple[Any, Any]:
         """A hook for the start of the module's calls, and one for their end."""
@@ -70,7 +85,7 @@ class Tap:
             )
         self.read(number, maps)
         self._missing.discard(number)
-        if not self._missing:
+        if self._stops and not self._missing:
             raise PassDone
 
 

@@ -1,10 +1,11 @@
-"""Effective receptive fields of the scanned layers: how much of its receptive field a layer really depends on.
+"""Effective receptive fields of the scanned layers: which part of its receptive field a layer really depends on.
 
 The smallest box around a cell that holds 95 % of the squared gradient of its value with respect to the input, averaged over the
 peaks of a few images of the sample (Luo, Li, Urtasun & Zemel 2016, *Understanding the Effective Receptive Field in Deep Convolutional Neural
-Networks*, arXiv 1701.04128). Deep layers of modern networks have fields larger than the image; this says which part of it matters.
+Networks*, arXiv 1701.04128). Deep layers of modern networks have receptive fields larger than the image; this says which part of it matters.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
@@ -16,147 +17,161 @@ from unitscope.images.protocol import Pixels
 from unitscope.layers import TracedLayer, tapped
 from unitscope.networks.precision import exact_inference
 from unitscope.records import Layer
-from unitscope.scanning.partial_results import PartialResult, Sample, side_by_side
-from unitscope.scanning.worker import Job
-from unitscope.session.lanes import Networks, lanes
+from unitscope.scanning.partial_results import unit_ranges
+from unitscope.scanning.sample import Sample
 from unitscope.session.loader import Loader
+from unitscope.session.session import Session
+
+log = logging.getLogger(__name__)
 
 IMAGES = 2
-SHARE = 0.95
+ENERGY_SHARE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
-class Pick:
-    """One cell whose gradient is looked at; `place` is the image's place in the batch."""
+class CellOfUnit:
+    """One cell of one unit, whose gradient is looked at; `image` is its image's index in the batch."""
 
     unit: int
-    place: int
+    image: int
     y: int
     x: int
 
 
-Picks = list[list[Pick]]
+CellsByLayer = list[list[CellOfUnit]]
 """For every layer, the cells to look at: at most one an image."""
 
 
-def with_effective_fields(networks: Networks, job: Job, part: PartialResult) -> list[Layer]:
-    """The layers' records with effective fields.
+def with_effective_fields(session: Session, sample: Sample) -> list[Layer]:
+    """The layers' records with effective receptive fields.
 
-    In each of two images, one unit a layer is looked at: the one whose peak there stands out most among its own peaks.
+    In each of two images, one unit a layer is looked at: the one whose spatial maximum there has the highest z-score.
     """
-    readable = _readable(part.sample, job.loader)
-    choices = [_picks(part.sample, place, job) for place, _ in readable]
+    readable = _first_readable(sample, session.loader)
+    cells_by_image = [_most_excited_cells(sample, index, session.layers) for index, _ in readable]
+    with session.running() as threads:
+        futures = [
+            threads.submit(_energies_of_image, session, cells, pixels)
+            for cells, (_, pixels) in zip(cells_by_image, readable, strict=True)
+        ]
+        energies_by_image = [future.result() for future in futures]
+    layers = []
+    for index, traced in enumerate(session.layers):
+        measured = [
+            (cells[index], energy)
+            for cells, energies_by_layer in zip(cells_by_image, energies_by_image, strict=True)
+            if (energy := energies_by_layer[index]) is not None
+        ]
+        layers.append(_with_effective_field(traced, measured))
+    return layers
 
-    def measured(network: nn.Module, number: int) -> list[Tensor | None]:
-        images = job.loader.normalised([readable[number][1]], job.trace.input_format)
-        return energies(network, job.layers, choices[number], images)
 
-    with lanes(networks.lanes, job.device) as submit:
-        found = [future.result() for future in [submit(measured, number) for number in range(len(readable))]]
-    records = []
-    for number, traced in enumerate(job.layers):
-        picks = [p for choice, energy in zip(choices, found, strict=True) if energy[number] is not None for p in choice[number]]
-        energy = [e for energy in found if (e := energy[number]) is not None]
-        size = effective_size(traced, picks, torch.cat(energy)) if energy else None
-        records.append(
-            replace(traced.layer, effective_field_height=size[0], effective_field_width=size[1]) if size else traced.layer
-        )
-    return records
+def _with_effective_field(traced: TracedLayer, measured: Sequence[tuple[list[CellOfUnit], Tensor]]) -> Layer:
+    if not measured:
+        return traced.layer
+    cells = [cell for cells_of_image, _ in measured for cell in cells_of_image]
+    size = effective_size(traced, cells, torch.cat([energy for _, energy in measured]))
+    if size is None:
+        return traced.layer
+    return replace(traced.layer, effective_field_height=size[0], effective_field_width=size[1])
 
 
-def _readable(sample: Sample, loader: Loader) -> list[tuple[int, Pixels]]:
-    """The first images of the sample that can still be read: their places in it, and their pixels."""
-    found: list[tuple[int, Pixels]] = []
-    for place in sample.images.argsort().tolist():
-        pixels = loader.load(int(sample.images[place])).pixels
+def _first_readable(sample: Sample, loader: Loader) -> list[tuple[int, Pixels]]:
+    """The first images of the sample that can still be read: their indices in it, and their pixels."""
+    readable: list[tuple[int, Pixels]] = []
+    for index in sample.images.argsort().tolist():
+        pixels = loader.load(loader.item(int(sample.images[index]))).pixels
         if pixels is not None:
-            found.append((place, pixels))
-        if len(found) == IMAGES:
+            readable.append((index, pixels))
+        if len(readable) == IMAGES:
             break
-    return found
+    return readable
 
 
-def _picks(sample: Sample, place: int, job: Job) -> Picks:
-    """For every layer, the unit that stands out most in one image, and its cell; none where no unit fires."""
+def _most_excited_cells(sample: Sample, image: int, layers: Sequence[TracedLayer]) -> CellsByLayer:
+    """For every layer, the unit with the highest z-score in one image of the sample, and its cell; none where no unit is active."""
     values = sample.values
-    apart = values - values.nanmean(0)
-    stands_out = apart[place] / apart.square().nanmean(0).sqrt().clamp(min=1e-12)
-    picks: Picks = []
-    for traced, units in side_by_side(job.layers):
-        fires = values[place, units] > 0 if traced.layer.rectified else ~values[place, units].isnan()
-        score = stands_out[units].nan_to_num(0, 0, 0).masked_fill(~fires, -torch.inf)
-        unit = int(score.argmax())
-        y, x = divmod(int(sample.cells[place, units][unit]), traced.layer.map_width)
-        picks.append([Pick(unit, 0, y, x)] if fires.any() else [])
-    return picks
+    deviations = values - values.nanmean(0)
+    z_scores = deviations[image] / deviations.square().nanmean(0).sqrt().clamp(min=1e-12)
+    cells: CellsByLayer = []
+    for traced, unit_range in unit_ranges(layers):
+        of_image = values[image, unit_range]
+        is_active = of_image > 0 if traced.layer.rectified else ~of_image.isnan()
+        unit = int(z_scores[unit_range].nan_to_num(0, 0, 0).masked_fill(~is_active, -torch.inf).argmax())
+        y, x = divmod(int(sample.cells[image, unit_range][unit]), traced.layer.map_width)
+        cells.append([CellOfUnit(unit, 0, y, x)] if is_active.any() else [])
+    return cells
 
 
-def energies(
-    network: nn.Module, layers: Sequence[TracedLayer], picks: Sequence[Sequence[Pick]], images: Tensor
-) -> list[Tensor | None]:
-    """For every layer the squared gradients of its picks' values, of shape (pick, y, x), in float64 and each with sum 1.
+def _energies_of_image(replica: nn.Module, session: Session, cells: CellsByLayer, pixels: Pixels) -> list[Tensor | None]:
+    return energies(replica, session.layers, cells, session.loader.normalise([pixels], session.input_format))
 
-    One forward pass serves all layers. None where a layer has no picks, or no gradient comes through.
+
+def energies(network: nn.Module, layers: Sequence[TracedLayer], cells: CellsByLayer, images: Tensor) -> list[Tensor | None]:
+    """For every layer the squared gradients of its cells' values, of shape (cell, y, x), in float64 and each with sum 1.
+
+    One forward pass serves all layers. None where a layer has no cells, or no gradient comes through.
     """
     values: dict[int, Tensor] = {}
 
-    def keep(number: int, maps: Tensor) -> None:
-        where = [(p.place, p.unit, p.y, p.x) for p in picks[number]]
-        if where:
-            values[number] = maps[tuple(torch.tensor(where, device=maps.device).T)].sum()
+    def keep(layer: int, maps: Tensor) -> None:
+        indices = [(cell.image, cell.unit, cell.y, cell.x) for cell in cells[layer]]
+        if indices:
+            values[layer] = maps[tuple(torch.tensor(indices, device=maps.device).T)].sum()
 
     leaf = images.detach().requires_grad_()
     with torch.enable_grad(), exact_inference(network, images.device):
         try:
             with tapped(network, layers, keep) as tap:
                 tap.run(leaf.clone())  # a copy, so that networks may change their input in place
-        except RuntimeError:
-            pass  # what autograd can't follow comes after the layers that were read by then
-        return [_energy(values.get(number), leaf, layer) for number, layer in enumerate(picks)]
+        except RuntimeError:  # what autograd can't follow comes after the layers that were read by then
+            log.debug("effective receptive fields of the last layers can't be measured", exc_info=True)
+        return [_energy(values.get(layer), leaf, of_layer) for layer, of_layer in enumerate(cells)]
 
 
-def _energy(value: Tensor | None, leaf: Tensor, picks: Sequence[Pick]) -> Tensor | None:
+def _energy(value: Tensor | None, leaf: Tensor, cells: Sequence[CellOfUnit]) -> Tensor | None:
     if value is None or not value.requires_grad:
         return None
     try:
         gradient = torch.autograd.grad(value, leaf, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
-    except RuntimeError:
-        return None  # autograd has no way back, as through some in-place operations
-    energy = gradient[[pick.place for pick in picks]].detach().cpu().double().nan_to_num(0, 0, 0).square().sum(1)
+    except RuntimeError:  # autograd has no way back, as through some in-place operations
+        log.debug("an effective receptive field can't be measured", exc_info=True)
+        return None
+    energy = gradient[[cell.image for cell in cells]].detach().cpu().double().nan_to_num(0, 0, 0).square().sum(1)
     return energy / energy.sum((1, 2), keepdim=True).clamp(min=1e-300)
 
 
-def effective_size(traced: TracedLayer, picks: Sequence[Pick], energy: Tensor | None) -> tuple[int, int] | None:
+def effective_size(traced: TracedLayer, cells: Sequence[CellOfUnit], energy: Tensor | None) -> tuple[int, int] | None:
     """Height and width of the box in network-input pixels, no larger than the input; None where there is no energy.
 
-    The box grows around the cell's own place, which may lie between pixels, and keeps the shape of the field: a few gradients say
-    how far a layer listens, not that it listens farther up than sideways.
+    The box grows around the cell's own centre, which may lie between pixels, and keeps the shape of the receptive field: a few
+    gradients say how far a layer looks, not that it looks farther up than sideways.
     """
     if energy is None or not energy.sum() > 0:
         return None
     shape = traced.layer.receptive_field_height, traced.layer.receptive_field_width
-    centres = [(float(traced.fields.centres_y[p.y]), float(traced.fields.centres_x[p.x])) for p in picks]
-    needed = torch.stack([_needed(energy.shape[1:], centre, shape) for centre in centres])
-    height, width = box_holding(energy.flatten(), needed.flatten(), shape)
+    centres = [(float(traced.fields.centres_y[cell.y]), float(traced.fields.centres_x[cell.x])) for cell in cells]
+    needed_scales = torch.stack([_needed_scales(energy.shape[1:], centre, shape) for centre in centres])
+    height, width = box_holding(energy.flatten(), needed_scales.flatten(), shape)
     return min(height, energy.shape[1]), min(width, energy.shape[2])
 
 
-def box_holding(energy: Tensor, needed: Tensor, shape: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of the smallest box of that shape that holds the share of the energy, in whole pixels.
+def box_holding(energy: Tensor, needed_scales: Tensor, shape: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the smallest box of that shape that holds 95 % of the energy, in whole pixels.
 
-    `needed` says for each bit of energy how large the box must be to hold it, as a share of `shape`.
+    `needed_scales` says for each bit of energy how large the box must be to hold it, as a multiple of `shape`.
     """
-    order = needed.argsort()
-    held = energy[order].cumsum(0)
-    scale = float(needed[order][int((held < SHARE * held[-1]).sum())])
+    order = needed_scales.argsort()
+    held_energy = energy[order].cumsum(0)
+    scale = float(needed_scales[order][int((held_energy < ENERGY_SHARE * held_energy[-1]).sum())])
     height, width = (max(1, ceil(scale * side - 1e-6)) for side in shape)
     return height, width
 
 
-def _needed(size: torch.Size, centre: tuple[float, float], shape: tuple[int, int]) -> Tensor:
-    """The share of `shape` that a box around `centre` must have to hold each pixel of an image whole."""
+def _needed_scales(size: torch.Size, centre: tuple[float, float], shape: tuple[int, int]) -> Tensor:
+    """How large a box around `centre` must be to hold each pixel of an image whole, as a multiple of `shape`."""
     rows, columns = (
-        (2 * (torch.arange(n, dtype=torch.float64) + 0.5 - middle).abs() + 1) / side
-        for n, middle, side in zip(size, centre, shape, strict=True)
+        (2 * (torch.arange(length, dtype=torch.float64) + 0.5 - middle).abs() + 1) / side
+        for length, middle, side in zip(size, centre, shape, strict=True)
     )
     return torch.maximum(rows[:, None], columns)

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
-from unitscope.arguments import whole_number
+from unitscope.arguments import shortened, whole_number
+from unitscope.errors import UnitscopeError
 from unitscope.runners import Runner
 
 
@@ -20,12 +21,13 @@ class ScanOptions(TypedDict, total=False):
     per_image: int
     sample: int
     limit: int | None
+    checkpoint_every_s: float
     on_images: Callable[[int], None] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The same with what holds where nothing is said."""
+    """The same with their defaults."""
 
     preprocess: Any = None
     device: str = "auto"
@@ -36,16 +38,19 @@ class Options:
     per_image: int = 1
     sample: int = 200
     limit: int | None = None
+    checkpoint_every_s: float = 60
     on_images: Callable[[int], None] | None = None
 
 
-def options_of(said: ScanOptions) -> Options:
+def options_of(given: ScanOptions) -> Options:
     """The options, completed. Raises `TypeError` for a name that is none, as Python does for arguments, and `UnitscopeError` for counts
     that are no whole numbers or below 1."""
-    unknown = next((name for name in said if name not in Options.__slots__), None)
+    unknown = next((name for name in given if name not in Options.__slots__), None)
     if unknown is not None:
         raise TypeError(f"scan() got an unexpected keyword argument {unknown!r}; it takes {', '.join(Options.__slots__)}")
-    options = Options(**said)
+    options = Options(**given)
+    if isinstance(options.checkpoint_every_s, bool) or not isinstance(options.checkpoint_every_s, (int, float)):
+        raise UnitscopeError(f"checkpoint_every_s is a number of seconds, not {shortened(options.checkpoint_every_s)}")
     return replace(
         options,
         batch_size=whole_number("batch_size", options.batch_size),

@@ -20,7 +20,6 @@ class ScanPlan:
     Raises `UnitscopeError` for numbers that make no sense.
     """
 
-    layers: tuple[str, ...]
     images: int
     k: int = 9
     per_image: int = 1

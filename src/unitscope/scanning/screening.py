@@ -5,68 +5,70 @@ can't rank, but it can rule out: an image that comes up to no unit's k-th value,
 float32, and those values are ranked and stored. The statistics over all images are those of the first look.
 """
 
+import logging
 from dataclasses import replace
 from math import exp
 
 import torch
-from torch import nn
 
 from unitscope.errors import first_line
 from unitscope.runners import Runner
 from unitscope.scanning.checkpoint import Checkpoint
 from unitscope.scanning.partial_results import PartialResult
-from unitscope.scanning.shards import Tell, gather
-from unitscope.scanning.worker import Job
-from unitscope.session.lanes import Networks
-from unitscope.session.replicas import lowered, maps_of_noise
+from unitscope.scanning.plan import ScanPlan
+from unitscope.scanning.shards import OnImages, scan_shards
+from unitscope.session.replicas import maps_of_noise
+from unitscope.session.session import Session
 from unitscope.topk import NO_IMAGE
 
+log = logging.getLogger(__name__)
+
 MARGIN = 0.03
-"""How far below its k-th value a unit's candidates may be, as a share of it."""
-CANDIDATES = 4
-"""How many times as many images as peaks are looked at again for a unit, at most."""
-WORTH = 1 / 3
+"""How far below its k-th value a unit's candidates may be, as a share of it: ten times what bfloat16's eight bits round away."""
+CANDIDATES_PER_PEAK = 4
+"""How many images as many as peaks are looked at again for a unit, at most. With eight copies of every image, twice as many lost one peak in
+fourteen, four times as many none."""
+MAX_RERUN_SHARE = 1 / 3
 """The share of images to run again from which on screening costs more than it saves."""
 
 
-def why_not(job: Job, networks: Networks) -> str:
-    """Why a scan of this plan would gain nothing from bfloat16; empty where it would."""
-    plan, device = job.plan, job.device
-    if not has_bfloat16(device):
-        return f"this {device.type} has no fast bfloat16 arithmetic"
-    images, wanted = plan.images, sum(job.units) * plan.k + plan.sample
-    if images and (share := 1 - exp(-wanted / images)) > WORTH:
-        return f"about {share:.0%} of the {images:,} images would have to run again for {sum(job.units):,} units"
-    return _refuses(networks.lanes[0], job)
+def no_gain_reason(session: Session, plan: ScanPlan, is_fast: bool) -> str:
+    """Why a scan of this plan would gain nothing from bfloat16; empty where it would. `is_fast` says that the device has it."""
+    if not is_fast:
+        return f"this {session.device.type} has no fast bfloat16 arithmetic"
+    unit_count = sum(session.unit_counts)
+    mentioned = unit_count * plan.k + plan.sample
+    if plan.images and (share := 1 - exp(-mentioned / plan.images)) > MAX_RERUN_SHARE:
+        return f"about {share:.0%} of the {plan.images:,} images would have to run again for {unit_count:,} units"
+    return _refusal(session.in_dtype(torch.bfloat16))
 
 
-def screened(networks: Networks, job: Job, runner: Runner, checkpoint: Checkpoint, tell: Tell) -> PartialResult:
-    """The part of a whole scan, screened. `part.again` says how many images ran again."""
-    look = replace(_in_bfloat16(job), plan=replace(job.plan, k=CANDIDATES * job.plan.k))
-    first = checkpoint.named("screened")
-    rough = gather(Networks(networks.module, job.trace, networks.chosen, torch.bfloat16), look, runner, first, tell)
-    first.save(rough)
-    only = candidates(rough, job.plan.k)
-    exact = gather(networks, replace(job, only=only), runner, checkpoint, lambda _: None)
-    return _joined(rough, exact)
+def screen_shards(session: Session, plan: ScanPlan, runner: Runner, checkpoint: Checkpoint, on_images: OnImages) -> PartialResult:
+    """The result of a whole scan, screened. `images_run_twice` says how many images ran again."""
+    screening_plan = replace(plan, k=CANDIDATES_PER_PEAK * plan.k)
+    screening_checkpoint = checkpoint.for_stage("screened")
+    screened = scan_shards(session.in_dtype(torch.bfloat16), screening_plan, runner, screening_checkpoint, on_images)
+    screening_checkpoint.save(screened)
+    exact = scan_shards(session, plan, runner, checkpoint, lambda _: None, candidate_images(screened, plan.k))
+    return _combined(screened, exact)
 
 
-def candidates(rough: PartialResult, k: int) -> frozenset[int]:
+def candidate_images(screened: PartialResult, k: int) -> frozenset[int]:
     """The images that may hold peaks: those of every unit's k first, of others near the k-th value, and of the sample."""
-    values, images = rough.best.values, rough.best.images
-    floor = values[:, k - 1 : k]
-    near = (values >= floor - MARGIN * floor.abs()) | floor.isnan()
-    kept = images[near & (images != NO_IMAGE)]
-    return frozenset(kept.unique().tolist()) | frozenset(rough.sample.images.tolist())
+    values, images = screened.top_k.values, screened.top_k.images
+    kth_values = values[:, k - 1 : k]
+    may_hold_peak = (values >= kth_values - MARGIN * kth_values.abs()) | kth_values.isnan()
+    candidates = images[may_hold_peak & (images != NO_IMAGE)]
+    return frozenset(candidates.unique().tolist()) | frozenset(screened.sample.images.tolist())
 
 
-def _joined(rough: PartialResult, exact: PartialResult) -> PartialResult:
-    """Peaks and sample of the second look, and the statistics of the first, whose highest values are the exact ones."""
-    extremes, best = rough.moments.extremes, exact.best.values[:, 0]
+def _combined(screened: PartialResult, exact: PartialResult) -> PartialResult:
+    """Peaks and sample in float32, and the statistics of screening, whose highest values are the exact ones."""
+    extremes, highest = screened.statistics.extremes, exact.top_k.values[:, 0]
     if extremes is not None:
-        rough.moments.extremes = replace(extremes, highest=torch.where(best.isnan(), extremes.highest, best))
-    exact.moments, exact.labels, exact.skipped = rough.moments, rough.labels, rough.skipped
-    exact.again, exact.read, exact.contents = exact.read, rough.read, rough.contents
+        screened.statistics.extremes = replace(extremes, highest=torch.where(highest.isnan(), extremes.highest, highest))
+    exact.statistics, exact.labels, exact.skipped = screened.statistics, screened.labels, screened.skipped
+    exact.images_run_twice, exact.read, exact.contents = exact.read, screened.read, screened.contents
     return exact
 
 
@@ -77,19 +79,17 @@ def has_bfloat16(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    known = ("_is_amx_tile_supported", "_is_arm_bf16_supported")
-    return device.type == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in known)
+    tests = ("_is_amx_tile_supported", "_is_arm_bf16_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, test, lambda: False)() for test in tests)
 
 
-def _refuses(network: nn.Module, job: Job) -> str:
+def _refusal(session: Session) -> str:
     """What a pass in bfloat16 stumbles over; empty where it runs."""
+    trace = replace(session.trace, input_format=session.input_format)
     try:
-        maps = maps_of_noise(lowered(network, torch.bfloat16), _in_bfloat16(job).trace, job.layers)
+        maps = maps_of_noise(session.replicas.networks[0], trace, session.layers)
     except Exception as error:
+        log.debug("a pass in bfloat16 fails", exc_info=True)
         return f"the network doesn't run in bfloat16: {first_line(error)}"
-    other = next((found.dtype for found in maps if found.dtype != torch.bfloat16), None)
-    return f"a layer of the network computes in {other}" if other else ""
-
-
-def _in_bfloat16(job: Job) -> Job:
-    return replace(job, trace=replace(job.trace, input_format=replace(job.trace.input_format, dtype=torch.bfloat16)))
+    dtype = next((of_layer.dtype for of_layer in maps if of_layer.dtype != torch.bfloat16), None)
+    return f"a layer of the network computes in {dtype}" if dtype else ""

@@ -1,7 +1,8 @@
-"""From what a caller gives, a network and images, to what is run."""
+"""From what a caller gives, a network and images, to a session."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -9,38 +10,50 @@ import numpy as np
 import torch
 from torch import nn
 
+from unitscope.arguments import layer_patterns
 from unitscope.errors import ImagesError, NetworkError, UnitscopeError
-from unitscope.images import FileSource, ImageSource, Skipped, Source, as_text, skipping_errors
+from unitscope.images import FileSource, ImageSource, Skipped, Source, as_source, as_text, count_of, skipping_errors
 from unitscope.images.content import spread
-from unitscope.layers import Trace, trace
+from unitscope.layers import Trace, choose_layers, trace
 from unitscope.networks import PREPROCESSING_FLAGS, Network, as_preprocessing, given_network, load_network
+from unitscope.networks.precision import plain_tensors
 from unitscope.records import Preprocessing
 from unitscope.session.loader import Loader
-from unitscope.session.replicas import replicas
+from unitscope.session.readers import reader_count
+from unitscope.session.replicas import make_replicas
+from unitscope.session.session import Session
 from unitscope.session.trials import Trial
 
-FEW_LOOKED_AT = 3
+IMAGES_LOOKED_AT = 3
+"""How many images tell whether a data set gives pictures or tensors, and of which shape: one may be damaged."""
 
 
-def preprocessing_said(said: Any, network: Network) -> Preprocessing | None:
-    """What the caller says or, where that is nothing, what comes with the network."""
-    return as_preprocessing(said) if said is not None else network.preprocessing
+@contextmanager
+def open_session(
+    network: "str | nn.Module | Network",
+    images: Any,
+    preprocess: Any = None,
+    layers: Sequence[str] | None = None,
+    device: str = "auto",
+) -> Iterator[Session]:
+    """A network and images as `scan` takes them, for as long as the block lasts. Raises as `scan` does."""
+    with plain_tensors():
+        opened, source = as_network(network), as_source(images)
+        loader = loader_for(source, preprocessing_of(preprocess, opened), count_of(source) or 0, opened.model)
+        yield new_session(opened, loader, layer_patterns(layers), device, reader_count("auto", source))
 
 
-def chosen_device(name: str) -> torch.device:
-    """The device of that name; `auto` takes a GPU where there is one. Raises `UnitscopeError` where there is none."""
-    name = str(name)
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
-    if name.partition(":")[0] not in available:
-        raise UnitscopeError(f"device is auto, cpu, cuda or mps, not {name!r}")
-    if not available[name.partition(":")[0]]:
-        raise UnitscopeError(f"device {name!r} isn't available here; use --device cpu")
-    return torch.device(name)
+def new_session(network: Network, loader: Loader, layers: Sequence[str] | None, device: str, readers: int) -> Session:
+    """A session of these parts; the network is traced on the device, and layers that match the patterns are chosen.
+
+    `readers` is how many threads or processes load images.
+    """
+    traced = trace(network.module, blank_input(loader.shape, as_device(device)))
+    chosen = choose_layers(traced, layers, network.model)
+    return Session(network.module, traced, tuple(chosen), loader, readers)
 
 
-def known_network(network: "str | nn.Module | Network") -> Network:
+def as_network(network: "str | nn.Module | Network") -> Network:
     """The network that was given in one of three ways."""
     if isinstance(network, str):
         return load_network(network)
@@ -49,6 +62,24 @@ def known_network(network: "str | nn.Module | Network") -> Network:
     if not isinstance(network, Network):
         raise NetworkError(f"network is a model string, an nn.Module or what load_network gives, not a {type(network).__name__}")
     return network
+
+
+def as_device(name: str) -> torch.device:
+    """The device of that name; `auto` takes a GPU where there is one. Raises `UnitscopeError` where there is none."""
+    name = str(name)
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, is_available in available.items() if is_available))
+    if name.partition(":")[0] not in available:
+        raise UnitscopeError(f"device is auto, cpu, cuda or mps, not {name!r}")
+    if not available[name.partition(":")[0]]:
+        raise UnitscopeError(f"device {name!r} isn't available here; use --device cpu")
+    return torch.device(name)
+
+
+def preprocessing_of(preprocess: Any, network: Network) -> Preprocessing | None:
+    """What the caller gives or, where that is None, what comes with the network."""
+    return as_preprocessing(preprocess) if preprocess is not None else network.preprocessing
 
 
 def loader_for(source: Source, preprocessing: Preprocessing | None, count: int, model: str) -> Loader:
@@ -66,9 +97,9 @@ def _usual_shape(source: ImageSource, count: int) -> tuple[int, int, int] | None
     """The shape of the tensors that a source gives, None where it gives pictures: that of most of a few, since one may be damaged."""
     shapes: list[tuple[int, int, int] | None] = []
     reasons: dict[int, tuple[str, str]] = {}
-    few = spread(count, FEW_LOOKED_AT)
+    few = spread(count, IMAGES_LOOKED_AT)
     for image in chain(few, (image for image in range(count) if image not in few)):
-        if len(shapes) + len(reasons) >= FEW_LOOKED_AT and shapes:
+        if len(shapes) + len(reasons) >= IMAGES_LOOKED_AT and shapes:
             break
         try:
             with skipping_errors():
@@ -99,13 +130,13 @@ def none_read(count: int, source: Source, skipped: Mapping[int, tuple[str, str]]
     return f"none of {count:,} {what} is an image that can be read; {'; '.join(list(first.values())[:3])}"
 
 
-def unknown_said(traced: Trace) -> str:
+def operators_without_rule(traced: Trace) -> str:
     """What it means that operators of a network have no rule."""
     names = ", ".join(map(repr, sorted(traced.unknown_operators)))
     return f"no rule says what the operators {names} depend on, so behind them a field is everything that went in"
 
 
-def traced_layers(network: Network, preprocessing: Preprocessing) -> Trace:
+def trace_network(network: Network, preprocessing: Preprocessing) -> Trace:
     """The layers of a network on an input of the size that its preprocessing gives."""
     return trace(network.module, blank_input((preprocessing.channels, *preprocessing.crop), torch.device("cpu")))
 
@@ -120,4 +151,4 @@ def blank_input(shape: tuple[int, int, int], device: torch.device) -> torch.Tens
 
 def trial_of(network: Network, traced: Trace) -> Trial:
     """What the network does with noise. Raises `NetworkError` where its values depend on the images that ran before."""
-    return replicas(network.module, traced, traced.layers, 2).trial if traced.layers else Trial()
+    return make_replicas(network.module, traced, traced.layers, 2).trial if traced.layers else Trial()

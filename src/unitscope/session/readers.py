@@ -19,11 +19,11 @@ import torch
 from unitscope.arguments import whole_number
 from unitscope.errors import ImagesError, UnitscopeError, first_line
 from unitscope.images import Item, Source
-from unitscope.session.loader import Loaded, Loader
+from unitscope.session.loader import LoadedImage, Loader
 
 THREADS = 2
 
-Begin = Callable[[Sequence[Item]], Callable[[], list[Loaded]]]
+Begin = Callable[[Sequence[Item]], Callable[[], list[LoadedImage]]]
 """Begins to load some images, and gives a function that waits for them."""
 
 
@@ -49,7 +49,7 @@ def reader_count(workers: int | str, source: Source) -> int:
 def readers(loader: Loader, count: int) -> Iterator[Begin]:
     """As many readers as that, for as long as the block lasts; without any, images are loaded in the thread that begins with them."""
     if count == 0:
-        yield lambda items: partial(list, [loader.loaded(item) for item in items])
+        yield lambda items: partial(list, [loader.load(item) for item in items])
         return
     pool = _threads(count) if loader.source.thread_safe else _processes(loader, count)
     try:
@@ -58,16 +58,16 @@ def readers(loader: Loader, count: int) -> Iterator[Begin]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _begun(pool: Executor, loader: Loader, items: Sequence[Item]) -> Callable[[], list[Loaded]]:
+def _begun(pool: Executor, loader: Loader, items: Sequence[Item]) -> Callable[[], list[LoadedImage]]:
     if isinstance(pool, ThreadPoolExecutor):
-        return partial(_results, [pool.submit(loader.loaded, item) for item in items])
+        return partial(_results, [pool.submit(loader.load, item) for item in items])
     try:
         return partial(_results, [pool.submit(_load, item.image) for item in items])
     except BrokenProcessPool as error:
         raise ImagesError(ENDED) from error
 
 
-def _results(futures: "Sequence[Future[Loaded]]") -> list[Loaded]:
+def _results(futures: "Sequence[Future[LoadedImage]]") -> list[LoadedImage]:
     try:
         return [future.result() for future in futures]
     except BrokenProcessPool as error:
@@ -117,8 +117,8 @@ def _receive(loader: bytes) -> None:
         )
 
 
-def _load(image: int) -> Loaded:
+def _load(image: int) -> LoadedImage:
     loader = _held[0]
     if isinstance(loader, UnitscopeError):
         raise loader
-    return loader.load(image)
+    return loader.load(loader.item(image))

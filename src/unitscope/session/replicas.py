@@ -4,6 +4,7 @@ Weights lie in memory as convolutions like them (channels last), and batch norms
 no layer is read between. The network itself is never changed.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from unitscope.layers.tracing import Fold, Trace, TracedLayer
+from unitscope.layers import Fold, Trace, TracedLayer
 from unitscope.networks.class_variables import class_variables_kept
 from unitscope.networks.isolation import isolated_copy
 from unitscope.networks.precision import random_states_kept
@@ -31,20 +32,23 @@ from unitscope.session.trials import (
     with_replicas,
 )
 
-RELATIVE = 1e-4
-LARGEST_MAP_BYTES = 26_000_000
+log = logging.getLogger(__name__)
+
+RELATIVE_TOLERANCE = 1e-4
+MAX_MAP_BYTES = 26_000_000
+"""The largest map of a pass: larger ones leave the cache before the next layer has read them (measured on EPYC and Xeon, two cores)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Replicas:
-    """Copies of a network, one a worker thread, and what was found out about it on the way."""
+    """Copies of a network, one a thread, and what was found out about it while they were made."""
 
     networks: list[nn.Module]
     trial: Trial
 
 
-def replicas(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer], count: int) -> Replicas:
-    """`count` copies on the device of the trace whose chosen layers give the network's own maps, or one where several change each other's.
+def make_replicas(network: nn.Module, trace: Trace, layers: Sequence[TracedLayer], count: int) -> Replicas:
+    """`count` copies on the device of the trace whose `layers` give the network's own maps, or one where several change each other's.
 
     That the maps are the same is not taken on trust: fast copies and a plain one run on the same noise first, and agree to 1e-4, or to
     1e-5 of a layer's highest value (more where rounding alone moves its values further), or the fast ones are not used. Folded copies are
@@ -52,87 +56,91 @@ def replicas(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer], c
 
     Raises `NetworkError` where values depend on the images that ran before.
     """
-    with random_states_kept(traced.input_format.device), class_variables_kept(network):
-        second = count == 1  # image of noise alone: where several run in turn, it does so there
-        found = tried(network, traced, chosen, second)
-        plain = isolated_copy(network, traced.hooks).to(traced.input_format.device)
-        for made in _fast(plain, traced, chosen, count):
-            if count > 1 and found.trial.random is None and found.trial.batch is None:
+    device = trace.input_format.device
+    with random_states_kept(device), class_variables_kept(network):
+        second_image = count == 1  # image of noise alone: where several replicas run in turn, it does so there
+        on_plain = tried(network, trace, layers, second_image)
+        plain = isolated_copy(network, trace.hooks).to(device)
+        for copies in _fast_copies(plain, trace, layers, count):
+            if count > 1 and on_plain.trial.random is None and on_plain.trial.batch is None:
                 # Both questions at once: are they right, and do they leave each other alone?
-                apart = apart_in_turn(in_turn(made, traced, chosen), found.maps)
-                if all(d <= found.trial.tolerance(layer.name) for layer, d in zip(chosen, apart, strict=True)):
-                    return Replicas(made, found.trial.with_rounding(chosen, apart))
-                if not second:  # is it the batch that had a say in the second image?
-                    second, found = True, tried(network, traced, chosen, second=True)
+                differences = apart_in_turn(in_turn(copies, trace, layers), on_plain.maps)
+                if all(d <= on_plain.trial.tolerance(layer.name) for layer, d in zip(layers, differences, strict=True)):
+                    return Replicas(copies, on_plain.trial.with_rounding(layers, differences))
+                if not second_image:  # is it the batch that had a say in the second image?
+                    second_image, on_plain = True, tried(network, trace, layers, second=True)
             try:
-                maps = noise_maps(made[0], chosen, noise_batch(traced), KEPT)
+                maps = noise_maps(copies[0], layers, noise_batch(trace), KEPT)
             except Exception:  # whatever a network does with weights that lie in another way
+                log.debug("a fast copy of the network doesn't run", exc_info=True)
                 continue
-            if all(map(_agree, chosen, maps, found.maps, repeat(found.trial))):
-                trial = found.trial.with_rounding(chosen, deviations(maps, found.maps))
-                return _alone_where_shared(made, traced, chosen, Tried(trial, maps))
-        made = [plain, *(isolated_copy(plain, traced.hooks) for _ in range(count - 1))]
-        return _alone_where_shared(made, traced, chosen, found)
+            if all(map(_maps_agree, layers, maps, on_plain.maps, repeat(on_plain.trial))):
+                trial = on_plain.trial.with_rounding(layers, deviations(maps, on_plain.maps))
+                return _one_where_shared(copies, trace, layers, Tried(trial, maps))
+        plain_copies = [plain, *(isolated_copy(plain, trace.hooks) for _ in range(count - 1))]
+        return _one_where_shared(plain_copies, trace, layers, on_plain)
 
 
-def _alone_where_shared(made: list[nn.Module], traced: Trace, chosen: Sequence[TracedLayer], found: Tried) -> Replicas:
-    trial = with_replicas(found.trial, made, traced, chosen, found.maps)
-    return Replicas(made if trial.shared is None and trial.random is None else made[:1], trial)
+def _one_where_shared(copies: list[nn.Module], trace: Trace, layers: Sequence[TracedLayer], result: Tried) -> Replicas:
+    """All copies, or the first alone where they share state or random numbers."""
+    trial = with_replicas(result.trial, copies, trace, layers, result.maps)
+    return Replicas(copies if trial.shared is None and trial.random is None else copies[:1], trial)
 
 
-def _fast(plain: nn.Module, traced: Trace, chosen: Sequence[TracedLayer], count: int) -> Iterator[list[nn.Module]]:
+def _fast_copies(plain: nn.Module, trace: Trace, layers: Sequence[TracedLayer], count: int) -> Iterator[list[nn.Module]]:
     """Copies that should run fast and give the same maps, the fastest first."""
-    read = {layer.module for layer in chosen}
-    folds = [f for f in traced.folds if f.convolution not in read and _can_fold(plain, f)]
-    for attempt in [folds, []] if folds else [[]]:
-        first = _laid_out(plain, traced)
-        for fold in attempt:
-            _fold(first, fold)
-        yield [first, *(_laid_out(first, traced) for _ in range(count - 1))]
+    read_modules = {layer.module for layer in layers}
+    folds = [fold for fold in trace.folds if fold.convolution not in read_modules and _can_fold(plain, fold)]
+    for attempted_folds in [folds, []] if folds else [[]]:
+        first = _copy_in_format(plain, trace)
+        for fold in attempted_folds:
+            _fold_norm(first, fold)
+        yield [first, *(_copy_in_format(first, trace) for _ in range(count - 1))]
 
 
-def lowered(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy that computes in another type."""
-    return isolated_copy(network, hooks=True).to(dtype)
+def lowered(replicas: Replicas, dtype: torch.dtype) -> Replicas:
+    """Copies that compute in another type."""
+    return Replicas([isolated_copy(network, hooks=True).to(dtype) for network in replicas.networks], replicas.trial)
 
 
-def maps_of_noise(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer]) -> list[Tensor]:
-    """The chosen layers' maps of an image of noise, in the traced form."""
-    return noise_maps(network, chosen, noise_for(traced, 2))
+def maps_of_noise(network: nn.Module, trace: Trace, layers: Sequence[TracedLayer]) -> list[Tensor]:
+    """The layers' maps of an image of noise, in the traced form."""
+    return noise_maps(network, layers, noise_for(trace, 2))
 
 
-def pass_images(network: nn.Module, traced: Trace, batch_size: int) -> int:
+def images_per_pass(network: nn.Module, trace: Trace, batch_size: int) -> int:
     """How many images of a batch go through the network at once. On a processor few, so that a map that was written is still in
     the cache when the next layer reads it; more, where reading the weights would cost more than that.
 
     A power of two, or `batch_size` itself where that is lower and on other devices; the same for the same network everywhere.
     """
-    weights = sum(p.numel() * p.element_size() for p in network.parameters())
-    return max(cached_images(traced, batch_size), _power_of_two(weights // sum(_map_bytes(traced)), batch_size))
+    weight_bytes = sum(p.numel() * p.element_size() for p in network.parameters())
+    return max(images_in_cache(trace, batch_size), _power_of_two(weight_bytes // sum(_map_bytes(trace)), batch_size))
 
 
-def cached_images(traced: Trace, batch_size: int) -> int:
+def images_in_cache(trace: Trace, batch_size: int) -> int:
     """The same for a pass that comes back as well: maps stay in the cache, whatever the weights cost."""
-    if traced.input_format.device.type != "cpu":
+    if trace.input_format.device.type != "cpu":
         return batch_size
-    return _power_of_two(LARGEST_MAP_BYTES // max(_map_bytes(traced)), batch_size)
+    return _power_of_two(MAX_MAP_BYTES // max(_map_bytes(trace)), batch_size)
 
 
-def _map_bytes(traced: Trace) -> list[int]:
-    return [layer.layer.units * layer.layer.map_height * layer.layer.map_width * 4 for layer in traced.layers] or [1]
+def _map_bytes(trace: Trace) -> list[int]:
+    return [layer.layer.units * layer.layer.map_height * layer.layer.map_width * 4 for layer in trace.layers] or [1]
 
 
-def _power_of_two(images: int, most: int) -> int:
-    return min(most, 1 << (max(images, 1).bit_length() - 1))
+def _power_of_two(images: int, limit: int) -> int:
+    """The largest one that is no more than either."""
+    return min(limit, 1 << (max(images, 1).bit_length() - 1))
 
 
-def _laid_out(network: nn.Module, traced: Trace) -> nn.Module:
-    """A copy that shares the parameters that lie in memory as the trace's input does; the others are laid out like it."""
-    made = isolated_copy(network, traced.hooks)
-    for parameter in made.parameters():
+def _copy_in_format(network: nn.Module, trace: Trace) -> nn.Module:
+    """A copy whose convolutions' weights have the memory format of the traced input; other parameters are shared."""
+    copied = isolated_copy(network, trace.hooks)
+    for parameter in copied.parameters():
         if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=traced.input_format.memory_format)
-    return made
+            parameter.data = parameter.data.contiguous(memory_format=trace.input_format.memory_format)
+    return copied
 
 
 def _can_fold(network: nn.Module, fold: Fold) -> bool:
@@ -143,25 +151,26 @@ def _can_fold(network: nn.Module, fold: Fold) -> bool:
     return weight is not None and len(owners) == 1 and getattr(norm, "running_mean", None) is not None
 
 
-def _fold(network: nn.Module, fold: Fold) -> None:
+def _fold_norm(network: nn.Module, fold: Fold) -> None:
     """Put a batch norm's scale and shift into the convolution before it; what stands in the norm's place does nothing."""
     convolution: Any = network.get_submodule(fold.convolution)
     norm: Any = network.get_submodule(fold.norm)
-    layout = (
-        torch.channels_last if convolution.weight.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-    )
+    is_channels_last = convolution.weight.is_contiguous(memory_format=torch.channels_last)
+    memory_format = torch.channels_last if is_channels_last else torch.contiguous_format
     weight, bias = fuse_conv_bn_weights(
         convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
-    convolution.weight = nn.Parameter(weight.detach().contiguous(memory_format=layout), requires_grad=False)
+    convolution.weight = nn.Parameter(weight.detach().contiguous(memory_format=memory_format), requires_grad=False)
     convolution.bias = nn.Parameter(bias.detach(), requires_grad=False)
     parent, _, name = fold.norm.rpartition(".")
     setattr(network.get_submodule(parent), name, nn.Identity())
 
 
-def _agree(layer: TracedLayer, fast: Tensor, plain: Tensor, trial: Trial) -> bool:
+def _maps_agree(layer: TracedLayer, fast: Tensor, plain: Tensor, trial: Trial) -> bool:
     """True where the maps of every image are the same but for rounding."""
-    near = trial.tolerance(layer.name)
-    scales = (float(maps.nan_to_num(0, 0, 0).abs().max()) for maps in plain)
-    each = zip(plain, fast, scales, strict=True)
-    return all(torch.allclose(p, f, rtol=RELATIVE, atol=near * scale, equal_nan=True) for p, f, scale in each)
+    tolerance = trial.tolerance(layer.name)
+    highest_values = (float(maps.nan_to_num(0, 0, 0).abs().max()) for maps in plain)
+    each_image = zip(plain, fast, highest_values, strict=True)
+    return all(
+        torch.allclose(p, f, rtol=RELATIVE_TOLERANCE, atol=tolerance * highest, equal_nan=True) for p, f, highest in each_image
+    )
