@@ -1,34 +1,40 @@
-"""What callers give at the public border, checked by hand: whole numbers, patterns of layers, numbers of units."""
+"""Checks of the arguments of public functions: whole numbers, layer patterns, unit numbers."""
 
+import logging
 from collections.abc import Iterable
 from operator import index
 from typing import Any
 
 from unitscope.errors import AtlasError, LayerNotFound, UnitscopeError
 
-MOST_SHOWN = 60
+log = logging.getLogger(__name__)
+
+MAX_QUOTED_LENGTH = 60
+"""The longest quotation of a value, so that an error message stays one line."""
 
 
-def whole_number(name: str, value: Any, least: int | None = 1, most: int | None = None) -> int:
-    """The value as an `int`, whatever type of whole number it is. Raises `UnitscopeError` for others, and beyond the bounds.
+def whole_number(name: str, value: Any, minimum: int | None = 1, maximum: int | None = None) -> int:
+    """The argument's value as an `int`, from any type of whole number.
 
-    >>> whole_number("k", 9), whole_number("workers", 0, least=0)
+    Raises `UnitscopeError` for other types, and for a value out of bounds.
+
+    >>> whole_number("k", 9), whole_number("workers", 0, minimum=0)
     (9, 0)
     """
     number = _integer(value)
     if number is None:
         raise UnitscopeError(
-            f"{name} must be a whole number{'' if least is None else f', at least {least}'}, not {shortened(value)}"
+            f"{name} must be a whole number{'' if minimum is None else f', at least {minimum}'}, not {shortened(value)}"
         )
-    if least is not None and number < least:
-        raise UnitscopeError(f"{name} must be at least {least}, not {shortened(number)}")
-    if most is not None and number > most:
-        raise UnitscopeError(f"{name} must be at most {most:,}, not {shortened(number)}")
+    if minimum is not None and number < minimum:
+        raise UnitscopeError(f"{name} must be at least {minimum}, not {shortened(number)}")
+    if maximum is not None and number > maximum:
+        raise UnitscopeError(f"{name} must be at most {maximum:,}, not {shortened(number)}")
     return number
 
 
 def layer_patterns(layers: Any) -> list[str] | None:
-    """Names or globs of layers as a list, of which one may be given alone; None for none. Raises `LayerNotFound` for what is no text.
+    """Layer names or globs as a list, from a list or a single one; None for None. Raises `LayerNotFound` for what is no text.
 
     >>> layer_patterns("relu*"), layer_patterns(("conv1", "fc"))
     (['relu*'], ['conv1', 'fc'])
@@ -36,14 +42,16 @@ def layer_patterns(layers: Any) -> list[str] | None:
     if layers is None or isinstance(layers, str):
         return None if layers is None else [layers]
     patterns = list(layers) if isinstance(layers, Iterable) else [layers]
-    wrong = [pattern for pattern in patterns if not isinstance(pattern, str)]
-    if wrong:
-        raise LayerNotFound(f"layers must be names of layers, or globs such as 'layer1.*', not {shortened(wrong[0])}")
+    invalid = [pattern for pattern in patterns if not isinstance(pattern, str)]
+    if invalid:
+        raise LayerNotFound(f"layers must be names of layers, or globs such as 'layer1.*', not {shortened(invalid[0])}")
     return patterns
 
 
 def unit_numbers(units: Any) -> list[int] | None:
-    """Numbers of units as a list: from a list, a range or an array; None for all. Raises `AtlasError` for what is none.
+    """Unit numbers as a list, from a list, a range or an array; None for all units.
+
+    Raises `AtlasError` for what is no list of whole numbers. `Layer.unit_numbers` also checks that the layer has these units.
 
     >>> unit_numbers(range(3)), unit_numbers((0, 4))
     ([0, 1, 2], [0, 4])
@@ -52,31 +60,33 @@ def unit_numbers(units: Any) -> list[int] | None:
         return None
     if not isinstance(units, Iterable) or isinstance(units, (str, bytes)) or getattr(units, "ndim", 1) != 1:
         raise AtlasError(f"units must be a list of numbers, such as [0, 1], not {shortened(units)}")
-    given = list(units)
-    numbers = [number for unit in given if (number := _integer(unit)) is not None]
-    if len(numbers) < len(given):
-        wrong = next(unit for unit in given if _integer(unit) is None)
-        raise AtlasError(f"units must be whole numbers, such as [0, 1], not {shortened(wrong)}")
-    if not given:
+    numbers = []
+    for unit in units:
+        number = _integer(unit)
+        if number is None:
+            raise AtlasError(f"units must be whole numbers, such as [0, 1], not {shortened(unit)}")
+        numbers.append(number)
+    if not numbers:
         raise AtlasError("units is an empty list; name some, or leave it away for all")
     return numbers
 
 
 def shortened(value: Any) -> str:
-    """A value as an error quotes it: in one short line.
+    """The value's `repr` in one short line, to be quoted in an error message.
 
     >>> shortened("3"), shortened("x" * 100)
     ("'3'", "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx …")
     """
     try:
-        said = " ".join(repr(value).split())
+        text = " ".join(repr(value).split())
     except Exception:
-        said = f"a {type(value).__name__}"
-    return said if len(said) <= MOST_SHOWN else f"{said[:MOST_SHOWN]} …"
+        log.debug("the repr of a %s failed", type(value).__name__, exc_info=True)
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= MAX_QUOTED_LENGTH else f"{text[:MAX_QUOTED_LENGTH]} …"
 
 
 def _integer(value: Any) -> int | None:
-    """None for what is no whole number; `True` is none."""
+    """The value as an `int`, None for what is no whole number; a `bool` is none."""
     try:
         return None if isinstance(value, bool) else index(value)
     except TypeError:

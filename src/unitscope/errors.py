@@ -1,12 +1,12 @@
-"""What can go wrong that a user can mend.
+"""The errors that a user can mend, and pieces of their messages.
 
 UnitscopeError
 ├── NetworkError      a network that can't be found, built, loaded or run
-├── LayerNotFound     a pattern that no layer of the network answers to
-├── LayoutError       a layer whose output has no units, or no places, that can be told apart
+├── LayerNotFound     a pattern that matches no layer of the network
+├── LayoutError       a layer whose layout can't be told
 ├── ImagesError       no images, or none that can be read
-├── ScanUnfinished    shards that failed, while the others were scanned and kept
-└── AtlasError        an atlas that is missing, incomplete, or in the way
+├── ScanUnfinished    some shards failed; the others were scanned and kept
+└── AtlasError        an atlas that is missing, broken, or in the way of a new one
 """
 
 from collections.abc import Iterable
@@ -16,11 +16,11 @@ WHERE_IMAGES_ARE = "if the images have moved, say where they are with --images (
 
 
 class UnitscopeError(Exception):
-    """Base of every error that unitscope raises on purpose; its text is one line that says what to do."""
+    """Base of every error that unitscope raises on purpose. Its message is one line that says what to do."""
 
 
 class NetworkError(UnitscopeError):
-    """A network, its weights or its preprocessing can't be had as asked."""
+    """A network, its weights or its preprocessing can't be found, built, loaded or run."""
 
 
 class LayerNotFound(UnitscopeError):
@@ -28,7 +28,7 @@ class LayerNotFound(UnitscopeError):
 
 
 class LayoutError(UnitscopeError):
-    """A layer whose output has no units that unitscope can tell apart yet."""
+    """A layer whose layout can't be told: which axes of its output are image, unit, y and x."""
 
 
 class ImagesError(UnitscopeError):
@@ -36,23 +36,23 @@ class ImagesError(UnitscopeError):
 
 
 class ScanUnfinished(UnitscopeError):
-    """Some images could not be scanned; what was scanned is kept, and the same scan goes on from there."""
+    """Some images could not be scanned. The others are kept, and the same scan resumes from there."""
 
 
 class AtlasError(UnitscopeError):
-    """A folder that isn't an atlas where one is expected, or is in the way where none is."""
+    """A folder that should be an atlas and isn't, or one that is in the way of a new atlas."""
 
 
 class ImagesWarning(UserWarning):
-    """Some of the images couldn't be read where they were needed."""
+    """Some of the images that were needed couldn't be read."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says."""
+    """The first line of an error's message."""
     return (str(error).strip().splitlines() or ["no message"])[0]
 
 
-def suggestion(asked: str, known: Iterable[str]) -> str:
-    """A sentence that names the known words closest to the asked one; empty where none is close."""
-    close = get_close_matches(asked, list(known), n=3, cutoff=0.5)
+def suggestion(name: str, valid_names: Iterable[str]) -> str:
+    """A sentence with the valid names that are closest to a name; empty where none is close."""
+    close = get_close_matches(name, list(valid_names), n=3, cutoff=0.5)
     return f" Close: {', '.join(map(repr, close))}." if close else ""

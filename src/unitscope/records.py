@@ -1,7 +1,7 @@
-"""The records that cross module borders: frozen, no torch.
+"""The records that cross module borders: frozen, without torch.
 
-Lengths are in pixels. *Network-input pixels* count on the image as the network sees it, after resize and crop; *source pixels*
-count on the image as displayed, after EXIF orientation.
+Lengths are in pixels. *Network-input pixels* are those of the image as the network gets it, after resize and crop. *Source pixels* are
+those of the image as displayed, after EXIF orientation.
 """
 
 import re
@@ -9,21 +9,26 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import inf, isfinite
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unitscope.arguments import unit_numbers
 from unitscope.errors import AtlasError
 
 RECTIFIER = "rectifier"
-MOST_SIDE = 1 << 20
-"""The longest side, in pixels, that an image may be resized or cropped to."""
+"""The activation of a layer that is followed by a function, other than a ReLU, that is zero at and below zero."""
+MAX_SIDE_PX = 1 << 20
+"""The longest side that an image may be resized or cropped to, far beyond any network's input."""
+MAX_INPUT_PIXELS = 500_000_000
+"""The largest crop: 6 GB of float32 in three channels."""
 LIBRARIES = frozenset({"torchvision", "timm", "demo"})
-"""What a model string begins with where a library builds the network."""
+"""The schemes of model strings whose network a library builds."""
 
 
 def names_user_code(model: str) -> bool:
-    """True where a model string names code of somebody's own, which building the network would run.
+    """True where a model string names the user's own code, which building the network would run.
 
     >>> names_user_code("torchvision:alexnet"), names_user_code("mine.networks:small"), names_user_code("/tmp/net.py:make")
     (False, True, True)
@@ -49,7 +54,7 @@ class Box:
         return self.right - self.left
 
     def within(self, other: "Box") -> "Box":
-        """What both boxes have in common; without height or width where they don't meet.
+        """The intersection of both boxes; its height or width is zero where they don't meet.
 
         >>> Box(-2, 3, 9, 12).within(Box(0, 0, 8, 10))
         Box(top=0, left=3, bottom=8, right=10)
@@ -64,10 +69,10 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer, as the `layers` table describes it. Fields and strides are those of an inner cell, in network-input pixels.
+    """One layer: a row of the `layers` table. Receptive fields and strides are those of an inner cell, in network-input pixels.
 
-    `activation` is what follows the value that is ranked (`relu`, `relu6`, `gelu`, … or `none`; `rectifier` is any other function that
-    is zero at and below zero). The effective field is None where it wasn't measured.
+    `activation` is the function that follows the ranked value: `relu`, `relu6`, `gelu`, … or `none`; `rectifier` is any other function
+    that is zero at and below zero. The effective receptive field is None where it wasn't measured.
     """
 
     name: str
@@ -86,29 +91,54 @@ class Layer:
 
     @property
     def rectified(self) -> bool:
-        """True where values at and below zero are silenced by what follows."""
+        """True where the activation that follows is zero at and below zero."""
         return is_rectifier(self.activation)
 
-    def check_units(self, units: Iterable[int]) -> None:
+    def unit_numbers(self, units: Any) -> list[int] | None:
+        """Unit numbers as a list, from a list, a range or an array; None for all units.
+
+        Raises `AtlasError` for what is no list of whole numbers, and for a number that no unit of the layer has.
+        """
+        numbers = unit_numbers(units)
+        self.check_units(numbers or ())
+        return numbers
+
+    def check_units(self, unit_numbers: Iterable[int]) -> None:
         """Raises `AtlasError` for a number that no unit of the layer has."""
-        wrong = next((unit for unit in units if not 0 <= unit < self.units), None)
-        if wrong is not None:
-            raise AtlasError(f"layer {self.name!r} has units 0 to {self.units - 1}, not {wrong}")
+        unknown = next((number for number in unit_numbers if not 0 <= number < self.units), None)
+        if unknown is not None:
+            raise AtlasError(f"layer {self.name!r} has units 0 to {self.units - 1}, not {unknown}")
 
 
 def is_rectifier(activation: str) -> bool:
-    """True for the names of functions that are zero at and below zero: relu, relu6 and their like, and any other such."""
+    """True for the name of an activation that is zero at and below zero: `relu`, `relu6` and their like, and `rectifier`."""
     return activation == RECTIFIER or re.fullmatch(r"relu(\d+(\.\d+)?)?", activation) is not None
 
 
 def name_matches(name: str, pattern: str) -> bool:
-    """True where a layer's name is the pattern, or the pattern as a glob matches it."""
+    """True where the pattern is the layer's name or a glob that matches it."""
     return name == pattern or fnmatchcase(name, pattern)
+
+
+@runtime_checkable
+class Named(Protocol):
+    """Anything with the name of a layer."""
+
+    @property
+    def name(self) -> str: ...
+
+
+NamedLayer = TypeVar("NamedLayer", bound=Named)
+
+
+def match_layers(layers: Sequence[NamedLayer], patterns: Iterable[str]) -> dict[str, list[NamedLayer]]:
+    """The layers that each pattern matches, in their own order, by pattern; an empty list where it matches none."""
+    return {pattern: [layer for layer in layers if name_matches(layer.name, pattern)] for pattern in patterns}
 
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """A unit's highest value in one image and where it stands: one row of the `peaks` table."""
+    """A unit's spatial maximum in one image, with its cell and boxes: a row of the `peaks` table."""
 
     layer: str
     unit: int
@@ -128,20 +158,20 @@ class Peak:
 
     @property
     def box(self) -> Box:
-        """The unclipped field of the peak's cell, in network-input pixels."""
+        """The unclipped receptive field of the peak's cell, in network-input pixels."""
         return Box(self.top, self.left, self.bottom, self.right)
 
     @property
     def source_box(self) -> Box:
-        """The same box in pixels of the source image as displayed."""
+        """The same box in source pixels."""
         return Box(self.source_top, self.source_left, self.source_bottom, self.source_right)
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What the units of one layer say to an image: each one's highest value, and the unclipped field of the cell where it stands.
+    """The responses of one layer's units to an image: each unit's spatial maximum, and the unclipped receptive field of its cell.
 
-    `values` are of shape (unit,), `boxes` of shape (unit, side) in network-input pixels: top, left, bottom, right.
+    `values` has the shape (unit,), `boxes` the shape (unit, side) with the sides top, left, bottom and right in network-input pixels.
     """
 
     layer: str
@@ -173,17 +203,14 @@ class Shard:
     stop: int
 
 
-MOST_INPUT_PIXELS = 500_000_000
-
-
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
     """How an image becomes the network's input.
 
-    `resize` is the length of the shorter side (one number) or height and width (two numbers), None to leave the size; `crop`
-    is the height and width cut from the centre. Values are divided by 255, less `mean`, divided by `std`, per channel.
-    `channels` is 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha). `value_range` are the values that are black and white in
-    images of more than 8 bits, of which files often don't say it.
+    `resize` is the length of the shorter side (one number) or height and width (two numbers), None to keep the size. `crop` is the
+    height and width cut from the centre. Each channel is divided by 255, then `mean` is subtracted, then it is divided by `std`.
+    `channels` is 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha). `value_range` gives the values of black and white in images
+    of more than 8 bits, since many files don't.
     """
 
     resize: int | tuple[int, int] | None
@@ -195,7 +222,7 @@ class Preprocessing:
     value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        """Raises `ValueError` for numbers that make no input: a mean above 1 would be one of values up to 255."""
+        """Raises `ValueError` for numbers that make no input, such as a mean above 1, which belongs to values from 0 to 255."""
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise ValueError(
                 f"preprocessing with {self.channels} channels needs as many means and deviations, "
@@ -208,19 +235,14 @@ class Preprocessing:
             )
         if max(self.mean) > 1:
             raise ValueError(
-                f"mean {self.mean} and std {self.std} are for values from 0 to 1, and no mean of those is above 1; divide those of values from "
-                "0 to 255 by 255"
+                f"mean {self.mean} and std {self.std} are for values from 0 to 1, and no mean of those is above 1; divide those of values "
+                "from 0 to 255 by 255"
             )
-        if self.crop[0] * self.crop[1] > MOST_INPUT_PIXELS:
-            raise ValueError(f"crop {self.crop} has more than {MOST_INPUT_PIXELS // 1_000_000} million pixels")
-        if max(*self.crop, *sizes) > MOST_SIDE:
-            raise ValueError(f"resize and crop may have sides of up to {MOST_SIDE:,} pixels")
+        if self.crop[0] * self.crop[1] > MAX_INPUT_PIXELS:
+            raise ValueError(f"crop {self.crop} has more than {MAX_INPUT_PIXELS // 1_000_000} million pixels")
+        if max(*self.crop, *sizes) > MAX_SIDE_PX:
+            raise ValueError(f"resize and crop may have sides of up to {MAX_SIDE_PX:,} pixels")
         if self.value_range is not None and not (
             all(map(isfinite, self.value_range)) and self.value_range[0] < self.value_range[1]
         ):
             raise ValueError(f"value range {self.value_range} must be a lower and a higher finite number")
-
-    @classmethod
-    def of_size(cls, height: int, width: int, mean: Sequence[float], std: Sequence[float]) -> "Preprocessing":
-        """Squeeze every image to one size, whatever its shape."""
-        return cls((height, width), (height, width), tuple(mean), tuple(std), len(mean))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from unitscope.arguments import layer_patterns, unit_numbers
+from unitscope.arguments import layer_patterns
 from unitscope.atlas.attribution_images import ZERO, shown
 from unitscope.atlas.ties import Tie, without_preference
 from unitscope.drawing import EMPTY, Block, Panel, cut, draw_figure, draw_sheet, missing
@@ -23,7 +23,7 @@ from unitscope.images import Changed, Geometry, Skipped
 from unitscope.images.pixels import in_channels
 from unitscope.images.protocol import Pixels
 from unitscope.images.ranges import Range
-from unitscope.records import Box, Layer, Peak, name_matches
+from unitscope.records import Box, Layer, Peak, match_layers
 
 if TYPE_CHECKING:
     from unitscope.atlas.reading import Atlas
@@ -69,7 +69,7 @@ def sheet(atlas: "Atlas", layer: str, units: Sequence[int] | None, drawn: Drawn)
     known = atlas.layer(layer)
     there = _attributed(atlas, drawn.attribution, known.name)
     every = range(known.units) if there is None else sorted(there)
-    chosen = _checked(known, units) if units is not None else every
+    chosen = known.unit_numbers(units) or every
     _require(atlas, known, drawn, chosen, there)
     with drawing_counted() as lacking:
         return draw_sheet(panel(atlas, known, chosen, drawn, lacking), drawn.size_px)
@@ -84,7 +84,7 @@ def _panels(atlas: "Atlas", choice: FigureChoice, drawn: Drawn, lacking: "Lackin
     panels = []
     for layer in _asked(atlas, layer_patterns(choice.layers) or ()) or spread_layers(_with_projections(atlas, drawn)):
         there = _attributed(atlas, drawn.attribution, layer.name)
-        units = _checked(layer, choice.units) if choice.units is not None else firing_units(atlas, layer, choice.seed, there)
+        units = layer.unit_numbers(choice.units) or firing_units(atlas, layer, choice.seed, there)
         _require(atlas, layer, drawn, units, there)
         panels.append(panel(atlas, layer, units, drawn, lacking))
     return panels
@@ -139,9 +139,8 @@ def _attributed(atlas: "Atlas", method: str | None, layer: str) -> set[int] | No
 def _asked(atlas: "Atlas", patterns: Sequence[str]) -> list[Layer]:
     """The layers of these names, or that these globs match, in the order asked for."""
     found: dict[str, Layer] = {}
-    for pattern in patterns:
-        matching = [layer for layer in atlas.layers if name_matches(layer.name, pattern)]
-        found |= {layer.name: layer for layer in matching or [atlas.layer(pattern)]}
+    for pattern, matches in match_layers(atlas.layers, patterns).items():
+        found |= {layer.name: layer for layer in matches or [atlas.layer(pattern)]}
     return list(found.values())
 
 
@@ -355,12 +354,6 @@ def _field_words(atlas: "Atlas", layer: Layer, drawn: str) -> str:
 
 def _size(height: int, width: int) -> str:
     return f"{height} px" if height == width else f"{height} x {width} px"
-
-
-def _checked(layer: Layer, units: Any) -> Sequence[int]:
-    numbers = unit_numbers(units) or []
-    layer.check_units(numbers)
-    return numbers
 
 
 def _words(atlas: "Atlas", choice: FigureChoice, drawn: Drawn) -> tuple[str, list[str]]:

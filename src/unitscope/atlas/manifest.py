@@ -11,12 +11,12 @@ from msgspec import Meta, Struct
 from unitscope.atlas.schema import FORMAT, MANIFEST, MOST_INPUT, MOST_PEAKS
 from unitscope.errors import AtlasError
 from unitscope.images.pixels import FILTERS
-from unitscope.records import MOST_SIDE, Preprocessing
+from unitscope.records import MAX_SIDE_PX, Preprocessing
 
 MOST_SAID = 300
 
 Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
-Side = Annotated[int, Meta(ge=1, le=MOST_SIDE)]
+Side = Annotated[int, Meta(ge=1, le=MAX_SIDE_PX)]
 
 
 class _Network(Struct):

@@ -13,7 +13,7 @@ from unitscope.attribution.methods import METHODS, Method
 from unitscope.attribution.store import Keeping
 from unitscope.errors import AtlasError, LayerNotFound, suggestion
 from unitscope.networks import Network
-from unitscope.records import Layer, Peak, name_matches
+from unitscope.records import Layer, Peak, match_layers
 from unitscope.session.stored import layer_tolerance, open_atlas_session
 
 __all__ = ["METHODS", "attribute"]
@@ -75,13 +75,12 @@ def _peaks_by_layer(atlas: Atlas, patterns: Sequence[str] | None, units: Sequenc
     """The peaks asked for, layer by layer. Raises `AtlasError` where there are none."""
     if patterns is not None and not patterns:
         raise LayerNotFound("layers is an empty list; name some, or leave it away for all")
-    names = [
-        layer.name for layer in atlas.layers if patterns is None or any(name_matches(layer.name, pattern) for pattern in patterns)
-    ]
-    for pattern in patterns or ():
-        if not any(name_matches(name, pattern) for name in names):
+    matches = match_layers(atlas.layers, ["*"] if patterns is None else patterns)
+    for pattern, layers in matches.items():
+        if not layers:
             atlas.layer(pattern)  # raises, and names what is close
-    found = {name: _peaks(atlas, atlas.layer(name), units) for name in names}
+    names = {layer.name for layers in matches.values() for layer in layers}
+    found = {layer.name: _peaks(atlas, layer, units) for layer in atlas.layers if layer.name in names}
     if not any(found.values()):
         what = "the chosen units" if units is not None else "the units of the chosen layers"
         raise AtlasError(f"{what} have no peaks in the atlas {str(atlas.folder)!r}: they are dead")

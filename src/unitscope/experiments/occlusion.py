@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from unitscope.arguments import unit_numbers
 from unitscope.atlas import Atlas
 from unitscope.atlas.attribution_images import Projection, encoded
 from unitscope.attribution.methods import squares
@@ -70,7 +69,7 @@ def occlude(
     Raises `AtlasError` for a unit that the layer doesn't have, where the network gives no class scores, of shape (image, class), or
     where `classes` are more or fewer than those, and `ImagesError` where an image is gone.
     """
-    peaks_by_image = _peaks_by_image(atlas, layer, unit_numbers(units))
+    peaks_by_image = _peaks_by_image(atlas, layer, atlas.layer(layer).unit_numbers(units))
     path = place_for_table(atlas.folder / "experiments" / "class_probability.parquet")
     labels = {row["image"]: row["label"] for row in atlas.table("images").to_pylist()}
     label_counts = Counter(classes or ())
@@ -97,7 +96,6 @@ def occlude(
 
 def _peaks_by_image(atlas: Atlas, layer: str, units: Sequence[int] | None) -> dict[int, list[Peak]]:
     """The peaks of the chosen units, by image. Raises `AtlasError` where there are none."""
-    atlas.layer(layer).check_units(units or ())
     chosen_units = None if units is None else set(units)
     peaks = [Peak(**row) for row in atlas.peaks(layer).to_pylist() if chosen_units is None or row["unit"] in chosen_units]
     if not peaks:

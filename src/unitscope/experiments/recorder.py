@@ -84,7 +84,7 @@ class Recorder:
     def epoch(self, number: int) -> None:
         """After an epoch, counted in any way that goes up: scan where it is this one's turn."""
         try:
-            due = whole_number("the number of an epoch", number, least=None) % self.every == 0
+            due = whole_number("the number of an epoch", number, minimum=None) % self.every == 0
         except UnitscopeError as error:
             self._warn(NOT_RECORDED, f"epoch {shortened(number)} {NOT_RECORDED}, and the training goes on: {error}")
             return

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from unitscope.errors import LayerNotFound, LayoutError, suggestion
 from unitscope.layers.tracing import Trace, TracedLayer, UnreadableLayer
-from unitscope.records import name_matches
+from unitscope.records import NamedLayer, match_layers
 
 
 def choose_layers(trace: Trace, patterns: Sequence[str] | None = None, model: str = "the network") -> list[TracedLayer]:
@@ -15,9 +15,10 @@ def choose_layers(trace: Trace, patterns: Sequence[str] | None = None, model: st
     `LayoutError` for one that matches only layers that can't be scanned, or where no default layer can.
     """
     refused = unreadable_layers(trace, patterns)
-    for pattern in patterns or ():
-        _check(pattern, trace, model)
-    chosen = [layer for layer in trace.layers if (_matches(layer.name, patterns) if patterns else layer.default)]
+    for pattern, matches in match_layers(trace.layers, patterns or ()).items():
+        if not matches:
+            _raise_no_match(pattern, trace, model)
+    chosen = _matching(trace.layers, patterns) if patterns else [layer for layer in trace.layers if layer.default]
     if not chosen:
         _refuse(refused, model)
         raise LayerNotFound(f"{model!r} has no activation, convolution or linear layer to scan by default; name some")
@@ -32,17 +33,17 @@ def choose_layers(trace: Trace, patterns: Sequence[str] | None = None, model: st
 
 def unreadable_layers(trace: Trace, patterns: Sequence[str] | None = None) -> list[UnreadableLayer]:
     """The layers that the patterns match, or the default ones, and that can't be scanned."""
-    return [r for r in trace.unreadable if (_matches(r.name, patterns) if patterns else r.default)]
+    return _matching(trace.unreadable, patterns) if patterns else [r for r in trace.unreadable if r.default]
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(name_matches(name, pattern) for pattern in patterns)
+def _matching(layers: Sequence[NamedLayer], patterns: Sequence[str]) -> list[NamedLayer]:
+    """The layers that any of the patterns matches, in their own order."""
+    names = {layer.name for matches in match_layers(layers, patterns).values() for layer in matches}
+    return [layer for layer in layers if layer.name in names]
 
 
-def _check(pattern: str, trace: Trace, model: str) -> None:
-    if any(name_matches(layer.name, pattern) for layer in trace.layers):
-        return
-    _refuse([r for r in trace.unreadable if name_matches(r.name, pattern)], model)
+def _raise_no_match(pattern: str, trace: Trace, model: str) -> None:
+    _refuse(_matching(trace.unreadable, [pattern]), model)
     names = [layer.name for layer in trace.layers]
     raise LayerNotFound(
         f"{model!r} has no layer {pattern!r}.{suggestion(pattern, names)} List all {len(names)} with: unitscope layers {model}"

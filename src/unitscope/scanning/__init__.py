@@ -79,7 +79,7 @@ def scan(
     clear_finished(Path(os.path.realpath(out)))
     with plain_tensors():
         folder, scan_options, patterns = new_atlas_folder(out), options_of(options), layer_patterns(layers)
-        k = whole_number("k", k, most=MOST_PEAKS)
+        k = whole_number("k", k, maximum=MOST_PEAKS)
         scanned, source = as_network(network), as_source(images)
         readers, plan = reader_count(scan_options.workers, source), _plan(source, k, scan_options)
         loader = _loader(scanned, source, plan, scan_options)

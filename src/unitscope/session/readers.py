@@ -37,7 +37,7 @@ def reader_count(workers: int | str, source: Source) -> int:
         return THREADS if source.thread_safe else 0
     if isinstance(workers, str):
         raise UnitscopeError(f"workers is auto or a number, not {workers!r}")
-    count = whole_number("workers", workers, least=0)
+    count = whole_number("workers", workers, minimum=0)
     if source.thread_safe:
         return count
     if count > 1:
