@@ -19,8 +19,15 @@ from torchvision import models
 import unitscope
 from unitscope.errors import NetworkError
 from unitscope.images import prepare
-from unitscope.networks import Network, PreprocessingOverrides, as_preprocessing, load_network, preprocessing_for
-from unitscope.networks.precision import evaluating
+from unitscope.networks import (
+    Network,
+    PreprocessingOverrides,
+    as_preprocessing,
+    load_network,
+    network_from_module,
+    preprocessing_for,
+)
+from unitscope.networks.precision import eval_mode
 from unitscope.records import Preprocessing
 from unitscope.session.opening import trace_network
 
@@ -323,27 +330,21 @@ def test_numbers_that_make_no_preprocessing_are_refused() -> None:
 
 def test_the_hash_knows_names_shapes_types_and_values() -> None:
     first = small_network()
-    hashes = {load_network_hash(first)}
+    hashes = {network_from_module(first).hash()}
     with torch.no_grad():
         first[0].bias[0] += 1e-6
-    hashes.add(load_network_hash(first))
-    hashes.add(load_network_hash(first.double()))
-    hashes.add(load_network_hash(nn.Sequential(first)))
+    hashes.add(network_from_module(first).hash())
+    hashes.add(network_from_module(first.double()).hash())
+    hashes.add(network_from_module(nn.Sequential(first)).hash())
     assert len(hashes) == 4
-
-
-def load_network_hash(module: nn.Module) -> str:
-    from unitscope.networks import given_network
-
-    return given_network(module).hash()
 
 
 def test_eval_mode_lasts_as_long_as_the_block_even_where_it_fails() -> None:
     network = small_network()
     network[1].eval()
-    with evaluating(network):
+    with eval_mode(network):
         assert not any(module.training for module in network.modules())
-    with pytest.raises(KeyError), evaluating(network):
+    with pytest.raises(KeyError), eval_mode(network):
         raise KeyError
     assert network.training
     assert not network[1].training

@@ -17,7 +17,7 @@ from PIL import Image, ImageFile
 import unitscope
 from unitscope.experiments import colour_or_shape, invariance, occlude, probe
 from unitscope.layers import trace
-from unitscope.networks.precision import AUTOCASTS, plain_tensors
+from unitscope.networks.precision import AUTOCAST_DEVICES, plain_tensors
 
 IMAGES = torch.randn(10, 3, 14, 14, generator=torch.Generator().manual_seed(0))
 BACKENDS: Any = torch.backends
@@ -159,17 +159,17 @@ def test_defaults_of_the_caller_change_nothing(tmp_path: Path, setting: str) -> 
     assert bytes_of(plain.folder) == bytes_of(other.folder)
 
 
-@pytest.mark.parametrize("kind", AUTOCASTS)
-def test_autocast_is_off_in_a_verb_and_on_again_afterwards(kind: str) -> None:
-    """Where there is no such device, too, of which torch would warn."""
-    before = torch.is_autocast_enabled(kind)
-    torch.set_autocast_enabled(kind, True)
+@pytest.mark.parametrize("device_type", AUTOCAST_DEVICES)
+def test_autocast_is_off_in_plain_tensors_and_on_again_afterwards(device_type: str) -> None:
+    """Also where there is no such device; torch.autocast would warn of that."""
+    before = torch.is_autocast_enabled(device_type)
+    torch.set_autocast_enabled(device_type, True)
     try:
         with plain_tensors():
-            assert not torch.is_autocast_enabled(kind)
-        assert torch.is_autocast_enabled(kind)
+            assert not torch.is_autocast_enabled(device_type)
+        assert torch.is_autocast_enabled(device_type)
     finally:
-        torch.set_autocast_enabled(kind, before)
+        torch.set_autocast_enabled(device_type, before)
 
 
 class Labelled:

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 import unitscope
 from unitscope.errors import AtlasError, ImagesError, LayerNotFound, NetworkError, UnitscopeError
 from unitscope.experiments import Evolution
-from unitscope.networks import given_network
+from unitscope.networks import network_from_module
 
 
 def trained(folder: Path, photographs: Path, watched: bool) -> tuple[dict[str, torch.Tensor], tuple[Any, ...], nn.Module]:
@@ -62,7 +62,7 @@ def test_a_training_that_is_watched_gives_the_same_weights(tmp_path: Path) -> No
     assert all(torch.equal(alone[name], seen[name]) for name in alone)
     evolution = Evolution(tmp_path / "evolution")
     assert list(evolution.atlases) == ["epoch-001", "epoch-002", "epoch-003"]
-    assert evolution.last.manifest["network"]["hash"] == given_network(network).hash()
+    assert evolution.last.manifest["network"]["hash"] == network_from_module(network).hash()
     assert unitscope.check(evolution.last, network).differences == []
     assert evolution.last.methods == ["deconvnet"]
     assert isinstance(evolution.figure(size_px=24), Image.Image)
@@ -373,7 +373,7 @@ def test_an_epoch_that_comes_twice_has_a_number_more(tmp_path: Path) -> None:
     recorder.epoch(2)
     assert list(recorder.evolution().atlases) == ["epoch-001", "epoch-001-2", "epoch-001-3", "epoch-002"]
     hashes = [atlas.manifest["network"]["hash"] for atlas in recorder.evolution().atlases.values()]
-    assert hashes[2] == hashes[3] == given_network(network).hash()
+    assert hashes[2] == hashes[3] == network_from_module(network).hash()
     assert len(set(hashes)) == 3
 
 

@@ -26,8 +26,8 @@ from unitscope.errors import AtlasError, LayerNotFound, NetworkError, UnitscopeE
 from unitscope.experiments.evolution import ORDER, Evolution, check_name, epochs_in, project, scanned, write_order
 from unitscope.files import check_writable
 from unitscope.images import as_source, count_of
-from unitscope.networks import Network, first_tensor, given_network
-from unitscope.networks.precision import random_states_kept
+from unitscope.networks import Network, first_float_tensor, network_from_module
+from unitscope.networks.precision import fork_random_states
 from unitscope.records import Layer, name_matches
 from unitscope.session.opening import loader_for, preprocessing_of
 
@@ -77,7 +77,7 @@ class Recorder:
             raise NetworkError(f"a recorder needs the nn.Module that is trained, not a {type(self.network).__name__}")
         self._check_out()
         _check_layers(_unwrapped(self.network), layer_patterns(self.layers) or ())
-        known, source = given_network(_unwrapped(self.network)), as_source(self.images)
+        known, source = network_from_module(_unwrapped(self.network)), as_source(self.images)
         loader_for(source, preprocessing_of(self.preprocess, known), count_of(source) or 0, known.model)
         _LIVE[os.path.realpath(self.out)] = self
 
@@ -131,11 +131,11 @@ class Recorder:
         try:
             check_name(name)
             network = _unwrapped(self.network)
-            tensor = first_tensor(network)
+            tensor = first_float_tensor(network)
             device = "cpu" if tensor is None else str(tensor.device)
-            with random_states_kept(torch.device(device)):
-                atlas = self._scanned(given_network(network), name, device)
-                self._project(atlas, given_network(network), device)
+            with fork_random_states(torch.device(device)):
+                atlas = self._scanned(network_from_module(network), name, device)
+                self._project(atlas, network_from_module(network), device)
         except Exception as error:
             log.info("recording %s", shortened(name), exc_info=True)
             self._projects = self._projects and atlas is None

@@ -17,10 +17,10 @@ from unitscope.layers.activations import Activation, bends, probed
 from unitscope.layers.failures import failure_of
 from unitscope.layers.flow import Call, FlowMode, Operator, call_name
 from unitscope.layers.layouts import Layout, layout_of
-from unitscope.networks import InputFormat, first_tensor
-from unitscope.networks.class_variables import class_variables_kept
+from unitscope.networks import InputFormat, first_float_tensor
+from unitscope.networks.class_variables import restore_class_variables
 from unitscope.networks.isolation import has_hooks, isolated_copy, needs_hooks
-from unitscope.networks.precision import exact_inference, random_states_kept
+from unitscope.networks.precision import exact_inference, fork_random_states
 from unitscope.receptive_fields import (
     UNIT,
     Array,
@@ -124,13 +124,13 @@ def trace(network: nn.Module, images: Tensor) -> Trace:
         raise NetworkError(
             "the network is a TorchScript program, whose layers can't be read while it runs; give the nn.Module that it was made from"
         )
-    with random_states_kept(images.device), class_variables_kept(network):
+    with fork_random_states(images.device), restore_class_variables(network):
         return _tried(network, images)
 
 
 def _tried(network: nn.Module, images: Tensor) -> Trace:
     """The trace of an input that lies in memory as images do best or, where the network can't take that, plainly."""
-    first = first_tensor(network)
+    first = first_float_tensor(network)
     input_format = InputFormat(images.device, torch.float32 if first is None else first.dtype, torch.channels_last)
     hooks = has_hooks(network) and needs_hooks(network, partial(_outputs, images=input_format.convert(images)))
     try:

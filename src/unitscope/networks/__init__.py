@@ -1,10 +1,11 @@
-"""Networks: from a model string to a module with its weights (`model_strings`, `weights`) and its preprocessing.
+"""Networks: from a model string to a module with its weights (`model_strings`, `weights`) and its `preprocessing`.
 
-A scan runs copies (`copying`, `isolation`), in full precision (`precision`), and leaves the network as it was.
+Whatever runs a network runs an isolated copy of it (`isolation`, `copying`) in full precision (`precision`), so the network is left as it
+was.
 """
 
 from unitscope.networks.model_strings import load_network
-from unitscope.networks.network import InputFormat, Network, as_float32, first_tensor, given_network
+from unitscope.networks.network import InputFormat, Network, as_float32, first_float_tensor, network_from_module
 from unitscope.networks.preprocessing import PREPROCESSING_FLAGS, PreprocessingOverrides, as_preprocessing, preprocessing_for
 
 __all__ = [
@@ -14,8 +15,8 @@ __all__ = [
     "PreprocessingOverrides",
     "as_float32",
     "as_preprocessing",
-    "first_tensor",
-    "given_network",
+    "first_float_tensor",
     "load_network",
+    "network_from_module",
     "preprocessing_for",
 ]

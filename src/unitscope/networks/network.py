@@ -1,4 +1,4 @@
-"""A network as it is handed around: the module with what a scan must know of it, and the form in which it takes its input."""
+"""A network: the module with its model string, weights and preprocessing, and the format of its input."""
 
 import hashlib
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from unitscope.records import Preprocessing
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A network with what a scan must know of it. `preprocessing` is None where nobody has said it."""
+    """A module with the model string, weights and seed that it was made from. `preprocessing` is None where it isn't known."""
 
     module: nn.Module
     model: str
@@ -24,9 +24,9 @@ class Network:
     preprocessing: Preprocessing | None
 
     def hash(self) -> str:
-        """SHA-256 over names, types, shapes and bytes of all parameters and buffers, by name; of other state over its text.
+        """SHA-256 over names, types, shapes and bytes of all parameters and buffers, by name; other state counts by its `repr`.
 
-        A network that was compiled has the hash of the one that it was made from.
+        A compiled network has the hash of the network that was compiled.
         """
         digest = hashlib.sha256()
         state = {name.replace("_orig_mod.", ""): value for name, value in self.module.state_dict().items()}
@@ -34,16 +34,16 @@ class Network:
             if not isinstance(value, torch.Tensor) or value.is_quantized:
                 digest.update(f"{name} {value!r}\n".encode())
                 continue
-            values = value.detach().cpu().contiguous()
-            digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-            digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
+            tensor = value.detach().cpu().contiguous()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
 
-def given_network(module: nn.Module) -> Network:
-    """A network that somebody made in Python: it has no model string to build it from again.
+def network_from_module(module: nn.Module) -> Network:
+    """The network of a module that was made in Python. Its model string names the class and can't be built from.
 
-    Raises `NetworkError` where some of its parameters or buffers have no values yet.
+    Raises `NetworkError` where a parameter or buffer has no values yet.
     """
     module = uncompiled(module)
     check_values(module)
@@ -51,7 +51,7 @@ def given_network(module: nn.Module) -> Network:
 
 
 def check_values(module: nn.Module) -> None:
-    """Raises `NetworkError` for lazy parameters and buffers, and for those on the meta device: there is nothing to scan in them."""
+    """Raises `NetworkError` for a parameter or buffer without values: a lazy one, or one on the meta device."""
     for name, tensor in chain(module.named_parameters(), module.named_buffers()):
         if is_lazy(tensor):
             raise NetworkError(f"{name!r} has no shape yet, since its module is lazy; run the network on an input first")
@@ -63,7 +63,7 @@ def check_values(module: nn.Module) -> None:
 
 @dataclass(frozen=True, slots=True)
 class InputFormat:
-    """How a network takes its input: where, in which type, and laid out how in memory."""
+    """The format of a network's input: device, type and memory format."""
 
     device: torch.device
     dtype: torch.dtype
@@ -75,11 +75,11 @@ class InputFormat:
 
 
 def as_float32(values: torch.Tensor) -> torch.Tensor:
-    """The values in float32 at least: half precision has too few digits to add up in, and too little range for a norm."""
+    """The values in float32, or in float64 if they are: sums and norms in half precision lose digits or overflow."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def first_tensor(module: nn.Module) -> torch.Tensor | None:
-    """A parameter, or else a buffer, of floating type: where the network is and in which type it computes."""
-    tensors = (t for t in chain(module.parameters(), module.buffers()) if t.is_floating_point())
+def first_float_tensor(module: nn.Module) -> torch.Tensor | None:
+    """The first parameter, or else buffer, of a floating type, which has the network's device and type; None without any."""
+    tensors = (tensor for tensor in chain(module.parameters(), module.buffers()) if tensor.is_floating_point())
     return next(tensors, None)

@@ -1,4 +1,4 @@
-"""How a network wants its images: as its weights say, or as the user says."""
+"""The preprocessing of a network: that of its weights, with what the user overrides."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ PREPROCESSING_FLAGS = "--crop H,W --mean … --std … [--resize N] [--channels 
 
 @dataclass(frozen=True, slots=True)
 class PreprocessingOverrides:
-    """What a user says of the preprocessing; None leaves what comes with the weights."""
+    """What the user sets of the preprocessing; None keeps what comes with the weights."""
 
     resize: int | tuple[int, int] | None = None
     crop: tuple[int, int] | None = None
@@ -22,34 +22,35 @@ class PreprocessingOverrides:
     value_range: tuple[float, float] | None = None
 
 
-def preprocessing_for(network: Network, said: PreprocessingOverrides) -> Preprocessing:
-    """What comes with the network's weights, changed as the user says.
+def preprocessing_for(network: Network, overrides: PreprocessingOverrides) -> Preprocessing:
+    """The preprocessing that comes with the network's weights, with the user's overrides.
 
-    Raises `NetworkError` with the flags to give where nothing is known, since nothing is guessed.
+    Raises `NetworkError` with the flags to give where something is lacking: nothing is guessed.
     """
-    known = network.preprocessing
-    crop = said.crop if said.crop is not None or known is None else known.crop
-    mean = said.mean if said.mean is not None or known is None else known.mean
-    std = said.std if said.std is not None or known is None else known.std
-    resize = said.resize if said.resize is not None or known is None else known.resize
+    own = network.preprocessing
+    crop = overrides.crop if overrides.crop is not None or own is None else own.crop
+    mean = overrides.mean if overrides.mean is not None or own is None else own.mean
+    std = overrides.std if overrides.std is not None or own is None else own.std
+    resize = overrides.resize if overrides.resize is not None or own is None else own.resize
     if crop is None or mean is None or std is None:
         raise NetworkError(f"nothing is known of how {network.model!r} wants its images; say it with {PREPROCESSING_FLAGS}")
-    channels = said.channels if said.channels is not None else len(mean)
+    channels = overrides.channels if overrides.channels is not None else len(mean)
+    interpolation = own.interpolation if own else "bilinear"
     try:
-        return Preprocessing(resize, crop, mean, std, channels, known.interpolation if known else "bilinear", said.value_range)
+        return Preprocessing(resize, crop, mean, std, channels, interpolation, overrides.value_range)
     except ValueError as error:
         raise NetworkError(f"{error}; say it with {PREPROCESSING_FLAGS} [--value-range LOW HIGH]") from error
 
 
 def as_preprocessing(transforms: Any) -> Preprocessing:
-    """Our record of a torchvision preset: `ImageClassification`, or `SemanticSegmentation` cut square.
+    """The preprocessing of a torchvision preset, `ImageClassification` or `SemanticSegmentation`; a `Preprocessing` is returned as it is.
 
-    A segmentation preset keeps each image's shape; since a scan needs maps of one size, the square in the middle is taken.
+    A segmentation preset keeps each image's shape. A scan needs one size, so it takes the square in the middle.
     """
     if isinstance(transforms, Preprocessing):
         return transforms
-    needed = ("resize_size", "mean", "std", "interpolation")
-    if not all(hasattr(transforms, a) for a in needed):
+    attributes = ("resize_size", "mean", "std", "interpolation")
+    if not all(hasattr(transforms, attribute) for attribute in attributes):
         raise NetworkError(
             f"preprocessing {type(transforms).__name__!r} is neither a unitscope.Preprocessing nor a torchvision preset "
             f"for classification or segmentation; without its geometry no patch can be found again. Say it with {PREPROCESSING_FLAGS}"

@@ -15,7 +15,7 @@ from unitscope.errors import ImagesError, NetworkError, UnitscopeError
 from unitscope.images import FileSource, ImageSource, Skipped, Source, as_source, as_text, count_of, skipping_errors
 from unitscope.images.content import spread
 from unitscope.layers import Trace, choose_layers, trace
-from unitscope.networks import PREPROCESSING_FLAGS, Network, as_preprocessing, given_network, load_network
+from unitscope.networks import PREPROCESSING_FLAGS, Network, as_preprocessing, load_network, network_from_module
 from unitscope.networks.precision import plain_tensors
 from unitscope.records import Preprocessing
 from unitscope.session.loader import Loader
@@ -58,7 +58,7 @@ def as_network(network: "str | nn.Module | Network") -> Network:
     if isinstance(network, str):
         return load_network(network)
     if isinstance(network, nn.Module):
-        return given_network(network)
+        return network_from_module(network)
     if not isinstance(network, Network):
         raise NetworkError(f"network is a model string, an nn.Module or what load_network gives, not a {type(network).__name__}")
     return network

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from unitscope.layers import Fold, Trace, TracedLayer
-from unitscope.networks.class_variables import class_variables_kept
+from unitscope.networks.class_variables import restore_class_variables
 from unitscope.networks.isolation import isolated_copy
-from unitscope.networks.precision import random_states_kept
+from unitscope.networks.precision import fork_random_states
 from unitscope.session.trials import (
     KEPT,
     Trial,
@@ -57,7 +57,7 @@ def make_replicas(network: nn.Module, trace: Trace, layers: Sequence[TracedLayer
     Raises `NetworkError` where values depend on the images that ran before.
     """
     device = trace.input_format.device
-    with random_states_kept(device), class_variables_kept(network):
+    with fork_random_states(device), restore_class_variables(network):
         second_image = count == 1  # image of noise alone: where several replicas run in turn, it does so there
         on_plain = tried(network, trace, layers, second_image)
         plain = isolated_copy(network, trace.hooks).to(device)

@@ -12,7 +12,7 @@ from torch import nn
 from unitscope.atlas import Atlas
 from unitscope.errors import AtlasError, ImagesError
 from unitscope.images import SourceImage
-from unitscope.networks import Network, given_network, load_network
+from unitscope.networks import Network, load_network, network_from_module
 from unitscope.networks.precision import plain_tensors
 from unitscope.session.loader import Loader
 from unitscope.session.opening import new_session
@@ -89,7 +89,7 @@ def trusted_network(atlas: Atlas) -> Network:
 
 def _network_of(atlas: Atlas, network: "nn.Module | Network | None") -> Network:
     if network is not None:
-        return given_network(network) if isinstance(network, nn.Module) else network
+        return network_from_module(network) if isinstance(network, nn.Module) else network
     if atlas.why_no_network:
         raise AtlasError(atlas.why_no_network)
     return trusted_network(atlas)

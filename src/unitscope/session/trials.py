@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from unitscope.errors import NetworkError
 from unitscope.layers.tapping import tapped
 from unitscope.layers.tracing import Trace, TracedLayer
-from unitscope.networks.class_variables import class_variables_kept
+from unitscope.networks.class_variables import ClassVariables, restore_class_variables
 from unitscope.networks.isolation import isolated_copy
-from unitscope.networks.precision import exact_inference, random_states
+from unitscope.networks.precision import exact_inference, random_state_hashes
 from unitscope.session.lockstep import side_by_side
 
 NEAR = 1e-5
@@ -117,8 +117,8 @@ def tried(network: nn.Module, traced: Trace, chosen: Sequence[TracedLayer], seco
     The first image of noise is compared alone and in a batch; where `second` says so, the second one too. Raises `NetworkError` where
     values depend on the images that ran before: the state that they left says what a value is.
     """
-    with class_variables_kept(network) as put_back:
-        return _tried(_Trials(network, traced, chosen, put_back), second)
+    with restore_class_variables(network) as class_variables:
+        return _tried(_Trials(network, traced, chosen, class_variables), second)
 
 
 def _tried(of_chosen: "_Trials", second: bool) -> Tried:
@@ -139,8 +139,8 @@ class _Trials:
     network: nn.Module
     traced: Trace
     layers: Sequence[TracedLayer]
-    put_back: Callable[[], None]
-    """Puts variables of the network's classes back, which its copies share."""
+    class_variables: ClassVariables
+    """Those of the network's classes, which its copies share."""
 
     def result(self, second: bool) -> Tried:
         first = noise_for(self.traced, 1)
@@ -171,7 +171,7 @@ class _Trials:
 
     def _copy(self) -> nn.Module:
         """A copy that begins where the network stands; those that were made before have run."""
-        self.put_back()
+        self.class_variables.restore()
         return isolated_copy(self.network, self.traced.hooks).to(self.traced.input_format.device)
 
     def _first(self, apart: Sequence[float], near: float = NEAR) -> str | None:
@@ -194,9 +194,12 @@ class _Trials:
         device = self.traced.input_format.device
         network = self._copy()
         seed_all(seed)
-        states = {START: random_states(device)}
+        states = {START: random_state_hashes(device)}
         maps = noise_maps(
-            network, self.layers, noise_for(self.traced, 1), seen=lambda number, _: states.update({number: random_states(device)})
+            network,
+            self.layers,
+            noise_for(self.traced, 1),
+            seen=lambda number, _: states.update({number: random_state_hashes(device)}),
         )
         return maps, states
 
