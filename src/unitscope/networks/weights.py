@@ -1,4 +1,4 @@
-"""From a file to the tensors of a network, by name: which files hold weights, and which of several sets in one is meant."""
+"""From a weights file to a state dict: which files hold weights, and which of several state dicts in one file is loaded."""
 
 import json
 import os
@@ -15,164 +15,207 @@ import torch
 from unitscope.errors import NetworkError, first_line, suggestion
 from unitscope.files import os_error_text
 
-State = dict[str, torch.Tensor]
+StateDict = dict[str, torch.Tensor]
 
-ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".index.json")
-AVERAGED = re.compile(r"ema|swa|average|avg|shadow", re.IGNORECASE)
-"""What keys of weights are called that are means over the training's last steps."""
-DEPTH = 3
-STATE_DICT = "torch.save(network.state_dict(), …)"
-OTHER_KINDS = {
+WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".index.json")
+AVERAGED_KEY = re.compile(r"ema|swa|average|avg|shadow", re.IGNORECASE)
+"""Keys of weights that are averages over the last steps of a training."""
+MAX_DEPTH = 3
+"""How deep a state dict may be nested in a checkpoint; with `{"nets": {"average": {"weights": …}}}` the known ones need three levels."""
+SAVE_STATE_DICT = "torch.save(network.state_dict(), …)"
+REFUSED_SIGNATURES = {
     b"version https://git-lfs": "is a pointer of Git LFS, not the weights themselves; fetch them with: git lfs pull",
-    b"\x89HDF\r\n\x1a\n": f"is an HDF5 file, as Keras writes; load it there, and save its tensors with {STATE_DICT}",
+    b"\x89HDF\r\n\x1a\n": f"is an HDF5 file, as Keras writes; load it there, and save its tensors with {SAVE_STATE_DICT}",
     b"GGUF": "is a GGUF file, whose tensors are quantised for other engines; give the weights that it was made from",
     b"<!DOCTYPE": "is a web page, not weights; download the file itself",
     b"<html": "is a web page, not weights; download the file itself",
     b"\x1f\x8b": "is packed with gzip; unpack it first",
 }
-OTHER_ENDINGS = {
-    ".onnx": f"is an ONNX graph; give the network that it was exported from, and its {STATE_DICT}",
-    ".h5": f"is a Keras file; load it there, and save its tensors with {STATE_DICT}",
-    ".keras": f"is a Keras file; load it there, and save its tensors with {STATE_DICT}",
+"""First bytes of files that are known to hold no state dict, and what to do instead."""
+REFUSED_SUFFIXES = {
+    ".onnx": f"is an ONNX graph; give the network that it was exported from, and its {SAVE_STATE_DICT}",
+    ".h5": f"is a Keras file; load it there, and save its tensors with {SAVE_STATE_DICT}",
+    ".keras": f"is a Keras file; load it there, and save its tensors with {SAVE_STATE_DICT}",
     ".tflite": "is a TensorFlow Lite graph; give the network that it was converted from",
-    ".npz": f"is a NumPy archive; put its arrays into the network, and save that: {STATE_DICT}",
-    ".npy": f"is a NumPy array; put it into the network, and save that: {STATE_DICT}",
-    ".msgpack": f"is a Flax file; convert it, and save its tensors with {STATE_DICT}",
+    ".npz": f"is a NumPy archive; put its arrays into the network, and save that: {SAVE_STATE_DICT}",
+    ".npy": f"is a NumPy array; put it into the network, and save that: {SAVE_STATE_DICT}",
+    ".msgpack": f"is a Flax file; convert it, and save its tensors with {SAVE_STATE_DICT}",
 }
+"""Suffixes of such files."""
+SIGNATURE_BYTES = 64
+"""More than the longest of the signatures above."""
 
 
 def split_key(weights: str) -> tuple[Path, str]:
-    """The file, and the key behind a colon that chooses one of several sets of weights in it; empty where there is none."""
+    """The file's path, and the key after a colon that chooses one of its state dicts; empty where there is none."""
     head, _, key = weights.rpartition(":")
     if head and key and not os.path.exists(weights) and os.path.isfile(head):
         return Path(head), key
     return Path(weights), ""
 
 
-def read_state(weights: str, own: Sequence[str]) -> State:
-    """The tensors of a file, `PATH` or `PATH:KEY`, for a network whose own have those names.
+def read_state_dict(weights: str, parameter_names: Sequence[str]) -> StateDict:
+    """The state dict in a weights file, `PATH` or `PATH:KEY`, for a network with these names of parameters and buffers.
 
-    Where a file holds several sets that fit, as a training's own and their moving average, the plain ones are taken and a warning
-    says so; `KEY` is that of another, or a prefix of names. Raises `NetworkError` for what is no such file. Nothing is executed.
+    Where several state dicts in the file fit, such as weights and their moving average, the plain weights are taken and a warning names
+    the others. `KEY` chooses one of them, or is a prefix of names. Raises `NetworkError` for what is no such file. No code of the file is
+    executed.
     """
     if not weights:
         raise NetworkError("weights are ''; give 'default', 'none' or the path of a file")
     path, key = split_key(weights)
-    content = _content(path)
-    sets = dict(_sets(content, ""))
-    if not sets:
+    content = _read_file(path)
+    state_dicts = dict(_state_dicts(content, ""))
+    if not state_dicts:
         raise NetworkError(f"weights {str(path)!r} are a {type(content).__name__}, not a state dict of names and tensors")
-    sets = _split_by_prefix(sets, own)
+    state_dicts = _split_by_prefix(state_dicts, parameter_names)
     if key:
-        return _keyed(path, sets, key)
-    fitting = sorted((name for name, state in sets.items() if _fits(state, own)), key=lambda name: bool(AVERAGED.search(name)))
+        return _state_dict_of_key(path, state_dicts, key)
+    fitting = [name for name, state_dict in state_dicts.items() if _fits(state_dict, parameter_names)]
+    fitting.sort(key=lambda name: bool(AVERAGED_KEY.search(name)))
+    if not fitting:
+        return _most_likely(state_dicts)
     if len(fitting) > 1:
+        taken = repr(fitting[0]) if fitting[0] else "the one without a prefix"
         others = ", ".join(f"--weights {path}:{name}" for name in fitting[1:4])
         warnings.warn(
-            f"weights {str(path)!r} hold {len(fitting)} sets that fit; {_called(fitting[0])} is taken. Others: {others}",
+            f"weights {str(path)!r} hold {len(fitting)} sets that fit; {taken} is taken. Others: {others}",
             stacklevel=2,
         )
-    if fitting:
-        return sets[fitting[0]]
-    unfitting = next((sets[name] for name in ("state_dict", "model") if name in sets), next(iter(sets.values())))
-    parallel = all(name.startswith("module.") for name in unfitting)
-    return {name.removeprefix("module.") if parallel else name: tensor for name, tensor in unfitting.items()}
+    return state_dicts[fitting[0]]
 
 
-def _called(name: str) -> str:
-    return repr(name) if name else "the one without a prefix"
+def _most_likely(state_dicts: Mapping[str, StateDict]) -> StateDict:
+    """Of state dicts that don't fit the network, the one whose misfit is reported."""
+    first = next(iter(state_dicts.values()))
+    state_dict = next((state_dicts[name] for name in ("state_dict", "model") if name in state_dicts), first)
+    parallel = all(name.startswith("module.") for name in state_dict)
+    return {name.removeprefix("module.") if parallel else name: tensor for name, tensor in state_dict.items()}
 
 
-def _keyed(path: Path, sets: Mapping[str, State], key: str) -> State:
-    if key in sets:
-        return sets[key]
-    for state in sets.values():
-        if chosen := {name.removeprefix(f"{key}."): tensor for name, tensor in state.items() if name.startswith(f"{key}.")}:
-            return chosen
-    names = [name for name in sets if name] or ["none; leave the key away"]
+def _state_dict_of_key(path: Path, state_dicts: Mapping[str, StateDict], key: str) -> StateDict:
+    if key in state_dicts:
+        return state_dicts[key]
+    for state_dict in state_dicts.values():
+        if part := _part_with_prefix(state_dict, f"{key}."):
+            return part
+    names = [name for name in state_dicts if name] or ["none; leave the key away"]
     raise NetworkError(
         f"weights {str(path)!r} have nothing under {key!r}.{suggestion(key, names)} Their keys: {', '.join(names[:8])}"
     )
 
 
-def _sets(content: Any, place: str, depth: int = DEPTH) -> Iterator[tuple[str, State]]:
-    """Every mapping of names to tensors in a checkpoint, by its keys with dots between; the checkpoint itself has the key ''."""
-    if not isinstance(content, Mapping) or (place and not content):
+def _part_with_prefix(state_dict: StateDict, prefix: str) -> StateDict:
+    """The tensors whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+
+
+def _state_dicts(content: Any, key: str, depth: int = MAX_DEPTH) -> Iterator[tuple[str, StateDict]]:
+    """Every mapping from names to tensors in a checkpoint, by its keys joined with dots; the checkpoint itself has the key ''."""
+    if not isinstance(content, Mapping) or (key and not content):
         return
     if all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()):
-        yield place, dict(content)
+        yield key, dict(content)
     elif depth:
         for name, value in content.items():
-            yield from _sets(value, f"{place}.{name}" if place else str(name), depth - 1)
-        if flat := {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}:
-            yield place, flat  # with an epoch, or other numbers, beside them
+            yield from _state_dicts(value, f"{key}.{name}" if key else str(name), depth - 1)
+        tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
+        if tensors:  # beside an epoch or other values
+            yield key, tensors
 
 
-def _split_by_prefix(sets: Mapping[str, State], own: Sequence[str]) -> dict[str, State]:
-    """The sets, and those parts of them that hold the network's names behind a prefix, as `DataParallel`, Lightning and averages do."""
-    found: dict[str, State] = {}
-    for place, state in sets.items():
-        rest, parts = state, {}
-        for prefix in [name.removesuffix(own[0]) for name in state if name.endswith(f".{own[0]}")] if own else []:
-            part = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-            if _fits(part, own):
-                parts[f"{place}.{prefix[:-1]}" if place else prefix[:-1]] = part
-                rest = {name: tensor for name, tensor in rest.items() if not name.startswith(prefix)}
-        found |= {place: rest if _fits(rest, own) else state} | parts
-    return found
+def _split_by_prefix(state_dicts: Mapping[str, StateDict], parameter_names: Sequence[str]) -> dict[str, StateDict]:
+    """The state dicts and, by key and prefix, their parts that fit the network once a prefix is removed from the names.
+
+    `DataParallel`, Lightning and averages of weights add such prefixes.
+    """
+    result: dict[str, StateDict] = {}
+    for key, state_dict in state_dicts.items():
+        remaining, parts = state_dict, {}
+        for prefix in _possible_prefixes(state_dict, parameter_names):
+            part = _part_with_prefix(state_dict, prefix)
+            if _fits(part, parameter_names):
+                parts[f"{key}.{prefix[:-1]}" if key else prefix[:-1]] = part
+                remaining = {name: tensor for name, tensor in remaining.items() if not name.startswith(prefix)}
+        result |= {key: remaining if _fits(remaining, parameter_names) else state_dict} | parts
+    return result
 
 
-def _fits(state: State, own: Sequence[str]) -> bool:
-    return all(name in state or name.endswith("num_batches_tracked") for name in own)
+def _possible_prefixes(state_dict: StateDict, parameter_names: Sequence[str]) -> list[str]:
+    """What stands in front of the network's first name, with the dot."""
+    if not parameter_names:
+        return []
+    first = parameter_names[0]
+    return [name.removesuffix(first) for name in state_dict if name.endswith(f".{first}")]
+
+
+def _fits(state_dict: StateDict, parameter_names: Sequence[str]) -> bool:
+    return all(name in state_dict or name.endswith("num_batches_tracked") for name in parameter_names)
 
 
 # ── files ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _content(path: Path) -> Any:
-    """What a file holds."""
-    _check_kind(path)
+def _read_file(path: Path) -> Any:
+    """The content of a weights file. Raises `NetworkError` where it can't be read."""
+    _check_file(path)
     try:
         if path.name.endswith(".index.json"):
-            return _shards(path)
+            return _read_sharded(path)
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what is refused next
+            warnings.simplefilter("ignore")  # torch's warnings about files that are refused next
             return torch.load(path, map_location="cpu", weights_only=True)
     except NetworkError:
         raise
     except UnpicklingError as error:
         raise NetworkError(
             f"weights {str(path)!r} hold pickled objects or are no state dict; nothing of them was executed. Save the tensors "
-            f"alone: {STATE_DICT} or safetensors"
+            f"alone: {SAVE_STATE_DICT} or safetensors"
         ) from error
     except Exception as error:
         raise NetworkError(f"weights {str(path)!r} can't be read: {type(error).__name__}: {first_line(error)}") from error
 
 
-def _check_kind(path: Path) -> None:
-    """Raises `NetworkError` for what is known to be no state dict, and says what to do."""
+def _check_file(path: Path) -> None:
+    """Raises `NetworkError`, with what to do, for a file that is missing, empty or known to hold no state dict."""
     if os.path.isdir(path):  # Path.is_dir may raise
-        files = sorted(file.name for file in path.iterdir() if file.name.endswith(ENDINGS))
-        said = f"give one of its files: {', '.join(files[:5])}" if files else f"none of its files ends with {', '.join(ENDINGS)}"
-        raise NetworkError(f"weights {str(path)!r} are a folder; {said}")
+        raise NetworkError(f"weights {str(path)!r} are a folder; {_files_to_give(path)}")
     if not os.path.isfile(path):
         raise NetworkError(f"there is no weights file {str(path)!r}; weights are 'default', 'none' or a path")
     try:
         with path.open("rb") as file:
-            start = file.read(64)
+            first_bytes = file.read(SIGNATURE_BYTES)
     except OSError as error:
         raise NetworkError(f"weights {str(path)!r} can't be read: {os_error_text(error)}") from error
-    if not start:
+    if not first_bytes:
         raise NetworkError(f"weights {str(path)!r} are empty: 0 bytes, as after a download that failed; fetch them again")
-    kind = next((said for sign, said in OTHER_KINDS.items() if start.startswith(sign)), OTHER_ENDINGS.get(path.suffix.lower()))
-    if kind is None and start.startswith(b"PK") and _is_torchscript(path):
-        kind = f"is a TorchScript archive, a program with its weights; save them alone: {STATE_DICT.replace('network', 'torch.jit.load(…)')}"
-    if kind is not None:
-        raise NetworkError(f"weights file {str(path)!r} {kind}")
+    if reason := _reason_to_refuse(path, first_bytes):
+        raise NetworkError(f"weights file {str(path)!r} {reason}")
+
+
+def _files_to_give(folder: Path) -> str:
+    """The weights files in a folder that was given in place of a file, for an error message."""
+    files = sorted(file.name for file in folder.iterdir() if file.name.endswith(WEIGHTS_SUFFIXES))
+    if not files:
+        return f"none of its files ends with {', '.join(WEIGHTS_SUFFIXES)}"
+    return f"give one of its files: {', '.join(files[:5])}"
+
+
+def _reason_to_refuse(path: Path, first_bytes: bytes) -> str | None:
+    """Why a file holds no state dict, by its first bytes and its suffix; None for a file that may hold one."""
+    for signature, reason in REFUSED_SIGNATURES.items():
+        if first_bytes.startswith(signature):
+            return reason
+    if path.suffix.lower() in REFUSED_SUFFIXES:
+        return REFUSED_SUFFIXES[path.suffix.lower()]
+    if first_bytes.startswith(b"PK") and _is_torchscript(path):
+        save = SAVE_STATE_DICT.replace("network", "torch.jit.load(…)")
+        return f"is a TorchScript archive, a program with its weights; save them alone: {save}"
+    return None
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -183,20 +226,23 @@ def _is_torchscript(path: Path) -> bool:
         return False
 
 
-def _shards(path: Path) -> State:
-    """The tensors of all the files that an index of Hugging Face's names, which lie beside it."""
-    said = json.loads(path.read_text(encoding="utf-8"))
-    files = said.get("weight_map") if isinstance(said, Mapping) else None
-    if not isinstance(files, Mapping) or not all(isinstance(file, str) and file == Path(file).name for file in files.values()):
+def _read_sharded(path: Path) -> StateDict:
+    """The tensors of all files that a Hugging Face index names; they lie beside it."""
+    index = json.loads(path.read_text(encoding="utf-8"))
+    file_of = index.get("weight_map") if isinstance(index, Mapping) else None
+    if not isinstance(file_of, Mapping) or not all(
+        isinstance(file, str) and file == Path(file).name for file in file_of.values()
+    ):
         raise NetworkError(f"weights {str(path)!r} are no index of shards: there is no 'weight_map' of names and files beside it")
-    gone = [file for file in sorted(set(files.values())) if not os.path.isfile(path.with_name(file))]
-    if gone:
-        raise NetworkError(f"weights {str(path)!r} name the file {gone[0]!r}, which isn't beside it; fetch that too")
-    shards: State = {}
-    for file in sorted(set(files.values())):
-        content = _content(path.with_name(file))
-        shards |= {name: tensor for name, tensor in content.items() if files.get(name) == file}
-    lacking = sorted(files.keys() - shards.keys())
-    if lacking:
-        raise NetworkError(f"weights {str(path)!r} name {len(lacking)} tensors that their files lack, such as {lacking[0]!r}")
-    return shards
+    files = sorted(set(file_of.values()))
+    missing_files = [file for file in files if not os.path.isfile(path.with_name(file))]
+    if missing_files:
+        raise NetworkError(f"weights {str(path)!r} name the file {missing_files[0]!r}, which isn't beside it; fetch that too")
+    state_dict: StateDict = {}
+    for file in files:
+        content = _read_file(path.with_name(file))
+        state_dict |= {name: tensor for name, tensor in content.items() if file_of.get(name) == file}
+    missing = sorted(file_of.keys() - state_dict.keys())
+    if missing:
+        raise NetworkError(f"weights {str(path)!r} name {len(missing)} tensors that their files lack, such as {missing[0]!r}")
+    return state_dict
