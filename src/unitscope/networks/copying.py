@@ -1,299 +1,364 @@
-"""Copies of a network: modules, and whatever objects, functions and references they hold, with the parameters shared.
+"""Copies of a network: modules, and whatever objects, functions and references they hold, with shared parameters.
 
-As `copy.deepcopy`, with what that leaves as it is: functions whose variables lead back to the network, weak references, keys.
+`copy.deepcopy` doesn't suffice. It leaves functions as they are whose variables lead back to the network, weak references to its parts,
+and keys that are the `id` of a module; and it copies parameters.
 """
 
 import copy
+import logging
 import types
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from unitscope.networks.references import (
+    ATOMS,
+    PROXIES,
+    cell_content,
+    function_variables,
+    held_objects,
+    proxy_target,
+    reachable,
+    referenced_objects,
+)
+
+log = logging.getLogger(__name__)
+
 FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
-ATOMS = (
-    int, float, complex, str, bytes, type(None), type(...), type, torch.dtype, torch.device, torch.Size, torch.memory_format,
-    types.BuiltinFunctionType, types.ModuleType,
-)  # fmt: skip
 FUNCTIONS = (types.FunctionType, types.MethodType, partial)
-PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
-REFERENCES = (weakref.ref, *PROXIES, weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
+WEAK_REFERENCES = (weakref.ref, *PROXIES, weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
 
 
-class Copying:
-    """One copy of a network in the making. Objects that several refer to stay one object; what can't be copied (a lock, an open file)
-    stays shared. Forward hooks of the user's are copied where `hooks` says so."""
+def copy_network(network: nn.Module, with_hooks: bool) -> nn.Module:
+    """A copy of the network that shares its parameters and nothing else that changes.
 
-    def __init__(self, network: nn.Module, hooks: bool) -> None:
-        self._hooks = hooks
+    Objects that are referred to several times are copied once. What can't be copied (a lock, an open file) is shared. The copy has no
+    backward hooks, and forward hooks of the user's only `with_hooks`; those of torch itself, as for weight norm, it always has. Modules
+    that `torch.compile` made are copied uncompiled.
+    """
+    copier = _NetworkCopier(network, with_hooks)
+    copier.copy_registered()
+    copied: nn.Module = copier.copy(network)
+    return copied
+
+
+class _NetworkCopier:
+    """Copies the objects of one network."""
+
+    def __init__(self, network: nn.Module, with_hooks: bool) -> None:
+        self._network, self._with_hooks = network, with_hooks
         self._modules = list(network.modules())
-        self._memo: dict[Any, Any] = {}  # what became of each object, by its `id`, as `copy.deepcopy` keeps it
-        storages = self._memo.setdefault("torch", {})
-        for parameter in network.parameters():
-            self._keep(parameter, _sharing(parameter))
-            if torch._C._has_storage(parameter):
-                storages[parameter.untyped_storage()._cdata] = parameter.untyped_storage()
-        for parameter in network.parameters():
-            self._copy_attributes(parameter)
-        for module in self._modules:
-            self._allocate(module)
-        for module in reversed(self._modules):  # children first: a module may look at them when it is given its state
-            self._fill(module)
+        # From an object's `id` to its copy, in the form of the memo of `copy.deepcopy`, which gets it too: the originals stand under the
+        # memo's own `id`, and torch's storages under 'torch'.
+        self._memo: dict[Any, Any] = {}
 
-    def of(self, value: Any) -> Any:
+    def copy_registered(self) -> None:
+        """Share the parameters and copy the registered modules."""
+        self._share_parameters()
+        for module in self._modules:
+            self._allocate_module(module)
+        for module in reversed(self._modules):  # children first, since a module may look at them in its `__setstate__`
+            self._fill_module(module)
+
+    def copy(self, value: Any) -> Any:
         """The value's copy."""
         if isinstance(value, ATOMS):
             return value
         if id(value) not in self._memo:
-            self._keep(value, self._copied(value))
+            self._remember(value, self._make_copy(value))
         return self._memo[id(value)]
 
-    def _keep(self, value: Any, made: Any) -> None:
-        self._memo[id(value)] = made
-        self._memo.setdefault(id(self._memo), []).append(value)  # or another object might get its `id`
+    def _remember(self, original: Any, copied: Any) -> None:
+        self._memo[id(original)] = copied
+        self._memo.setdefault(id(self._memo), []).append(original)  # while it lives no other object gets its `id`
 
-    def _copied(self, value: Any) -> Any:
-        if isinstance(value, REFERENCES):  # first, since a proxy looks like a module
-            return self._referring(value)
+    def _make_copy(self, value: Any) -> Any:
+        if isinstance(value, WEAK_REFERENCES):  # first, since a proxy passes for an instance of its target's class
+            return self._copy_weak_reference(value)
         if isinstance(value, nn.Module):
-            return self._hidden(value)
+            return self._copy_unregistered_module(value)
         if isinstance(value, FUNCTIONS):
-            return self._rebound(value)
+            return self._copy_function(value)
         if isinstance(value, Tensor):
-            return self._tensor(value)
-        if type(value) in (dict, OrderedDict):
-            made = type(value)()
-            self._keep(value, made)
-            made.update((self._key(key), self.of(item)) for key, item in value.items())
-            return made
-        if type(value) in (list, deque):
-            made = value.copy()
-            self._keep(value, made)
-            for index, item in enumerate(value):
-                made[index] = self.of(item)
-            return made
-        if type(value) in (tuple, set, frozenset):
-            return type(value)(self.of(item) for item in value)
-        return self._object(value)
+            return self._copy_tensor(value)
+        if type(value) in (dict, OrderedDict, list, deque, tuple, set, frozenset):
+            return self._copy_container(value)
+        return self._copy_object(value)
 
-    def _key(self, key: Any) -> Any:
-        """A key; the number of a module, which is its address, as well."""
+    # ── containers and objects ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _copy_container(self, container: Any) -> Any:
+        """A copy of a built-in container. One that may hold itself is remembered before its items are copied."""
+        if isinstance(container, dict):
+            copied: Any = type(container)()
+            self._remember(container, copied)
+            copied.update((self._copy_key(key), self.copy(value)) for key, value in container.items())
+            return copied
+        if isinstance(container, (list, deque)):
+            copied = container.copy()
+            self._remember(container, copied)
+            for index, item in enumerate(container):
+                copied[index] = self.copy(item)
+            return copied
+        return type(container)(self.copy(item) for item in container)
+
+    def _copy_key(self, key: Any) -> Any:
+        """The copy of a dictionary's key; of the `id` of a module the `id` of its copy."""
         if type(key) is int and isinstance(self._memo.get(key), nn.Module):
             return id(self._memo[key])
-        return self.of(key)
+        return self.copy(key)
 
-    def _tensor(self, value: Tensor) -> Tensor:
-        """A tensor of its own. Those that share memory still do, and with the parameters all share theirs."""
-        plain = value.detach()
-        try:
-            made = copy.deepcopy(plain, self._memo)
-        except Exception:
-            made = plain.clone()
-        if isinstance(value, nn.Parameter):
-            made = _parameter(type(value), made)
-        self._keep(value, made)
-        self._copy_attributes(value)
-        return made
+    def _copy_object(self, value: Any) -> Any:
+        """An object's copy; the object itself where it can't be copied.
 
-    def _copy_attributes(self, tensor: Tensor) -> None:
-        """What somebody hung on a tensor, as a mask on a weight."""
-        for name, attribute in vars(tensor).items():
-            setattr(self._memo[id(tensor)], name, self.of(attribute))
-
-    def _object(self, value: Any) -> Any:
-        """An object's copy. One with parts that can't be copied is not copied in part, unless it leads to a module: a copy of what holds an
-        open file might close it."""
-        held = reached([value], lambda part: () if isinstance(part, nn.Module) else _data(part))
-        if not all(map(_is_copyable, held)) and not any(isinstance(part, nn.Module) for part in reached([value], _everything)):
+        An object with parts that can't be copied is only copied if it leads to a module. A copy of what holds an open file might close it.
+        """
+        parts = reachable([value], lambda part: () if isinstance(part, nn.Module) else held_objects(part))
+        if not all(map(_is_copyable, parts)) and not _leads_to_module(value):
             return value
         try:
-            return self._remade(value)
+            return self._rebuild_object(value)
         except Exception:
+            log.debug("a %s can't be copied and is shared", type(value).__name__, exc_info=True)
             return value
 
-    def _remade(self, value: Any) -> Any:
+    def _rebuild_object(self, value: Any) -> Any:
+        """As `copy.deepcopy`, with this object's memo and copies."""
         if hasattr(type(value), "__deepcopy__"):
             return copy.deepcopy(value, self._memo)
         reduced = value.__reduce_ex__(4)
         if isinstance(reduced, str):
             return value
         make, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
-        made = make(*(self.of(argument) for argument in arguments))
-        self._keep(value, made)
+        copied = make(*(self.copy(argument) for argument in arguments))
+        self._remember(value, copied)
         if state is not None:
-            _give(made, self.of(state))
+            _set_state(copied, self.copy(state))
         for item in items or ():
-            made.append(self.of(item))
+            copied.append(self.copy(item))
         for key, item in pairs or ():
-            made[self._key(key)] = self.of(item)
-        return made
+            copied[self._copy_key(key)] = self.copy(item)
+        return copied
+
+    # ── tensors ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _share_parameters(self) -> None:
+        """Remember for each parameter another one on the same memory, and for the memory itself."""
+        storages = self._memo.setdefault("torch", {})
+        for parameter in self._network.parameters():
+            self._remember(parameter, _new_parameter(type(parameter), parameter.detach()))
+            if torch._C._has_storage(parameter):
+                storages[parameter.untyped_storage()._cdata] = parameter.untyped_storage()
+        for parameter in self._network.parameters():
+            self._copy_attributes(parameter)
+
+    def _copy_tensor(self, tensor: Tensor) -> Tensor:
+        """A tensor's copy. Copies share memory where their originals do; what shares a parameter's memory still does."""
+        plain = tensor.detach()
+        try:
+            copied = copy.deepcopy(plain, self._memo)
+        except Exception:
+            log.debug("a %s can't be deep-copied and is cloned", type(tensor).__name__, exc_info=True)
+            copied = plain.clone()
+        if isinstance(tensor, nn.Parameter):
+            copied = _new_parameter(type(tensor), copied)
+        self._remember(tensor, copied)
+        self._copy_attributes(tensor)
+        return copied
+
+    def _copy_attributes(self, tensor: Tensor) -> None:
+        """Copy the attributes that the user set on a tensor, such as a mask on a weight."""
+        for name, attribute in vars(tensor).items():
+            setattr(self._memo[id(tensor)], name, self.copy(attribute))
 
     # ── modules ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _allocate(self, module: nn.Module) -> None:
-        """A module without its state; of a compiled one the copy is that of the module that was compiled."""
+    def _allocate_module(self, module: nn.Module) -> None:
+        """Remember an empty module of the same class; for a compiled module that of the module that was compiled."""
         plain = uncompiled(module)
         if id(plain) not in self._memo:
-            self._keep(plain, copy.deepcopy(plain) if is_script(plain) else _new(type(plain)))
-        self._keep(module, self._memo[id(plain)])
+            self._remember(plain, copy.deepcopy(plain) if is_torchscript(plain) else _new_instance(type(plain)))
+        self._remember(module, self._memo[id(plain)])
 
-    def _hidden(self, module: nn.Module) -> nn.Module:
-        """A module that the network holds without having it registered. Its parameters are copied."""
-        for one in module.modules():
-            if id(one) not in self._memo:
-                self._modules.append(one)
-                self._allocate(one)
-        for one in module.modules():
-            self._fill(one)
-        made: nn.Module = self._memo[id(module)]
-        return made
+    def _copy_unregistered_module(self, module: nn.Module) -> nn.Module:
+        """A copy of a module that the network holds without having it registered. Its parameters are copied too."""
+        for submodule in module.modules():
+            if id(submodule) not in self._memo:
+                self._modules.append(submodule)
+                self._allocate_module(submodule)
+        for submodule in module.modules():
+            self._fill_module(submodule)
+        copied: nn.Module = self._memo[id(module)]
+        return copied
 
-    def _fill(self, module: nn.Module) -> None:
-        made = self._memo[id(module)]
-        if uncompiled(module) is not module or is_script(module):
+    def _fill_module(self, module: nn.Module) -> None:
+        """Give the copy of a module its state."""
+        copied = self._memo[id(module)]
+        if uncompiled(module) is not module or is_torchscript(module):
             return
-        attributes, slots = _state(module)
-        state = {name: self.of(value) for name, value in attributes.items() if name not in (*FORWARD_HOOKS, *BACKWARD_HOOKS)}
+        attributes, slots = _module_state(module)
+        state = self._copy_state(attributes)
+        copied.__dict__.update(state)
+        if type(module).__setstate__ is not nn.Module.__setstate__:
+            _set_state(copied, state)
+        for name, value in slots.items():
+            object.__setattr__(copied, name, self.copy(value))
+        if isinstance(module, dict):
+            dict.update(copied, self.copy(dict(module)))
+        elif isinstance(module, list):
+            list.extend(copied, self.copy(list(module)))
+
+    def _copy_state(self, attributes: dict[str, Any]) -> dict[str, Any]:
+        """A module's attributes, copied, with those of its hooks that the copy is to have."""
+        state = {name: self.copy(value) for name, value in attributes.items() if name not in (*FORWARD_HOOKS, *BACKWARD_HOOKS)}
         for name in BACKWARD_HOOKS:
             state[name] = OrderedDict()
         for name in FORWARD_HOOKS:
-            kept = {key: hook for key, hook in attributes.get(name, {}).items() if self._hooks or is_torchs(hook)}
-            state[name] = OrderedDict((key, self._hook(hook)) for key, hook in kept.items())
-        made.__dict__.update(state)
-        if type(module).__setstate__ is not nn.Module.__setstate__:
-            _give(made, state)
-        for name, value in slots.items():
-            object.__setattr__(made, name, self.of(value))
-        if isinstance(module, dict):
-            dict.update(made, self.of(dict(module)))
-        elif isinstance(module, list):
-            list.extend(made, self.of(list(module)))
+            hooks = {key: hook for key, hook in attributes.get(name, {}).items() if self._with_hooks or is_torch_hook(hook)}
+            state[name] = OrderedDict((key, self._copy_hook(hook)) for key, hook in hooks.items())
+        return state
 
-    # ── functions and references ────────────────────────────────────────────────────────────────────────────────────
+    def _copy_hook(self, hook: Any) -> Any:
+        copies = is_torch_hook(hook) or isinstance(hook, FUNCTIONS) or self._leads_to_network(hook)
+        return self.copy(hook) if copies else hook
 
-    def _hook(self, hook: Any) -> Any:
-        return self.of(hook) if is_torchs(hook) or isinstance(hook, FUNCTIONS) or self._leads_to(hook) else hook
+    # ── functions and weak references ───────────────────────────────────────────────────────────────────────────────
 
-    def _rebound(self, function: Any) -> Any:
-        """A function, bound to the copy where it is bound to the network, with copies of those variables that lead there."""
+    def _copy_function(self, function: Any) -> Any:
+        """A function that is bound to the copy where the original is bound to the network."""
         if isinstance(function, types.MethodType):
-            return types.MethodType(function.__func__, self.of(function.__self__))
+            return types.MethodType(function.__func__, self.copy(function.__self__))
         if isinstance(function, partial):
-            keywords = {name: self.of(value) for name, value in function.keywords.items()}
-            return partial(self.of(function.func), *map(self.of, function.args), **keywords)
+            keywords = {name: self.copy(value) for name, value in function.keywords.items()}
+            return partial(self.copy(function.func), *map(self.copy, function.args), **keywords)
         compiled = getattr(function, "_torchdynamo_orig_callable", None)
         if compiled is not None:
-            return self.of(compiled)
-        if not any(self._leads_to(value) for value in _variables(function)):
+            return self.copy(compiled)
+        if not any(self._leads_to_network(value) for value in function_variables(function)):
             return function
-        cells = tuple(self._cell(cell) for cell in function.__closure__ or ())
-        made = types.FunctionType(function.__code__, function.__globals__, function.__name__, None, cells or None)
-        self._keep(function, made)
-        made.__defaults__ = self._led(function.__defaults__)
-        made.__kwdefaults__ = self._led(function.__kwdefaults__)
-        made.__dict__.update(function.__dict__)
-        for before, after in zip(function.__closure__ or (), cells, strict=True):
-            if after is not before and (content := content_of(before)) is not before:
-                after.cell_contents = self.of(content)
-        return made
+        return self._copy_closure(function)
 
-    def _cell(self, cell: types.CellType) -> types.CellType:
-        """An empty cell for a variable that leads to the network, the same for all functions that have it; any other cell itself."""
+    def _copy_closure(self, function: types.FunctionType) -> types.FunctionType:
+        """A function of the same code, with copies of those cells of its closure, and of those defaults, that lead to the network."""
+        cells = tuple(self._copy_cell(cell) for cell in function.__closure__ or ())
+        copied = types.FunctionType(function.__code__, function.__globals__, function.__name__, None, cells or None)
+        self._remember(function, copied)  # before the cells are filled, since the function may be in one of them
+        copied.__defaults__ = function.__defaults__ and tuple(map(self._copy_default, function.__defaults__))
+        if function.__kwdefaults__ is not None:
+            copied.__kwdefaults__ = {name: self._copy_default(value) for name, value in function.__kwdefaults__.items()}
+        copied.__dict__.update(function.__dict__)
+        for cell, new_cell in zip(function.__closure__ or (), cells, strict=True):
+            if new_cell is not cell and (content := cell_content(cell)) is not cell:
+                new_cell.cell_contents = self.copy(content)
+        return copied
+
+    def _copy_cell(self, cell: types.CellType) -> types.CellType:
+        """An empty cell for one that leads to the network, the same for all functions that share it; else the cell itself."""
         if id(cell) not in self._memo:
-            self._keep(cell, types.CellType() if self._leads_to(content_of(cell)) else cell)
-        made: types.CellType = self._memo[id(cell)]
-        return made
+            self._remember(cell, types.CellType() if self._leads_to_network(cell_content(cell)) else cell)
+        copied: types.CellType = self._memo[id(cell)]
+        return copied
 
-    def _led(self, values: Any) -> Any:
-        """Default values, copied where they lead to the network."""
-        if isinstance(values, dict):
-            return {name: self.of(value) if self._leads_to(value) else value for name, value in values.items()}
-        return values and tuple(self.of(value) if self._leads_to(value) else value for value in values)
+    def _copy_default(self, value: Any) -> Any:
+        return self.copy(value) if self._leads_to_network(value) else value
 
-    def _referring(self, value: Any) -> Any:
-        """Weak references, to the copy of what they refer to where that is part of the network."""
-        if isinstance(value, weakref.WeakMethod):
-            method = value()
-            return value if method is None else weakref.WeakMethod(types.MethodType(method.__func__, self._part(method.__self__)))
-        if isinstance(value, weakref.ref):
-            target = value()
-            return value if target is None or self._part(target) is target else weakref.ref(self._part(target))
-        if isinstance(value, PROXIES):
-            target = _behind(value)
-            return value if self._part(target) is target else weakref.proxy(self._part(target))
-        if isinstance(value, weakref.WeakKeyDictionary):
-            return weakref.WeakKeyDictionary({self._part(key): self.of(one) for key, one in value.items()})
-        if isinstance(value, weakref.WeakValueDictionary):
-            return weakref.WeakValueDictionary({self._key(key): self._part(one) for key, one in value.items()})
-        return weakref.WeakSet(self._part(one) for one in value)
+    def _copy_weak_reference(self, reference: Any) -> Any:
+        """A weak reference to the copy of its target, where that is part of the network."""
+        if isinstance(reference, weakref.WeakMethod):
+            method = reference()
+            if method is None:
+                return reference
+            return weakref.WeakMethod(types.MethodType(method.__func__, self._copy_if_owned(method.__self__)))
+        if isinstance(reference, weakref.ref):
+            target = reference()
+            copied = self._copy_if_owned(target)
+            return reference if copied is target else weakref.ref(copied)
+        if isinstance(reference, PROXIES):
+            target = proxy_target(reference)
+            copied = self._copy_if_owned(target)
+            return reference if copied is target else weakref.proxy(copied)
+        if isinstance(reference, weakref.WeakKeyDictionary):
+            return weakref.WeakKeyDictionary({self._copy_if_owned(key): self.copy(value) for key, value in reference.items()})
+        if isinstance(reference, weakref.WeakValueDictionary):
+            return weakref.WeakValueDictionary(
+                {self._copy_key(key): self._copy_if_owned(value) for key, value in reference.items()}
+            )
+        return weakref.WeakSet(self._copy_if_owned(item) for item in reference)
 
-    def _part(self, value: Any) -> Any:
-        """The copy of a part of the network; what isn't one stays what it is, since nobody would hold its copy."""
-        return self.of(value) if id(value) in self._owned else value
+    def _copy_if_owned(self, target: Any) -> Any:
+        """The copy of a weak reference's target that the network holds; any other target itself, since nothing would hold its copy."""
+        return self.copy(target) if id(target) in self._owned_ids else target
 
     @cached_property
-    def _owned(self) -> set[int]:
-        """The `id`s of all that the network holds as data, in whatever containers and objects."""
-        return {id(one) for one in reached([_state(module)[0] for module in self._modules], _data)} | set(map(id, self._modules))
+    def _owned_ids(self) -> set[int]:
+        """The `id`s of all objects that the network holds as data, in whatever containers and objects."""
+        states = [_module_state(module)[0] for module in self._modules]
+        return {id(value) for value in reachable(states, held_objects)} | set(map(id, self._modules))
 
-    def _leads_to(self, value: Any) -> bool:
-        """True where the network can be reached from a value."""
-        return any(id(one) in self._owned for one in reached([value], _everything))
-
-
-def content_of(cell: types.CellType) -> Any:
-    """What a variable of a function holds, the cell itself where nothing was put into it yet."""
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return cell
+    def _leads_to_network(self, value: Any) -> bool:
+        """True where part of the network can be reached from a value."""
+        return any(id(part) in self._owned_ids for part in reachable([value], referenced_objects))
 
 
-def is_script(module: nn.Module) -> bool:
+def is_torchscript(module: nn.Module) -> bool:
     return isinstance(module, torch.jit.ScriptModule)
 
 
-def is_torchs(hook: Any) -> bool:
-    """True for hooks that torch itself works with, as for weight norm."""
+def is_torch_hook(hook: Any) -> bool:
+    """True for hooks that torch itself registers, as for weight norm."""
     module = getattr(hook, "__module__", None) or type(hook).__module__
     return str(module).startswith("torch.")
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
-    """The module itself or, where `torch.compile` made it, the one that was compiled."""
-    inner = getattr(module, "_orig_mod", None)
-    return uncompiled(inner) if isinstance(inner, nn.Module) else module
+    """The module that was compiled, where `torch.compile` made this one; else the module itself."""
+    original = getattr(module, "_orig_mod", None)
+    return uncompiled(original) if isinstance(original, nn.Module) else module
 
 
-def _sharing(parameter: nn.Parameter) -> nn.Parameter:
-    """A parameter of the same class on the same numbers."""
-    return _parameter(type(parameter), parameter.detach())
+def _leads_to_module(value: Any) -> bool:
+    return any(isinstance(part, nn.Module) for part in reachable([value], referenced_objects))
 
 
-def _parameter(kind: type[nn.Parameter], numbers: Tensor) -> nn.Parameter:
-    if kind is not nn.Parameter and issubclass(kind, nn.Parameter):
-        made: nn.Parameter = torch.Tensor._make_subclass(kind, numbers, False)
-        return made
-    return nn.Parameter(numbers, requires_grad=False)
-
-
-def _new(kind: type[Any]) -> Any:
+def _is_copyable(value: Any) -> bool:
+    """False for what has no copies: an open file, a lock, a generator."""
+    if isinstance(value, (nn.Module, Tensor, *FUNCTIONS, *WEAK_REFERENCES)) or hasattr(type(value), "__deepcopy__"):
+        return True
     try:
-        return object.__new__(kind)
-    except TypeError:  # one that is a dict or a list as well
-        return kind.__new__(kind)  # type: ignore[call-overload]
+        value.__reduce_ex__(4)
+    except Exception:
+        log.debug("a %s has no copies", type(value).__name__, exc_info=True)
+        return False
+    return True
 
 
-def _state(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A module's attributes, but for those that it leaves out when it is pickled (a Lightning module its trainer), and its slots."""
+def _new_parameter(cls: type[nn.Parameter], data: Tensor) -> nn.Parameter:
+    """A parameter of that class on that memory, which gets no gradient."""
+    if cls is not nn.Parameter and issubclass(cls, nn.Parameter):
+        parameter: nn.Parameter = torch.Tensor._make_subclass(cls, data, False)
+        return parameter
+    return nn.Parameter(data, requires_grad=False)
+
+
+def _new_instance(cls: type[Any]) -> Any:
+    """An instance whose `__init__` wasn't called."""
+    try:
+        return object.__new__(cls)
+    except TypeError:  # the class is a dict or a list as well
+        return cls.__new__(cls)  # type: ignore[call-overload]
+
+
+def _module_state(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A module's attributes and slots, without those that it leaves out when it is pickled (a Lightning module its trainer)."""
     try:
         state = module.__getstate__()
     except Exception:
+        log.debug("the state of a %s can't be had; its attributes are copied", type(module).__name__, exc_info=True)
         state = None
     attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
     if not isinstance(attributes, dict):
@@ -301,81 +366,13 @@ def _state(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
     return attributes, slots if isinstance(slots, dict) else {}
 
 
-def _is_copyable(value: Any) -> bool:
-    """False for what has no copies: an open file, a lock, a generator."""
-    if isinstance(value, (nn.Module, Tensor, *FUNCTIONS, *REFERENCES)) or hasattr(type(value), "__deepcopy__"):
-        return True
-    try:
-        value.__reduce_ex__(4)
-    except Exception:
-        return False
-    return True
-
-
-def _give(made: Any, state: Any) -> None:
+def _set_state(instance: Any, state: Any) -> None:
     """Give an object its state, as unpickling does."""
-    if hasattr(made, "__setstate__"):
-        made.__setstate__(state)
+    if hasattr(instance, "__setstate__"):
+        instance.__setstate__(state)
         return
     attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
     if attributes:
-        made.__dict__.update(attributes)
+        instance.__dict__.update(attributes)
     for name, value in (slots or {}).items():
-        setattr(made, name, value)
-
-
-# ── what can be reached ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def reached(values: list[Any], parts: Callable[[Any], Iterable[Any]]) -> Iterator[Any]:
-    """The values, their parts, the parts of these, and so on."""
-    met: set[int] = set()
-    waiting = list(values)
-    while waiting:
-        value = waiting.pop()
-        if id(value) not in met and not isinstance(value, ATOMS):
-            met.add(id(value))
-            yield value
-            waiting.extend(parts(value))
-
-
-def _data(value: Any) -> Iterator[Any]:
-    """What a value holds; a function holds nothing but what was bound to it."""
-    if isinstance(value, dict):
-        yield from value.keys()
-        yield from value.values()
-    elif isinstance(value, (list, tuple, set, frozenset, deque)):
-        yield from value
-    elif isinstance(value, types.MethodType):
-        yield value.__self__
-    elif isinstance(value, partial):
-        yield from (value.func, *value.args, *value.keywords.values())
-    elif not isinstance(value, (types.FunctionType, weakref.ref, *PROXIES)):
-        yield from getattr(value, "__dict__", {}).values()
-        for name in (n for kind in type(value).__mro__ for n in kind.__dict__.get("__slots__", ()) if n != "__dict__"):
-            if hasattr(value, name):
-                yield getattr(value, name)
-
-
-def _everything(value: Any) -> Iterator[Any]:
-    """What can be come to from a value, through functions and weak references too."""
-    if isinstance(value, weakref.ref):
-        yield value()
-    elif isinstance(value, PROXIES):
-        yield _behind(value)
-    elif isinstance(value, types.FunctionType):
-        yield from _variables(value)
-    else:
-        yield from _data(value)
-
-
-def _behind(proxy: Any) -> Any:
-    """What a weak proxy stands for."""
-    return proxy.__repr__.__self__
-
-
-def _variables(function: types.FunctionType) -> Iterator[Any]:
-    """The values of a function's closure and of its defaults."""
-    yield from map(content_of, function.__closure__ or ())
-    yield from function.__defaults__ or ()
-    yield from (function.__kwdefaults__ or {}).values()
+        setattr(instance, name, value)

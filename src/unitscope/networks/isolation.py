@@ -1,9 +1,10 @@
-"""A copy of a network to run in place of the one that was given, so that whatever running it changes is the copy's.
+"""A copy of a network that is run in its place, so that whatever running changes is the copy's.
 
-The copy has modules, buffers and other state of its own, and shares the parameters. Compiled parts are the modules that were compiled.
-Hooks that somebody hung on the network stay behind, unless the network needs them (see `needs_hooks`).
+The copy has its own modules, buffers and other state, and shares the parameters (see `copying`). Compiled parts are copied uncompiled.
+The user's hooks are left out, unless the network needs them (see `needs_hooks`).
 """
 
+import logging
 import types
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -14,93 +15,104 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unitscope.networks.copying import FORWARD_HOOKS, Copying, content_of, is_torchs, uncompiled
+from unitscope.networks.copying import FORWARD_HOOKS, copy_network, is_torch_hook, uncompiled
+from unitscope.networks.references import cell_content
+
+log = logging.getLogger(__name__)
 
 
-def isolated_copy(network: nn.Module, hooks: bool = False) -> nn.Module:
-    """The network's copy in eval mode, with forward hooks of the user's where `hooks` says so."""
-    network = uncompiled(network)
-    copied: nn.Module = Copying(network, hooks).of(network)
+def isolated_copy(network: nn.Module, with_hooks: bool = False) -> nn.Module:
+    """A copy of the network in eval mode, without the user's forward hooks unless `with_hooks`."""
+    copied = copy_network(uncompiled(network), with_hooks)
     for module in copied.modules():
-        module.training = False  # and not by eval(), which does more in some networks
+        module.training = False  # eval() does more in some networks
     return copied
 
 
 def has_hooks(network: nn.Module) -> bool:
-    """True where somebody hung forward hooks on the network; those that torch itself works with, as for weight norm, are no such."""
-    held = (hook for module in network.modules() for name in FORWARD_HOOKS for hook in module.__dict__.get(name, {}).values())
-    return any(not is_torchs(hook) for hook in held)
+    """True where the user has registered forward hooks; those of torch itself, as for weight norm, don't count."""
+    return any(not is_torch_hook(hook) for hook in _forward_hooks(network))
 
 
 def needs_hooks(network: nn.Module, run: Callable[[nn.Module], list[Tensor]]) -> bool:
-    """True where the network computes something else without its user's hooks, or doesn't run. `run` gives what a copy computes.
+    """True where the network gives other outputs, or an error, without the user's hooks. `run` gives the outputs of a copy.
 
-    The hooks are called for one pass. What they can reach (variables, containers and objects that their code names) is put back.
+    The hooks run for one pass. Then what they can reach (variables, containers and objects that their code names) is restored.
     """
     try:
-        without = run(isolated_copy(network))
+        without_hooks = run(isolated_copy(network))
     except Exception:
+        log.debug("the network doesn't run without its hooks", exc_info=True)
         return True
-    hooks = [h for module in network.modules() for name in FORWARD_HOOKS for h in module.__dict__.get(name, {}).values()]
     try:
-        with _put_back(hooks):
-            those = run(isolated_copy(network, hooks=True))
+        with _restore_reachable(list(_forward_hooks(network))):
+            with_hooks = run(isolated_copy(network, with_hooks=True))
     except Exception:
+        log.debug("the network doesn't run with its hooks", exc_info=True)
         return False
-    return len(those) != len(without) or not all(
-        one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
-        for one, other in zip(those, without, strict=True)
-    )
+    return len(with_hooks) != len(without_hooks) or not all(map(_are_equal, with_hooks, without_hooks))
+
+
+def _are_equal(output: Tensor, other: Tensor) -> bool:
+    return output.shape == other.shape and torch.equal(output.nan_to_num(), other.nan_to_num())
+
+
+def _forward_hooks(network: nn.Module) -> Iterator[Any]:
+    return (hook for module in network.modules() for name in FORWARD_HOOKS for hook in module.__dict__.get(name, {}).values())
 
 
 # ── what hooks can reach ────────────────────────────────────────────────────────────────────────────────────────────
 
+Restorer = Callable[[], Any]
+"""A function that restores one variable or the content of one container."""
+
 
 @contextmanager
-def _put_back(hooks: list[Any]) -> Iterator[None]:
-    """Variables of these functions, and what containers and objects in them hold, are afterwards as they were."""
-    restore = [put for hook in hooks for put in _restoring(hook)]
+def _restore_reachable(hooks: list[Any]) -> Iterator[None]:
+    """After the block variables of these hooks, and the contents of containers and objects in them, are as before it."""
+    restorers = [restorer for hook in hooks for restorer in _hook_restorers(hook)]
     try:
         yield
     finally:
-        for put in reversed(restore):
-            put()
+        for restore in reversed(restorers):
+            restore()
 
 
-def _restoring(hook: Any) -> Iterator[Callable[[], Any]]:
-    """Functions that put back what a hook can reach."""
+def _hook_restorers(hook: Any) -> Iterator[Restorer]:
+    """For whatever a hook can reach: its object, arguments, closure, defaults and global variables."""
     if isinstance(hook, partial):
-        yield from _restoring(hook.func)
-        yield from _refilling(*hook.args, *hook.keywords.values())
+        yield from _hook_restorers(hook.func)
+        yield from _content_restorers(*hook.args, *hook.keywords.values())
     elif isinstance(hook, types.MethodType):
-        yield from _restoring(hook.__func__)
-        yield from _refilling(hook.__self__)
+        yield from _hook_restorers(hook.__func__)
+        yield from _content_restorers(hook.__self__)
     elif isinstance(hook, types.FunctionType):
-        yield from _refilling(*(hook.__defaults__ or ()))
+        yield from _content_restorers(*(hook.__defaults__ or ()))
         for cell in hook.__closure__ or ():
-            if (content := content_of(cell)) is not cell:
+            if (content := cell_content(cell)) is not cell:
                 yield partial(setattr, cell, "cell_contents", content)
-                yield from _refilling(content)
+                yield from _content_restorers(content)
         for name in hook.__code__.co_names:
             if name in hook.__globals__:
                 yield partial(hook.__globals__.__setitem__, name, hook.__globals__[name])
-                yield from _refilling(hook.__globals__[name])
+                yield from _content_restorers(hook.__globals__[name])
     else:
-        yield from _refilling(hook)
+        yield from _content_restorers(hook)
 
 
-def _refilling(*values: Any) -> Iterator[Callable[[], Any]]:
-    """Functions that put back what containers hold, and objects, down to the containers in them."""
+def _content_restorers(*values: Any) -> Iterator[Restorer]:
+    """For the contents of containers and of objects, and of the containers in these objects."""
     for value in values:
         if isinstance(value, (list, deque)):
-            yield partial(_refill, value, list(value), "extend")
+            yield partial(_restore_content, value, list(value), "extend")
         elif isinstance(value, (dict, set)):
-            yield partial(_refill, value, value.copy(), "update")
+            yield partial(_restore_content, value, value.copy(), "update")
         elif not isinstance(value, (nn.Module, type, types.ModuleType, types.FunctionType)) and hasattr(value, "__dict__"):
-            yield partial(_refill, vars(value), dict(vars(value)), "update")
-            yield from _refilling(*(one for one in vars(value).values() if isinstance(one, (list, deque, dict, set))))
+            attributes = vars(value)
+            yield partial(_restore_content, attributes, dict(attributes), "update")
+            yield from _content_restorers(*(item for item in attributes.values() if isinstance(item, (list, deque, dict, set))))
 
 
-def _refill(container: Any, content: Any, method: str) -> None:
+def _restore_content(container: Any, content: Any, add_all: str) -> None:
     container.clear()
-    getattr(container, method)(content)
+    getattr(container, add_all)(content)

@@ -100,7 +100,7 @@ def _fast_copies(plain: nn.Module, trace: Trace, layers: Sequence[TracedLayer], 
 
 def lowered(replicas: Replicas, dtype: torch.dtype) -> Replicas:
     """Copies that compute in another type."""
-    return Replicas([isolated_copy(network, hooks=True).to(dtype) for network in replicas.networks], replicas.trial)
+    return Replicas([isolated_copy(network, with_hooks=True).to(dtype) for network in replicas.networks], replicas.trial)
 
 
 def maps_of_noise(network: nn.Module, trace: Trace, layers: Sequence[TracedLayer]) -> list[Tensor]:
