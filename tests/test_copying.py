@@ -1,4 +1,4 @@
-"""Copies compute what the network computes, and running them leaves it alone, whatever ways lead from one module to another."""
+"""Copies compute what the network computes, and running them leaves it alone, however its modules refer to each other."""
 
 import gc
 import threading
@@ -35,25 +35,25 @@ class Block(nn.Module):
 
 
 class Body(nn.Module):
-    """Comes to its block by whatever `way` says."""
+    """Calls its block through a reference."""
 
-    def __init__(self, way: Callable[[nn.Module, Block], Any]) -> None:
+    def __init__(self, make_reference: Callable[[nn.Module, Block], Any]) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.block = Block()
         self.last = nn.Conv2d(4, 3, 3)
         self.act = nn.ReLU()
-        self.way = way(self, self.block)
+        self.reference = make_reference(self, self.block)
 
     def forward(self, images: Tensor) -> Tensor:
-        way = self.way
-        while isinstance(way, (list, tuple, deque)):
-            way = way[0]
-        if isinstance(way, dict):
-            way = next(iter(way.values()))
-        if isinstance(way, (weakref.ref, weakref.WeakMethod)):
-            way = way()
-        return self.act(self.last(way(images)))
+        block = self.reference
+        while isinstance(block, (list, tuple, deque)):
+            block = block[0]
+        if isinstance(block, dict):
+            block = next(iter(block.values()))
+        if isinstance(block, (weakref.ref, weakref.WeakMethod)):
+            block = block()
+        return self.act(self.last(block(images)))
 
 
 class Helper:
@@ -78,18 +78,18 @@ Pair = namedtuple("Pair", "first second")
 
 
 def patched(network: nn.Module, block: Block) -> Any:
-    """The everyday patch: a function that calls what stood there before."""
-    before = block.forward
+    """The everyday patch: a function that calls the method that it replaces."""
+    forward = block.forward
 
-    @wraps(before)
+    @wraps(forward)
     def timed(images: Tensor) -> Tensor:
-        return before(images)
+        return forward(images)
 
     block.forward = timed
     return [block]
 
 
-def closed(content: Any) -> Callable[[Tensor], Tensor]:
+def closure_over(content: Any) -> Callable[[Tensor], Tensor]:
     def run(images: Tensor) -> Tensor:
         inner = content
         while isinstance(inner, list):
@@ -100,8 +100,8 @@ def closed(content: Any) -> Callable[[Tensor], Tensor]:
 
 
 def recursive(block: Block) -> Callable[..., Tensor]:
-    def run(images: Tensor, again: bool = True) -> Tensor:
-        return run(images, False) if again else block(images)
+    def run(images: Tensor, recurse: bool = True) -> Tensor:
+        return run(images, False) if recurse else block(images)
 
     return run
 
@@ -120,15 +120,15 @@ def with_keyword(block: Block) -> Callable[[Tensor], Tensor]:
     return run
 
 
-WAYS: dict[str, Callable[[nn.Module, Block], Any]] = {
+REFERENCES: dict[str, Callable[[nn.Module, Block], Any]] = {
     "the module": lambda _, block: [block],
     "its method": lambda _, block: block.forward,
     "a patched forward": patched,
-    "a closure over it": lambda _, block: closed(block),
-    "a closure over a list": lambda _, block: closed([[block]]),
-    "a closure over a method": lambda _, block: closed(block.forward),
-    "a closure over a closure": lambda _, block: closed(closed(block)),
-    "a closure over a weak reference": lambda _, block: closed(weakref.ref(block)),
+    "a closure over it": lambda _, block: closure_over(block),
+    "a closure over a list": lambda _, block: closure_over([[block]]),
+    "a closure over a method": lambda _, block: closure_over(block.forward),
+    "a closure over a closure": lambda _, block: closure_over(closure_over(block)),
+    "a closure over a weak reference": lambda _, block: closure_over(weakref.ref(block)),
     "a closure over itself": lambda _, block: recursive(block),
     "a default": lambda _, block: with_default(block),
     "a keyword's default": lambda _, block: with_keyword(block),
@@ -142,11 +142,11 @@ WAYS: dict[str, Callable[[nn.Module, Block], Any]] = {
     "a dictionary with an order": lambda _, block: OrderedDict(a=block),
     "a dictionary with a default": lambda _, block: defaultdict(list, a=block),
     "a queue": lambda _, block: deque([block], maxlen=3),
-    "functions in a list": lambda _, block: [[closed(block)]],
+    "functions in a list": lambda _, block: [[closure_over(block)]],
     "a weak reference": lambda _, block: weakref.ref(block),
     "a weak method": lambda _, block: weakref.WeakMethod(block.forward),
     "a weak proxy": lambda _, block: [weakref.proxy(block)],
-    "a weak dictionary": lambda _, block: closed(weakref.WeakValueDictionary(a=block)["a"]),
+    "a weak dictionary": lambda _, block: closure_over(weakref.WeakValueDictionary(a=block)["a"]),
     "a compiled function": lambda _, block: torch.compile(block.forward, backend="eager"),
 }
 
@@ -155,38 +155,40 @@ def state(network: nn.Module) -> dict[str, Any]:
     return {name: value.clone() for name, value in network.state_dict().items()}
 
 
-def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def assert_state(network: nn.Module, expected: dict[str, Any]) -> None:
+    state_dict = network.state_dict()
+    assert state_dict.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(state_dict[name], expected[name])] == []
 
 
 @pytest.mark.filterwarnings("ignore:.*SWIG.*:DeprecationWarning")
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("way", WAYS)
-def test_a_copy_comes_to_its_own_modules(way: str, training: bool) -> None:
-    network = Body(WAYS[way]).train(training)
-    before, calls = state(network), network.block.calls
+@pytest.mark.parametrize("kind", REFERENCES)
+def test_a_copy_refers_to_its_own_modules(kind: str, training: bool) -> None:
+    network = Body(REFERENCES[kind]).train(training)
+    original_state, calls = state(network), network.block.calls
     copied = isolated_copy(network)
     with torch.no_grad():
-        found = copied(IMAGES)
-    assert same(state(network), before)
+        output = copied(IMAGES)
+    assert_state(network, original_state)
     assert (network.block.calls, copied.block.calls) == (calls, calls + 1)
     with torch.no_grad():
-        assert torch.equal(found, network.eval()(IMAGES))
+        assert torch.equal(output, network.eval()(IMAGES))
 
 
-@pytest.mark.parametrize("way", ["a patched forward", "a partial's keyword", "a helper's method", "a weak reference"])
-def test_a_scan_of_a_training_network_reads_all_its_layers_and_leaves_it_alone(way: str, tmp_path: Path) -> None:
-    network = Body(WAYS[way]).train()
-    before = state(network)
+@pytest.mark.parametrize("kind", ["a patched forward", "a partial's keyword", "a helper's method", "a weak reference"])
+def test_a_scan_of_a_training_network_reads_all_its_layers_and_leaves_it_alone(kind: str, tmp_path: Path) -> None:
+    network = Body(REFERENCES[kind]).train()
+    original_state = state(network)
     atlas = unitscope.scan(network, TensorDataset(IMAGES), tmp_path / "atlas")
-    assert same(state(network), before)
+    assert_state(network, original_state)
     assert network.block.calls == 0
     assert "block.norm" in {layer.name for layer in atlas.layers}
     assert not unitscope.check(atlas, network).differences
 
 
 def test_a_whole_forward_that_was_wrapped_is_copied(tmp_path: Path) -> None:
-    network = Body(WAYS["the module"])
+    network = Body(REFERENCES["the module"])
     network.forward = torch.compile(network.forward, backend="eager")
     atlas = unitscope.scan(network, TensorDataset(IMAGES), tmp_path / "atlas")
     assert [layer.name for layer in atlas.layers] == ["block.norm", "act"]
@@ -194,7 +196,7 @@ def test_a_whole_forward_that_was_wrapped_is_copied(tmp_path: Path) -> None:
 
 
 class Writer:
-    """Closes its file when it goes."""
+    """Closes its file when it is collected."""
 
     def __init__(self, path: Path, module: nn.Module | None = None) -> None:
         self.file, self.module, self.lines = path.open("w"), module, ["one"]
@@ -217,83 +219,83 @@ def test_an_object_that_cant_be_copied_is_not_copied_in_part(tmp_path: Path) -> 
     assert not network.writer.file.closed
 
 
-class Told:
-    """Calls somebody who holds a lock, and counts."""
+class LockHolder:
+    """Has a function that holds a lock, and a count."""
 
     def __init__(self) -> None:
         lock = threading.Lock()
 
-        def tell() -> None:
+        def acquire() -> None:
             with lock:
                 pass
 
-        self.tell, self.count = tell, [0]
+        self.acquire, self.count = acquire, [0]
 
 
 def test_a_lock_behind_a_function_is_no_part_of_an_object() -> None:
     network = Body(lambda _, block: [block])
-    network.told = Told()
+    network.holder = LockHolder()
     copied = isolated_copy(network)
-    assert copied.told.count is not network.told.count
-    assert copied.told.tell is network.told.tell
+    assert copied.holder.count is not network.holder.count
+    assert copied.holder.acquire is network.holder.acquire
 
 
-def test_unless_it_leads_to_the_network(tmp_path: Path) -> None:
+def test_an_object_that_cant_be_copied_is_copied_in_part_where_it_leads_to_the_network(tmp_path: Path) -> None:
     network = Body(lambda _, block: Writer(tmp_path / "log", block)).eval()
     copied = isolated_copy(network)
     copied(IMAGES)
     assert (network.block.calls, copied.block.calls) == (0, 1)
-    assert copied.way.file is network.way.file
-    network.way.file.close()
+    assert copied.reference.file is network.reference.file
+    network.reference.file.close()
 
 
-# ── what is found by a module ───────────────────────────────────────────────────────────────────────────────────────
+# ── tables whose keys are modules ───────────────────────────────────────────────────────────────────────────────────
 
 
 class Keyed(nn.Module):
-    """Scales each of two layers by what a table says for it."""
+    """Scales each of two layers by its entry in a table."""
 
-    def __init__(self, table: Callable[[nn.Module, nn.Module], Any], key: Callable[[nn.Module], Any]) -> None:
+    def __init__(self, make_table: Callable[[nn.Module, nn.Module], Any], key: Callable[[nn.Module], Any]) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.one, self.two = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 3)
-        self.table, self.key = table(self.one, self.two), key
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 3)
+        self.table, self.key = make_table(self.first, self.second), key
 
     def forward(self, images: Tensor) -> Tensor:
-        maps = self.one(images) * self.table.get(self.key(self.one), 1.0)
-        return (self.two(maps) * self.table.get(self.key(self.two), 1.0)).relu()
+        maps = self.first(images) * self.table.get(self.key(self.first), 1.0)
+        return (self.second(maps) * self.table.get(self.key(self.second), 1.0)).relu()
 
 
 @pytest.mark.parametrize(
-    ("table", "key"),
+    ("make_table", "key"),
     [
-        (lambda one, two: {one: 3.0, two: -2.0}, lambda module: module),
-        (lambda one, two: {id(one): 3.0, id(two): -2.0}, id),
-        (lambda one, two: weakref.WeakKeyDictionary({one: 3.0, two: -2.0}), lambda module: module),
-        (lambda one, two: OrderedDict({one: 3.0, two: -2.0}), lambda module: module),
+        (lambda first, second: {first: 3.0, second: -2.0}, lambda module: module),
+        (lambda first, second: {id(first): 3.0, id(second): -2.0}, id),
+        (lambda first, second: weakref.WeakKeyDictionary({first: 3.0, second: -2.0}), lambda module: module),
+        (lambda first, second: OrderedDict({first: 3.0, second: -2.0}), lambda module: module),
     ],
 )
-def test_tables_of_modules_are_tables_of_the_copys(table: Any, key: Any) -> None:
-    network = Keyed(table, key).eval()
+def test_keys_that_are_modules_become_those_of_the_copy(make_table: Any, key: Any) -> None:
+    network = Keyed(make_table, key).eval()
     assert torch.equal(isolated_copy(network)(IMAGES), network(IMAGES))
 
 
 # ── tensors ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Gained(nn.Parameter):
-    """A parameter that says of itself that it counts thrice."""
+class TripleGain(nn.Parameter):
+    """A parameter whose class means that it counts three times."""
 
 
 class Marked(nn.Module):
-    """Reads what somebody hung on its tensors, and of what class they are."""
+    """Reads attributes and classes of its tensors."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.conv = nn.Conv2d(3, 4, 3)
         self.conv.weight.mask = torch.tensor([1.0, 0, 1, 0])[:, None, None, None]
-        self.gain = Gained(torch.ones(4, 1, 1))
+        self.gain = TripleGain(torch.ones(4, 1, 1))
         self.register_buffer("scale", torch.ones(4, 1, 1))
         self.scale.factor = 5.0
 
@@ -301,7 +303,7 @@ class Marked(nn.Module):
         weight = self.conv.weight
         mask = getattr(weight, "mask", None)
         maps = nn.functional.conv2d(images, weight if mask is None else weight * mask, self.conv.bias)
-        maps = maps * (self.gain * 3 if isinstance(self.gain, Gained) else self.gain)
+        maps = maps * (self.gain * 3 if isinstance(self.gain, TripleGain) else self.gain)
         return maps * self.scale * getattr(self.scale, "factor", 1.0)
 
 
@@ -335,10 +337,10 @@ def test_tensors_that_share_memory_share_that_of_the_copy() -> None:
     network = Pooled().eval()
     copied = isolated_copy(network)
     with torch.no_grad():
-        found = copied(IMAGES)
+        output = copied(IMAGES)
         assert not network.pool.any()
         assert copied.row.data_ptr() == network.conv.weight.data_ptr()
-        assert torch.equal(found, network(IMAGES))
+        assert torch.equal(output, network(IMAGES))
 
 
 # ── modules that are rebuilt ────────────────────────────────────────────────────────────────────────────────────────
@@ -405,11 +407,13 @@ class Recurrent(nn.Module):
         return self.rows(self.conv(images).permute(0, 2, 1, 3).flatten(2))[0]
 
 
-@pytest.mark.parametrize("make", [Rebuilt, WithSlots, Table, *(partial(Recurrent, kind) for kind in (nn.LSTM, nn.GRU, nn.RNN))])
-def test_modules_that_are_made_in_ways_of_their_own_are_copied(make: Callable[[], nn.Module]) -> None:
-    network = make().eval()
+@pytest.mark.parametrize(
+    "make_network", [Rebuilt, WithSlots, Table, *(partial(Recurrent, kind) for kind in (nn.LSTM, nn.GRU, nn.RNN))]
+)
+def test_modules_with_an_unusual_state_are_copied(make_network: Callable[[], nn.Module]) -> None:
+    network = make_network().eval()
     copied = isolated_copy(network)
-    del make
+    del make_network
     gc.collect()
     assert torch.equal(copied(IMAGES), network(IMAGES))
 
@@ -439,10 +443,10 @@ class Fused(nn.Module):
         return self.act(self.last(self.last.store["first"]))
 
 
-@pytest.mark.parametrize("used", [False, True])
-def test_a_table_that_a_hook_fills_is_the_one_that_a_module_of_the_copy_reads(used: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ran_before", [False, True])
+def test_a_table_that_a_hook_fills_is_the_one_that_a_module_of_the_copy_reads(ran_before: bool, tmp_path: Path) -> None:
     network = Fused().eval()
-    if used:
+    if ran_before:
         network(IMAGES[:1])
     atlas = unitscope.scan(network, TensorDataset(IMAGES), tmp_path / "atlas", k=3)
     network.requires_grad_(False)

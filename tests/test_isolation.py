@@ -1,4 +1,4 @@
-"""The network that is given is left bit for bit as it was: everything runs on copies."""
+"""The user's network is left bit for bit as it was: everything runs on copies."""
 
 import copy
 import warnings
@@ -20,8 +20,8 @@ from unitscope.session.replicas import make_replicas
 IMAGES = torch.randn(24, 3, 14, 14, generator=torch.Generator().manual_seed(0))
 
 
-def everything(network: nn.Module) -> list[tuple[str, str]]:
-    """All attributes of all modules, as text, tensors with all their numbers."""
+def all_attributes(network: nn.Module) -> list[tuple[str, str]]:
+    """Names and values of all attributes of all modules, as text; tensors with all their values."""
     with torch.no_grad():
         torch.set_printoptions(threshold=10**9, precision=17)
         try:
@@ -36,7 +36,7 @@ def everything(network: nn.Module) -> list[tuple[str, str]]:
 
 
 class Careless(nn.Module):
-    """Counts, collects and keeps things in itself in eval mode, in every way there is."""
+    """Changes its own state in eval mode: buffer, lists, dict and numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,8 +56,8 @@ class Careless(nn.Module):
         return self.network(images)
 
 
-def verbs(network: nn.Module, folder: Path) -> None:
-    """Every verb that takes a module."""
+def run_all_functions(network: nn.Module, folder: Path) -> None:
+    """Every public function that takes a module."""
     from unitscope.experiments import colour_or_shape, invariance
 
     trace(network, IMAGES[:1])
@@ -68,26 +68,30 @@ def verbs(network: nn.Module, folder: Path) -> None:
     invariance(network, IMAGES, folder / "invariance")
 
 
-def test_every_verb_leaves_the_network_as_it_was(tmp_path: Path) -> None:
+def test_every_function_leaves_the_network_as_it_was(tmp_path: Path) -> None:
     network = Careless().train()
     network.network[1].eval()
-    before, identities = everything(network), [id(one) for one in (*network.modules(), *network.parameters(), *network.buffers())]
-    verbs(network, tmp_path)
-    assert everything(network) == before
-    assert [id(one) for one in (*network.modules(), *network.parameters(), *network.buffers())] == identities
+    attributes, identities = all_attributes(network), identities_of(network)
+    run_all_functions(network, tmp_path)
+    assert all_attributes(network) == attributes
+    assert identities_of(network) == identities
+
+
+def identities_of(network: nn.Module) -> list[int]:
+    return [id(part) for part in (*network.modules(), *network.parameters(), *network.buffers())]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["whole", "part", "in place", "function"])
-def test_a_compiled_network_runs_its_graph_afterwards_as_before(how: str, tmp_path: Path) -> None:
-    compiled: list[int] = []
-    ran: list[int] = []
+@pytest.mark.parametrize("compiled_part", ["whole", "part", "in place", "function"])
+def test_a_compiled_network_runs_its_graph_afterwards_as_before(compiled_part: str, tmp_path: Path) -> None:
+    compilations: list[int] = []
+    graph_runs: list[int] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-        compiled.append(len(inputs))
+        compilations.append(len(inputs))
 
         def run(*values: Any) -> Any:
-            ran.append(1)
+            graph_runs.append(1)
             return graph.forward(*values)
 
         return run
@@ -98,30 +102,30 @@ def test_a_compiled_network_runs_its_graph_afterwards_as_before(how: str, tmp_pa
             self.body = small_network()
 
         def forward(self, images: Tensor) -> Tensor:
-            return twice(self.body(images)) if how == "function" else self.body(images)
+            return twice(self.body(images)) if compiled_part == "function" else self.body(images)
 
     def plain_twice(values: Tensor) -> Tensor:
         return values * 2
 
-    twice = torch.compile(plain_twice, backend=backend) if how == "function" else plain_twice
+    twice = torch.compile(plain_twice, backend=backend) if compiled_part == "function" else plain_twice
     network: Any = Network().eval()
-    if how == "whole":
+    if compiled_part == "whole":
         network = torch.compile(network, backend=backend)
-    elif how == "part":
+    elif compiled_part == "part":
         network.body = torch.compile(network.body, backend=backend)
-    elif how == "in place":
+    elif compiled_part == "in place":
         network.body.compile(backend=backend)
     with torch.no_grad():
         expected = network(IMAGES[:2])
-        graphs, runs = len(compiled), len(ran)
-        assert graphs
-        assert runs
-        verbs(network, tmp_path)
-        assert (len(compiled), len(ran)) == (graphs, runs)
-        again = network(IMAGES[:2])
-    assert len(compiled) == graphs
-    assert len(ran) > runs
-    assert torch.equal(expected, again)
+        graph_count, run_count = len(compilations), len(graph_runs)
+        assert graph_count
+        assert run_count
+        run_all_functions(network, tmp_path)
+        assert (len(compilations), len(graph_runs)) == (graph_count, run_count)
+        output = network(IMAGES[:2])
+    assert len(compilations) == graph_count
+    assert len(graph_runs) > run_count
+    assert torch.equal(expected, output)
     torch._dynamo.reset()
 
 
@@ -140,19 +144,19 @@ def test_a_compiled_network_has_the_layers_and_the_hash_of_the_plain_one(tmp_pat
 
 class Collector:
     def __init__(self) -> None:
-        self.found: list[Tensor] = []
+        self.outputs: list[Tensor] = []
         self.count = 0
 
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
         self.count += 1
-        self.found.append(output)
+        self.outputs.append(output)
 
     def collect(self, module: nn.Module, args: Any, output: Tensor) -> None:
         self.count += 1
 
 
 @pytest.mark.slow
-def test_hooks_of_the_users_do_not_fire_and_stay_where_they_are(tmp_path: Path) -> None:
+def test_the_users_hooks_do_not_fire_and_stay_registered(tmp_path: Path) -> None:
     network, calls, number, collector = small_network().eval(), [], 0, Collector()
 
     def count(module: nn.Module, args: Any, output: Tensor) -> None:
@@ -165,10 +169,10 @@ def test_hooks_of_the_users_do_not_fire_and_stay_where_they_are(tmp_path: Path) 
     network[4].register_forward_hook(collector)
     network[4].register_forward_hook(collector.collect)
     network[6].register_full_backward_hook(lambda module, inputs, outputs: calls.append(outputs))
-    verbs(network, tmp_path)
-    assert (calls, number, collector.found, collector.count) == ([], 0, [], 0)
+    run_all_functions(network, tmp_path)
+    assert (calls, number, collector.outputs, collector.count) == ([], 0, [], 0)
     network(IMAGES[:1])
-    assert (len(calls), number, len(collector.found), collector.count) == (2, 1, 1, 2)
+    assert (len(calls), number, len(collector.outputs), collector.count) == (2, 1, 1, 2)
 
 
 def negated(module: nn.Module, args: Any, output: Tensor) -> None:
@@ -181,13 +185,13 @@ def test_a_hook_that_changes_what_is_computed_is_part_of_the_network(hook: Calla
     network[0].register_forward_hook(hook)
     traced = trace(network, IMAGES[:1])
     assert traced.hooks
-    for one in make_replicas(network, traced, choose_layers(traced), 2).networks:
-        torch.testing.assert_close(one(IMAGES), network(IMAGES))
+    for replica in make_replicas(network, traced, choose_layers(traced), 2).networks:
+        torch.testing.assert_close(replica(IMAGES), network(IMAGES))
 
 
-def test_what_a_stale_variable_holds_is_not_taken_for_a_feature() -> None:
+def test_a_stale_variable_is_not_taken_for_a_feature() -> None:
     """The hook's dict still holds the features of the user's own last image: without the hook the network would run on those."""
-    held: dict[str, Tensor] = {}
+    features: dict[str, Tensor] = {}
 
     class Network(nn.Module):
         def __init__(self) -> None:
@@ -196,15 +200,15 @@ def test_what_a_stale_variable_holds_is_not_taken_for_a_feature() -> None:
 
         def forward(self, images: Tensor) -> Tensor:
             self.first(images)
-            return self.last(held["first"])
+            return self.last(features["first"])
 
     network = Network().eval()
-    network.first.register_forward_hook(lambda module, args, output: held.update(first=output))
+    network.first.register_forward_hook(lambda module, args, output: features.update(first=output))
     network(IMAGES[:1])
     assert trace(network, IMAGES[:1]).hooks
 
 
-def test_torchs_own_hooks_are_no_users() -> None:
+def test_hooks_of_torch_are_not_the_users() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         network = nn.Sequential(torch.nn.utils.weight_norm(nn.Conv2d(3, 4, 3)), nn.Conv2d(4, 2, 3)).eval()
@@ -222,15 +226,15 @@ def test_a_hook_that_is_not_needed_is_called_once_at_most() -> None:
     calls: list[int] = []
     network = small_network().eval()
     network[0].register_forward_hook(lambda module, args, output: calls.append(1))
-    runs: list[int] = []
+    calls_after_run: list[int] = []
 
     def run(module: nn.Module) -> list[Tensor]:
-        result = module(IMAGES[:1])
-        runs.append(len(calls))
-        return [result]
+        output = module(IMAGES[:1])
+        calls_after_run.append(len(calls))
+        return [output]
 
     assert not needs_hooks(network, run)
-    assert runs == [0, 1]
+    assert calls_after_run == [0, 1]
     assert calls == []
 
 
@@ -257,29 +261,29 @@ class Tied(nn.Module):
 
 def test_a_copy_refers_to_itself_where_the_network_does() -> None:
     network = Tied().eval()
-    made: Any = isolated_copy(network)
-    assert made.second.weight is made.first.weight
-    assert made.also is made.first
-    assert made.blocks[1] is made.second
-    assert made.alias is made.shift
+    copied: Any = isolated_copy(network)
+    assert copied.second.weight is copied.first.weight
+    assert copied.also is copied.first
+    assert copied.blocks[1] is copied.second
+    assert copied.alias is copied.shift
     calls: list[nn.Module] = []
-    made.second.register_forward_hook(lambda module, args, output: calls.append(module))
-    torch.testing.assert_close(made(IMAGES), network(IMAGES))
-    assert calls == [made.second]
+    copied.second.register_forward_hook(lambda module, args, output: calls.append(module))
+    torch.testing.assert_close(copied(IMAGES), network(IMAGES))
+    assert calls == [copied.second]
     assert float(network.shift) == 2
-    assert {id(p) for p in made.parameters()}.isdisjoint({id(p) for p in network.parameters()})
-    assert all(p.data_ptr() == q.data_ptr() for p, q in zip(made.parameters(), network.parameters(), strict=True))
-    assert not any(p.requires_grad for p in made.parameters())
+    assert {id(p) for p in copied.parameters()}.isdisjoint({id(p) for p in network.parameters()})
+    assert all(p.data_ptr() == q.data_ptr() for p, q in zip(copied.parameters(), network.parameters(), strict=True))
+    assert not any(p.requires_grad for p in copied.parameters())
 
 
 def test_a_network_whose_forward_was_replaced_is_copied_with_it() -> None:
     network: Any = small_network().eval()
     network.forward = lambda images: network[1](network[0](images)) * 2
-    made: Any = isolated_copy(network)
-    torch.testing.assert_close(made(IMAGES), network(IMAGES))
+    copied: Any = isolated_copy(network)
+    torch.testing.assert_close(copied(IMAGES), network(IMAGES))
     calls: list[int] = []
     network[0].register_forward_hook(lambda module, args, output: calls.append(1))
-    made(IMAGES)
+    copied(IMAGES)
     assert calls == []
 
 
@@ -294,7 +298,7 @@ def test_graph_modules_scripted_ones_and_parametrized_ones_are_copied() -> None:
         torch.testing.assert_close(isolated_copy(network)(IMAGES), network(IMAGES))
 
 
-def test_what_a_module_leaves_out_of_its_state_is_left_out_of_a_copy() -> None:
+def test_attributes_that_a_module_leaves_out_of_its_state_are_not_copied() -> None:
     """As a Lightning module leaves out its trainer, with all its data."""
 
     class Module(nn.Sequential):
@@ -310,6 +314,6 @@ def test_what_a_module_leaves_out_of_its_state_is_left_out_of_a_copy() -> None:
             raise AssertionError("copied")
 
     network = Module().eval()
-    made: Any = isolated_copy(network)
-    assert made.trainer is None
-    torch.testing.assert_close(made(IMAGES), network(IMAGES))
+    copied: Any = isolated_copy(network)
+    assert copied.trainer is None
+    torch.testing.assert_close(copied(IMAGES), network(IMAGES))

@@ -1,4 +1,4 @@
-"""What a verb sets for the whole process while it runs, and that all of it is afterwards as it was."""
+"""The settings of the process that functions change while they run: they don't matter before, and are as they were afterwards."""
 
 import os
 import sys
@@ -21,8 +21,8 @@ from unitscope.networks.precision import AUTOCAST_DEVICES, plain_tensors
 
 IMAGES = torch.randn(10, 3, 14, 14, generator=torch.Generator().manual_seed(0))
 BACKENDS: Any = torch.backends
-PARENTS = {"all": BACKENDS, "cudnn": BACKENDS.cudnn}
-LEAVES = {
+PARENT_SWITCHES = {"all": BACKENDS, "cudnn": BACKENDS.cudnn}
+LEAF_SWITCHES = {
     "cuda.matmul": BACKENDS.cuda.matmul,
     "cudnn.conv": getattr(BACKENDS.cudnn, "conv", None),
     "cudnn.rnn": getattr(BACKENDS.cudnn, "rnn", None),
@@ -30,39 +30,39 @@ LEAVES = {
     "mkldnn.conv": getattr(BACKENDS.mkldnn, "conv", None),
     "mkldnn.rnn": getattr(BACKENDS.mkldnn, "rnn", None),
 }
-needs_switches = pytest.mark.skipif(LEAVES["mkldnn.conv"] is None, reason="this torch has the older switches alone")
+needs_switches = pytest.mark.skipif(LEAF_SWITCHES["mkldnn.conv"] is None, reason="this torch has only the older switches")
 
 
-def responses() -> dict[str, list[str]]:
-    """What every switch says, as it is and while its parents are set to one thing after the other: so it shows whether it follows."""
-    found: dict[str, list[str]] = {name: [leaf.fp32_precision] for name, leaf in LEAVES.items()}
-    own: dict[str, str] = {}
-    for name, parent in PARENTS.items():  # from the top, since what is set to nothing shows its parent's setting
-        own[name] = parent.fp32_precision
+def switch_states() -> dict[str, list[str]]:
+    """Every switch's value, as it is and with each value of its parents, which shows whether it follows them."""
+    values: dict[str, list[str]] = {name: [leaf.fp32_precision] for name, leaf in LEAF_SWITCHES.items()}
+    parent_values: dict[str, str] = {}
+    for name, parent in PARENT_SWITCHES.items():  # from the top: a switch that is not set reads as its parent
+        parent_values[name] = parent.fp32_precision
         parent.fp32_precision = "none"
-    for parent in PARENTS.values():
+    for parent in PARENT_SWITCHES.values():
         for value in ("ieee", "tf32", "none"):
             parent.fp32_precision = value
-            for leaf_name, leaf in LEAVES.items():
-                found[leaf_name].append(leaf.fp32_precision)
-    for name, parent in PARENTS.items():
-        parent.fp32_precision = own[name]
-    return found | {name: [value] for name, value in own.items()}
+            for leaf_name, leaf in LEAF_SWITCHES.items():
+                values[leaf_name].append(leaf.fp32_precision)
+    for name, parent in PARENT_SWITCHES.items():
+        parent.fp32_precision = parent_values[name]
+    return values | {name: [value] for name, value in parent_values.items()}
 
 
 @pytest.fixture
 def switches() -> Iterator[None]:
-    """Puts every switch back to following its back end's."""
+    """After the test every switch follows its backend's again."""
     yield
-    for one in (*LEAVES.values(), *PARENTS.values()):
-        one.fp32_precision = "none"
+    for switch in (*LEAF_SWITCHES.values(), *PARENT_SWITCHES.values()):
+        switch.fp32_precision = "none"
 
 
-def process_wide() -> dict[str, Any]:
-    """Everything of the process that running a network or reading images could touch."""
+def process_state() -> dict[str, Any]:
+    """Everything of the process that running a network or reading images could change."""
     cudnn = torch.backends.cudnn
     return {
-        "switches": responses(),
+        "switches": switch_states(),
         "cudnn": (cudnn.enabled, cudnn.benchmark, cudnn.deterministic),
         "mkldnn": (torch.backends.mkldnn.enabled, torch.backends.mkldnn.deterministic),
         "autocast": [torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")],
@@ -72,7 +72,7 @@ def process_wide() -> dict[str, Any]:
         "deterministic": (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
         "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
         "stance": getattr(sys.modules.get("torch._dynamo.eval_frame"), "_stance", None),
-        # Python's own random numbers are left out: the checks of types that tests run under draw from them.
+        # Python's generator is left out: the type checks of the tests draw from it.
         "random": (torch.get_rng_state().tolist(), [str(part) for part in np.random.get_state()]),
         "environment": dict(os.environ),
         "path": list(sys.path),
@@ -85,56 +85,56 @@ def process_wide() -> dict[str, Any]:
 
 
 @needs_switches
-def test_all_that_is_set_for_a_verb_is_put_back(tmp_path: Path, switches: None) -> None:
+def test_the_state_of_the_process_is_restored(tmp_path: Path, switches: None) -> None:
     torch.backends.cudnn.benchmark = True
     try:
         network = small_network()
-        before = process_wide()
+        expected = process_state()
         atlas = unitscope.scan(network, IMAGES, tmp_path / "atlas")
-        assert process_wide() == before, "scan"
+        assert process_state() == expected, "scan"
         unitscope.check(atlas, network)
-        assert process_wide() == before, "check"
+        assert process_state() == expected, "check"
         unitscope.attribute(atlas, "gradient", network, layers=["4"])
-        assert process_wide() == before, "attribute"
+        assert process_state() == expected, "attribute"
         atlas.figure(size_px=16)
-        assert process_wide() == before, "figure"
+        assert process_state() == expected, "figure"
         trace(network, torch.zeros(1, 3, 14, 14))
-        assert process_wide() == before, "trace"
+        assert process_state() == expected, "trace"
         with pytest.raises(unitscope.UnitscopeError):
             trace(network, torch.zeros(1, 5, 14, 14))
-        assert process_wide() == before, "a trace that fails"
+        assert process_state() == expected, "a trace that fails"
     finally:
         torch.backends.cudnn.benchmark = False
 
 
 @pytest.mark.slow
 @needs_switches
-@pytest.mark.parametrize("name", [*PARENTS, *LEAVES])
+@pytest.mark.parametrize("name", [*PARENT_SWITCHES, *LEAF_SWITCHES])
 @pytest.mark.parametrize("value", ["ieee", "tf32"])
-def test_every_switch_for_precision_may_be_set_before(tmp_path: Path, switches: None, name: str, value: str) -> None:
+def test_an_atlas_is_the_same_whatever_switch_for_precision_is_set(tmp_path: Path, switches: None, name: str, value: str) -> None:
     network = small_network()
     plain = unitscope.scan(network, IMAGES, tmp_path / "plain")
-    (PARENTS | LEAVES)[name].fp32_precision = value
-    before = responses()
-    other = unitscope.scan(network, IMAGES, tmp_path / "other")
-    assert unitscope.check(other, network).differences == []
-    assert responses() == before
-    assert bytes_of(plain.folder) == bytes_of(other.folder)
+    (PARENT_SWITCHES | LEAF_SWITCHES)[name].fp32_precision = value
+    expected = switch_states()
+    atlas = unitscope.scan(network, IMAGES, tmp_path / "atlas")
+    assert unitscope.check(atlas, network).differences == []
+    assert switch_states() == expected
+    assert bytes_of(atlas.folder) == bytes_of(plain.folder)
 
 
 @needs_switches
-def test_a_switch_that_is_set_after_a_scan_is_heard(tmp_path: Path, switches: None) -> None:
+def test_a_switch_that_is_set_after_a_scan_takes_effect(tmp_path: Path, switches: None) -> None:
     unitscope.scan(small_network(), IMAGES, tmp_path / "atlas")
     torch.backends.fp32_precision = "tf32"
-    assert {leaf.fp32_precision for leaf in LEAVES.values()} == {"tf32"}
+    assert {leaf.fp32_precision for leaf in LEAF_SWITCHES.values()} == {"tf32"}
 
 
-@pytest.mark.parametrize("legacy", ["highest", "high", "medium"])
-def test_the_older_switches_may_be_set_before(tmp_path: Path, switches: None, legacy: str) -> None:
-    torch.set_float32_matmul_precision(legacy)
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_the_older_switches_may_be_set(tmp_path: Path, switches: None, precision: str) -> None:
+    torch.set_float32_matmul_precision(precision)
     try:
         unitscope.scan(small_network(), IMAGES, tmp_path / "atlas")
-        assert torch.get_float32_matmul_precision() == legacy
+        assert torch.get_float32_matmul_precision() == precision
     finally:
         torch.set_float32_matmul_precision("highest")
 
@@ -150,26 +150,26 @@ def test_defaults_of_the_caller_change_nothing(tmp_path: Path, setting: str) -> 
             torch.set_default_device("meta")
         else:
             torch.use_deterministic_algorithms(True)
-        other = unitscope.scan(network, IMAGES, tmp_path / "other")
-        assert unitscope.check(other, network).differences == []
+        atlas = unitscope.scan(network, IMAGES, tmp_path / "atlas")
+        assert unitscope.check(atlas, network).differences == []
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
         torch.use_deterministic_algorithms(False)
-    assert bytes_of(plain.folder) == bytes_of(other.folder)
+    assert bytes_of(atlas.folder) == bytes_of(plain.folder)
 
 
 @pytest.mark.parametrize("device_type", AUTOCAST_DEVICES)
 def test_autocast_is_off_in_plain_tensors_and_on_again_afterwards(device_type: str) -> None:
     """Also where there is no such device; torch.autocast would warn of that."""
-    before = torch.is_autocast_enabled(device_type)
+    enabled = torch.is_autocast_enabled(device_type)
     torch.set_autocast_enabled(device_type, True)
     try:
         with plain_tensors():
             assert not torch.is_autocast_enabled(device_type)
         assert torch.is_autocast_enabled(device_type)
     finally:
-        torch.set_autocast_enabled(device_type, before)
+        torch.set_autocast_enabled(device_type, enabled)
 
 
 class Labelled:
@@ -182,8 +182,8 @@ class Labelled:
         return IMAGES[image], image % 2
 
 
-def every_verbs_numbers(folder: Path) -> dict[str, Any]:
-    """What every verb says of the same network and images."""
+def results_of_all_functions(folder: Path) -> dict[str, Any]:
+    """What every public function gives for the same network and images."""
     network = small_network()
     atlas = unitscope.scan(network, Labelled(), folder / "atlas")
     assert unitscope.check(atlas, network).differences == []
@@ -199,9 +199,9 @@ def every_verbs_numbers(folder: Path) -> dict[str, Any]:
     }
 
 
-def test_no_verb_says_anything_else_under_the_callers_autocast(tmp_path: Path) -> None:
-    plain = every_verbs_numbers(tmp_path / "plain")
+def test_every_function_gives_the_same_under_the_callers_autocast(tmp_path: Path) -> None:
+    plain = results_of_all_functions(tmp_path / "plain")
     with torch.autocast("cpu", torch.bfloat16):
-        cast = every_verbs_numbers(tmp_path / "cast")
+        cast = results_of_all_functions(tmp_path / "cast")
         assert torch.is_autocast_enabled("cpu")
     assert [name for name in plain if repr(plain[name]) != repr(cast[name])] == []
