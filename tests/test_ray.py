@@ -16,7 +16,7 @@ from test_runners import SHARDS, RunnerContract
 import unitscope
 from unitscope.errors import ScanUnfinished, UnitscopeError
 from unitscope.records import Shard
-from unitscope.runners import Failed, Runner, Work
+from unitscope.runners import FailedShard, Runner, ShardWorker
 from unitscope.runners.ray import RayRunner
 
 pytest.importorskip("ray")
@@ -39,13 +39,13 @@ def cluster() -> Iterator[Any]:
 
 
 @pytest.mark.usefixtures("cluster")
-class TestRay(RunnerContract):
+class TestRayRunner(RunnerContract):
     def runner(self) -> Runner:
         return RayRunner()
 
 
-def make_deadly() -> Work[int]:
-    """Its process dies over shard 3."""
+def make_deadly() -> ShardWorker[int]:
+    """Its process is killed in shard 3."""
 
     def work(shards: Iterable[Shard]) -> Iterator[int]:
         for shard in shards:
@@ -57,13 +57,13 @@ def make_deadly() -> Work[int]:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_shard_over_which_workers_die_is_given_up_and_the_others_are_done() -> None:
+def test_a_shard_that_kills_its_workers_fails_and_the_others_are_done() -> None:
     results = list(RayRunner().map(make_deadly, SHARDS))
     assert sorted(r for r in results if isinstance(r, int)) == [0, 1, 2, 4, 5, 6]
-    assert [r for r in results if isinstance(r, Failed)] == [Failed(SHARDS[3], "its worker was lost 3 times")]
+    assert [r for r in results if isinstance(r, FailedShard)] == [FailedShard(SHARDS[3], "its worker was lost 3 times")]
 
 
-def make_nothing() -> Work[int]:
+def make_nothing() -> ShardWorker[int]:
     raise ZeroDivisionError("no worker today")
 
 
@@ -88,10 +88,10 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.mark.usefixtures("cluster")
 def test_the_atlas_is_byte_for_byte_the_local_one(tmp_path: Path, local: dict[str, bytes]) -> None:
-    told = Told()
-    unitscope.scan(Moody(), IMAGES, tmp_path / "atlas", batch_size=2, runner=RayRunner(), on_images=told)
+    progress = Told()
+    unitscope.scan(Moody(), IMAGES, tmp_path / "atlas", batch_size=2, runner=RayRunner(), on_images=progress)
     assert bytes_of(tmp_path / "atlas") == local
-    assert sum(told) == 96
+    assert sum(progress) == 96
 
 
 @pytest.mark.usefixtures("cluster")
@@ -101,7 +101,7 @@ def test_a_worker_killed_in_mid_scan_changes_nothing(tmp_path: Path, local: dict
     killed: list[int] = []
 
     def kill_one(images: int) -> None:
-        workers = [p for p in psutil.process_iter(["cmdline"]) if "ray::Hired.run" in " ".join(p.info["cmdline"] or [])]
+        workers = [p for p in psutil.process_iter(["cmdline"]) if "ray::RayWorker.run" in " ".join(p.info["cmdline"] or [])]
         if workers and len(killed) < 2:
             killed.append(workers[0].pid)
             workers[0].kill()
@@ -134,14 +134,14 @@ def test_a_shard_that_always_fails_is_reported_and_the_rest_is_kept(tmp_path: Pa
     ):
         unitscope.scan(Moody((10,)), IMAGES, tmp_path / "atlas", batch_size=2, runner=RayRunner())
     assert not (tmp_path / "atlas").exists()
-    told = Told()
-    unitscope.scan(Moody(), IMAGES, tmp_path / "atlas", batch_size=2, on_images=told)
-    assert told == [92, 4]
+    progress = Told()
+    unitscope.scan(Moody(), IMAGES, tmp_path / "atlas", batch_size=2, on_images=progress)
+    assert progress == [92, 4]
     assert bytes_of(tmp_path / "atlas") == local
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_scan_on_ray_goes_on_where_it_was(tmp_path: Path, local: dict[str, bytes]) -> None:
+def test_a_scan_on_ray_resumes(tmp_path: Path, local: dict[str, bytes]) -> None:
     often = {"batch_size": 2, "checkpoint_every_s": 0}
     with pytest.raises(KeyboardInterrupt):
         unitscope.scan(Moody(seconds=0.02), IMAGES, tmp_path / "atlas", runner=RayRunner(), on_images=Told(40), **often)
@@ -152,14 +152,8 @@ def test_a_scan_on_ray_goes_on_where_it_was(tmp_path: Path, local: dict[str, byt
     assert bytes_of(tmp_path / "atlas") == local
 
 
-def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unitscope.runners.ray.find_spec", lambda _: None)
-    with pytest.raises(UnitscopeError, match=r"this needs Ray: pip install 'unitscope\[ray\]'"):
-        RayRunner()
-
-
 def test_the_command_line_scans_on_ray(tmp_path: Path, cluster: Any) -> None:
-    """With a network that only a file on this machine knows."""
+    """With a network from a file on this machine."""
     from PIL import Image
 
     (tmp_path / "images").mkdir()
@@ -170,6 +164,6 @@ def test_the_command_line_scans_on_ray(tmp_path: Path, cluster: Any) -> None:
     )
     command = [sys.executable, "-m", "unitscope", "scan", f"{tmp_path / 'own.py'}:made", str(tmp_path / "images"), "--crop", "16"]
     command += ["--mean", "0", "0", "0", "--std", "1", "1", "1", "--runner", "ray", "--address", cluster.address]
-    ran = subprocess.run([*command, "--out", str(tmp_path / "atlas")], capture_output=True, text=True, timeout=120)
-    assert ran.returncode == 0, ran.stderr
+    process = subprocess.run([*command, "--out", str(tmp_path / "atlas")], capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
     assert unitscope.Atlas(tmp_path / "atlas").manifest["read"] == 6

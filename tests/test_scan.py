@@ -25,7 +25,7 @@ import unitscope
 from unitscope.atlas import Atlas
 from unitscope.errors import LayerNotFound, LayoutError
 from unitscope.records import Shard
-from unitscope.runners import Work
+from unitscope.runners import ShardWorker
 
 FEW_VALUES = st.sampled_from([math.nan, -math.inf, math.inf, -3.0, -1.0, 0.0, 0.5, 7.0])
 IMAGES = st.integers(1, 8).flatmap(lambda count: arrays(np.float32, (count, 2, 2, 3), elements=FEW_VALUES))
@@ -268,7 +268,7 @@ class Shuffled:
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def map(self, make_worker: Callable[[], Work[object]], shards: Iterable[Shard]) -> Iterator[object]:
+    def map(self, make_worker: Callable[[], ShardWorker[object]], shards: Iterable[Shard]) -> Iterator[object]:
         waiting = list(shards)
         results: list[object] = []
         for start in range(3):

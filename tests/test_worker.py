@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from unitscope.images import as_source
 from unitscope.layers import choose_layers, trace
 from unitscope.records import Shard
-from unitscope.runners import Failed
+from unitscope.runners import FailedShard
 from unitscope.scanning.partial_results import PartialResult
 from unitscope.scanning.plan import ScanPlan
 from unitscope.scanning.worker import Worker
@@ -84,6 +84,6 @@ def test_a_shard_that_fails_in_its_middle_leaves_nothing_behind() -> None:
     images[3] = 200
     worker = worker_for(Fragile(), images, batch_size=1, k=2)
     failed, result = worker([Shard(0, 0, 4), Shard(1, 4, 8)])
-    assert failed == Failed(Shard(0, 0, 4), "RuntimeError: too bright")
+    assert failed == FailedShard(Shard(0, 0, 4), "RuntimeError: too bright")
     assert isinstance(result, PartialResult)
     assert result.top_k.values.tolist() == [[4.0, 3.0]]

@@ -1,4 +1,4 @@
-"""How shards are spread over processes and machines. A runner knows nothing of networks, images or atlases."""
+"""Runners spread shards over processes and machines. A runner knows nothing of networks, images or atlases."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from typing import Protocol, TypeVar, runtime_checkable
 from unitscope.records import Shard
 
 Result = TypeVar("Result", covariant=True)
-Work = Callable[[Iterable[Shard]], Iterator[Result]]
-"""A worker: takes shards as they come and gives one result for each, in the same order. It may look ahead."""
+ShardWorker = Callable[[Iterable[Shard]], Iterator[Result]]
+"""A worker: it takes shards one by one and gives one result for each, in the same order. It may take shards ahead of the results."""
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
-    """The result of a shard that has none, and why."""
+class FailedShard:
+    """In place of a shard's result, the reason why there is none."""
 
     shard: Shard
     reason: str
@@ -21,19 +21,19 @@ class Failed:
 
 @runtime_checkable
 class Mergeable(Protocol):
-    """A result that can take in others of its kind, so that one result of several shards travels instead of several."""
+    """A result that takes in others of its kind, so that a worker can send one for several shards."""
 
     def merge(self, other: "Mergeable") -> None: ...
 
 
 @runtime_checkable
 class Runner(Protocol):
-    """Gives every shard to some worker and the results to the caller, in any order, each shard once.
+    """Gives every shard to some worker and every result to the caller, in any order, each shard once.
 
-    Mergeable results may come merged. A shard whose worker is lost again and again gives a `Failed`. A runner whose workers are
-    elsewhere says in an attribute `device` on what they compute, in torch's words.
+    Mergeable results may come merged. A shard over which workers are lost repeatedly gives a `FailedShard`. A runner whose workers are in
+    other processes has an attribute `device`: the type of device that they compute on, as torch names it.
     """
 
-    def map(self, make_worker: Callable[[], Work[Result]], shards: Iterable[Shard]) -> Iterator[Result | Failed]:
+    def map(self, make_worker: Callable[[], ShardWorker[Result]], shards: Iterable[Shard]) -> Iterator[Result | FailedShard]:
         """The results of all shards. `make_worker` is called once in every process that works."""
         ...

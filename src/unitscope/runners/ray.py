@@ -1,4 +1,4 @@
-"""The runner that spreads shards over a Ray cluster: workers that come and go, and a caller that loses nothing."""
+"""The runner that spreads shards over a Ray cluster. Workers and machines may come and go; no shard is lost."""
 
 import logging
 import os
@@ -13,37 +13,27 @@ from typing import Any
 
 from unitscope.errors import UnitscopeError
 from unitscope.records import Shard
-from unitscope.runners import Failed, Mergeable, Result, Work
+from unitscope.runners import FailedShard, Mergeable, Result, ShardWorker
 
-TRIES = 3
+log = logging.getLogger(__name__)
+
+MAX_LOST_WORKERS = 3
+"""Over one shard, or in a row at their start, before it is given up: a machine is lost now and then, a shard that kills its worker kills
+every one."""
 CHUNK_S = 30.0
-LARGEST_CHUNK = 64
-LOOK_AGAIN_S = 5.0
-
-
-@dataclass(slots=True)
-class Chunk:
-    """Shards that one worker does in one go. `lost` counts the workers that were lost over it."""
-
-    shards: list[Shard]
-    lost: int = 0
-    started: float = 0.0
-
-
-@dataclass(slots=True)
-class Hand:
-    """One worker process: Ray's handle for it, and the chunk that it is busy with, None while it starts or waits."""
-
-    actor: Any
-    chunk: Chunk | None = None
+"""How long one chunk should take: long beside a message between machines, and no great loss where a worker is lost."""
+MAX_CHUNK_SHARDS = 64
+"""However fast they are, since the results of a chunk, and so the progress, come together."""
+POLL_S = 5.0
+"""How often the cluster's resources are read."""
 
 
 class RayRunner:
     """One worker for every `cpus_per_worker` cores of the cluster, or for every GPU with `gpus_per_worker=1`.
 
-    `address` is that of a running cluster (`auto` finds the one that this machine belongs to); without one Ray is started here.
-    Shards are handed out as workers come free. A lost worker's shards go to others; a shard over which three workers were lost
-    gives a `Failed`. Workers that join later are taken on.
+    `address` is that of a running cluster (`auto` finds the one that this machine belongs to). Without an address Ray is started on this
+    machine. Idle workers get the next shards. The shards of a lost worker go to other workers; a shard over which three workers were
+    lost gives a `FailedShard`. Workers start on machines that join later, too.
 
     Raises `UnitscopeError` where Ray isn't installed, or no cluster is found.
     """
@@ -57,163 +47,193 @@ class RayRunner:
 
     @property
     def device(self) -> str:
-        """Where workers compute."""
+        """The type of device that workers compute on."""
         return "cuda" if self.gpus_per_worker else "cpu"
 
-    def map(self, make_worker: Callable[[], Work[Result]], shards: Iterable[Shard]) -> Iterator[Result | Failed]:
-        with _connected(self.address) as ray:
-            crew = Crew(ray, ray.put(make_worker), self)
-            queue = Queue(shards)
+    def map(self, make_worker: Callable[[], ShardWorker[Result]], shards: Iterable[Shard]) -> Iterator[Result | FailedShard]:
+        with _connected_ray(self.address) as ray:
+            pool = WorkerPool(ray, ray.put(make_worker), self)
+            queue = ShardQueue(iter(shards))
             try:
-                yield from crew.results(queue)
+                yield from pool.results(queue)
             finally:
-                crew.dismiss()
+                pool.stop()
 
 
 @dataclass(slots=True)
-class Queue:
-    """Shards that wait, and those that must be done again; chunks grow until one takes half a minute, and shrink at the end."""
+class Chunk:
+    """Shards that a worker does in one call. `lost_workers` counts the workers that were lost over it."""
 
-    _shards: Iterable[Shard]
-    _ready: deque[Shard] = field(default_factory=deque)
-    _again: deque[Chunk] = field(default_factory=deque)
-    _length: int = 1
+    shards: list[Shard]
+    lost_workers: int = 0
+    started_s: float = 0.0
 
-    def __post_init__(self) -> None:
-        self._shards = iter(self._shards)
 
-    def take(self, workers: int) -> Chunk | None:
-        """The next chunk; None where nothing waits."""
-        if self._again:
-            return self._again.popleft()
-        enough = 2 * workers * self._length
-        self._ready.extend(islice(self._shards, max(0, enough - len(self._ready))))
-        length = min(self._length, -(-len(self._ready) // (2 * workers)))
-        return Chunk([self._ready.popleft() for _ in range(length)]) if self._ready else None
+@dataclass(slots=True)
+class ShardQueue:
+    """The shards that wait, in chunks. Chunks grow until one takes half a minute, and shrink when few shards are left."""
 
-    def done(self, chunk: Chunk) -> None:
-        """Learn from a finished chunk how long the next ones may be."""
-        shard_s = (monotonic() - chunk.started) / len(chunk.shards)
-        self._length = max(1, min(2 * self._length, LARGEST_CHUNK, int(CHUNK_S / max(shard_s, 1e-3))))
+    _unread: Iterator[Shard]
+    _clock: Callable[[], float] = monotonic
+    _waiting: deque[Shard] = field(default_factory=deque)
+    _returned: deque[Chunk] = field(default_factory=deque)
+    _chunk_shards: int = 1
 
-    def lost(self, chunk: Chunk) -> Iterator[Failed]:
-        """Take back the chunk of a lost worker, one shard at a time, so that the one that does it shows; or give it up."""
-        if len(chunk.shards) == 1 and chunk.lost + 1 >= TRIES:
-            yield Failed(chunk.shards[0], f"its worker was lost {TRIES} times")
+    def take(self, worker_count: int) -> Chunk | None:
+        """The next chunk, which starts now; None where nothing waits."""
+        chunk = self._returned.popleft() if self._returned else self._next_chunk(worker_count)
+        if chunk is not None:
+            chunk.started_s = self._clock()
+        return chunk
+
+    def _next_chunk(self, worker_count: int) -> Chunk | None:
+        wanted = 2 * worker_count * self._chunk_shards
+        self._waiting.extend(islice(self._unread, max(0, wanted - len(self._waiting))))
+        length = min(self._chunk_shards, -(-len(self._waiting) // (2 * worker_count)))
+        return Chunk([self._waiting.popleft() for _ in range(length)]) if self._waiting else None
+
+    def finish(self, chunk: Chunk) -> None:
+        """Set the length of the next chunks by the time that this one took."""
+        shard_s = (self._clock() - chunk.started_s) / len(chunk.shards)
+        self._chunk_shards = max(1, min(2 * self._chunk_shards, MAX_CHUNK_SHARDS, int(CHUNK_S / max(shard_s, 1e-3))))
+
+    def give_back(self, chunk: Chunk) -> Iterator[FailedShard]:
+        """Take back the chunk of a lost worker, as one chunk a shard to find the shard at fault; or fail that shard."""
+        if len(chunk.shards) == 1 and chunk.lost_workers + 1 >= MAX_LOST_WORKERS:
+            yield FailedShard(chunk.shards[0], f"its worker was lost {MAX_LOST_WORKERS} times")
             return
-        self._again.extend(Chunk([shard], chunk.lost + 1) for shard in chunk.shards)
+        self._returned.extend(Chunk([shard], chunk.lost_workers + 1) for shard in chunk.shards)
 
 
-class Crew:
+@dataclass(slots=True)
+class WorkerHandle:
+    """A worker process: Ray's actor, and the chunk that it works on, None while it starts or is idle."""
+
+    actor: Any
+    chunk: Chunk | None = None
+
+
+class WorkerPool:
     """The worker processes of one run."""
 
     def __init__(self, ray: Any, make_worker: Any, runner: RayRunner) -> None:
         self._ray, self._make_worker, self._runner = ray, make_worker, runner
-        self._hands: dict[Any, Hand] = {}  # by what they are to answer
-        self._free: list[Hand] = []
-        self._looked = -LOOK_AGAIN_S
-        self._stillborn, self._worked = 0, False
-        # Ray gives a worker as many threads as cores, and doesn't start it again by itself.
-        self._kind = ray.remote(num_cpus=runner.cpus_per_worker, num_gpus=runner.gpus_per_worker, max_restarts=0)(Hired)
+        self._busy: dict[Any, WorkerHandle] = {}  # by Ray's reference to their next answer
+        self._idle: list[WorkerHandle] = []
+        self._polled_s = -POLL_S
+        self._failed_starts, self._any_started = 0, False
+        # Ray gives a worker as many threads as cores. It must not restart one, since that would have lost its state.
+        self._actor_class = ray.remote(num_cpus=runner.cpus_per_worker, num_gpus=runner.gpus_per_worker, max_restarts=0)(
+            RayWorker
+        )
 
-    def results(self, queue: Queue) -> Iterator[Any]:
+    def results(self, queue: ShardQueue) -> Iterator[Any]:
         """All results, as they come."""
         while True:
-            self._hire()
-            self._hand_out(queue)
-            if self._free and not any(hand.chunk for hand in self._hands.values()):
+            self._start_workers()
+            self._assign_chunks(queue)
+            if self._idle and not any(worker.chunk for worker in self._busy.values()):
                 return
-            if not self._hands:
-                self._wait_for_room()
+            if not self._busy:
+                self._wait_for_machines()
                 continue
-            answered, _ = self._ray.wait(list(self._hands), num_returns=1, timeout=LOOK_AGAIN_S)
-            for answer in answered:
-                yield from self._taken(answer, self._hands.pop(answer), queue)
+            answers, _ = self._ray.wait(list(self._busy), num_returns=1, timeout=POLL_S)
+            for answer in answers:
+                yield from self._results_of(answer, self._busy.pop(answer), queue)
 
-    def _wait_for_room(self) -> None:
-        """Machines that were there may come back; ones that never were are not waited for."""
-        if not self._worked:
-            raise UnitscopeError("the Ray cluster has no room for a single worker; lower --cpus-per-worker")
-        sleep(LOOK_AGAIN_S)
-
-    def dismiss(self) -> None:
+    def stop(self) -> None:
         """End all workers."""
-        for hand in (*self._hands.values(), *self._free):
-            self._ray.kill(hand.actor)
+        for worker in (*self._busy.values(), *self._idle):
+            self._ray.kill(worker.actor)
 
-    def _hire(self) -> None:
-        """As many workers as the cluster has room for; looked at now and then, since nodes come and go."""
-        if monotonic() - self._looked < LOOK_AGAIN_S:
+    def _wait_for_machines(self) -> None:
+        """Machines that had workers may come back. Where no worker ever started, nothing is waited for."""
+        if not self._any_started:
+            raise UnitscopeError("the Ray cluster has no room for a single worker; lower --cpus-per-worker")
+        sleep(POLL_S)
+
+    def _start_workers(self) -> None:
+        """Start as many workers as the cluster has room for; from time to time, since machines come and go."""
+        if monotonic() - self._polled_s < POLL_S:
             return
-        self._looked = monotonic()
-        there = self._ray.cluster_resources()
-        room = int(there.get("CPU", 0)) // self._runner.cpus_per_worker
+        self._polled_s = monotonic()
+        for _ in range(self._room() - len(self._busy) - len(self._idle)):
+            worker = WorkerHandle(self._actor_class.remote(self._make_worker))
+            self._busy[worker.actor.ready.remote()] = worker
+
+    def _room(self) -> int:
+        """How many workers the cluster has room for."""
+        resources = self._ray.cluster_resources()
+        room = int(resources.get("CPU", 0)) // self._runner.cpus_per_worker
         if self._runner.gpus_per_worker:
-            room = min(room, int(there.get("GPU", 0) / self._runner.gpus_per_worker))
-        for _ in range(room - len(self._hands) - len(self._free)):
-            hand = Hand(self._kind.remote(self._make_worker))
-            self._hands[hand.actor.ready.remote()] = hand
+            room = min(room, int(resources.get("GPU", 0) / self._runner.gpus_per_worker))
+        return room
 
-    def _hand_out(self, queue: Queue) -> None:
-        while self._free and (chunk := queue.take(len(self._hands) + len(self._free))):
-            hand = self._free.pop()
-            hand.chunk, chunk.started = chunk, monotonic()
-            self._hands[hand.actor.run.remote(chunk.shards)] = hand
+    def _assign_chunks(self, queue: ShardQueue) -> None:
+        while self._idle and (chunk := queue.take(len(self._busy) + len(self._idle))):
+            worker = self._idle.pop()
+            worker.chunk = chunk
+            self._busy[worker.actor.run.remote(chunk.shards)] = worker
 
-    def _taken(self, answer: Any, hand: Hand, queue: Queue) -> Iterator[Any]:
-        """What a worker answered. After an error that isn't the work's own the worker is not used again: what it has seen may be lost."""
-        chunk, hand.chunk = hand.chunk, None
+    def _results_of(self, answer: Any, worker: WorkerHandle, queue: ShardQueue) -> Iterator[Any]:
+        """The results in a worker's answer. A worker that was lost is not used again: its state may be lost."""
+        chunk, worker.chunk = worker.chunk, None
         try:
             results = self._ray.get(answer)
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except self._ray.exceptions.RayError as error:
-            self._ray.kill(hand.actor)
-            self._looked = -LOOK_AGAIN_S
-            if chunk:
-                yield from queue.lost(chunk)
-                return
-            self._stillborn += 1
-            if self._stillborn >= TRIES:
-                raise UnitscopeError(f"no worker could be started: {_last_line(error)}") from error
+            log.debug("a worker was lost", exc_info=True)
+            yield from self._replace(worker, chunk, queue, error)
             return
-        self._free.append(hand)
-        self._stillborn, self._worked = 0, True
+        self._idle.append(worker)
+        self._failed_starts, self._any_started = 0, True
         if chunk:
-            queue.done(chunk)
+            queue.finish(chunk)
             yield from results
 
+    def _replace(self, worker: WorkerHandle, chunk: Chunk | None, queue: ShardQueue, error: Exception) -> Iterator[FailedShard]:
+        """End a lost worker, so that another one starts, and give its chunk back."""
+        self._ray.kill(worker.actor)
+        self._polled_s = -POLL_S
+        if chunk:
+            yield from queue.give_back(chunk)
+            return
+        self._failed_starts += 1
+        if self._failed_starts >= MAX_LOST_WORKERS:
+            raise UnitscopeError(f"no worker could be started: {_last_line(error)}") from error
 
-class Hired:
-    """What runs in a worker process."""
 
-    def __init__(self, make_worker: Callable[[], Work[Any]]) -> None:
-        self._work = make_worker()
+class RayWorker:
+    """The actor: it runs a `ShardWorker` in a process of the cluster."""
+
+    def __init__(self, make_worker: Callable[[], ShardWorker[Any]]) -> None:
+        self._worker = make_worker()
 
     def ready(self) -> None:
-        """Answers when the worker is made."""
+        """Answers once the worker is made."""
 
     def run(self, shards: list[Shard]) -> list[Any]:
-        """The results of some shards, merged where they can be."""
-        whole, others = None, []
-        for result in self._work(shards):
+        """The results of some shards; the mergeable ones are merged to one."""
+        merged, others = None, []
+        for result in self._worker(shards):
             if not isinstance(result, Mergeable):
                 others.append(result)
-            elif whole is None:
-                whole = result
+            elif merged is None:
+                merged = result
             else:
-                whole.merge(result)
-        return others if whole is None else [whole, *others]
+                merged.merge(result)
+        return others if merged is None else [merged, *others]
 
 
 @contextmanager
-def _connected(address: str | None) -> Iterator[Any]:
-    """Ray, connected for as long as the block lasts; a connection that was there before stays."""
+def _connected_ray(address: str | None) -> Iterator[Any]:
+    """The module `ray`, connected while the block lasts. A connection that the caller had stays."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or every start warns of a change to come
     import ray
 
-    mine = not ray.is_initialized()
-    if mine:
+    had_connection = ray.is_initialized()
+    if not had_connection:
         try:
             ray.init(
                 address=address, include_dashboard=None if address else False, log_to_driver=False, logging_level=logging.ERROR
@@ -223,7 +243,7 @@ def _connected(address: str | None) -> Iterator[Any]:
     try:
         yield ray
     finally:
-        if mine:
+        if not had_connection:
             ray.shutdown()
 
 

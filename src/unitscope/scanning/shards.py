@@ -8,7 +8,7 @@ from unitscope.errors import AtlasError, ImagesError, ScanUnfinished
 from unitscope.images import FILE_BITS, FileSource, ImageSource, Skipped, Source, skipping_errors
 from unitscope.images.content import spread
 from unitscope.records import Shard
-from unitscope.runners import Failed, Runner
+from unitscope.runners import FailedShard, Runner
 from unitscope.scanning.checkpoint import Checkpoint
 from unitscope.scanning.partial_results import PartialResult
 from unitscope.scanning.plan import ScanPlan
@@ -42,7 +42,7 @@ def scan_shards(
         on_images(merged.listed)
     failed_shards = []
     for result in runner.map(partial(Worker, session, plan, only_images), _remaining_shards(plan, merged, only_images)):
-        if isinstance(result, Failed):
+        if isinstance(result, FailedShard):
             failed_shards.append(result)
         else:
             on_images(result.listed)
@@ -93,7 +93,7 @@ def _remaining_shards(plan: ScanPlan, merged: PartialResult, only_images: frozen
             yield shard
 
 
-def _failures_text(failed: Sequence[Failed], plan: ScanPlan, source: Source) -> str:
+def _failures_text(failed: Sequence[FailedShard], plan: ScanPlan, source: Source) -> str:
     first = failed[0]
     advice = "All others were, and are kept: start the same scan again to try these once more"
     if plan.files:

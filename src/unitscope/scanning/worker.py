@@ -17,7 +17,7 @@ from unitscope.images import FileBroken, Item, items_of
 from unitscope.images.content import mixed, total
 from unitscope.layers import TracedLayer
 from unitscope.records import Shard
-from unitscope.runners import Failed
+from unitscope.runners import FailedShard
 from unitscope.scanning.partial_results import PartialResult
 from unitscope.scanning.plan import ScanPlan
 from unitscope.scanning.running_statistics import RunningStatistics
@@ -86,7 +86,7 @@ class Worker:
     def _picker(self, traced: TracedLayer, kth_values: Tensor) -> PeakPicker:
         return PeakPicker(self.plan.per_image, _spacing(traced, self.session.device), traced.layer.rectified, kth_values)
 
-    def __call__(self, shards: Iterable[Shard]) -> Iterator[PartialResult | Failed]:
+    def __call__(self, shards: Iterable[Shard]) -> Iterator[PartialResult | FailedShard]:
         """One partial result a shard, in order. What goes wrong in one, other than what a user can mend, leaves the others alone."""
         batches = chain.from_iterable(map(self._batches, shards))
         results = self.session.run_batches(batches, self._scan_batch)
@@ -141,7 +141,7 @@ class Worker:
 
     # ── from batches to a partial result ────────────────────────────────────────────────────────────────────────────
 
-    def _shard_result(self, shard: Shard, batches: Iterable[BatchMaxima]) -> PartialResult | Failed:
+    def _shard_result(self, shard: Shard, batches: Iterable[BatchMaxima]) -> PartialResult | FailedShard:
         """The shard's partial result, merged from pieces of as many images as a numbered shard has: an archive may have any number."""
         result, failure = None, ""
         for piece in _pieces(batches, self.plan.shard_images):
@@ -154,7 +154,7 @@ class Worker:
             else:
                 result.merge(piece_result)
         if failure or result is None:
-            return Failed(shard, failure)
+            return FailedShard(shard, failure)
         self._top_k.merge(result.top_k.to(self.session.device))
         self._sample.merge(result.sample.without_units())
         return result
