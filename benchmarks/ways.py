@@ -188,7 +188,7 @@ def forward_s(network: Network) -> Iterator[float]:
     cores, length = torch.get_num_threads(), images_per_pass(network.module, trace, BATCH)
     fast = make_replicas(network.module, trace, layers, cores).networks
     for networks, images in (([network.module], BATCH), (fast[:1], BATCH), (fast, BATCH), (fast, length)):
-        ready = trace.input_format.convert(torch.randn(images, *trace.shape))
+        ready = trace.input_format.convert(torch.randn(images, *trace.input_shape))
         with replica_threads(networks, torch.device("cpu")) as threads:
             rounds = max(len(networks), 256 // images) if length > 4 else max(len(networks), 64 // images)
             run(threads, ready, len(networks))

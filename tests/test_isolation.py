@@ -184,7 +184,7 @@ def test_a_hook_that_changes_what_is_computed_is_part_of_the_network(hook: Calla
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)).eval()
     network[0].register_forward_hook(hook)
     traced = trace(network, IMAGES[:1])
-    assert traced.hooks
+    assert traced.needs_hooks
     for replica in make_replicas(network, traced, choose_layers(traced), 2).networks:
         torch.testing.assert_close(replica(IMAGES), network(IMAGES))
 
@@ -205,7 +205,7 @@ def test_a_stale_variable_is_not_taken_for_a_feature() -> None:
     network = Network().eval()
     network.first.register_forward_hook(lambda module, args, output: features.update(first=output))
     network(IMAGES[:1])
-    assert trace(network, IMAGES[:1]).hooks
+    assert trace(network, IMAGES[:1]).needs_hooks
 
 
 def test_hooks_of_torch_are_not_the_users() -> None:

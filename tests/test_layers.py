@@ -556,7 +556,7 @@ def test_maps_that_are_turned_are_turned_back() -> None:
     with torch.no_grad():
         expected = network.last(network.first(images))
     torch.testing.assert_close(read_everything(network, images, ["last"])["last"], expected)
-    assert found.fields.box(0, 3, 1) == Box(6, 2, 8, 4)
+    assert found.receptive_fields.box(0, 3, 1) == Box(6, 2, 8, 4)
 
 
 class ChannelsLast(nn.Module):
@@ -599,7 +599,7 @@ def test_units_are_last_and_places_are_found_again(network: nn.Module) -> None:
         torch.testing.assert_close(seen[layer.name], expected)
         assert (layer.layer.units, layer.layer.map_height, layer.layer.map_width) == (5, 4, 3)
         assert (layer.layer.receptive_field_height, layer.layer.stride_y) == (2, 2)
-        assert layer.fields.box(3, 1, 2) == Box(2, 4, 4, 6)
+        assert layer.receptive_fields.box(3, 1, 2) == Box(2, 4, 4, 6)
 
 
 def last_linear(units: int, **how: object) -> nn.Module:
@@ -705,7 +705,7 @@ def test_a_convolution_says_anew_where_units_and_rows_are() -> None:
     found = trace(network, torch.zeros(1, 3, 8, 8))
     (last,) = choose_layers(found, ["3"])
     assert (last.layer.units, last.layer.map_height, last.layer.map_width) == (5, 8, 8)
-    assert last.fields.box(0, 0, 0) == Box(0, 0, 8, 8)
+    assert last.receptive_fields.box(0, 0, 0) == Box(0, 0, 8, 8)
     with pytest.raises(LayoutError, match="units run along several axes"):
         choose_layers(found, ["2"])
 

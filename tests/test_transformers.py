@@ -95,7 +95,7 @@ def bounds_by_perturbation(network: nn.Module, layer: TracedLayer, images: Tenso
 def test_fields_of_windows_hold_all_that_moves_a_cell(name: str, layer: str, exact: bool) -> None:
     network, images = built(name).double(), torch.randn(1, 3, 64, 64, dtype=torch.float64)
     (found,) = choose_layers(trace(network, images), [layer])
-    for rows, held in ((True, found.fields.rows), (False, found.fields.columns)):
+    for rows, held in ((True, found.receptive_fields.rows), (False, found.receptive_fields.columns)):
         moved = bounds_by_perturbation(network, found, images, rows)
         bounds = held[:, 0, :, 0] if rows else held[:, 0, 0, :]
         bounds = np.broadcast_to(bounds.clip(0, 64), moved.shape)
@@ -113,4 +113,4 @@ def test_attention_over_the_whole_image_is_the_whole_image() -> None:
     assert (first.layer.receptive_field_height, first.layer.map_height) == (16, 14)
     assert (later.layer.receptive_field_height, later.layer.receptive_field_width) == (224, 224)
     assert (later.layer.map_height, later.layer.map_width, later.layer.units) == (14, 14, 3072)
-    np.testing.assert_allclose(later.fields.centres_y, np.arange(14) * 16 + 8)
+    np.testing.assert_allclose(later.receptive_fields.centres_y, np.arange(14) * 16 + 8)

@@ -191,7 +191,7 @@ def test_boxes_of_the_sample_are_the_cells_fields(atlas: Atlas) -> None:
             continue
         sample = atlas.sample(traced.name)
         unit, y, x = (sample[name].to_numpy() for name in ("unit", "y", "x"))
-        for side, values in zip(("top", "left", "bottom", "right"), traced.fields.boxes(unit, y, x), strict=True):
+        for side, values in zip(("top", "left", "bottom", "right"), traced.receptive_fields.boxes(unit, y, x), strict=True):
             assert sample[side].to_pylist() == np.broadcast_to(values, len(y)).tolist()
 
 

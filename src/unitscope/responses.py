@@ -48,7 +48,7 @@ def _responses(session: Session, image: Image.Image, preprocessing: Preprocessin
         traced, maximum = session.layers[layer], highest_cell(maps)
         values, cells = maximum.values[0].cpu().numpy(), maximum.cells[0].cpu().numpy()
         y, x = np.divmod(cells, traced.layer.map_width)
-        sides = traced.fields.boxes(np.arange(len(values)), y, x)
+        sides = traced.receptive_fields.boxes(np.arange(len(values)), y, x)
         return Response(traced.name, values, np.stack([np.asarray(side, dtype=np.int64) for side in sides], axis=1))
 
     inputs = session.loader.normalise([prepare(image, preprocessing)], session.input_format)

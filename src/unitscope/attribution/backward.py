@@ -57,7 +57,7 @@ class LayerAttribution:
         A window that gives another value than the whole image did shows that the network isn't the same everywhere on it; its
         peaks are done again on the whole image.
         """
-        _, height, width = self.session.trace.shape
+        _, height, width = self.session.trace.input_shape
         remaining = [peak for peak in peaks if isfinite(peak.value) and _sees_pixels(peak, (height, width))]
         if not remaining:
             return

@@ -72,7 +72,7 @@ class TracedLayer:
     count: int
     reads_input: bool
     default: bool
-    fields: Fields
+    receptive_fields: Fields
     layout: Layout
 
     @property
@@ -100,19 +100,19 @@ class Fold:
 @dataclass(frozen=True, slots=True)
 class Trace:
     """The layers of a network in call order, those that can't be scanned, and the format in which the network takes its input,
-    whose `shape` is (channel, y, x).
+    whose `input_shape` is (channel, y, x).
 
-    `unknown_operators` are those whose fields were taken to be the whole input for want of a rule. `hooks` says that the network
+    `unknown_operators` are those whose fields were taken to be the whole input for want of a rule. `needs_hooks` says that the network
     computes something else without the hooks that its user hung on it.
     """
 
     layers: list[TracedLayer]
     unreadable: list[UnreadableLayer]
     input_format: InputFormat
-    shape: tuple[int, int, int]
+    input_shape: tuple[int, int, int]
     unknown_operators: frozenset[str]
     folds: tuple[Fold, ...]
-    hooks: bool
+    needs_hooks: bool
 
 
 def trace(network: nn.Module, images: Tensor) -> Trace:

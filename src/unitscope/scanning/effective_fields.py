@@ -150,7 +150,9 @@ def effective_size(traced: TracedLayer, cells: Sequence[CellOfUnit], energy: Ten
     if energy is None or not energy.sum() > 0:
         return None
     shape = traced.layer.receptive_field_height, traced.layer.receptive_field_width
-    centres = [(float(traced.fields.centres_y[cell.y]), float(traced.fields.centres_x[cell.x])) for cell in cells]
+    centres = [
+        (float(traced.receptive_fields.centres_y[cell.y]), float(traced.receptive_fields.centres_x[cell.x])) for cell in cells
+    ]
     needed_scales = torch.stack([_needed_scales(energy.shape[1:], centre, shape) for centre in centres])
     height, width = box_holding(energy.flatten(), needed_scales.flatten(), shape)
     return min(height, energy.shape[1]), min(width, energy.shape[2])

@@ -74,7 +74,7 @@ def _peak_columns(result: PartialResult, traced: TracedLayer, unit_range: slice,
     unit, rank = np.nonzero(images != NO_IMAGE)
     image = images[unit, rank]
     y, x = np.divmod(cells[unit, rank], traced.layer.map_width)
-    sides = dict(zip(SIDES, traced.fields.boxes(unit, y, x), strict=True))
+    sides = dict(zip(SIDES, traced.receptive_fields.boxes(unit, y, x), strict=True))
     axes = dict(zip(SIDES, (0, 1, 0, 1), strict=True))
     on_source = {f"source_{side}": geometries.to_source(image, sides[side], axes[side]).astype(np.float32) for side in SIDES}
     return {
@@ -130,7 +130,7 @@ def _sample_columns(sample: Sample, layers: Sequence[TracedLayer]) -> Iterator[C
             "value": values[has_value],
             "y": y,
             "x": x,
-            **dict(zip(SIDES, traced.fields.boxes(unit, y, x), strict=True)),
+            **dict(zip(SIDES, traced.receptive_fields.boxes(unit, y, x), strict=True)),
         }
 
 

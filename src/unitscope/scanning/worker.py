@@ -234,7 +234,7 @@ def _pieces(batches: Iterable[BatchMaxima], images: int) -> Iterator[list[BatchM
 
 def _spacing(traced: TracedLayer, device: torch.device) -> Spacing:
     """Half a receptive field apart (rule 6 of docs/exactness.md)."""
-    receptive_fields, layer = traced.fields, traced.layer
+    receptive_fields, layer = traced.receptive_fields, traced.layer
     y, x = (
         torch.tensor(centres, dtype=torch.float32, device=device)
         for centres in (receptive_fields.centres_y, receptive_fields.centres_x)

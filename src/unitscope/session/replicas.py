@@ -60,7 +60,7 @@ def make_replicas(network: nn.Module, trace: Trace, layers: Sequence[TracedLayer
     with fork_random_states(device), restore_class_variables(network):
         second_image = count == 1  # image of noise alone: where several replicas run in turn, it does so there
         on_plain = tried(network, trace, layers, second_image)
-        plain = isolated_copy(network, trace.hooks).to(device)
+        plain = isolated_copy(network, trace.needs_hooks).to(device)
         for copies in _fast_copies(plain, trace, layers, count):
             if count > 1 and on_plain.trial.random is None and on_plain.trial.batch is None:
                 # Both questions at once: are they right, and do they leave each other alone?
@@ -77,7 +77,7 @@ def make_replicas(network: nn.Module, trace: Trace, layers: Sequence[TracedLayer
             if all(map(_maps_agree, layers, maps, on_plain.maps, repeat(on_plain.trial))):
                 trial = on_plain.trial.with_rounding(layers, deviations(maps, on_plain.maps))
                 return _one_where_shared(copies, trace, layers, Tried(trial, maps))
-        plain_copies = [plain, *(isolated_copy(plain, trace.hooks) for _ in range(count - 1))]
+        plain_copies = [plain, *(isolated_copy(plain, trace.needs_hooks) for _ in range(count - 1))]
         return _one_where_shared(plain_copies, trace, layers, on_plain)
 
 
@@ -136,7 +136,7 @@ def _power_of_two(images: int, limit: int) -> int:
 
 def _copy_in_format(network: nn.Module, trace: Trace) -> nn.Module:
     """A copy whose convolutions' weights have the memory format of the traced input; other parameters are shared."""
-    copied = isolated_copy(network, trace.hooks)
+    copied = isolated_copy(network, trace.needs_hooks)
     for parameter in copied.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=trace.input_format.memory_format)

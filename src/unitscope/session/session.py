@@ -105,7 +105,7 @@ class Session:
     @cached_property
     def plain_copy(self) -> nn.Module:
         """One copy of the network as it was written, for a few images."""
-        return isolated_copy(self.module, self.trace.hooks).to(self.device)
+        return isolated_copy(self.module, self.trace.needs_hooks).to(self.device)
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -169,7 +169,7 @@ class Session:
         outputs = [_output(network, inputs) for network in (self.plain_copy, *self.replicas.networks)]
         if all(_same_output(outputs[0], output) for output in outputs[1:]):
             return self.replicas.networks
-        return [isolated_copy(self.plain_copy, self.trace.hooks) for _ in self.replicas.networks]
+        return [isolated_copy(self.plain_copy, self.trace.needs_hooks) for _ in self.replicas.networks]
 
     @contextmanager
     def running(self, to_output: bool = False) -> Iterator[ReplicaThreads]:

@@ -172,7 +172,7 @@ class _Trials:
     def _copy(self) -> nn.Module:
         """A copy that begins where the network stands; those that were made before have run."""
         self.class_variables.restore()
-        return isolated_copy(self.network, self.traced.hooks).to(self.traced.input_format.device)
+        return isolated_copy(self.network, self.traced.needs_hooks).to(self.traced.input_format.device)
 
     def _first(self, apart: Sequence[float], near: float = NEAR) -> str | None:
         """The name of the first layer whose values are apart."""
@@ -345,7 +345,7 @@ def _deviation(maps: Tensor, others: Tensor) -> float:
 
 def noise_for(traced: Trace, images: int) -> Tensor:
     """The first of three images of noise, the same every time and each louder than the one before, as the network takes them."""
-    noise = torch.randn(3, *traced.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    noise = torch.randn(3, *traced.input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     return traced.input_format.convert(noise[:images] * LOUDER ** torch.arange(images, dtype=torch.float32).reshape(-1, 1, 1, 1))
 
 
