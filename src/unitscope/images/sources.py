@@ -16,9 +16,9 @@ from typing import Any
 
 from unitscope.errors import ImagesError
 from unitscope.files import absolute_path, os_error_text
+from unitscope.images.archives import FORMS, ArchiveSource, archive_source, form_of
 from unitscope.images.content import contradictions, spread
 from unitscope.images.datasets import DatasetSource, from_hugging_face
-from unitscope.images.files import FORMS, FileSource, file_source, form_of
 from unitscope.images.labels import written_label
 from unitscope.images.lists import read_list
 from unitscope.images.names import picture_endings
@@ -26,7 +26,7 @@ from unitscope.images.pixels import content_of_file, read_file
 from unitscope.images.protocol import ImageSource, Item, Skipped, SourceImage, as_text, skipping_errors
 from unitscope.records import Shard
 
-Source = ImageSource | FileSource
+Source = ImageSource | ArchiveSource
 """Images that are numbered one by one, or that lie many to a file."""
 
 
@@ -136,8 +136,8 @@ def as_source(images: Any) -> Source:
         return _named(os.fspath(images))
     if isinstance(images, (list, tuple)) and all(isinstance(p, (str, os.PathLike)) for p in images):
         many = bool(images) and all(form_of(os.fspath(path)) for path in images)
-        return file_source([os.fspath(path) for path in images]) if many else ListSource(images)
-    if isinstance(images, (ImageSource, FileSource)):
+        return archive_source([os.fspath(path) for path in images]) if many else ListSource(images)
+    if isinstance(images, (ImageSource, ArchiveSource)):
         return images
     if hasattr(images, "__getitem__") and hasattr(images, "__len__"):
         return DatasetSource(images)
@@ -152,7 +152,7 @@ def _named(name: str) -> Source:
     if name.startswith("hf:"):
         return from_hugging_face(name)
     if form_of(name) and not os.path.isdir(name):
-        return file_source([name])
+        return archive_source([name])
     if os.path.isdir(name):
         return _of_folder(name)
     if not os.path.exists(name) and has_magic(name) and "://" not in name:
@@ -226,7 +226,7 @@ def reopened(description: Mapping[str, Any]) -> Source:
     if kind == "list":
         return ListSource(description["paths"], description["folder"])
     if kind == "files":
-        return file_source(description["files"])
+        return archive_source(description["files"])
     if description.get("name"):
         return as_source(description["name"])
     what = f"a data set of type {description['type']}" if description.get("type") else "of a source that the atlas doesn't name"
@@ -235,7 +235,7 @@ def reopened(description: Mapping[str, Any]) -> Source:
 
 def items_of(source: Source, shard: Shard) -> Iterator[Item]:
     """The images of a shard, in order: those with its numbers, or all of the file with its number."""
-    if isinstance(source, FileSource):
+    if isinstance(source, ArchiveSource):
         yield from source.items(shard.number)
         return
     for image in range(shard.start, shard.stop):
@@ -244,7 +244,7 @@ def items_of(source: Source, shard: Shard) -> Iterator[Item]:
 
 def count_of(source: Source) -> int | None:
     """How many images there are; None where they lie many to a file, which nobody has counted."""
-    return None if isinstance(source, FileSource) else len(source)
+    return None if isinstance(source, ArchiveSource) else len(source)
 
 
 def known_labels(source: Source) -> list[str | None] | None:
@@ -270,7 +270,7 @@ def finder(source: Source) -> Callable[[str], int | None]:
 
     An image whose folder was given from further up, or further down, is found by the end of its path, where only one file has it.
     """
-    if isinstance(source, FileSource):
+    if isinstance(source, ArchiveSource):
         return source.find
     numbers, by_name = {as_text(source.key(image)): image for image in range(len(source))}, dict[str, list[str]]()
     for key in numbers:
@@ -291,7 +291,7 @@ def finder(source: Source) -> Callable[[str], int | None]:
 
 def keys_hash(source: Source, count: int) -> str:
     """SHA-256 over the first `count` keys in order; over the names of the files where images lie many to a file."""
-    if isinstance(source, FileSource):
+    if isinstance(source, ArchiveSource):
         return source.hash
     digest = sha256()
     for image in range(count):
@@ -301,7 +301,7 @@ def keys_hash(source: Source, count: int) -> str:
 
 def fingerprint(source: Source, count: int) -> dict[str, str | None]:
     """The hashes of a few images by their numbers, None for those that can't be read: enough to tell two collections apart."""
-    if isinstance(source, FileSource):
+    if isinstance(source, ArchiveSource):
         return source.fingerprint()
     found: dict[str, str | None] = {}
     for image in spread(count):
@@ -314,7 +314,7 @@ def fingerprint(source: Source, count: int) -> dict[str, str | None]:
 
 def few_labels(source: Source, count: int) -> dict[str, str | None]:
     """The labels of the same images, empty for those without one, None for those that can't be read."""
-    if isinstance(source, FileSource):
+    if isinstance(source, ArchiveSource):
         return source.few_labels()
     found: dict[str, str | None] = dict.fromkeys(map(str, spread(count)))
     for image in found:

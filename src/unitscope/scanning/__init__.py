@@ -19,7 +19,7 @@ from unitscope.atlas import Atlas, new_atlas_folder, write_atlas
 from unitscope.atlas.schema import MOST_INPUT, MOST_PEAKS
 from unitscope.errors import UnitscopeError
 from unitscope.images import (
-    FileSource,
+    ArchiveSource,
     Skipped,
     Source,
     as_source,
@@ -103,7 +103,7 @@ def scan(
 
 def _plan(source: Source, k: int, options: Options) -> ScanPlan:
     plan = ScanPlan(0, k, options.per_image, options.batch_size, options.precision, sample=options.sample)
-    if isinstance(source, FileSource):
+    if isinstance(source, ArchiveSource):
         if options.limit is not None:
             raise UnitscopeError("limit is for images that are numbered one by one; give fewer files instead")
         return replace(plan, files=len(source.files))
@@ -129,7 +129,7 @@ def _affordable(plan: ScanPlan, session: Session) -> ScanPlan:
 
 def _warn_of_changing_images(source: Source) -> None:
     """A data set that crops or flips at random can't be asked for an image again."""
-    if isinstance(source, FileSource) or source.thread_safe:
+    if isinstance(source, ArchiveSource) or source.thread_safe:
         return
     with suppress(Skipped), skipping_errors():  # whoever reads it all says what is wrong with the first
         if source.content(0) != source.content(0):

@@ -5,7 +5,7 @@ from contextlib import suppress
 from functools import partial
 
 from unitscope.errors import AtlasError, ImagesError, ScanUnfinished
-from unitscope.images import FILE_BITS, FileSource, ImageSource, Skipped, Source, skipping_errors
+from unitscope.images import FILE_BITS, ArchiveSource, ImageSource, Skipped, Source, skipping_errors
 from unitscope.images.content import spread
 from unitscope.records import Shard
 from unitscope.runners import FailedShard, Runner
@@ -60,7 +60,7 @@ def scan_shards(
 
 def _check_images(merged: PartialResult, source: Source, checkpoint: Checkpoint) -> None:
     """Raises `AtlasError` where some of the images that an earlier scan has read are others now."""
-    if isinstance(source, FileSource):
+    if isinstance(source, ArchiveSource):
         return  # to find one image may be to read a whole file; the plan's fingerprint has to do
     records = [merged.image_records[image] for image in sorted(merged.image_records)]
     for record in (records[index] for index in spread(len(records), MAX_IMAGES_CHECKED)):
@@ -79,7 +79,7 @@ def _content(source: ImageSource, image: int) -> int | None:
 
 
 def _no_images_text(source: Source) -> str:
-    files = source.files if isinstance(source, FileSource) else []
+    files = source.files if isinstance(source, ArchiveSource) else []
     return f"there are no images: {', '.join(map(repr, files[:3]))}{' …' if len(files) > 3 else ''} hold nothing"
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unitscope.errors import UnitscopeError, first_line
-from unitscope.images import FileBroken, Item, items_of
+from unitscope.images import Item, ShardUnreadable, items_of
 from unitscope.images.content import mixed, total
 from unitscope.layers import TracedLayer
 from unitscope.records import Shard
@@ -101,7 +101,7 @@ class Worker:
         try:
             while batch := tuple(islice(items, self._batch_images)):
                 yield ShardBatch(shard, batch)
-        except FileBroken as error:
+        except ShardUnreadable as error:
             yield ShardBatch(shard, (), str(error))
 
     # ── in a replica's thread ───────────────────────────────────────────────────────────────────────────────────────

@@ -12,7 +12,7 @@ from torch import nn
 
 from unitscope.arguments import layer_patterns
 from unitscope.errors import ImagesError, NetworkError, UnitscopeError
-from unitscope.images import FileSource, ImageSource, Skipped, Source, as_source, as_text, count_of, skipping_errors
+from unitscope.images import ArchiveSource, ImageSource, Skipped, Source, as_source, as_text, count_of, skipping_errors
 from unitscope.images.content import spread
 from unitscope.layers import Trace, choose_layers, trace
 from unitscope.networks import PREPROCESSING_FLAGS, Network, as_preprocessing, load_network, network_from_module
@@ -87,7 +87,7 @@ def loader_for(source: Source, preprocessing: Preprocessing | None, count: int, 
 
     Raises `ImagesError` where no image can be read.
     """
-    if isinstance(source, FileSource):
+    if isinstance(source, ArchiveSource):
         return _of_pictures(source, preprocessing, model)
     shape = _usual_shape(source, count)
     return _of_pictures(source, preprocessing, model) if shape is None else Loader(source, None, shape)
@@ -122,7 +122,7 @@ def _of_pictures(source: Source, preprocessing: Preprocessing | None, model: str
 
 def none_read(count: int, source: Source, skipped: Mapping[int, tuple[str, str]]) -> str:
     """What to say where no image can be read: the first of each reason, up to three."""
-    what = "items" if isinstance(source, FileSource) or not source.thread_safe else "files"
+    what = "items" if isinstance(source, ArchiveSource) or not source.thread_safe else "files"
     first: dict[str, str] = {}
     for image in sorted(skipped):
         key, reason = skipped[image]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from unitscope.errors import WHERE_IMAGES_ARE, ImagesError
-from unitscope.images import FileBroken, FileSource, Item, count_of, items_of
+from unitscope.images import ArchiveSource, Item, ShardUnreadable, count_of, items_of
 from unitscope.layers import Trace, TracedLayer, tapped
 from unitscope.networks import InputFormat
 from unitscope.networks.isolation import isolated_copy
@@ -148,11 +148,11 @@ class Session:
     def _items(self) -> Iterator[Item]:
         """All images of the source, in order. Raises `ImagesError` where a file of many can't be read to its end."""
         source = self.loader.source
-        shard_count = len(source.files) if isinstance(source, FileSource) else 1
+        shard_count = len(source.files) if isinstance(source, ArchiveSource) else 1
         try:
             for number in range(shard_count):
                 yield from items_of(source, Shard(number, 0, count_of(source) or 0))
-        except FileBroken as error:
+        except ShardUnreadable as error:
             raise ImagesError(str(error)) from error
 
     def inputs(self, loaded: Sequence[LoadedImage]) -> Tensor:

@@ -24,7 +24,7 @@ from PIL import Image
 
 import unitscope
 from unitscope.errors import ImagesError, ScanUnfinished, UnitscopeError
-from unitscope.images import FileSource, Skipped, as_source, files, holds, items_of
+from unitscope.images import ArchiveSource, Skipped, archives, as_source, holds, items_of
 from unitscope.images.content import hash_of_bytes
 from unitscope.records import Shard
 
@@ -33,7 +33,7 @@ HOW = unitscope.Preprocessing((14, 14), (14, 14), (0.5,) * 3, (0.5,) * 3)
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "PATIENCE_S", 0.001)
+    monkeypatch.setattr(archives, "PATIENCE_S", 0.001)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def written(folder: Path, paths: list[Path], kind: str) -> list[str]:
     return names
 
 
-def all_items(source: FileSource) -> list[Any]:
+def all_items(source: ArchiveSource) -> list[Any]:
     return [
         item for number in range(len(source.files)) for item in items_of(source, Shard(number, number << 32, (number + 1) << 32))
     ]
@@ -309,13 +309,13 @@ def test_a_file_that_is_cut_off_is_named(
 ) -> None:
     content = pack(tar_of(pictures[:5])) + pack(tar_of(pictures[5:]))
     (tmp_path / f"cut.{ending}").write_bytes(content[: len(content) * 3 // 4 - 77])
-    with pytest.raises(files.FileBroken, match=rf"cut\.{ending}' can't be read"):
+    with pytest.raises(archives.ShardUnreadable, match=rf"cut\.{ending}' can't be read"):
         all_items(as_source(tmp_path / f"cut.{ending}"))
 
 
 def test_what_follows_the_end_of_a_tar_file_and_is_none_is_told(tmp_path: Path, pictures: list[Path]) -> None:
     (tmp_path / "all.tar").write_bytes(tar_of(pictures) + b"signature" * 100)
-    with pytest.raises(files.FileBroken, match="all.tar' can't be read: OSError: the tar file is cut off or damaged"):
+    with pytest.raises(archives.ShardUnreadable, match="all.tar' can't be read: OSError: the tar file is cut off or damaged"):
         all_items(as_source(tmp_path / "all.tar"))
 
 

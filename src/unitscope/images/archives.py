@@ -109,7 +109,7 @@ class Form(Protocol):
         ...
 
 
-class FileSource:
+class ArchiveSource:
     """Images in files of one form. Keys are the file's path from the folder that all are in, and the name within the file.
 
     A file is read in sequence; reading that fails is tried again, three times in all, before its error is raised. Single images
@@ -212,7 +212,7 @@ class FileSource:
                 return
             except Exception as error:
                 if attempt == TRIES or isinstance(error, ImagesError):
-                    raise FileBroken(f"{self.files[file]!r} can't be read: {type(error).__name__}: {error}") from error
+                    raise ShardUnreadable(f"{self.files[file]!r} can't be read: {type(error).__name__}: {error}") from error
                 sleep(PATIENCE_S * 4 ** (attempt - 1))
 
 
@@ -228,7 +228,7 @@ def _used(path: str, use: Callable[[Stream], Result]) -> Result:
         return use(stream)
 
 
-class FileBroken(Exception):
+class ShardUnreadable(Exception):
     """A file that can't be read to its end, now or ever."""
 
 
@@ -537,7 +537,7 @@ def form_of(path: str) -> Form | None:
     return next((form for ending, form in FORMS.items() if name.lower().endswith(ending)), None)
 
 
-def file_source(paths: Sequence[str]) -> FileSource:
+def archive_source(paths: Sequence[str]) -> ArchiveSource:
     """The source of tar shards or Parquet files; braces such as `{000..127}` and globs stand for many, in order.
 
     Raises `ImagesError` where there are none, or of both kinds.
@@ -546,7 +546,7 @@ def file_source(paths: Sequence[str]) -> FileSource:
     forms = {form for file in files if (form := form_of(file))}
     if len(forms) != 1 or any(form_of(file) is None for file in files):
         raise ImagesError(f"images are either tar shards or Parquet files, not both: {', '.join(map(repr, paths))}")
-    return FileSource(files, forms.pop())
+    return ArchiveSource(files, forms.pop())
 
 
 def _globbed(path: str) -> list[str]:
