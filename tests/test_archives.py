@@ -24,9 +24,8 @@ from PIL import Image
 
 import unitscope
 from unitscope.errors import ImagesError, ScanUnfinished, UnitscopeError
-from unitscope.images import ArchiveSource, Skipped, archives, as_source, holds, items_of
+from unitscope.images import ArchiveSource, ShardUnreadable, Skipped, archives, as_source
 from unitscope.images.content import hash_of_bytes
-from unitscope.records import Shard
 
 HOW = unitscope.Preprocessing((14, 14), (14, 14), (0.5,) * 3, (0.5,) * 3)
 
@@ -80,9 +79,7 @@ def written(folder: Path, paths: list[Path], kind: str) -> list[str]:
 
 
 def all_items(source: ArchiveSource) -> list[Any]:
-    return [
-        item for number in range(len(source.files)) for item in items_of(source, Shard(number, number << 32, (number + 1) << 32))
-    ]
+    return [item for shard in source.shards(images_per_shard=64) for item in source.items(shard)]
 
 
 @pytest.mark.parametrize("kind", ["tar", "tar.gz", "parquet"])
@@ -309,13 +306,13 @@ def test_a_file_that_is_cut_off_is_named(
 ) -> None:
     content = pack(tar_of(pictures[:5])) + pack(tar_of(pictures[5:]))
     (tmp_path / f"cut.{ending}").write_bytes(content[: len(content) * 3 // 4 - 77])
-    with pytest.raises(archives.ShardUnreadable, match=rf"cut\.{ending}' can't be read"):
+    with pytest.raises(ShardUnreadable, match=rf"cut\.{ending}' can't be read"):
         all_items(as_source(tmp_path / f"cut.{ending}"))
 
 
 def test_what_follows_the_end_of_a_tar_file_and_is_none_is_told(tmp_path: Path, pictures: list[Path]) -> None:
     (tmp_path / "all.tar").write_bytes(tar_of(pictures) + b"signature" * 100)
-    with pytest.raises(archives.ShardUnreadable, match="all.tar' can't be read: OSError: the tar file is cut off or damaged"):
+    with pytest.raises(ShardUnreadable, match="all.tar' can't be read: OSError: the tar file is cut off or damaged"):
         all_items(as_source(tmp_path / "all.tar"))
 
 
@@ -333,8 +330,8 @@ def test_the_image_is_found_when_a_file_came_before_it(tmp_path: Path, pictures:
     names = written(tmp_path / "shards", pictures, "tar")
     before, after = as_source(names[1:]), as_source(names)
     assert after.find(before.key(1)) == (1 << 32) + 1
-    assert not holds(after, 1, before.key(1))
-    assert holds(before, 1, before.key(1))
+    assert not after.has(1, before.key(1))
+    assert before.has(1, before.key(1))
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,9 @@ from unitscope.images import (
     DatasetSource,
     FolderSource,
     Geometry,
-    ImageSource,
-    ListSource,
     Skipped,
     as_source,
     display,
-    fingerprint,
-    keys_hash,
     prepare,
     same_images,
 )
@@ -232,68 +228,12 @@ class Classes:
         return photograph(10 + image, 20), image % 2
 
 
-class ImageSourceContract:
-    """What every image source must do. Subclasses make one with four images."""
-
-    def source(self, folder: Path) -> ImageSource:
-        raise NotImplementedError
-
-    def test_it_is_a_source(self, tmp_path: Path) -> None:
-        source = self.source(tmp_path)
-        assert isinstance(source, ImageSource)
-        assert as_source(source) is source
-
-    def test_it_gives_the_same_images_in_the_same_order_twice(self, tmp_path: Path) -> None:
-        first, second = self.source(tmp_path), self.source(tmp_path)
-        assert len(first) == len(second) == 4
-        for image in (2, 0, 3, 1):
-            assert first.key(image) == second.key(image)
-            one, other = first.read(image), second.read(image)
-            assert one.label == other.label
-            assert one.content == other.content == first.content(image)
-            np.testing.assert_array_equal(np.asarray(one.pixels), np.asarray(other.pixels))
-        assert keys_hash(first, 4) == keys_hash(second, 4)
-        assert keys_hash(first, 3) != keys_hash(second, 4)
-
-    def test_keys_are_all_different(self, tmp_path: Path) -> None:
-        source = self.source(tmp_path)
-        assert len({source.key(image) for image in range(4)}) == 4
-
-    def test_its_description_is_plain_data(self, tmp_path: Path) -> None:
-        description = self.source(tmp_path).description
-        assert isinstance(description["kind"], str)
-
-
 def written(folder: Path) -> list[Path]:
     folder.mkdir(exist_ok=True)
     paths = [folder / f"{i}.png" for i in range(4)]
     for i, path in enumerate(paths):
         photograph(10 + i, 20).save(path)
     return paths
-
-
-class TestFolderSource(ImageSourceContract):
-    def source(self, folder: Path) -> ImageSource:
-        written(folder / "images")
-        return FolderSource(folder / "images")
-
-
-class TestListSource(ImageSourceContract):
-    def source(self, folder: Path) -> ImageSource:
-        return ListSource(written(folder))
-
-
-class TestDatasetOfPictures(ImageSourceContract):
-    def source(self, folder: Path) -> ImageSource:
-        return DatasetSource(Classes())
-
-    def test_labels_are_looked_up_in_its_classes(self, tmp_path: Path) -> None:
-        assert [self.source(tmp_path).read(i).label for i in range(4)] == ["cat", "dog", "cat", "dog"]
-
-
-class TestDatasetOfTensors(ImageSourceContract):
-    def source(self, folder: Path) -> ImageSource:
-        return DatasetSource(torch.arange(4 * 3 * 2 * 2.0).reshape(4, 3, 2, 2))
 
 
 @pytest.mark.parametrize(
@@ -332,7 +272,7 @@ def test_names_that_are_no_text_are_keys_too(tmp_path: Path) -> None:
     source = FolderSource(tmp_path)
     assert source.read(0).pixels.size == (60, 40)
     assert source.key(0) == "\\xff\\xfe.png"
-    assert keys_hash(source, 1)
+    assert source.hash()
 
 
 def test_a_link_to_itself_costs_one_file(tmp_path: Path) -> None:
@@ -435,7 +375,7 @@ def test_a_folder_that_holds_an_atlas_holds_no_images(tmp_path: Path) -> None:
 def test_other_images_of_the_same_names_are_other_images(tmp_path: Path) -> None:
     paths = written(tmp_path / "images")
     source = FolderSource(tmp_path / "images")
-    known = {"hash": keys_hash(source, 4), "fingerprint": fingerprint(source, 4)}
+    known = {"hash": source.hash(), "fingerprint": source.fingerprint()}
     assert same_images(known, FolderSource(tmp_path / "images"))
     kept = paths[2].read_bytes()
     Image.new("RGB", (20, 12)).save(paths[2])

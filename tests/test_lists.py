@@ -13,7 +13,7 @@ from PIL import Image
 
 import unitscope
 from unitscope.errors import ImagesError
-from unitscope.images import FolderSource, ListSource, Skipped, as_source, count_of
+from unitscope.images import FolderSource, ListSource, Skipped, as_source
 
 SQUARE = unitscope.Preprocessing(None, (48, 64), (0.5,) * 3, (0.5,) * 3)
 
@@ -107,9 +107,9 @@ def test_a_list_whose_folder_moved_is_drawn_from_the_new_one(folder: Path, tmp_p
 
 
 def test_globs_and_single_pictures_just_work(folder: Path) -> None:
-    assert count_of(as_source(str(folder / "*" / "00?.png"))) == 6
-    assert count_of(as_source(str(folder / "**" / "*.png"))) == 7
-    assert count_of(as_source(str(folder / "cat" / "000.png"))) == 1
+    assert as_source(str(folder / "*" / "00?.png")).count() == 6
+    assert as_source(str(folder / "**" / "*.png")).count() == 7
+    assert as_source(str(folder / "cat" / "000.png")).count() == 1
     with pytest.raises(ImagesError, match=r"there are no files '.*\*\.jpg'"):
         as_source(str(folder / "*.jpg"))
     (folder / "odd [1]").mkdir()

@@ -1,7 +1,7 @@
 """Reading an atlas."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from io import BytesIO
@@ -20,7 +20,7 @@ from unitscope.atlas.manifest import read_manifest
 from unitscope.atlas.schema import METHODS, PLACES, PROJECTIONS, TABLES
 from unitscope.atlas.ties import Tie, ties
 from unitscope.errors import WHERE_IMAGES_ARE, AtlasError, ImagesError, LayerNotFound, suggestion
-from unitscope.images import Changed, Skipped, Source, as_source, finder, holds, reopened, skipping_errors
+from unitscope.images import Changed, ImageSource, Skipped, as_source, reopened, skipping_errors
 from unitscope.images.protocol import Pixels
 from unitscope.records import Layer, Peak, Preprocessing, names_user_code
 
@@ -108,7 +108,7 @@ class Atlas:
         return AtlasError(f"the atlas {str(self.folder)!r} is broken: {what}")
 
     @cached_property
-    def source(self) -> Source:
+    def source(self) -> ImageSource:
         """The images that were scanned. Raises `ImagesError` where they are gone."""
         if self._images is not None:
             return as_source(self._images)
@@ -121,11 +121,6 @@ class Atlas:
     def _images_met(self) -> dict[int, dict[str, Any]]:
         """The row of every image that a peak names."""
         return {row["image"]: row for row in self.table("images").to_pylist()}
-
-    @cached_property
-    def _find(self) -> Callable[[str], int | None]:
-        """The way from a key to the number that its image has now."""
-        return finder(self.source)
 
     def _image(self, image: int) -> dict[str, Any]:
         if image not in self._images_met:
@@ -150,7 +145,7 @@ class Atlas:
         """
         known, source = self._image(image), self.source
         with skipping_errors():
-            place = image if holds(source, image, known["key"]) else self._find(known["key"])
+            place = image if source.has(image, known["key"]) else source.find(known["key"])
             if place is None:
                 raise Skipped("is no longer there")
             opened = source.read(place)

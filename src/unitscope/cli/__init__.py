@@ -409,13 +409,12 @@ def main() -> None:
 
 
 def _scan(network: Any, images: Any, out: Path, **options: Any) -> None:
-    from unitscope.images import as_source, count_of
+    from unitscope.images import as_source
     from unitscope.scanning import scan as scan_images
     from unitscope.scanning.checkpoint import checkpoint_folder
 
     source = as_source(images)
-    count, limit = count_of(source), options.get("limit")
-    total = count if count is None or limit is None else min(count, limit)
+    total = source.count(options.get("limit"))
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         with progress(total) as advance:

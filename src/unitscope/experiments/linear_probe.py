@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from unitscope.errors import ImagesError, NetworkError, UnitscopeError
 from unitscope.experiments.tables import place_for_table, write_table
-from unitscope.images import known_labels
 from unitscope.networks import Network
 from unitscope.session.loader import LoadedImage
 from unitscope.session.opening import open_session
@@ -66,7 +65,7 @@ def probe(
         raise UnitscopeError("probing needs scikit-learn: pip install 'unitscope[experiments]'") from error
     path = place_for_table(Path(out) / "probe.parquet")
     with open_session(network, images, preprocess, layers, device) as session:
-        if (source_labels := known_labels(session.loader.source)) is not None:
+        if (source_labels := session.loader.source.labels()) is not None:
             _check_labels(source_labels)
         features, labels = _features(session, on_images)
         names = [traced.name for traced in session.layers]

@@ -25,7 +25,7 @@ from unitscope.atlas.schema import MANIFEST
 from unitscope.errors import AtlasError, LayerNotFound, NetworkError, UnitscopeError, first_line, suggestion
 from unitscope.experiments.evolution import ORDER, Evolution, check_name, epochs_in, project, scanned, write_order
 from unitscope.files import check_writable
-from unitscope.images import as_source, count_of
+from unitscope.images import as_source
 from unitscope.networks import Network, first_float_tensor, network_from_module
 from unitscope.networks.precision import fork_random_states
 from unitscope.records import Layer, name_matches
@@ -78,7 +78,7 @@ class Recorder:
         self._check_out()
         _check_layers(_unwrapped(self.network), layer_patterns(self.layers) or ())
         known, source = network_from_module(_unwrapped(self.network)), as_source(self.images)
-        loader_for(source, preprocessing_of(self.preprocess, known), count_of(source) or 0, known.model)
+        loader_for(source, preprocessing_of(self.preprocess, known), source.count(), known.model)
         _LIVE[os.path.realpath(self.out)] = self
 
     def epoch(self, number: int) -> None:

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from glob import has_magic
 from hashlib import sha256
-from itertools import count, groupby, islice
+from itertools import count as counter
+from itertools import groupby, islice
 from os.path import commonprefix, exists
 from posixpath import dirname, join, normpath, splitext
 from time import sleep
@@ -29,14 +30,15 @@ from braceexpand import braceexpand
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from unitscope.errors import ImagesError
+from unitscope.errors import ImagesError, UnitscopeError
 from unitscope.files import absolute_path
 from unitscope.images.content import FEW, hash_of_bytes, spread
 from unitscope.images.datasets import IMAGE_COLUMNS
 from unitscope.images.labels import LABEL_COLUMNS, decoded, first_label, label_text, words, written_label
 from unitscope.images.names import picture_endings
 from unitscope.images.pixels import read_bytes
-from unitscope.images.protocol import Item, Skipped, SourceImage, as_text
+from unitscope.images.protocol import ImageSource, Item, ShardUnreadable, Skipped, SourceImage, as_text
+from unitscope.records import Shard
 
 Result = TypeVar("Result")
 Named = TypeVar("Named", "Sample", "Entry")
@@ -109,15 +111,16 @@ class Form(Protocol):
         ...
 
 
-class ArchiveSource:
+class ArchiveSource(ImageSource):
     """Images in files of one form. Keys are the file's path from the folder that all are in, and the name within the file.
 
-    A file is read in sequence; reading that fails is tried again, three times in all, before its error is raised. Single images
-    are found through an index of their file.
+    Nobody counts the images, so each file is one shard, and there can't be a limit. A file is read in sequence; reading that fails is
+    tried again, three times in all, before its error is raised. Single images are found through an index of their file.
     """
 
     thread_safe = True
     passed_over: Mapping[str, str] = {}
+    noun = "items"
 
     def __init__(self, files: Sequence[str], form: Form) -> None:
         self.files = list(files)
@@ -133,14 +136,20 @@ class ArchiveSource:
     def description(self) -> Mapping[str, Any]:
         return {"kind": "files", "files": self.files}
 
-    @property
-    def hash(self) -> str:
-        """SHA-256 over the files' names; what they hold, nobody has read yet."""
-        return sha256("\0".join(self.files).encode()).hexdigest()
+    def count(self, limit: int | None = None) -> None:
+        """Nobody has counted them. Raises `UnitscopeError` for a limit."""
+        if limit is not None:
+            raise UnitscopeError("limit is for images that are numbered one by one; give fewer files instead")
 
-    def items(self, file: int) -> Iterator[Item]:
+    def shards(self, images_per_shard: int, limit: int | None = None) -> Iterator[Shard]:
+        """One shard a file, however many images it has."""
+        self.count(limit)
+        return (Shard(file, file << FILE_BITS, (file + 1) << FILE_BITS) for file in range(len(self.files)))
+
+    def items(self, shard: Shard) -> Iterator[Item]:
         """The images of one file, from its first to its last, and what it holds beside them, which is skipped."""
-        places, leavings = count(), count(LEAVINGS)
+        file = shard.number
+        places, leavings = counter(), counter(LEAVINGS)
         for sample in _named_apart(self._read(file)):
             image = (file << FILE_BITS) + next(leavings if sample.leaving else places)
             yield Item(image, self._key(file, sample.name), partial(_opened, sample.content, sample.label, sample.reason))
@@ -148,18 +157,39 @@ class ArchiveSource:
     def key(self, image: int) -> str:
         return self._key(image >> FILE_BITS, self._entry(image).name)
 
+    def label(self, image: int) -> str | None:
+        return self._entry(image).label
+
+    def labels(self) -> None:
+        """To know them is to read the files."""
+
+    def content(self, image: int) -> None:
+        """To reach one image may be to read a whole file."""
+
     def read(self, image: int) -> SourceImage:
         file, entry = image >> FILE_BITS, self._entry(image)
         content = None if entry.reason else self._reached(file, lambda stream: self.form.fetch(stream, entry))
         return _opened(content, entry.label, entry.reason)
 
-    def fingerprint(self) -> dict[str, str | None]:
+    def has(self, image: int, key: str) -> bool:
+        try:
+            return self.key(image) == key
+        except Skipped:
+            return False
+
+    def hash(self, limit: int | None = None) -> str:
+        """SHA-256 over the files' names; what they hold, nobody has read yet."""
+        self.count(limit)
+        return sha256("\0".join(self.files).encode()).hexdigest()
+
+    def fingerprint(self, limit: int | None = None) -> dict[str, str | None]:
         """The hash of the first image of a few files, by its number; None where it can't be read. One request a file."""
+        self.count(limit)
         contents = {file: None if first is None else first.content for file, first in self._firsts()}
         return {file: None if content is None else f"{hash_of_bytes(content):016x}" for file, content in contents.items()}
 
-    def few_labels(self) -> dict[str, str | None]:
-        """Their labels, empty where they have none."""
+    def fingerprint_labels(self, limit: int | None = None) -> dict[str, str | None]:
+        self.count(limit)
         return {file: None if first is None else first.label or "" for file, first in self._firsts()}
 
     def _firsts(self) -> Iterator[tuple[str, Sample | None]]:
@@ -169,8 +199,13 @@ class ArchiveSource:
                 first = self.form.first(stream)
             yield str(file << FILE_BITS), first
 
+    def unscanned_text(self, shards: Sequence[Shard]) -> str:
+        return f"{len(shards)} of {len(self.files)} files could not be scanned"
+
+    def empty_text(self) -> str:
+        return f"there are no images: {', '.join(map(repr, self.files[:3]))}{' …' if len(self.files) > 3 else ''} hold nothing"
+
     def find(self, key: str) -> int | None:
-        """The number of the image with that key; None where it isn't there."""
         for file, path in enumerate(self.files):
             if key.startswith(as_text(path.removeprefix(self._base) + "/")):
                 keys = [self._key(file, entry.name) for entry in self._index(file)]
@@ -226,10 +261,6 @@ def _used(path: str, use: Callable[[Stream], Result]) -> Result:
             raise
     with fsspec.open(f"simplecache::{path}", "rb") as stream:
         return use(stream)
-
-
-class ShardUnreadable(Exception):
-    """A file that can't be read to its end, now or ever."""
 
 
 class Tar:

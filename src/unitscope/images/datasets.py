@@ -1,7 +1,7 @@
 """Map-style data sets as sources: torch's and torchvision's, Hugging Face's, or anything with a length and numbered items."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -12,6 +12,7 @@ from PIL import Image
 from unitscope.errors import ImagesError, first_line
 from unitscope.images.content import hash_of_pixels
 from unitscope.images.labels import LABEL_COLUMNS, classes_of, first_label, label_text, origins
+from unitscope.images.numbered import NumberedSource
 from unitscope.images.pixels import check_size, read_bytes, read_file
 from unitscope.images.protocol import Pixels, Skipped, SourceImage, skipping_errors
 from unitscope.images.ranges import note_range
@@ -23,7 +24,7 @@ _reading = RLock()
 """Held while a data set is asked for an image: one lock for all, since a subset and the whole read the same open file."""
 
 
-class DatasetSource:
+class DatasetSource(NumberedSource):
     """A map-style data set of PIL images or tensors: alone, as the first of a tuple whose second is the label, or in the columns
     of a row, as Hugging Face's data sets give them, decoded or not.
 
@@ -31,9 +32,6 @@ class DatasetSource:
     `classes` of the data set, or of those that it is a part or a chain of, or in the names of its column. Nobody promised that a data
     set may be read by several threads, so it is asked for one image at a time, which is loaded and copied before the next one.
     """
-
-    thread_safe = False
-    passed_over: Mapping[str, str] = {}
 
     def __init__(self, dataset: Any, name: str = "") -> None:
         self.dataset, self._name = dataset, name
@@ -49,12 +47,6 @@ class DatasetSource:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def key(self, image: int) -> str:
-        return str(image)
-
-    def content(self, image: int) -> int | None:
-        return self.read(image).content
-
     def read(self, image: int) -> SourceImage:
         with _reading:  # once for both, or another thread may be given the same picture, repainted, in between
             with skipping_errors("the data set raised"):
@@ -62,14 +54,15 @@ class DatasetSource:
             with skipping_errors():
                 return _read(_image_in(item), self._label(image, item))
 
-    def may_label(self) -> bool:
-        """False where items of the first one's form have no place for a label."""
+    def labels(self) -> Sequence[str | None] | None:
+        """No labels, where items of the first one's form have no position for one; None, since they must be read, where they have."""
         try:
             with _reading:
                 item = self.dataset[0]
         except Exception:  # whoever reads it says why
-            return True
-        return len(item) > 1 and not _is_file(item) if isinstance(item, (tuple, list, Mapping)) else False
+            return None
+        may_have_label = isinstance(item, (tuple, list, Mapping)) and len(item) > 1 and not _is_file(item)
+        return None if may_have_label else [None] * len(self)
 
     def _label(self, image: int, item: Any) -> str | None:
         if not isinstance(item, Mapping):

@@ -1,7 +1,7 @@
 """What every source of images gives, and what it raises where it can't."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from unitscope.errors import first_line
+from unitscope.records import Shard
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
 
@@ -55,34 +56,103 @@ class Item:
         object.__setattr__(self, "key", as_text(self.key))
 
 
+class ShardUnreadable(Exception):
+    """A shard whose images can't be read to the last, now or ever."""
+
+
 @runtime_checkable
 class ImageSource(Protocol):
-    """A numbered collection of images.
+    """A collection of images with numbers that never change for the same source; a key says the same to a person.
 
-    `read` gives an image with its label and its hash; it raises `Skipped` with the reason where an image can't be read, and whatever
-    else it raises skips that image too. `content` gives the hash alone, which may be cheaper. Both may be called from several
-    threads; one that is not `thread_safe` lets one thread read at a time, and a scan reads it in the thread of its caller.
+    To write one of your own, subclass `NumberedSource`, which needs `__len__` and `read` alone. Code outside `images` knows this protocol
+    and no kind of source.
 
-    `description` is what is written into an atlas, so that `reopened` can find the images again. `passed_over` says what was met and
-    is no image of the source, and why.
+    Where a method takes a `limit`, it is about the first `limit` images only; None is about all. A source that can't tell which those are
+    raises `UnitscopeError` for any limit.
     """
 
     @property
-    def description(self) -> Mapping[str, Any]: ...
+    def description(self) -> Mapping[str, Any]:
+        """What an atlas keeps, so that `reopened` can find the images again: plain data, with a `kind`."""
+        ...
 
     @property
-    def thread_safe(self) -> bool: ...
+    def thread_safe(self) -> bool:
+        """True where several threads may call `read` and `content` at once. Otherwise a scan reads in the thread of its caller."""
+        ...
 
     @property
-    def passed_over(self) -> Mapping[str, str]: ...
+    def passed_over(self) -> Mapping[str, str]:
+        """What was met and is no image of the source, by its name, with the reason."""
+        ...
 
-    def __len__(self) -> int: ...
+    @property
+    def noun(self) -> str:
+        """What messages call its images: `files` or `items`."""
+        ...
 
-    def key(self, image: int) -> str: ...
+    def count(self, limit: int | None = None) -> int | None:
+        """How many images there are; None where nobody has counted them, which only a source of pictures, not of tensors, may say."""
+        ...
 
-    def content(self, image: int) -> int | None: ...
+    def shards(self, images_per_shard: int, limit: int | None = None) -> Iterator[Shard]:
+        """The images in runs that are scanned as one piece, in order. Each has as many images as that, the last one may have fewer.
 
-    def read(self, image: int) -> SourceImage: ...
+        A source that hasn't counted its images cuts them as it can. Whatever has a number from `start` to `stop - 1` is in that shard.
+        """
+        ...
+
+    def items(self, shard: Shard) -> Iterator[Item]:
+        """The images of a shard in order. Raises `ShardUnreadable` where they don't come to an end, maybe after some of them."""
+        ...
+
+    def key(self, image: int) -> str:
+        """The stable name of an image. Raises `Skipped` where there is no such image."""
+        ...
+
+    def label(self, image: int) -> str | None:
+        """The class of an image, None without one. Raises as `read` does."""
+        ...
+
+    def labels(self) -> Sequence[str | None] | None:
+        """The label of every image in order, where no image must be read for that; None otherwise."""
+        ...
+
+    def content(self, image: int) -> int | None:
+        """The hash that `read` gives, which may cost less than to read; None where it can't be had, or costs far more."""
+        ...
+
+    def read(self, image: int) -> SourceImage:
+        """An image with its label and its hash. Raises `Skipped` with the reason where it can't be read; any other error skips it too."""
+        ...
+
+    def find(self, key: str) -> int | None:
+        """The number of the image with that key; None where there is none."""
+        ...
+
+    def has(self, image: int, key: str) -> bool:
+        """True where the image of that number has that key."""
+        ...
+
+    def hash(self, limit: int | None = None) -> str:
+        """SHA-256 over what the images are called, in order. It tells two lists apart; what they hold, `fingerprint` tells."""
+        ...
+
+    def fingerprint(self, limit: int | None = None) -> dict[str, str | None]:
+        """The hashes of a few images by their numbers, None for those that can't be read: enough to tell two collections apart."""
+        ...
+
+    def fingerprint_labels(self, limit: int | None = None) -> dict[str, str | None]:
+        """The labels of the same images, empty for those without one, None for those that can't be read."""
+        ...
+
+    def unscanned_text(self, shards: Sequence[Shard]) -> str:
+        """What a person is told of shards, one at least, that could not be scanned: how many images or files, and which."""
+        ...
+
+    def empty_text(self) -> str:
+        """What a person is told where there was no image at all."""
+        ...
 
 
 @contextmanager

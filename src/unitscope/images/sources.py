@@ -6,38 +6,51 @@ source; a key says the same to a person.
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from functools import partial
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from glob import glob, has_magic
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from unitscope.errors import ImagesError
 from unitscope.files import absolute_path, os_error_text
-from unitscope.images.archives import FORMS, ArchiveSource, archive_source, form_of
-from unitscope.images.content import contradictions, spread
+from unitscope.images.archives import FORMS, archive_source, form_of
+from unitscope.images.content import contradictions
 from unitscope.images.datasets import DatasetSource, from_hugging_face
 from unitscope.images.labels import written_label
 from unitscope.images.lists import read_list
 from unitscope.images.names import picture_endings
+from unitscope.images.numbered import NumberedSource
 from unitscope.images.pixels import content_of_file, read_file
-from unitscope.images.protocol import ImageSource, Item, Skipped, SourceImage, as_text, skipping_errors
-from unitscope.records import Shard
-
-Source = ImageSource | ArchiveSource
-"""Images that are numbered one by one, or that lie many to a file."""
+from unitscope.images.protocol import ImageSource, SourceImage, as_text
 
 
-class FolderSource:
+class ImageFiles(NumberedSource):
+    """Files of one image each."""
+
+    thread_safe = True
+    noun = "files"
+
+    @abstractmethod
+    def path(self, image: int) -> Path:
+        """Where the file of an image is."""
+
+    def labels(self) -> Sequence[str | None]:
+        return [self.label(image) for image in range(len(self))]
+
+    def content(self, image: int) -> int | None:
+        return content_of_file(self.path(image))
+
+    def read(self, image: int) -> SourceImage:
+        return read_file(self.path(image), self.label(image))
+
+
+class FolderSource(ImageFiles):
     """All files below a folder, by path; the label is the name of the first folder on the way, where there is one.
 
     Every file counts, whatever its name ends in: what isn't an image is skipped with its reason. Hidden files and folders, whose
     names begin with a dot, are none of the images. Folders that hold an atlas, and links back to a folder on the way, are passed over.
     """
-
-    thread_safe = True
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
@@ -49,13 +62,17 @@ class FolderSource:
             raise ImagesError(f"the folder {str(folder)!r} can't be read: {os_error_text(error)}") from error
         passed_over: dict[str, str] = {}
         self._paths = sorted(_files_below(str(folder), passed_over))
-        self.passed_over: Mapping[str, str] = dict(sorted(passed_over.items()))
+        self._passed_over = dict(sorted(passed_over.items()))
         if not self._paths:
-            raise ImagesError(f"the folder {str(folder)!r} holds no files" + _with_reason(self.passed_over))
+            raise ImagesError(f"the folder {str(folder)!r} holds no files" + _with_reason(self._passed_over))
 
     @property
     def description(self) -> Mapping[str, Any]:
         return {"kind": "folder", "folder": str(self.folder.resolve())}
+
+    @property
+    def passed_over(self) -> Mapping[str, str]:
+        return self._passed_over
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -63,24 +80,19 @@ class FolderSource:
     def key(self, image: int) -> str:
         return as_text(self._paths[image])
 
-    def content(self, image: int) -> int | None:
-        return content_of_file(self.folder / self._paths[image])
+    def path(self, image: int) -> Path:
+        return self.folder / self._paths[image]
 
     def label(self, image: int) -> str | None:
         first, slash, _ = self.key(image).partition("/")
         return first if slash else None
 
-    def read(self, image: int) -> SourceImage:
-        return read_file(self.folder / self._paths[image], self.label(image))
 
-
-class ListSource:
+class ListSource(ImageFiles):
     """Files in the order given, with labels where they are given; a key is the path from the folder that all files are in.
 
     Relative paths start from `folder` or, without one, from the working folder. `passed_over` are those that are no images, with reasons.
     """
-
-    thread_safe = True
 
     def __init__(
         self,
@@ -94,7 +106,7 @@ class ListSource:
         if all("://" in os.fspath(path) for path in paths):
             raise ImagesError(_behind_url(os.fspath(paths[0])))
         files = [absolute_path(os.path.join(folder or "", os.fspath(path))) for path in paths]
-        self.passed_over = passed_over or {}
+        self._passed_over = passed_over or {}
         self._folder = _common_folder(files)
         self._paths = [os.path.relpath(file, self._folder) if self._folder else file for file in files]
         self._labels = labels
@@ -103,20 +115,21 @@ class ListSource:
     def description(self) -> Mapping[str, Any]:
         return {"kind": "list", "folder": self._folder, "paths": self._paths}
 
+    @property
+    def passed_over(self) -> Mapping[str, str]:
+        return self._passed_over
+
     def __len__(self) -> int:
         return len(self._paths)
 
     def key(self, image: int) -> str:
         return as_text(self._paths[image].replace(os.sep, "/"))
 
-    def content(self, image: int) -> int | None:
-        return content_of_file(Path(self._folder, self._paths[image]))
+    def path(self, image: int) -> Path:
+        return Path(self._folder, self._paths[image])
 
     def label(self, image: int) -> str | None:
         return written_label(self._labels[image] or "") if self._labels else None
-
-    def read(self, image: int) -> SourceImage:
-        return read_file(Path(self._folder, self._paths[image]), self.label(image))
 
 
 def _common_folder(files: Sequence[str]) -> str:
@@ -127,8 +140,8 @@ def _common_folder(files: Sequence[str]) -> str:
         return ""
 
 
-def as_source(images: Any) -> Source:
-    """The source that a user means: a folder, files of many images, a list of paths, a map-style data set, or a source.
+def as_source(images: Any) -> ImageSource:
+    """The source that a user means: a folder, archives, a list of paths, a map-style data set, or an `ImageSource`.
 
     `hf:NAME` or `hf:NAME:SPLIT` is a data set of Hugging Face's `datasets`, a `.txt` file a list, a glob the files that it stands for.
     """
@@ -137,7 +150,7 @@ def as_source(images: Any) -> Source:
     if isinstance(images, (list, tuple)) and all(isinstance(p, (str, os.PathLike)) for p in images):
         many = bool(images) and all(form_of(os.fspath(path)) for path in images)
         return archive_source([os.fspath(path) for path in images]) if many else ListSource(images)
-    if isinstance(images, (ImageSource, ArchiveSource)):
+    if isinstance(images, ImageSource):
         return images
     if hasattr(images, "__getitem__") and hasattr(images, "__len__"):
         return DatasetSource(images)
@@ -147,7 +160,7 @@ def as_source(images: Any) -> Source:
     )
 
 
-def _named(name: str) -> Source:
+def _named(name: str) -> ImageSource:
     ending = os.path.splitext(name)[1].lower()
     if name.startswith("hf:"):
         return from_hugging_face(name)
@@ -218,7 +231,7 @@ def _no_source(name: str, ending: str) -> str:
     return f"{name!r} is {what}"
 
 
-def reopened(description: Mapping[str, Any]) -> Source:
+def reopened(description: Mapping[str, Any]) -> ImageSource:
     """The source that an atlas was made from. Raises `ImagesError` where it is gone or was a data set in memory."""
     kind = description.get("kind")
     if kind == "folder":
@@ -233,104 +246,10 @@ def reopened(description: Mapping[str, Any]) -> Source:
     raise ImagesError(f"the images were {what}; give it again: unitscope.Atlas(folder, images=dataset)")
 
 
-def items_of(source: Source, shard: Shard) -> Iterator[Item]:
-    """The images of a shard, in order: those with its numbers, or all of the file with its number."""
-    if isinstance(source, ArchiveSource):
-        yield from source.items(shard.number)
-        return
-    for image in range(shard.start, shard.stop):
-        yield Item(image, source.key(image), partial(source.read, image))
-
-
-def count_of(source: Source) -> int | None:
-    """How many images there are; None where they lie many to a file, which nobody has counted."""
-    return None if isinstance(source, ArchiveSource) else len(source)
-
-
-def known_labels(source: Source) -> list[str | None] | None:
-    """Every image's label, where that can be told without reading the images; None where it can't."""
-    if isinstance(source, (FolderSource, ListSource)):
-        return [source.label(image) for image in range(len(source))]
-    if isinstance(source, DatasetSource) and not source.may_label():
-        return [None] * len(source)
-    return None
-
-
-def holds(source: Source, image: int, key: str) -> bool:
-    """True where the image of that number has that key."""
-    count = count_of(source)
-    try:
-        return (count is None or image < count) and as_text(source.key(image)) == key
-    except Skipped:
-        return False
-
-
-def finder(source: Source) -> Callable[[str], int | None]:
-    """The way from a key to the number that its image has in a source.
-
-    An image whose folder was given from further up, or further down, is found by the end of its path, where only one file has it.
-    """
-    if isinstance(source, ArchiveSource):
-        return source.find
-    numbers, by_name = {as_text(source.key(image)): image for image in range(len(source))}, dict[str, list[str]]()
-    for key in numbers:
-        by_name.setdefault(key.rpartition("/")[2], []).append(key)
-
-    def find(key: str) -> int | None:
-        if key in numbers:
-            return numbers[key]
-        ends = [
-            other
-            for other in by_name.get(key.rpartition("/")[2], ())
-            if f"/{key}".endswith(f"/{other}") or f"/{other}".endswith(f"/{key}")
-        ]
-        return numbers[ends[0]] if len(ends) == 1 else None
-
-    return find
-
-
-def keys_hash(source: Source, count: int) -> str:
-    """SHA-256 over the first `count` keys in order; over the names of the files where images lie many to a file."""
-    if isinstance(source, ArchiveSource):
-        return source.hash
-    digest = sha256()
-    for image in range(count):
-        digest.update(as_text(source.key(image)).encode() + b"\0")
-    return digest.hexdigest()
-
-
-def fingerprint(source: Source, count: int) -> dict[str, str | None]:
-    """The hashes of a few images by their numbers, None for those that can't be read: enough to tell two collections apart."""
-    if isinstance(source, ArchiveSource):
-        return source.fingerprint()
-    found: dict[str, str | None] = {}
-    for image in spread(count):
-        content = None
-        with suppress(Skipped), skipping_errors():  # whoever scans it says why
-            content = source.content(image)
-        found[str(image)] = None if content is None else f"{content:016x}"
-    return found
-
-
-def few_labels(source: Source, count: int) -> dict[str, str | None]:
-    """The labels of the same images, empty for those without one, None for those that can't be read."""
-    if isinstance(source, ArchiveSource):
-        return source.few_labels()
-    found: dict[str, str | None] = dict.fromkeys(map(str, spread(count)))
-    for image in found:
-        with suppress(Skipped), skipping_errors():  # whoever scans it says why
-            if isinstance(source, (FolderSource, ListSource)):
-                found[image] = source.label(int(image)) or ""
-            else:
-                found[image] = source.read(int(image)).label or ""
-    return found
-
-
-def same_images(description: Mapping[str, Any], source: Source) -> bool:
+def same_images(description: Mapping[str, Any], source: ImageSource) -> bool:
     """True where a source has the images that an atlas says it was made from: by their keys, and by the content of a few."""
-    count = count_of(source) or 0
     known = description.get("fingerprint") or {}
-    return description.get("hash") == keys_hash(source, count) and not contradictions(known, fingerprint(source, count))
+    return description.get("hash") == source.hash() and not contradictions(known, source.fingerprint())
 
 
 def _files_below(top: str, passed_over: dict[str, str]) -> Iterator[str]:

@@ -18,16 +18,7 @@ from unitscope.arguments import layer_patterns, whole_number
 from unitscope.atlas import Atlas, new_atlas_folder, write_atlas
 from unitscope.atlas.schema import MOST_INPUT, MOST_PEAKS
 from unitscope.errors import UnitscopeError
-from unitscope.images import (
-    ArchiveSource,
-    Skipped,
-    Source,
-    as_source,
-    few_labels,
-    fingerprint,
-    keys_hash,
-    skipping_errors,
-)  # fmt: skip
+from unitscope.images import ImageSource, Skipped, as_source, skipping_errors
 from unitscope.layers import unreadable_layers
 from unitscope.networks import Network
 from unitscope.networks.precision import plain_tensors
@@ -101,16 +92,12 @@ def scan(
     return Atlas(out, images=images)
 
 
-def _plan(source: Source, k: int, options: Options) -> ScanPlan:
-    plan = ScanPlan(0, k, options.per_image, options.batch_size, options.precision, sample=options.sample)
-    if isinstance(source, ArchiveSource):
-        if options.limit is not None:
-            raise UnitscopeError("limit is for images that are numbered one by one; give fewer files instead")
-        return replace(plan, files=len(source.files))
-    return replace(plan, images=len(source) if options.limit is None else min(options.limit, len(source)))
+def _plan(source: ImageSource, k: int, options: Options) -> ScanPlan:
+    images = source.count(options.limit)
+    return ScanPlan(images, k, options.per_image, options.batch_size, options.precision, options.sample)
 
 
-def _loader(network: Network, source: Source, plan: ScanPlan, options: Options) -> Loader:
+def _loader(network: Network, source: ImageSource, plan: ScanPlan, options: Options) -> Loader:
     loader = loader_for(source, preprocessing_of(options.preprocess, network), plan.images, network.model)
     if prod(loader.shape) > MOST_INPUT:
         raise UnitscopeError(
@@ -127,9 +114,9 @@ def _affordable(plan: ScanPlan, session: Session) -> ScanPlan:
     return plan
 
 
-def _warn_of_changing_images(source: Source) -> None:
+def _warn_of_changing_images(source: ImageSource) -> None:
     """A data set that crops or flips at random can't be asked for an image again."""
-    if isinstance(source, ArchiveSource) or source.thread_safe:
+    if source.thread_safe:
         return
     with suppress(Skipped), skipping_errors():  # whoever reads it all says what is wrong with the first
         if source.content(0) != source.content(0):
@@ -156,8 +143,8 @@ def _scanned(session: Session, plan: ScanPlan, options: Options, checkpoint: Che
     on_images = (lambda _: None) if options.on_images is None else options.on_images
     run = screen_shards if plan.precision == "bf16" else scan_shards
     result = run(session, plan, runner, checkpoint, on_images)
-    passed_over = session.loader.source.passed_over.items()
-    result.skipped |= {plan.images + index: key_and_reason for index, key_and_reason in enumerate(passed_over)}
+    passed_over, first_free = session.loader.source.passed_over.items(), plan.images or 0
+    result.skipped |= {first_free + index: key_and_reason for index, key_and_reason in enumerate(passed_over)}
     return result
 
 
@@ -188,8 +175,8 @@ def _manifest(
         "input": session.loader.shape,
         "images": {
             **source.description,
-            "hash": keys_hash(source, plan.images),
-            "fingerprint": fingerprint(source, plan.images),
+            "hash": source.hash(plan.images),
+            "fingerprint": source.fingerprint(plan.images),
         },
         "layers": list(patterns) if patterns else None,
         "left_out": [{"layer": layer.name, "reason": layer.reason} for layer in unreadable_layers(trace, patterns)],
@@ -205,6 +192,6 @@ def _manifest(
 
 def _checkpoint_plan(manifest: Mapping[str, Any], session: Session, plan: ScanPlan) -> dict[str, Any]:
     """All that an unfinished scan must have in common with this one to be resumed."""
-    labels = few_labels(session.loader.source, plan.images)
+    labels = session.loader.source.fingerprint_labels(plan.images)
     layers = [traced.name for traced in session.layers]
-    return {**manifest, "images": manifest["images"] | {"labels": labels}, "scanned": layers, "listed": plan.images}
+    return {**manifest, "images": manifest["images"] | {"labels": labels}, "scanned": layers, "listed": plan.images or 0}

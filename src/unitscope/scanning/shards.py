@@ -1,11 +1,12 @@
 """One run over the shards of a scan: partial results are merged as they come and saved now and then; what failed is told at the end."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 
 from unitscope.errors import AtlasError, ImagesError, ScanUnfinished
-from unitscope.images import FILE_BITS, ArchiveSource, ImageSource, Skipped, Source, skipping_errors
+from unitscope.images import ImageSource, Skipped, skipping_errors
 from unitscope.images.content import spread
 from unitscope.records import Shard
 from unitscope.runners import FailedShard, Runner
@@ -41,7 +42,8 @@ def scan_shards(
     if merged.listed:
         on_images(merged.listed)
     failed_shards = []
-    for result in runner.map(partial(Worker, session, plan, only_images), _remaining_shards(plan, merged, only_images)):
+    remaining = _remaining_shards(source, plan, merged, only_images)
+    for result in runner.map(partial(Worker, session, plan, only_images), remaining):
         if isinstance(result, FailedShard):
             failed_shards.append(result)
         else:
@@ -52,16 +54,14 @@ def scan_shards(
         raise ScanUnfinished(f"nothing could be scanned: {failed_shards[0].reason}")
     if failed_shards:
         checkpoint.save(merged)
-        raise ScanUnfinished(_failures_text(failed_shards, plan, source))
+        raise ScanUnfinished(_failures_text(failed_shards, source))
     if not merged.read:
-        raise ImagesError(none_read(merged.listed, source, merged.skipped) if merged.listed else _no_images_text(source))
+        raise ImagesError(none_read(merged.listed, source, merged.skipped) if merged.listed else source.empty_text())
     return merged
 
 
-def _check_images(merged: PartialResult, source: Source, checkpoint: Checkpoint) -> None:
+def _check_images(merged: PartialResult, source: ImageSource, checkpoint: Checkpoint) -> None:
     """Raises `AtlasError` where some of the images that an earlier scan has read are others now."""
-    if isinstance(source, ArchiveSource):
-        return  # to find one image may be to read a whole file; the plan's fingerprint has to do
     records = [merged.image_records[image] for image in sorted(merged.image_records)]
     for record in (records[index] for index in spread(len(records), MAX_IMAGES_CHECKED)):
         content = None if record.content is None else _content(source, record.image)
@@ -78,26 +78,23 @@ def _content(source: ImageSource, image: int) -> int | None:
     return None
 
 
-def _no_images_text(source: Source) -> str:
-    files = source.files if isinstance(source, ArchiveSource) else []
-    return f"there are no images: {', '.join(map(repr, files[:3]))}{' …' if len(files) > 3 else ''} hold nothing"
-
-
-def _remaining_shards(plan: ScanPlan, merged: PartialResult, only_images: frozenset[int] | None) -> Iterator[Shard]:
+def _remaining_shards(
+    source: ImageSource, plan: ScanPlan, merged: PartialResult, only_images: frozenset[int] | None
+) -> Iterator[Shard]:
     """The shards that are still to be scanned: those with images that are wanted, and that aren't merged yet."""
-    wanted = None
-    if only_images is not None:
-        wanted = {image >> FILE_BITS if plan.files else image // plan.shard_images for image in only_images}
-    for shard in plan.shards():
-        if (wanted is None or shard.number in wanted) and not merged.statistics.has_shard(shard.number):
+    wanted_images = None if only_images is None else sorted(only_images)
+    for shard in source.shards(plan.shard_images, plan.images):
+        is_wanted = wanted_images is None or _any_in(wanted_images, shard)
+        if is_wanted and not merged.statistics.has_shard(shard.number):
             yield shard
 
 
-def _failures_text(failed: Sequence[FailedShard], plan: ScanPlan, source: Source) -> str:
-    first = failed[0]
-    advice = "All others were, and are kept: start the same scan again to try these once more"
-    if plan.files:
-        return f"{len(failed)} of {plan.files} files could not be scanned: {first.reason}. {advice}"
-    keys = " to ".join(repr(source.key(image)) for image in (first.shard.start, first.shard.stop - 1))
-    images = sum(failure.shard.stop - failure.shard.start for failure in failed)
-    return f"{images:,} images in {len(failed)} shards could not be scanned, among them {keys}: {first.reason}. {advice}"
+def _any_in(sorted_images: Sequence[int], shard: Shard) -> bool:
+    """True where one of these numbers is that of an image of the shard."""
+    index = bisect_left(sorted_images, shard.start)
+    return index < len(sorted_images) and sorted_images[index] < shard.stop
+
+
+def _failures_text(failed: Sequence[FailedShard], source: ImageSource) -> str:
+    shards = source.unscanned_text([failure.shard for failure in failed])
+    return f"{shards}: {failed[0].reason}. All others were, and are kept: start the same scan again to try these once more"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unitscope.errors import UnitscopeError, first_line
-from unitscope.images import Item, ShardUnreadable, items_of
+from unitscope.images import Item, ShardUnreadable
 from unitscope.images.content import mixed, total
 from unitscope.layers import TracedLayer
 from unitscope.records import Shard
@@ -95,7 +95,7 @@ class Worker:
 
     def _batches(self, shard: Shard) -> Iterator[ShardBatch]:
         """The shard in batches; where its images can't be read to the end, the last one says why."""
-        items = items_of(self.session.loader.source, shard)
+        items = self.session.loader.source.items(shard)
         if self.only_images is not None:
             items = (item for item in items if item.image in self.only_images)
         try:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unitscope.images import Item, Skipped, Source, SourceImage, prepare, skipping_errors
+from unitscope.images import ImageSource, Item, Skipped, SourceImage, prepare, skipping_errors
 from unitscope.images.protocol import Pixels
 from unitscope.networks import InputFormat
 from unitscope.records import ImageRecord, Preprocessing
@@ -33,7 +33,7 @@ class Loader:
     Without preprocessing the source gives arrays that are taken as they are. `shape` is (channel, y, x) of every input.
     """
 
-    source: Source
+    source: ImageSource
     preprocessing: Preprocessing | None
     shape: tuple[int, int, int]
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from unitscope.arguments import layer_patterns
 from unitscope.errors import ImagesError, NetworkError, UnitscopeError
-from unitscope.images import ArchiveSource, ImageSource, Skipped, Source, as_source, as_text, count_of, skipping_errors
+from unitscope.images import ImageSource, Skipped, as_source, as_text, skipping_errors
 from unitscope.images.content import spread
 from unitscope.layers import Trace, choose_layers, trace
 from unitscope.networks import PREPROCESSING_FLAGS, Network, as_preprocessing, load_network, network_from_module
@@ -39,7 +39,7 @@ def open_session(
     """A network and images as `scan` takes them, for as long as the block lasts. Raises as `scan` does."""
     with plain_tensors():
         opened, source = as_network(network), as_source(images)
-        loader = loader_for(source, preprocessing_of(preprocess, opened), count_of(source) or 0, opened.model)
+        loader = loader_for(source, preprocessing_of(preprocess, opened), source.count(), opened.model)
         yield new_session(opened, loader, layer_patterns(layers), device, reader_count("auto", source))
 
 
@@ -82,14 +82,13 @@ def preprocessing_of(preprocess: Any, network: Network) -> Preprocessing | None:
     return as_preprocessing(preprocess) if preprocess is not None else network.preprocessing
 
 
-def loader_for(source: Source, preprocessing: Preprocessing | None, count: int, model: str) -> Loader:
+def loader_for(source: ImageSource, preprocessing: Preprocessing | None, count: int | None, model: str) -> Loader:
     """The way from images to inputs; the first images that can be read, and some later ones, say whether they are pictures or tensors.
 
+    `count` of them are wanted; where nobody has counted them, which is so for archives, they are pictures.
     Raises `ImagesError` where no image can be read.
     """
-    if isinstance(source, ArchiveSource):
-        return _of_pictures(source, preprocessing, model)
-    shape = _usual_shape(source, count)
+    shape = None if count is None else _usual_shape(source, count)
     return _of_pictures(source, preprocessing, model) if shape is None else Loader(source, None, shape)
 
 
@@ -112,7 +111,7 @@ def _usual_shape(source: ImageSource, count: int) -> tuple[int, int, int] | None
     return Counter(shapes).most_common(1)[0][0]
 
 
-def _of_pictures(source: Source, preprocessing: Preprocessing | None, model: str) -> Loader:
+def _of_pictures(source: ImageSource, preprocessing: Preprocessing | None, model: str) -> Loader:
     if preprocessing is None:
         raise NetworkError(
             f"nothing is known of how {model!r} wants its images; say it with {PREPROCESSING_FLAGS} (preprocess= in Python)"
@@ -120,14 +119,13 @@ def _of_pictures(source: Source, preprocessing: Preprocessing | None, model: str
     return Loader(source, preprocessing, (preprocessing.channels, *preprocessing.crop))
 
 
-def none_read(count: int, source: Source, skipped: Mapping[int, tuple[str, str]]) -> str:
+def none_read(count: int, source: ImageSource, skipped: Mapping[int, tuple[str, str]]) -> str:
     """What to say where no image can be read: the first of each reason, up to three."""
-    what = "items" if isinstance(source, ArchiveSource) or not source.thread_safe else "files"
     first: dict[str, str] = {}
     for image in sorted(skipped):
         key, reason = skipped[image]
         first.setdefault(reason, f"{key!r} {reason}")
-    return f"none of {count:,} {what} is an image that can be read; {'; '.join(list(first.values())[:3])}"
+    return f"none of {count:,} {source.noun} is an image that can be read; {'; '.join(list(first.values())[:3])}"
 
 
 def operators_without_rule(traced: Trace) -> str:

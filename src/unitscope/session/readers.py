@@ -18,7 +18,7 @@ import torch
 
 from unitscope.arguments import whole_number
 from unitscope.errors import ImagesError, UnitscopeError, first_line
-from unitscope.images import Item, Source
+from unitscope.images import ImageSource, Item
 from unitscope.session.loader import LoadedImage, Loader
 
 THREADS = 2
@@ -27,7 +27,7 @@ Begin = Callable[[Sequence[Item]], Callable[[], list[LoadedImage]]]
 """Begins to load some images, and gives a function that waits for them."""
 
 
-def reader_count(workers: int | str, source: Source) -> int:
+def reader_count(workers: int | str, source: ImageSource) -> int:
     """How many readers are beside the caller's thread: as asked for or, for `auto`, two threads for files and none for data sets.
 
     One reader of a data set is the caller's thread too. Raises `UnitscopeError` for what is no such number, and where several are to
@@ -88,7 +88,7 @@ _held: list[Loader | UnitscopeError] = []
 """In a process that reads: what it was given to read with."""
 
 
-def _pickled(source: Source) -> bytes:
+def _pickled(source: ImageSource) -> bytes:
     try:
         return pickle.dumps(source)
     except Exception as error:

@@ -18,18 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from unitscope.errors import WHERE_IMAGES_ARE, ImagesError
-from unitscope.images import ArchiveSource, Item, ShardUnreadable, count_of, items_of
+from unitscope.images import Item, ShardUnreadable
 from unitscope.layers import Trace, TracedLayer, tapped
 from unitscope.networks import InputFormat
 from unitscope.networks.isolation import isolated_copy
 from unitscope.networks.precision import exact_inference
-from unitscope.records import Shard
 from unitscope.session.loader import LoadedImage, Loader
 from unitscope.session.readers import readers
 from unitscope.session.replica_threads import ReplicaThreads, replica_count, replica_threads
 from unitscope.session.replicas import RELATIVE_TOLERANCE, Replicas, images_per_pass, lowered, make_replicas
 from unitscope.session.trials import Trial, noise_for
 
+IMAGES_PER_SHARD = 64
 OUTPUT_TOLERANCE = 1e-5
 """How far apart outputs of copies may be, as a share of the highest, where arithmetic in float32 is all that differs."""
 
@@ -146,12 +146,11 @@ class Session:
         yield from (image for image in map(self.loader.load, self._items()) if image.pixels is not None)
 
     def _items(self) -> Iterator[Item]:
-        """All images of the source, in order. Raises `ImagesError` where a file of many can't be read to its end."""
+        """All images of the source, in order. Raises `ImagesError` where an archive can't be read to its end."""
         source = self.loader.source
-        shard_count = len(source.files) if isinstance(source, ArchiveSource) else 1
         try:
-            for number in range(shard_count):
-                yield from items_of(source, Shard(number, 0, count_of(source) or 0))
+            for shard in source.shards(IMAGES_PER_SHARD):
+                yield from source.items(shard)
         except ShardUnreadable as error:
             raise ImagesError(str(error)) from error
 

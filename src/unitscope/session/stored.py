@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,7 +11,7 @@ from torch import nn
 
 from unitscope.atlas import Atlas
 from unitscope.errors import AtlasError, ImagesError
-from unitscope.images import SourceImage
+from unitscope.images import NumberedSource, SourceImage
 from unitscope.networks import Network, load_network, network_from_module
 from unitscope.networks.precision import plain_tensors
 from unitscope.session.loader import Loader
@@ -50,12 +50,11 @@ def atlas_session(
     return new_session(scanned, loader, names, device, reader_count("auto", loader.source))
 
 
-@dataclass(frozen=True, slots=True)
-class StoredImages:
+@dataclass(frozen=True)
+class StoredImages(NumberedSource):
     """The images that an atlas mentions, as a source, under the numbers that they had."""
 
     atlas: Atlas
-    passed_over: ClassVar[Mapping[str, str]] = {}
 
     @property
     def description(self) -> Mapping[str, Any]:
