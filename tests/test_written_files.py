@@ -66,6 +66,30 @@ def test_what_stops_midway_leaves_what_was_there(tmp_path: Path, make: Callable[
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("place", "old")]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the names of open files are asked of /proc")
+def test_all_of_a_folder_is_on_the_disk_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        calls.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def noted_replace(source: Path, target: Path) -> None:
+        calls.append("renamed")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    with atomic_write(tmp_path / "place", "it") as aside:
+        (aside / "deep").mkdir(parents=True)
+        for name in ("a", "deep/b"):
+            (aside / name).write_text("new")
+    temporary = str(aside)
+    assert set(calls[:-2]) == {temporary, f"{temporary}/a", f"{temporary}/deep", f"{temporary}/deep/b"}
+    assert calls[-2:] == ["renamed", str(tmp_path)]
+
+
 def test_what_the_system_refuses_is_one_line_with_the_name_that_was_asked_for(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for place in (tmp_path / "file" / "place", Path("/proc/place")):

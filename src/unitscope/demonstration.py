@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from unitscope.errors import ImagesError
+from unitscope.files import atomic_write
 from unitscope.records import Box
 
 # Photographs and pictures with something to see; plots, masks and test patterns are left out.
@@ -16,6 +17,8 @@ SCIKIT_IMAGE = (
 )  # fmt: skip
 SCIKIT_LEARN = ("china.jpg", "flower.jpg")
 ROWS, SMALLEST_PX = 3, 128
+COMPLETE = ".complete"
+"""A file in the folder of the tiles, which says that they are these: a folder of other images isn't taken for them."""
 
 
 def demo_images(folder: Path) -> Path:
@@ -23,15 +26,17 @@ def demo_images(folder: Path) -> Path:
 
     A second call finds them there. Raises `ImagesError` where the packages that bring the photographs are missing.
     """
-    finished = folder / ".complete"
-    if not finished.exists():
-        for photograph in _photographs():
-            image = Image.open(photograph).convert("RGB")
-            place = folder / photograph.stem
-            place.mkdir(parents=True, exist_ok=True)
-            for number, box in enumerate(tiles(image.height, image.width)):
-                image.crop((int(box.left), int(box.top), int(box.right), int(box.bottom))).save(place / f"{number:02}.png")
-        finished.touch()
+    if not (folder / COMPLETE).exists():
+        with atomic_write(folder, f"the demo's images {str(folder)!r}", ImagesError) as unfinished:
+            for photograph in _photographs():
+                image = Image.open(photograph).convert("RGB")
+                tile_folder = unfinished / photograph.stem
+                tile_folder.mkdir(parents=True)
+                for number, box in enumerate(tiles(image.height, image.width)):
+                    image.crop((int(box.left), int(box.top), int(box.right), int(box.bottom))).save(
+                        tile_folder / f"{number:02}.png"
+                    )
+            (unfinished / COMPLETE).touch()
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Where files are, and one way to write a file or a folder: beside its place, flushed to the disk, then moved there in one step."""
+"""One way to write a file or a folder: beside its path, flushed to the disk, then renamed in one step. And what paths mean."""
 
 import glob
 import os
@@ -11,31 +11,31 @@ from unitscope.errors import AtlasError, UnitscopeError, first_line
 
 
 @contextmanager
-def atomic_write(place: Path, what: str, error: type[UnitscopeError] = AtlasError) -> Iterator[Path]:
-    """A path that doesn't exist yet, to write a file to or to make a folder at; after the block that stands at `place`, whole.
+def atomic_write(path: Path, what: str, error: type[UnitscopeError] = AtlasError) -> Iterator[Path]:
+    """A temporary path, to write a file to or to make a folder at; after the block it is renamed to `path`, whole and on the disk.
 
-    Where the block fails nothing is left of it, and what stood at `place` stays. What a process that was killed has left of the same
-    place is removed first. Folders above are made. Raises `error`, which begins with `what`, where the system doesn't let us.
+    Where the block fails nothing is left of it, and what stood at `path` stays. What a killed process has left of the same path is
+    removed first. Parent folders are made. Raises `error`, with a text that begins with `what`, where the system refuses.
     """
-    aside = place.with_name(f".{place.name}.{os.getpid()}.unfinished")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _clear_leftovers(place)
-        yield aside
-        fsync_path(aside)
-        os.replace(aside, place)
-        fsync_path(place.absolute().parent)
-    except OSError as problem:
-        raise error(f"{what} can't be written: {os_error_text(problem)}") from problem
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        yield temporary
+        _fsync_tree(temporary)
+        os.replace(temporary, path)
+        _fsync(path.absolute().parent)
+    except OSError as cause:
+        raise error(f"{what} can't be written: {os_error_text(cause)}") from cause
     finally:
-        _remove(aside)
+        _remove(temporary)
 
 
-def check_writable(place: Path, what: str, error: type[UnitscopeError] = AtlasError) -> None:
-    """Raises `error` where nothing could be written to `place`, as far as can be told without writing: before hours of work."""
-    if place.is_dir():
+def check_writable(path: Path, what: str, error: type[UnitscopeError] = AtlasError) -> None:
+    """Raises `error` where no file could be written to `path`, as far as can be told without writing: before hours of work."""
+    if path.is_dir():
         raise error(f"{what} can't be written: it is a folder")
-    existing = next(path for path in place.absolute().parents if path.exists())
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
     if not existing.is_dir():
         raise error(f"{what} can't be written: {str(existing)!r} is a file")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -43,41 +43,52 @@ def check_writable(place: Path, what: str, error: type[UnitscopeError] = AtlasEr
 
 
 def absolute_path(path: str | os.PathLike[str]) -> str:
-    """The path from the root, without `.` and, where the system comes to the same place without them, without `..`.
+    """The absolute path, without `.`, and without `..` as the operating system resolves it.
 
-    Behind a link to a folder it doesn't: `..` is the folder above the one that the link leads to.
+    Behind a link to a folder, `..` is the folder above the one that the link leads to, not the one above the link.
     """
-    whole = os.path.join(os.getcwd(), os.fspath(path))
-    folded = os.path.normpath(whole)
-    if ".." not in whole.split(os.sep):
-        return folded
-    folder, name = os.path.split(whole)
-    real = os.path.realpath(folder)
-    return folded if os.path.realpath(os.path.dirname(folded)) == real else os.path.join(real, name)
+    joined = os.path.join(os.getcwd(), os.fspath(path))
+    normalised = os.path.normpath(joined)
+    if ".." not in joined.split(os.sep):
+        return normalised
+    folder, name = os.path.split(joined)
+    real_folder = os.path.realpath(folder)
+    if os.path.realpath(os.path.dirname(normalised)) == real_folder:
+        return normalised
+    return os.path.join(real_folder, name)
 
 
 def os_error_text(error: OSError) -> str:
-    """What the system says, without the name of a file, which the caller knows better."""
+    """The system's message without the name of the file, which the caller knows better."""
     return error.strerror or first_line(error)
 
 
-def fsync_path(path: Path) -> None:
-    """Have the operating system put a file, or the names in a folder, on the disk."""
+def _fsync_tree(path: Path) -> None:
+    """Have the operating system put a file, or a folder with all that is in it, on the disk."""
+    for folder, _, files in os.walk(path):
+        for name in files:
+            _fsync(Path(folder, name))
+        _fsync(Path(folder))
+    if not path.is_dir():
+        _fsync(path)
+
+
+def _fsync(path: Path) -> None:
     if os.name == "nt" and path.is_dir():
         return  # Windows opens no folders
-    handle = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(descriptor)
     finally:
-        os.close(handle)
+        os.close(descriptor)
 
 
-def _clear_leftovers(place: Path) -> None:
-    """Remove what dead processes began to write for that place; a process that is alive may still be at it."""
-    for left in place.parent.glob(f".{glob.escape(place.name)}.*.unfinished"):
-        number = left.name.split(".")[-2]
-        if number.isdigit() and not _alive(int(number)):
-            _remove(left)
+def _remove_leftovers(path: Path) -> None:
+    """Remove what dead processes began to write for that path; a process that is alive may still be writing."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.unfinished"):
+        process = leftover.name.split(".")[-2]
+        if process.isdigit() and not _is_alive(int(process)):
+            _remove(leftover)
 
 
 def _remove(path: Path) -> None:
@@ -88,8 +99,8 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def _alive(process: int) -> bool:
-    """True where a process of that number runs, other than this one, or where that can't be told."""
+def _is_alive(process: int) -> bool:
+    """True where another process of that number runs, or where that can't be told."""
     if os.name == "nt":
         return True  # there a signal ends the process, whatever its number
     try:

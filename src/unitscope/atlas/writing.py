@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from unitscope.atlas.schema import FORMAT, MANIFEST, TABLES
 from unitscope.errors import AtlasError
-from unitscope.files import atomic_write, fsync_path
+from unitscope.files import atomic_write
 
 MEASURED = ("value", "mean", "std", "lowest", "highest")
 """Columns whose values hardly ever come again, so that to look for those that do costs time and space."""
@@ -49,10 +49,8 @@ def write_atlas(out: str | os.PathLike[str], tables: Mapping[str, pa.Table], man
         folder.mkdir()
         for name, schema in TABLES.items():
             _write_table(tables[name].cast(schema), folder / f"{name}.parquet")
-            fsync_path(folder / f"{name}.parquet")
         text = json.dumps({"format": FORMAT, **manifest}, indent=2, sort_keys=True, default=str)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-        fsync_path(folder / MANIFEST)
 
 
 def _write_table(table: pa.Table, path: Path) -> None:
