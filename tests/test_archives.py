@@ -24,15 +24,11 @@ from PIL import Image
 
 import unitscope
 from unitscope.errors import ImagesError, ScanUnfinished, UnitscopeError
-from unitscope.images import ArchiveSource, ShardUnreadable, Skipped, archives, as_source
+from unitscope.images import ArchiveSource, ShardUnreadable, Skipped, as_source
+from unitscope.images.archives import archive_source
 from unitscope.images.content import hash_of_bytes
 
 HOW = unitscope.Preprocessing((14, 14), (14, 14), (0.5,) * 3, (0.5,) * 3)
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "PATIENCE_S", 0.001)
 
 
 @pytest.fixture
@@ -76,6 +72,11 @@ def written(folder: Path, paths: list[Path], kind: str) -> list[str]:
         name.write_bytes(make(paths[start : start + 4]))
         names.append(str(name))
     return names
+
+
+def without_waiting(*paths: str | Path) -> ArchiveSource:
+    """The source of these archives, which tries again at once where a file can't be read."""
+    return archive_source(list(map(str, paths)), retry_wait_s=0)
 
 
 def all_items(source: ArchiveSource) -> list[Any]:
@@ -240,13 +241,13 @@ def test_files_behind_http_are_files(tmp_path: Path, pictures: list[Path], serve
     assert peaks(atlas) == peaks(unitscope.scan(small_network(), names, tmp_path / "local", preprocess=HOW))
     assert unitscope.Atlas(tmp_path / "atlas").figure().size[0] > 100
     with pytest.raises(ScanUnfinished, match=r"nothing could be scanned: .*nothing\.tar' can't be read: FileNotFoundError"):
-        unitscope.scan(small_network(), f"{url}/nothing.tar", tmp_path / "other", preprocess=HOW)
+        unitscope.scan(small_network(), without_waiting(f"{url}/nothing.tar"), tmp_path / "other", preprocess=HOW)
 
 
 @pytest.mark.parametrize("breaks", [1, 2])
 def test_a_server_that_hangs_up_is_asked_again(tmp_path: Path, pictures: list[Path], serve: Any, breaks: int) -> None:
     handler = type("Handler", (Breaking,), {"content": tar_of(pictures), "breaks": breaks})
-    atlas = unitscope.scan(small_network(), f"{serve(handler)}/all.tar", tmp_path / "atlas", preprocess=HOW)
+    atlas = unitscope.scan(small_network(), without_waiting(f"{serve(handler)}/all.tar"), tmp_path / "atlas", preprocess=HOW)
     assert atlas.manifest["read"] == 10
 
 
@@ -263,7 +264,7 @@ def test_a_broken_file_is_reported_by_name_and_the_rest_is_kept(tmp_path: Path, 
     }
     Path(names[1]).write_bytes(broken[damage])
     with pytest.raises(ScanUnfinished, match=r"1 of 3 files could not be scanned: '.*shard-1\.tar' can't be read: "):
-        unitscope.scan(small_network(), names, tmp_path / "atlas", preprocess=HOW)
+        unitscope.scan(small_network(), without_waiting(*names), tmp_path / "atlas", preprocess=HOW)
     assert not (tmp_path / "atlas").exists()
     Path(names[1]).write_bytes(content)
     told: list[int] = []
@@ -307,13 +308,13 @@ def test_a_file_that_is_cut_off_is_named(
     content = pack(tar_of(pictures[:5])) + pack(tar_of(pictures[5:]))
     (tmp_path / f"cut.{ending}").write_bytes(content[: len(content) * 3 // 4 - 77])
     with pytest.raises(ShardUnreadable, match=rf"cut\.{ending}' can't be read"):
-        all_items(as_source(tmp_path / f"cut.{ending}"))
+        all_items(without_waiting(tmp_path / f"cut.{ending}"))
 
 
 def test_what_follows_the_end_of_a_tar_file_and_is_none_is_told(tmp_path: Path, pictures: list[Path]) -> None:
     (tmp_path / "all.tar").write_bytes(tar_of(pictures) + b"signature" * 100)
     with pytest.raises(ShardUnreadable, match="all.tar' can't be read: OSError: the tar file is cut off or damaged"):
-        all_items(as_source(tmp_path / "all.tar"))
+        all_items(without_waiting(tmp_path / "all.tar"))
 
 
 def test_a_picture_that_cannot_be_decoded_is_skipped_with_its_key(tmp_path: Path, pictures: list[Path]) -> None:

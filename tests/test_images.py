@@ -209,7 +209,10 @@ def test_folders_that_are_missing_or_empty_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImagesError, match=r"no folder '.*nowhere'"):
         FolderSource(tmp_path / "nowhere")
     with pytest.raises(ImagesError, match="holds no files"):
-        FolderSource(tmp_path)
+        as_source(tmp_path)
+    with pytest.raises(ImagesError, match="holds no files"):
+        unitscope.scan(see_through(3), FolderSource(tmp_path), tmp_path / "atlas")
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(ImagesError, match="empty"):
         as_source([])
     with pytest.raises(ImagesError, match="not a int"):

@@ -5,6 +5,7 @@ from unitscope.images.archives import ArchiveSource
 from unitscope.images.content import contradictions
 from unitscope.images.datasets import DatasetSource
 from unitscope.images.geometry import Geometry
+from unitscope.images.image_files import FolderSource, ListSource
 from unitscope.images.numbered import NumberedSource
 from unitscope.images.pixels import display, prepare
 from unitscope.images.protocol import (
@@ -17,7 +18,7 @@ from unitscope.images.protocol import (
     as_text,
     skipping_errors,
 )  # fmt: skip
-from unitscope.images.sources import FolderSource, ListSource, as_source, reopened, same_images
+from unitscope.images.sources import as_source, reopened, same_images
 
 __all__ = [
     "ArchiveSource", "Changed", "DatasetSource", "FolderSource", "Geometry", "ImageSource", "Item", "ListSource", "NumberedSource",

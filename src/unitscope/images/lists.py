@@ -6,7 +6,7 @@ from pathlib import Path
 
 from unitscope.errors import ImagesError
 from unitscope.images.labels import decoded, written_label
-from unitscope.images.names import picture_endings
+from unitscope.images.names import is_picture_name
 
 LOOKED_AT = 100
 """How many paths are looked for to tell which folder they start from."""
@@ -39,18 +39,14 @@ def _entry(line: str) -> Entry:
     """Path and label of a line; a path may have spaces and commas, so its ending says where it ends."""
     if line[0] in "\"'" and (end := line.find(line[0], 1)) > 0:
         return line[1:end], _label(line[end + 1 :])
-    if _is_picture(line):
+    if is_picture_name(line):
         return line, None
     splits = [line.split("\t", 1), line.rsplit(None, 1), line.rsplit(",", 1), line.split(",", 1), line.split(None, 1)]
-    return next(((s[0].strip(), _label(s[1])) for s in splits if len(s) == 2 and _is_picture(s[0].strip())), (line, None))
+    return next(((s[0].strip(), _label(s[1])) for s in splits if len(s) == 2 and is_picture_name(s[0].strip())), (line, None))
 
 
 def _label(text: str) -> str | None:
     return written_label(text.strip().lstrip(",").strip().strip("\"'"))
-
-
-def _is_picture(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in picture_endings()
 
 
 def _folder(paths: Sequence[str], own: Path) -> Path:
