@@ -26,7 +26,7 @@ from unitscope.images import (
     Geometry,
     Skipped,
     as_source,
-    display,
+    decode_image,
     prepare,
     same_images,
 )
@@ -68,7 +68,7 @@ FILES: dict[str, Callable[[Path], None]] = {
 def test_every_format_and_mode_becomes_the_same_picture(tmp_path: Path, name: str, channels: int) -> None:
     FILES[name](tmp_path / name)
     mean, std = GREY if channels == 1 else RGB
-    pixels = prepare(display(tmp_path / name), Preprocessing(None, (40, 60), mean, std, channels))
+    pixels = prepare(decode_image(tmp_path / name), Preprocessing(None, (40, 60), mean, std, channels))
     assert pixels.shape == (40, 60, channels)
     assert pixels.dtype == np.uint8
     if name.startswith(("grey", "bits", "sixteen")):
@@ -101,7 +101,7 @@ def test_an_image_is_shown_upright_by_its_exif_orientation(tmp_path: Path, orien
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(tmp_path / "turned.png", exif=exif)
-    shown = display(tmp_path / "turned.png")
+    shown = decode_image(tmp_path / "turned.png")
     assert shown.size == (60, 40)
     np.testing.assert_array_equal(np.asarray(shown), np.asarray(upright))
 
@@ -137,7 +137,7 @@ def test_what_cannot_be_read_is_skipped_with_its_reason(tmp_path: Path, name: st
     write, reason = BROKEN[name]
     write(tmp_path / name)
     with pytest.raises(Skipped, match=reason):
-        display(tmp_path / name)
+        decode_image(tmp_path / name)
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
@@ -150,7 +150,7 @@ def test_pixels_whose_range_is_not_known_are_skipped(mode: str) -> None:
 def test_pillows_own_limit_is_as_it_was(tmp_path: Path) -> None:
     before = Image.MAX_IMAGE_PIXELS
     photograph().save(tmp_path / "a.png")
-    display(tmp_path / "a.png")
+    decode_image(tmp_path / "a.png")
     assert before == Image.MAX_IMAGE_PIXELS
 
 
@@ -358,7 +358,7 @@ def test_links_that_lead_round_are_followed_once(tmp_path: Path) -> None:
 def test_a_pipe_is_no_image(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(Skipped, match="is no regular file"):
-        display(tmp_path / "pipe.png")
+        decode_image(tmp_path / "pipe.png")
 
 
 def test_an_image_that_would_be_huge_when_resized_is_skipped() -> None:
@@ -455,4 +455,4 @@ def test_a_side_of_more_than_a_million_pixels_is_skipped(tmp_path: Path) -> None
     for size in ((1, 1_000_001), (49_000_000, 1)):
         (tmp_path / "long.png").write_bytes(png_that_claims(*size))
         with pytest.raises(Skipped, match="a side longer than 1 million"):
-            display(tmp_path / "long.png")
+            decode_image(tmp_path / "long.png")

@@ -26,7 +26,7 @@ from unitscope.images import (
     Skipped,
     SourceImage,
     as_source,
-    reopened,
+    reopen,
     same_images,
 )
 
@@ -201,7 +201,7 @@ class TestFolder(ImageSourceContract):
     def test_it_is_opened_again_from_its_description(self, tmp_path: Path) -> None:
         source = self.source(tmp_path)
         assert isinstance(source, FolderSource)
-        assert reopened(source.description).hash() == source.hash()
+        assert reopen(source.description).hash() == source.hash()
 
 
 class TestList(ImageSourceContract):
@@ -210,7 +210,7 @@ class TestList(ImageSourceContract):
 
     def test_it_is_opened_again_from_its_description(self, tmp_path: Path) -> None:
         source = self.source(tmp_path)
-        assert reopened(source.description).hash() == source.hash()
+        assert reopen(source.description).hash() == source.hash()
 
 
 class Pictures:
@@ -258,7 +258,7 @@ class TestTar(ImageSourceContract):
 
     def test_it_is_opened_again_from_its_description(self, tmp_path: Path) -> None:
         source = self.source(tmp_path)
-        assert reopened(source.description).hash() == source.hash()
+        assert reopen(source.description).hash() == source.hash()
 
 
 class TestParquet(ImageSourceContract):
@@ -290,7 +290,7 @@ class TestOwnSource(ImageSourceContract):
 
     def test_an_atlas_can_not_open_it_again_and_says_so(self, tmp_path: Path) -> None:
         with pytest.raises(ImagesError, match=r"a data set of type .*OwnSource; give it again"):
-            reopened(self.source(tmp_path).description)
+            reopen(self.source(tmp_path).description)
 
 
 def test_a_class_that_keeps_to_the_protocol_is_a_source_without_subclassing_anything() -> None:

@@ -22,7 +22,7 @@ from unitscope.errors import WHERE_IMAGES_ARE, AtlasError, ImagesError, ImagesWa
 from unitscope.images import Changed, Geometry, Skipped
 from unitscope.images.pixels import in_channels
 from unitscope.images.protocol import Pixels
-from unitscope.images.ranges import Range
+from unitscope.images.value_ranges import Range
 from unitscope.records import Box, Layer, Peak, match_layers
 
 if TYPE_CHECKING:

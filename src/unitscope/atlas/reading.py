@@ -20,7 +20,7 @@ from unitscope.atlas.manifest import read_manifest
 from unitscope.atlas.schema import METHODS, PLACES, PROJECTIONS, TABLES
 from unitscope.atlas.ties import Tie, ties
 from unitscope.errors import WHERE_IMAGES_ARE, AtlasError, ImagesError, LayerNotFound, suggestion
-from unitscope.images import Changed, ImageSource, Skipped, as_source, reopened, skipping_errors
+from unitscope.images import Changed, ImageSource, Skipped, as_source, reopen, skipping_errors
 from unitscope.images.protocol import Pixels
 from unitscope.records import Layer, Peak, Preprocessing, names_user_code
 
@@ -113,7 +113,7 @@ class Atlas:
         if self._images is not None:
             return as_source(self._images)
         try:
-            return reopened(self.manifest["images"])
+            return reopen(self.manifest["images"])
         except ImagesError as error:
             raise ImagesError(f"{error}; {WHERE_IMAGES_ARE}") from error
 

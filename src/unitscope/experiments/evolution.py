@@ -30,7 +30,7 @@ from unitscope.errors import AtlasError, first_line
 from unitscope.experiments.tables import write_table
 from unitscope.files import atomic_write
 from unitscope.images import as_source, same_images
-from unitscope.images.content import mixed, total
+from unitscope.images.content import image_hash, sum_of_hashes
 from unitscope.networks import Network, load_network
 from unitscope.networks.weights import split_key
 from unitscope.records import Layer, Peak
@@ -339,8 +339,8 @@ def _replaced_unnamed(one: Atlas, two: Atlas) -> bool:
     if not all(totals) or skipped[0] != skipped[1]:
         return False
     before, after = ({row["key"]: row["content"] for row in atlas.table("images").to_pylist()} for atlas in (one, two))
-    named = (mixed(key, after[key]) - mixed(key, before[key]) for key in before.keys() & after.keys())
-    return str(totals[1]) != f"{total((int(totals[0], 16), *named)):016x}"
+    named = (image_hash(key, after[key]) - image_hash(key, before[key]) for key in before.keys() & after.keys())
+    return str(totals[1]) != f"{sum_of_hashes((int(totals[0], 16), *named)):016x}"
 
 
 def _change(one: pa.Table, two: pa.Table, units: int) -> tuple[float, float]:

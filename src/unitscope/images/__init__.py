@@ -7,7 +7,7 @@ from unitscope.images.datasets import DatasetSource
 from unitscope.images.geometry import Geometry
 from unitscope.images.image_files import FolderSource, ListSource
 from unitscope.images.numbered import NumberedSource
-from unitscope.images.pixels import display, prepare
+from unitscope.images.pixels import decode_image, prepare
 from unitscope.images.protocol import (
     Changed,
     ImageSource,
@@ -15,13 +15,30 @@ from unitscope.images.protocol import (
     ShardUnreadable,
     Skipped,
     SourceImage,
-    as_text,
     skipping_errors,
+    valid_text,
 )  # fmt: skip
-from unitscope.images.sources import as_source, reopened, same_images
+from unitscope.images.sources import as_source, reopen, same_images
 
 __all__ = [
-    "ArchiveSource", "Changed", "DatasetSource", "FolderSource", "Geometry", "ImageSource", "Item", "ListSource", "NumberedSource",
-    "ShardUnreadable", "Skipped", "SourceImage", "as_source", "as_text", "contradictions", "display", "prepare", "reopened", "same_images",
+    "ArchiveSource",
+    "Changed",
+    "DatasetSource",
+    "FolderSource",
+    "Geometry",
+    "ImageSource",
+    "Item",
+    "ListSource",
+    "NumberedSource",
+    "ShardUnreadable",
+    "Skipped",
+    "SourceImage",
+    "as_source",
+    "contradictions",
+    "decode_image",
+    "prepare",
+    "reopen",
+    "same_images",
     "skipping_errors",
+    "valid_text",
 ]  # fmt: skip

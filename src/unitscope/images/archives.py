@@ -21,11 +21,11 @@ from braceexpand import braceexpand
 from unitscope.errors import ImagesError, UnitscopeError
 from unitscope.files import absolute_path
 from unitscope.images.archive_formats import ArchiveFormat, ArchiveMember, IndexEntry, Stream
-from unitscope.images.content import FEW, hash_of_bytes, spread
+from unitscope.images.content import FINGERPRINT_IMAGES, evenly_spaced, hash_of_bytes
 from unitscope.images.globs import WEB, is_glob, is_url, matching_paths
 from unitscope.images.parquet import PARQUET_ENDINGS, ParquetFormat
 from unitscope.images.pixels import read_bytes
-from unitscope.images.protocol import ImageSource, Item, ShardUnreadable, Skipped, SourceImage, as_text
+from unitscope.images.protocol import ImageSource, Item, ShardUnreadable, Skipped, SourceImage, valid_text
 from unitscope.images.tar import TAR_ENDINGS, TarFormat
 from unitscope.records import Shard
 
@@ -145,15 +145,15 @@ class ArchiveSource(ImageSource):
 
     def _first_members(self) -> Iterator[tuple[str, ArchiveMember | None]]:
         """The number of the first image of a few files, as text, and that image."""
-        at_most = REMOTE_FINGERPRINT_FILES if any(map(is_url, self.files)) else FEW
-        for file in spread(len(self.files), at_most):
+        at_most = REMOTE_FINGERPRINT_FILES if any(map(is_url, self.files)) else FINGERPRINT_IMAGES
+        for file in evenly_spaced(len(self.files), at_most):
             member = None
             with suppress(Exception), fsspec.open(self.files[file], "rb") as stream:  # whoever scans it says why
                 member = self._format.first(stream)
             yield str(file * NUMBERS_PER_FILE), member
 
     def _key(self, file: int, name: str) -> str:
-        return as_text(f"{self.files[file].removeprefix(self._folder)}/{name}")
+        return valid_text(f"{self.files[file].removeprefix(self._folder)}/{name}")
 
     def _entry(self, image: int) -> IndexEntry:
         file, position = divmod(image, NUMBERS_PER_FILE)

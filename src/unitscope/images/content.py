@@ -9,7 +9,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 
 from unitscope.images.protocol import Pixels
 
-FEW = 8
+FINGERPRINT_IMAGES = 8
 """How many images are hashed to tell two collections apart."""
 
 
@@ -40,7 +40,7 @@ def hash_of_pixels(pixels: Image.Image | Pixels) -> int:
     return int(digest.intdigest())
 
 
-def mixed(key: str, content: int | None) -> int:
+def image_hash(key: str, content: int | None) -> int:
     """A 64-bit number of what an image is called and holds; 0 where nobody knows what it holds.
 
     A collection's total is the sum of these modulo 2⁶⁴: it doesn't depend on their order, totals of parts add up, and an image can be
@@ -51,19 +51,19 @@ def mixed(key: str, content: int | None) -> int:
     return hash_of_bytes(f"{content:016x} ".encode() + key.encode("utf-8", "surrogateescape"))
 
 
-def total(numbers: Iterable[int]) -> int:
+def sum_of_hashes(numbers: Iterable[int]) -> int:
     """The sum modulo 2⁶⁴.
 
-    >>> total([(1 << 64) - 1, 3]), total([2, -3]) == (1 << 64) - 1
+    >>> sum_of_hashes([(1 << 64) - 1, 3]), sum_of_hashes([2, -3]) == (1 << 64) - 1
     (2, True)
     """
     return sum(numbers) % (1 << 64)
 
 
-def spread(count: int, few: int = FEW) -> list[int]:
+def evenly_spaced(count: int, few: int = FINGERPRINT_IMAGES) -> list[int]:
     """A few numbers from 0 to `count - 1`: the first, the last and some between, each once.
 
-    >>> spread(600, 4), spread(2, 4)
+    >>> evenly_spaced(600, 4), evenly_spaced(2, 4)
     ([0, 200, 399, 599], [0, 1])
     """
     return sorted({round(float(number)) for number in np.linspace(0, count - 1, min(few, count))}) if count else []

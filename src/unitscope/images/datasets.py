@@ -15,7 +15,7 @@ from unitscope.images.labels import LABEL_COLUMNS, classes_of, first_label, labe
 from unitscope.images.numbered import NumberedSource
 from unitscope.images.pixels import check_size, read_bytes, read_file
 from unitscope.images.protocol import Pixels, Skipped, SourceImage, skipping_errors
-from unitscope.images.ranges import note_range
+from unitscope.images.value_ranges import note_value_range
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 WHAT_IS_TAKEN = "unitscope takes PIL images, or preprocessed float tensors of shape (channel, y, x)"
@@ -136,7 +136,7 @@ def _read(value: Any, label: str | None) -> SourceImage:
 def _picture(image: Image.Image) -> Image.Image:
     """The picture, loaded, as it is now: the data set may give the same object again with other pixels."""
     check_size(image)
-    note_range(image)
+    note_value_range(image)
     with skipping_errors("can't be decoded:"):
         return image.copy()
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unitscope.images.protocol import as_text
+from unitscope.images.protocol import valid_text
 
 IS_LINK_BACK = "is a link back to a folder that it lies in"
 IS_ATLAS = "is a folder that holds an atlas"
@@ -29,7 +29,7 @@ def list_folder(folder: str | os.PathLike[str]) -> FolderListing:
     paths, passed_over = [], {}
     for path, reason in _walk(os.fspath(folder)):
         if reason:
-            passed_over[as_text(path)] = reason
+            passed_over[valid_text(path)] = reason
         else:
             paths.append(path)
     return FolderListing(sorted(paths), dict(sorted(passed_over.items())))

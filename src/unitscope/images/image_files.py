@@ -13,7 +13,7 @@ from unitscope.images.folders import FolderListing, list_folder
 from unitscope.images.labels import written_label
 from unitscope.images.numbered import NumberedSource
 from unitscope.images.pixels import content_of_file, read_file
-from unitscope.images.protocol import SourceImage, as_text
+from unitscope.images.protocol import SourceImage, valid_text
 
 
 class ImageFiles(NumberedSource):
@@ -68,7 +68,7 @@ class FolderSource(ImageFiles):
         return len(self._listing.paths)
 
     def key(self, image: int) -> str:
-        return as_text(self._listing.paths[image])
+        return valid_text(self._listing.paths[image])
 
     def label(self, image: int) -> str | None:
         folder, slash, _ = self.key(image).partition("/")
@@ -120,7 +120,7 @@ class ListSource(ImageFiles):
         return len(self._given_paths)
 
     def key(self, image: int) -> str:
-        return as_text(self._paths[image].replace(os.sep, "/"))
+        return valid_text(self._paths[image].replace(os.sep, "/"))
 
     def label(self, image: int) -> str | None:
         return written_label(self._labels[image] or "") if self._labels else None

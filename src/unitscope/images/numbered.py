@@ -7,8 +7,8 @@ from functools import cached_property, partial
 from hashlib import sha256
 from typing import Any
 
-from unitscope.images.content import spread
-from unitscope.images.protocol import ImageSource, Item, Skipped, SourceImage, as_text, skipping_errors
+from unitscope.images.content import evenly_spaced
+from unitscope.images.protocol import ImageSource, Item, Skipped, SourceImage, skipping_errors, valid_text
 from unitscope.records import Shard
 
 
@@ -89,19 +89,19 @@ class NumberedSource(ImageSource):
 
     def has(self, image: int, key: str) -> bool:
         try:
-            return image < len(self) and as_text(self.key(image)) == key
+            return image < len(self) and valid_text(self.key(image)) == key
         except Skipped:
             return False
 
     def hash(self, limit: int | None = None) -> str:
         digest = sha256()
         for image in range(self.count(limit)):
-            digest.update(as_text(self.key(image)).encode() + b"\0")
+            digest.update(valid_text(self.key(image)).encode() + b"\0")
         return digest.hexdigest()
 
     def fingerprint(self, limit: int | None = None) -> dict[str, str | None]:
         hashes: dict[str, str | None] = {}
-        for image in spread(self.count(limit)):
+        for image in evenly_spaced(self.count(limit)):
             content = None
             with suppress(Skipped), skipping_errors():  # whoever scans it says why
                 content = self.content(image)
@@ -110,7 +110,7 @@ class NumberedSource(ImageSource):
 
     def fingerprint_labels(self, limit: int | None = None) -> dict[str, str | None]:
         labels: dict[str, str | None] = {}
-        for image in spread(self.count(limit)):
+        for image in evenly_spaced(self.count(limit)):
             labels[str(image)] = None
             with suppress(Skipped), skipping_errors():  # whoever scans it says why
                 labels[str(image)] = self.label(image) or ""
@@ -127,7 +127,7 @@ class NumberedSource(ImageSource):
     @cached_property
     def _numbers(self) -> dict[str, int]:
         """The number of every image by its key."""
-        return {as_text(self.key(image)): image for image in range(len(self))}
+        return {valid_text(self.key(image)): image for image in range(len(self))}
 
     @cached_property
     def _keys_by_name(self) -> dict[str, list[str]]:

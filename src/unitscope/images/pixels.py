@@ -22,7 +22,7 @@ from unitscope.files import os_error_text
 from unitscope.images.content import hash_of_bytes, hash_of_stream
 from unitscope.images.geometry import Geometry
 from unitscope.images.protocol import Pixels, Skipped, SourceImage
-from unitscope.images.ranges import Range, check_colours, eight_bits, note_range
+from unitscope.images.value_ranges import Range, check_16_bit_colours, note_value_range, to_eight_bits
 from unitscope.records import Box, Preprocessing
 
 MAX_PIXELS = 500_000_000
@@ -46,13 +46,13 @@ def read_file(path: Path, label: str | None = None) -> SourceImage:
     """The image in a file with the hash of the file's bytes. Raises `Skipped`."""
     with _regular(path) as file:
         if os.fstat(file.fileno()).st_size > LARGE_FILE:
-            return SourceImage(display(path), label, hash_of_stream(file))
+            return SourceImage(decode_image(path), label, hash_of_stream(file))
         return read_bytes(file.read(), label)
 
 
 def read_bytes(content: bytes, label: str | None = None) -> SourceImage:
     """The image that these bytes of a file are, with their hash. Raises `Skipped`."""
-    return SourceImage(display(BytesIO(content)), label, hash_of_bytes(content))
+    return SourceImage(decode_image(BytesIO(content)), label, hash_of_bytes(content))
 
 
 def content_of_file(path: Path) -> int | None:
@@ -76,7 +76,7 @@ def _regular(path: Path) -> Iterator[Any]:
         raise Skipped(f"can't be opened: {first_line(error)}") from error
 
 
-def display(file: Path | BytesIO) -> Image.Image:
+def decode_image(file: Path | BytesIO) -> Image.Image:
     """The image as people see it: decoded, first frame, upright by its EXIF orientation, in its own mode.
 
     Raises `Skipped` for files that are no image, or broken, or larger than 500 million pixels.
@@ -90,7 +90,7 @@ def display(file: Path | BytesIO) -> Image.Image:
             if image.format == "EPS":
                 raise Skipped("is PostScript, a program that Pillow would run")
             check_size(image)
-            note_range(image)
+            note_value_range(image)
             image.load()
             return upright(image)
     except Skipped:
@@ -116,9 +116,9 @@ def in_channels(image: Image.Image, channels: int, value_range: Range | None = N
     """
     if channels not in MODES:
         raise Skipped(f"image files have 1 to 4 channels, not {channels}; give a data set of tensors instead")
-    check_colours(image, value_range)
+    check_16_bit_colours(image, value_range)
     if image.mode.startswith(("I", "F")):
-        image = eight_bits(image, value_range)
+        image = to_eight_bits(image, value_range)
     elif image.mode == "LAB":
         image = image.convert("RGB")
     elif image.mode == "P":

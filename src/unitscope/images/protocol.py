@@ -19,7 +19,7 @@ class Skipped(Exception):
     """An image that can't be read; its text, which is valid, is the reason."""
 
     def __str__(self) -> str:
-        return as_text(super().__str__())
+        return valid_text(super().__str__())
 
 
 class Changed(Skipped):
@@ -41,7 +41,7 @@ class SourceImage:
 
     def __post_init__(self) -> None:
         if self.label is not None:
-            object.__setattr__(self, "label", as_text(self.label))
+            object.__setattr__(self, "label", valid_text(self.label))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Item:
     read: Callable[[], SourceImage]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "key", as_text(self.key))
+        object.__setattr__(self, "key", valid_text(self.key))
 
 
 class ShardUnreadable(Exception):
@@ -73,7 +73,7 @@ class ImageSource(Protocol):
 
     @property
     def description(self) -> Mapping[str, Any]:
-        """What an atlas keeps, so that `reopened` can find the images again: plain data, with a `kind`."""
+        """What an atlas keeps, so that `reopen` can find the images again: plain data, with a `kind`."""
         ...
 
     @property
@@ -168,10 +168,10 @@ def skipping_errors(what: str = "can't be read:") -> Iterator[None]:
         raise Skipped(f"{what} {type(error).__name__}: {first_line(error)}") from error
 
 
-def as_text(said: str) -> str:
+def valid_text(said: str) -> str:
     """A file's name, or a label, as valid text: bytes, and halves of characters, that are none are written out.
 
-    >>> as_text("caf\\udce9"), as_text("\\ud800x")
+    >>> valid_text("caf\\udce9"), valid_text("\\ud800x")
     ('caf\\\\xe9', '\\\\ud800x')
     """
     try:

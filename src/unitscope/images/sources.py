@@ -12,7 +12,7 @@ from unitscope.images.globs import is_glob, is_url, matching_paths
 from unitscope.images.image_files import FolderSource, ListSource, url_text
 from unitscope.images.lists import read_list
 from unitscope.images.names import is_picture_name
-from unitscope.images.protocol import ImageSource, as_text
+from unitscope.images.protocol import ImageSource, valid_text
 
 ADVICE = {
     ".zip": "a zip archive: unpack it and give the folder",
@@ -52,7 +52,7 @@ def as_source(images: Any) -> ImageSource:
     )
 
 
-def reopened(description: Mapping[str, Any]) -> ImageSource:
+def reopen(description: Mapping[str, Any]) -> ImageSource:
     """The source that an atlas was made from. Raises `ImagesError` where it is gone or was a data set in memory."""
     kind = description.get("kind")
     if kind == "folder":
@@ -115,7 +115,7 @@ def _glob_source(pattern: str) -> ListSource:
     files = [path for path in paths if not os.path.isdir(path)]
     if not files:
         raise ImagesError(f"{pattern!r} matches folders alone, such as {folders[0]!r}: give a folder, or a glob of files in it")
-    passed_over = {} if "**" in pattern else {as_text(folder): FOLDER_IN_GLOB for folder in folders}
+    passed_over = {} if "**" in pattern else {valid_text(folder): FOLDER_IN_GLOB for folder in folders}
     return ListSource(files, passed_over=passed_over)
 
 

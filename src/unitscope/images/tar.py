@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from unitscope.images.archive_formats import ArchiveMember, IndexEntry, Stream
 from unitscope.images.labels import decoded, first_label, label_text, written_label
 from unitscope.images.names import is_picture_name
-from unitscope.images.protocol import Skipped, as_text
+from unitscope.images.protocol import Skipped, valid_text
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz")
 MAX_LINKS = 40
@@ -252,7 +252,7 @@ def _label_for(member: tarfile.TarInfo, labels: Mapping[str, str | None]) -> str
             return labels[stem]
         stem = splitext(stem)[0] if splitext(stem)[1] else ""
     folders = [part for part in member.name.split("/")[:-1] if part not in ("", ".")]
-    return as_text(folders[0]) if folders else None
+    return valid_text(folders[0]) if folders else None
 
 
 def _label_in(member: tarfile.TarInfo, content: bytes) -> str | None:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from unitscope.images.content import total
+from unitscope.images.content import sum_of_hashes
 from unitscope.layers import TracedLayer
 from unitscope.records import ImageRecord
 from unitscope.scanning.running_statistics import RunningStatistics
@@ -56,7 +56,7 @@ class PartialResult:
         self.labels += other.labels
         self.skipped |= other.skipped
         self.read += other.read
-        self.contents = total((self.contents, other.contents))
+        self.contents = sum_of_hashes((self.contents, other.contents))
         self.image_records |= other.image_records
         if len(self.image_records) > 2 * self._records_after_pruning:
             self.image_records = self.mentioned_records()

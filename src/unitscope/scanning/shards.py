@@ -7,7 +7,7 @@ from functools import partial
 
 from unitscope.errors import AtlasError, ImagesError, ScanUnfinished
 from unitscope.images import ImageSource, Skipped, skipping_errors
-from unitscope.images.content import spread
+from unitscope.images.content import evenly_spaced
 from unitscope.records import Shard
 from unitscope.runners import FailedShard, Runner
 from unitscope.scanning.checkpoint import Checkpoint
@@ -63,7 +63,7 @@ def scan_shards(
 def _check_images(merged: PartialResult, source: ImageSource, checkpoint: Checkpoint) -> None:
     """Raises `AtlasError` where some of the images that an earlier scan has read are others now."""
     records = [merged.image_records[image] for image in sorted(merged.image_records)]
-    for record in (records[index] for index in spread(len(records), MAX_IMAGES_CHECKED)):
+    for record in (records[index] for index in evenly_spaced(len(records), MAX_IMAGES_CHECKED)):
         content = None if record.content is None else _content(source, record.image)
         if content is not None and content != record.content:
             raise AtlasError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unitscope.errors import UnitscopeError, first_line
 from unitscope.images import Item, ShardUnreadable
-from unitscope.images.content import mixed, total
+from unitscope.images.content import image_hash, sum_of_hashes
 from unitscope.layers import TracedLayer
 from unitscope.records import Shard
 from unitscope.runners import FailedShard
@@ -217,7 +217,7 @@ def _add_records(result: PartialResult, images: Sequence[LoadedImage]) -> None:
     result.image_records = {record.image: record for record in records}
     result.labels = Counter(record.label for record in records if record.label is not None)
     result.read = len(records)
-    result.contents = total(mixed(record.key, record.content) for record in records)
+    result.contents = sum_of_hashes(image_hash(record.key, record.content) for record in records)
 
 
 def _pieces(batches: Iterable[BatchMaxima], images: int) -> Iterator[list[BatchMaxima]]:

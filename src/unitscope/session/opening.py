@@ -12,8 +12,8 @@ from torch import nn
 
 from unitscope.arguments import layer_patterns
 from unitscope.errors import ImagesError, NetworkError, UnitscopeError
-from unitscope.images import ImageSource, Skipped, as_source, as_text, skipping_errors
-from unitscope.images.content import spread
+from unitscope.images import ImageSource, Skipped, as_source, skipping_errors, valid_text
+from unitscope.images.content import evenly_spaced
 from unitscope.layers import Trace, choose_layers, trace
 from unitscope.networks import PREPROCESSING_FLAGS, Network, as_preprocessing, load_network, network_from_module
 from unitscope.networks.precision import plain_tensors
@@ -96,7 +96,7 @@ def _usual_shape(source: ImageSource, count: int) -> tuple[int, int, int] | None
     """The shape of the tensors that a source gives, None where it gives pictures: that of most of a few, since one may be damaged."""
     shapes: list[tuple[int, int, int] | None] = []
     reasons: dict[int, tuple[str, str]] = {}
-    few = spread(count, IMAGES_LOOKED_AT)
+    few = evenly_spaced(count, IMAGES_LOOKED_AT)
     for image in chain(few, (image for image in range(count) if image not in few)):
         if len(shapes) + len(reasons) >= IMAGES_LOOKED_AT and shapes:
             break
@@ -105,7 +105,7 @@ def _usual_shape(source: ImageSource, count: int) -> tuple[int, int, int] | None
                 pixels = source.read(image).pixels
             shapes.append((pixels.shape[0], pixels.shape[1], pixels.shape[2]) if isinstance(pixels, np.ndarray) else None)
         except Skipped as reason:
-            reasons[image] = (as_text(source.key(image)), str(reason))
+            reasons[image] = (valid_text(source.key(image)), str(reason))
     if not shapes:
         raise ImagesError(none_read(count, source, reasons))
     return Counter(shapes).most_common(1)[0][0]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from unitscope.images import Geometry, Skipped, display
+from unitscope.images import Geometry, Skipped, decode_image
 from unitscope.records import Box, Layer, Response
 from unitscope.web.page_records import About, LayerRecord
 from unitscope.web.pages import Pages
@@ -71,7 +71,7 @@ def opened(content: bytes) -> Image.Image:
         raise Skipped("is no image that can be read") from error
     if size[0] * size[1] > MOST_PIXELS:
         raise Skipped(large)
-    return display(BytesIO(content))
+    return decode_image(BytesIO(content))
 
 
 def fired(pages: Pages, image: Image.Image, responses: Sequence[Response]) -> FiringPage:

@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 import unitscope
-from unitscope.images import DatasetSource, Skipped, display, prepare
+from unitscope.images import DatasetSource, Skipped, decode_image, prepare
 from unitscope.images.pixels import in_channels, read_bytes
 
 SIZE = (40, 60)
@@ -223,7 +223,7 @@ def test_the_range_belongs_to_the_preprocessing_and_goes_into_the_atlas(tmp_path
     assert opened.preprocessing == how
     assert_ramp(np.asarray(opened.picture(0).convert("L")).astype(int))
     assert unitscope.check(opened, see_through(1)).differences == []
-    assert_ramp(prepare(display(tmp_path / "images" / "0.png"), how)[..., 0])
+    assert_ramp(prepare(decode_image(tmp_path / "images" / "0.png"), how)[..., 0])
     with pytest.raises(unitscope.UnitscopeError, match="none of 4 files .* --value-range"):
         unitscope.scan(
             see_through(1),

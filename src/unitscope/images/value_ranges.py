@@ -27,7 +27,7 @@ BITS, PHOTOMETRIC, FORMAT, STATISTICS, SAMPLES = 258, 262, 339, (280, 281), (340
 SIGNED, WHITE_IS_ZERO = 2, 0
 
 
-def note_range(image: Image.Image) -> None:
+def note_value_range(image: Image.Image) -> None:
     """Write into `image.info` what the file says of its values; to be called before they are loaded, or Pillow has forgotten it."""
     tiles: Any = getattr(image, "tile", ())
     if not image.mode.startswith("I") and any(";16" in str(tile[3]) or tile[0] == "SGI16" for tile in tiles):
@@ -43,7 +43,7 @@ def note_range(image: Image.Image) -> None:
                 image.info[SAID] = (float(said[0]), float(said[1]))
 
 
-def eight_bits(image: Image.Image, value_range: Range | None) -> Image.Image:
+def to_eight_bits(image: Image.Image, value_range: Range | None) -> Image.Image:
     """A picture of integers or floats in one channel, from black to white in 8 bits.
 
     Raises `Skipped` where nobody says which values those are.
@@ -58,7 +58,7 @@ def eight_bits(image: Image.Image, value_range: Range | None) -> Image.Image:
     return Image.fromarray(255 - scaled if NEGATIVE in image.info else scaled)
 
 
-def check_colours(image: Image.Image, value_range: Range | None) -> None:
+def check_16_bit_colours(image: Image.Image, value_range: Range | None) -> None:
     """Raises `Skipped` for colours of 16 bits that may be those of fewer: Pillow reads the upper 8."""
     if COLOURS not in image.info:
         return
