@@ -24,7 +24,6 @@ from torchvision.datasets import ImageFolder
 import unitscope
 from unitscope.errors import ImagesError, UnitscopeError
 from unitscope.images import DatasetSource, Skipped
-from unitscope.images.labels import label_text
 
 HOW = unitscope.Preprocessing((SIDE, SIDE), (SIDE, SIDE), (0.5,) * 3, (0.5,) * 3)
 
@@ -339,7 +338,7 @@ def test_numbers_that_a_target_transform_made_are_themselves(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("said", "classes", "text"),
+    ("target", "classes", "label"),
     [
         (1.0, ("cat", "dog"), "dog"), (np.float32(3.0), None, "3"), (0.25, None, "0.25"), (-1, ("cat", "dog"), None), (-1, None, None),
         (torch.tensor(-1), ("cat",), None), (0, [("tench", "Tinca tinca")], "tench, Tinca tinca"), (1, {1: "dog"}, "dog"),
@@ -349,8 +348,10 @@ def test_numbers_that_a_target_transform_made_are_themselves(tmp_path: Path) -> 
         ("", None, None), ("-1", ("cat",), None), (" elk\n", None, "elk"), (np.str_("elk"), None, "elk"), (b"elk", None, None),
     ],
 )  # fmt: skip
-def test_labels_are_words(said: Any, classes: Any, text: str | None) -> None:
-    assert label_text(said, classes) == text
+def test_targets_become_words(target: Any, classes: Any, label: str | None) -> None:
+    dataset = Items((picture(0), target))
+    dataset.classes = classes  # type: ignore[attr-defined]
+    assert labels(dataset) == [label]
 
 
 @pytest.mark.parametrize(("said", "text"), [("caf\udce9", "caf\\xe9"), ("\ud800x", "\\ud800x")])

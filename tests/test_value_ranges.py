@@ -14,7 +14,8 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 import unitscope
 from unitscope.images import DatasetSource, Skipped, decode_image, prepare
-from unitscope.images.pixels import in_channels, read_bytes
+from unitscope.images.decoding import read_bytes
+from unitscope.images.pixels import in_channels
 
 SIZE = (40, 60)
 

@@ -21,8 +21,8 @@ RECTIFIER = "rectifier"
 """The activation of a layer that is followed by a function, other than a ReLU, that is zero at and below zero."""
 MAX_SIDE_PX = 1 << 20
 """The longest side that an image may be resized or cropped to, far beyond any network's input."""
-MAX_INPUT_PIXELS = 500_000_000
-"""The largest crop: 6 GB of float32 in three channels."""
+MAX_IMAGE_PIXELS = 500_000_000
+"""The most pixels that an image may have, from its file, after its resize and in the network's input: 1.5 GB in 8-bit RGB."""
 LIBRARIES = frozenset({"torchvision", "timm", "demo"})
 """The schemes of model strings whose network a library builds."""
 
@@ -238,8 +238,8 @@ class Preprocessing:
                 f"mean {self.mean} and std {self.std} are for values from 0 to 1, and no mean of those is above 1; divide those of values "
                 "from 0 to 255 by 255"
             )
-        if self.crop[0] * self.crop[1] > MAX_INPUT_PIXELS:
-            raise ValueError(f"crop {self.crop} has more than {MAX_INPUT_PIXELS // 1_000_000} million pixels")
+        if self.crop[0] * self.crop[1] > MAX_IMAGE_PIXELS:
+            raise ValueError(f"crop {self.crop} has more than {MAX_IMAGE_PIXELS // 1_000_000} million pixels")
         if max(*self.crop, *sizes) > MAX_SIDE_PX:
             raise ValueError(f"resize and crop may have sides of up to {MAX_SIDE_PX:,} pixels")
         if self.value_range is not None and not (

@@ -1,13 +1,14 @@
-"""Images: where they come from (`sources`, `datasets`, `archives`; all keep to `protocol`), how they become pixels (`pixels`), where a box
-lies on them (`geometry`)."""
+"""Images: where they come from (`sources`, `datasets`, `archives`; all keep to `protocol`), how they become pictures (`decoding`) and inputs (`pixels`),
+where a box lies on them (`geometry`)."""
 
 from unitscope.images.archives import ArchiveSource
 from unitscope.images.content import contradictions
 from unitscope.images.datasets import DatasetSource
+from unitscope.images.decoding import decode_image
 from unitscope.images.geometry import Geometry
 from unitscope.images.image_files import FolderSource, ListSource
 from unitscope.images.numbered import NumberedSource
-from unitscope.images.pixels import decode_image, prepare
+from unitscope.images.pixels import prepare
 from unitscope.images.protocol import (
     Changed,
     ImageSource,

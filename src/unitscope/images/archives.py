@@ -22,9 +22,9 @@ from unitscope.errors import ImagesError, UnitscopeError
 from unitscope.files import absolute_path
 from unitscope.images.archive_formats import ArchiveFormat, ArchiveMember, IndexEntry, Stream
 from unitscope.images.content import FINGERPRINT_IMAGES, evenly_spaced, hash_of_bytes
+from unitscope.images.decoding import read_bytes
 from unitscope.images.globs import WEB, is_glob, is_url, matching_paths
 from unitscope.images.parquet import PARQUET_ENDINGS, ParquetFormat
-from unitscope.images.pixels import read_bytes
 from unitscope.images.protocol import ImageSource, Item, ShardUnreadable, Skipped, SourceImage, valid_text
 from unitscope.images.tar import TAR_ENDINGS, TarFormat
 from unitscope.records import Shard

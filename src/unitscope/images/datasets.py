@@ -11,14 +11,18 @@ from PIL import Image
 
 from unitscope.errors import ImagesError, first_line
 from unitscope.images.content import hash_of_pixels
-from unitscope.images.labels import LABEL_COLUMNS, classes_of, first_label, label_text, origins
+from unitscope.images.decoding import check_size, read_bytes, read_file
+from unitscope.images.labels import LABEL_COLUMNS, ClassNames, classes_of, first_label, label_text, origins
 from unitscope.images.numbered import NumberedSource
-from unitscope.images.pixels import check_size, read_bytes, read_file
 from unitscope.images.protocol import Pixels, Skipped, SourceImage, skipping_errors
 from unitscope.images.value_ranges import note_value_range
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
+"""What data sets call their column of images, the usual name first."""
 WHAT_IS_TAKEN = "unitscope takes PIL images, or preprocessed float tensors of shape (channel, y, x)"
+COLOUR_CHANNELS = (1, 3, 4)
+MIN_PICTURE_SIDE_PX = 8
+"""An array with sides longer than this and a last axis of 1, 3 or 4 is a picture with its channels last, not one of many channels."""
 
 _reading = RLock()
 """Held while a data set is asked for an image: one lock for all, since a subset and the whole read the same open file."""
@@ -34,44 +38,54 @@ class DatasetSource(NumberedSource):
     """
 
     def __init__(self, dataset: Any, name: str = "") -> None:
+        """Raises `ImagesError` where the data set is empty."""
         self.dataset, self._name = dataset, name
+        self._class_names: ClassNames | None = None
         if len(dataset) == 0:
             raise ImagesError("the data set is empty")
 
     @property
     def description(self) -> Mapping[str, Any]:
-        kind = type(self.dataset)
-        named = {"name": self._name} if self._name else {}
-        return {"kind": "dataset", "type": f"{kind.__module__}.{kind.__qualname__}", "length": len(self), **named}
+        dataset_type = type(self.dataset)
+        name = {"name": self._name} if self._name else {}
+        return {"kind": "dataset", "type": f"{dataset_type.__module__}.{dataset_type.__qualname__}", "length": len(self), **name}
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def read(self, image: int) -> SourceImage:
-        with _reading:  # once for both, or another thread may be given the same picture, repainted, in between
+        with _reading:  # until all is copied, or another thread may be given the same picture, repainted, in between
             with skipping_errors("the data set raised"):
                 item = self.dataset[image]
             with skipping_errors():
-                return _read(_image_in(item), self._label(image, item))
+                return _source_image(_image_in(item), self._label(image, item))
 
     def labels(self) -> Sequence[str | None] | None:
-        """No labels, where items of the first one's form have no position for one; None, since they must be read, where they have."""
+        """None for every image where items of the first one's form have no position for a label; else they must be read."""
         try:
             with _reading:
                 item = self.dataset[0]
         except Exception:  # whoever reads it says why
             return None
-        may_have_label = isinstance(item, (tuple, list, Mapping)) and len(item) > 1 and not _is_file(item)
+        may_have_label = isinstance(item, (tuple, list, Mapping)) and len(item) > 1 and not _is_undecoded(item)
         return None if may_have_label else [None] * len(self)
 
     def _label(self, image: int, item: Any) -> str | None:
         if not isinstance(item, Mapping):
-            said = item[1] if isinstance(item, (tuple, list)) and len(item) > 1 else None
-            return label_text(said, classes_of(self.dataset, image))
+            value = item[1] if isinstance(item, (tuple, list)) and len(item) > 1 else None
+            return label_text(value, self._names_of(classes_of(self.dataset, image)))
         features = _features(self.dataset, image)
-        classes = {name: names for name in item if (names := getattr(features.get(name), "names", None))}
-        name, said = first_label(item, (*LABEL_COLUMNS, *classes))
-        return label_text(said, classes.get(name) or classes_of(self.dataset, image))
+        class_columns = {name: names for name in item if (names := getattr(features.get(name), "names", None))}
+        column, value = first_label(item, (*LABEL_COLUMNS, *class_columns))
+        return label_text(value, self._names_of(class_columns.get(column) or classes_of(self.dataset, image)))
+
+    def _names_of(self, classes: Any) -> ClassNames | None:
+        """The names of these classes; those of the last image are kept, since the next one mostly has the same."""
+        if not classes:
+            return None
+        if self._class_names is None or self._class_names.classes is not classes:
+            self._class_names = ClassNames(classes)
+        return self._class_names
 
 
 def from_hugging_face(name: str) -> DatasetSource:
@@ -84,31 +98,31 @@ def from_hugging_face(name: str) -> DatasetSource:
     if not path:
         raise ImagesError(f"images {name!r} lack the name of a data set: hf:NAME or hf:NAME:SPLIT")
     try:
-        found = datasets.load_from_disk(path) if os.path.isdir(path) else datasets.load_dataset(path)
+        dataset = datasets.load_from_disk(path) if os.path.isdir(path) else datasets.load_dataset(path)
     except Exception as error:
         raise ImagesError(f"images {name!r} can't be loaded: {type(error).__name__}: {first_line(error)}") from error
-    if isinstance(found, Mapping):
-        if (not split and len(found) > 1) or (split and split not in found):
+    if isinstance(dataset, Mapping):
+        if (not split and len(dataset) > 1) or (split and split not in dataset):
             raise ImagesError(
-                f"images {name!r}: name one of the splits {', '.join(found)}, as in 'hf:{path}:{next(iter(found))}'"
+                f"images {name!r}: name one of the splits {', '.join(dataset)}, as in 'hf:{path}:{next(iter(dataset))}'"
             )
-        found = found[split or next(iter(found))]
-    return DatasetSource(found, name)
+        dataset = dataset[split or next(iter(dataset))]
+    return DatasetSource(dataset, name)
 
 
 def _features(dataset: Any, image: int) -> Mapping[str, Any]:
     """The columns of a Hugging Face data set, or of the one that this is a part of; none of others."""
-    found = (getattr(origin, "features", None) for origin in origins(dataset, image))
-    return next((features for features in found if isinstance(features, Mapping)), {})
+    candidates = (getattr(origin, "features", None) for origin in origins(dataset, image))
+    return next((features for features in candidates if isinstance(features, Mapping)), {})
 
 
 def _image_in(item: Any) -> Any:
     """The image in what a data set gives: the item itself, the first of a tuple, or the image column of a row."""
-    if not isinstance(item, Mapping) or _is_file(item):
+    if not isinstance(item, Mapping) or _is_undecoded(item):
         return item[0] if isinstance(item, (tuple, list)) and item else item
     columns = ", ".join(map(repr, item))
-    named = [item[name] for name in IMAGE_COLUMNS if name in item]
-    images = named[:1] or [value for value in item.values() if isinstance(value, Image.Image) or _is_file(value)]
+    usual = [item[name] for name in IMAGE_COLUMNS if name in item]
+    images = usual[:1] or [value for value in item.values() if isinstance(value, Image.Image) or _is_undecoded(value)]
     if not images:
         raise Skipped(f"is a row with the columns {columns}, none of which holds an image; call one 'image'")
     if len(images) > 1:
@@ -116,24 +130,24 @@ def _image_in(item: Any) -> Any:
     return images[0]
 
 
-def _is_file(value: Any) -> bool:
+def _is_undecoded(value: Any) -> bool:
     """True for Hugging Face's images that nobody has decoded: rows of `bytes` and `path`."""
     return isinstance(value, Mapping) and value.keys() == {"bytes", "path"}
 
 
-def _read(value: Any, label: str | None) -> SourceImage:
+def _source_image(value: Any, label: str | None) -> SourceImage:
     if isinstance(value, Image.Image):
-        picture = _picture(value)
+        picture = _loaded_copy(value)
         return SourceImage(picture, label, hash_of_pixels(picture))
     if isinstance(value, (bytes, bytearray)):
         return read_bytes(bytes(value), label)
-    if _is_file(value):
+    if _is_undecoded(value):
         return read_bytes(value["bytes"], label) if value["bytes"] is not None else read_file(Path(value["path"]), label)
-    array = _array(value)
+    array = _float32_copy(value)
     return SourceImage(array, label, hash_of_pixels(array))
 
 
-def _picture(image: Image.Image) -> Image.Image:
+def _loaded_copy(image: Image.Image) -> Image.Image:
     """The picture, loaded, as it is now: the data set may give the same object again with other pixels."""
     check_size(image)
     note_value_range(image)
@@ -141,22 +155,26 @@ def _picture(image: Image.Image) -> Image.Image:
         return image.copy()
 
 
-def _array(item: Any) -> Pixels:
-    """The tensor as float32, as it is now."""
-    if item is None or isinstance(item, (str, os.PathLike)):
-        raise Skipped(f"the data set gave {item!r} for an image; {WHAT_IS_TAKEN}")
+def _float32_copy(tensor: Any) -> Pixels:
+    """The tensor as a float32 array, as it is now. Raises `Skipped` for what is no preprocessed image."""
+    if tensor is None or isinstance(tensor, (str, os.PathLike)):
+        raise Skipped(f"the data set gave {tensor!r} for an image; {WHAT_IS_TAKEN}")
     try:
-        if hasattr(item, "detach"):
-            item = item.detach().cpu()
-            item = item.float() if item.is_floating_point() else item  # NumPy has no bfloat16
-        values = np.asarray(item)
+        if hasattr(tensor, "detach"):
+            tensor = tensor.detach().cpu()
+            tensor = tensor.float() if tensor.is_floating_point() else tensor  # NumPy has no bfloat16
+        array = np.asarray(tensor)
     except TypeError as error:
-        raise Skipped(f"the data set gave a {type(item).__name__} that is no float tensor: {error}") from error
-    said = f"the data set gave a {type(item).__name__} of shape {values.shape} and type {values.dtype}"
-    if values.ndim in (2, 3) and values.dtype.kind in "iub":
-        raise Skipped(f"{said}, which looks like a picture before preprocessing: give PIL.Image.fromarray of it; {WHAT_IS_TAKEN}")
-    if values.ndim != 3 or values.dtype.kind != "f":
-        raise Skipped(f"{said}; {WHAT_IS_TAKEN}")
-    if values.shape[2] in (1, 3, 4) and min(values.shape[:2]) > 8:
-        raise Skipped(f"{said}, which has its channels last: move them to the front; {WHAT_IS_TAKEN}")
-    return values.astype(np.float32, copy=True)
+        raise Skipped(f"the data set gave a {type(tensor).__name__} that is no float tensor: {error}") from error
+    _check_is_input(array, f"the data set gave a {type(tensor).__name__} of shape {array.shape} and type {array.dtype}")
+    return array.astype(np.float32, copy=True)
+
+
+def _check_is_input(array: Pixels, what: str) -> None:
+    """Raises `Skipped`, with a text that begins with `what`, for arrays that aren't float and of shape (channel, y, x)."""
+    if array.ndim in (2, 3) and array.dtype.kind in "iub":
+        raise Skipped(f"{what}, which looks like a picture before preprocessing: give PIL.Image.fromarray of it; {WHAT_IS_TAKEN}")
+    if array.ndim != 3 or array.dtype.kind != "f":
+        raise Skipped(f"{what}; {WHAT_IS_TAKEN}")
+    if array.shape[2] in COLOUR_CHANNELS and min(array.shape[:2]) > MIN_PICTURE_SIDE_PX:
+        raise Skipped(f"{what}, which has its channels last: move them to the front; {WHAT_IS_TAKEN}")

@@ -7,7 +7,7 @@ from unitscope.records import Box, Preprocessing
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """The way of one image through resize and crop; sizes are (height, width) in pixels.
+    """How one image is resized and cropped to the network's input; sizes and offsets are (y, x) in pixels.
 
     >>> square = Preprocessing(256, (224, 224), (0.5,) * 3, (0.5,) * 3)
     >>> Geometry.of(square, height=512, width=1024).to_source(Box(0, 0, 224, 224))
@@ -25,19 +25,20 @@ class Geometry:
         size = (height, width)
         if preprocessing is None:
             return cls(size, size, (0, 0), size)
-        resized = resized_size(preprocessing.resize, height, width)
-        offset = tuple(_crop_offset(n, crop) for n, crop in zip(resized, preprocessing.crop, strict=True))
-        return cls(size, resized, (offset[0], offset[1]), preprocessing.crop)
+        resized, crop = resized_size(preprocessing.resize, height, width), preprocessing.crop
+        return cls(size, resized, (_crop_offset(resized[0], crop[0]), _crop_offset(resized[1], crop[1])), crop)
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Source pixels per network-input pixel, down and across."""
+        """Source pixels per network-input pixel, along y and x."""
         return self.source[0] / self.resized[0], self.source[1] / self.resized[1]
 
     def to_source(self, box: Box) -> Box:
         """A box on the network's input, in pixels of the source image as displayed; nothing is clipped."""
-        (down, across), (top, left) = self.scale, self.offset
-        return Box((box.top + top) * down, (box.left + left) * across, (box.bottom + top) * down, (box.right + left) * across)
+        (scale_y, scale_x), (top, left) = self.scale, self.offset
+        return Box(
+            (box.top + top) * scale_y, (box.left + left) * scale_x, (box.bottom + top) * scale_y, (box.right + left) * scale_x
+        )  # fmt: skip
 
 
 def resized_size(resize: int | tuple[int, int] | None, height: int, width: int) -> tuple[int, int]:
@@ -50,7 +51,7 @@ def resized_size(resize: int | tuple[int, int] | None, height: int, width: int) 
 
 
 def _crop_offset(length: int, crop: int) -> int:
-    """The first row (column) of a centre crop; below zero where the image must be padded."""
+    """The first row (column) of a centre crop, as torchvision rounds it; below zero where the image must be padded."""
     if length < crop:
         return -((crop - length) // 2)
     return round((length - crop) / 2)

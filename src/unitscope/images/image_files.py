@@ -9,10 +9,10 @@ from typing import Any
 
 from unitscope.errors import ImagesError
 from unitscope.files import absolute_path, os_error_text
+from unitscope.images.decoding import content_of_file, read_file
 from unitscope.images.folders import FolderListing, list_folder
 from unitscope.images.labels import written_label
 from unitscope.images.numbered import NumberedSource
-from unitscope.images.pixels import content_of_file, read_file
 from unitscope.images.protocol import SourceImage, valid_text
 
 

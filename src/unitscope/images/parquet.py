@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from unitscope.errors import ImagesError
 from unitscope.images.archive_formats import ArchiveMember, IndexEntry, Stream
 from unitscope.images.datasets import IMAGE_COLUMNS
-from unitscope.images.labels import LABEL_COLUMNS, label_text, words
+from unitscope.images.labels import LABEL_COLUMNS, ClassNames, label_text, words
 
 PARQUET_ENDINGS = (".parquet",)
 BATCH_ROWS = 64
@@ -63,7 +63,7 @@ class _ImageColumns:
     image: str
     paired: bool
     label: str | None
-    classes: list[str] | None
+    classes: ClassNames | None
 
     @classmethod
     def of(cls, schema: pa.Schema) -> "_ImageColumns":
@@ -72,9 +72,10 @@ class _ImageColumns:
         image = next(usual, candidates[0] if len(candidates) == 1 else None)
         if image is None:
             raise ImagesError(_no_image_column_text(schema, [field.name for field in candidates]))
-        classes = _class_columns(schema)
-        label = next((name for name in (*LABEL_COLUMNS, *classes) if name in schema.names), None)
-        return cls(image.name, pa.types.is_struct(image.type), label, classes.get(label or ""))
+        class_columns = _class_columns(schema)
+        label = next((name for name in (*LABEL_COLUMNS, *class_columns) if name in schema.names), None)
+        classes = class_columns.get(label or "")
+        return cls(image.name, pa.types.is_struct(image.type), label, ClassNames(classes) if classes else None)
 
     @property
     def names(self) -> list[str]:

@@ -168,13 +168,13 @@ def skipping_errors(what: str = "can't be read:") -> Iterator[None]:
         raise Skipped(f"{what} {type(error).__name__}: {first_line(error)}") from error
 
 
-def valid_text(said: str) -> str:
-    """A file's name, or a label, as valid text: bytes, and halves of characters, that are none are written out.
+def valid_text(text: str) -> str:
+    """A file's name, or a label, as valid Unicode: bytes that aren't UTF-8, and lone surrogates, are written out.
 
     >>> valid_text("caf\\udce9"), valid_text("\\ud800x")
     ('caf\\\\xe9', '\\\\ud800x')
     """
     try:
-        return said.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:
-        return said.encode("utf-8", "backslashreplace").decode()
+        return text.encode("utf-8", "backslashreplace").decode()

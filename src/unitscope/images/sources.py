@@ -83,8 +83,8 @@ def _source_by_name(name: str) -> ImageSource:
     if is_glob(name) and not is_url(name):
         return _glob_source(name)
     if name.lower().endswith(".txt") and os.path.isfile(name):
-        paths, labels, folder = read_list(name)
-        return ListSource(paths, folder, labels)
+        listed = read_list(name)
+        return ListSource(listed.paths, listed.folder, listed.labels)
     if is_picture_name(name) and os.path.isfile(name):
         return ListSource([name])
     raise ImagesError(_no_source_text(name))
