@@ -12,8 +12,8 @@ def write_photographs(
     """Pictures of soft noise, one sub-folder a label, and the folder back; the same ones every time."""
     rng = np.random.default_rng(0)
     for image in range(count):
-        place = folder / labels[image % len(labels)]
-        place.mkdir(parents=True, exist_ok=True)
+        label_folder = folder / labels[image % len(labels)]
+        label_folder.mkdir(parents=True, exist_ok=True)
         noise = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize(size[::-1], Image.Resampling.BICUBIC).save(place / f"{image:03}.png")
+        Image.fromarray(noise).resize(size[::-1], Image.Resampling.BICUBIC).save(label_folder / f"{image:03}.png")
     return folder

@@ -39,14 +39,14 @@ def pictures(tmp_path: Path) -> list[Path]:
 
 def tar_of(paths: list[Path], mode: str = "w") -> bytes:
     """A tar file in WebDataset's form: label before picture, and a member that is neither."""
-    held = io.BytesIO()
-    with tarfile.open(fileobj=held, mode=mode) as tar:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode=mode) as tar:
         for path in paths:
             for ending, content in (("cls", path.parent.name.encode()), ("png", path.read_bytes()), ("seg.bin", b"1234")):
                 member = tarfile.TarInfo(f"some/{path.stem}.{ending}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
-    return held.getvalue()
+    return archive.getvalue()
 
 
 def parquet_of(paths: list[Path], paired: bool = True) -> bytes:
@@ -55,11 +55,11 @@ def parquet_of(paths: list[Path], paired: bool = True) -> bytes:
     labels = [["cat", "dog"].index(p.parent.name) for p in paths]
     table = pa.table({"image": images, "label": labels})
     if paired:
-        said = b'{"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}'
-        table = table.replace_schema_metadata({b"huggingface": said})
-    held = io.BytesIO()
-    pq.write_table(table, held, row_group_size=2)
-    return held.getvalue()
+        features = b'{"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}'
+        table = table.replace_schema_metadata({b"huggingface": features})
+    archive = io.BytesIO()
+    pq.write_table(table, archive, row_group_size=2)
+    return archive.getvalue()
 
 
 def written(folder: Path, paths: list[Path], kind: str) -> list[str]:
@@ -96,9 +96,9 @@ def test_images_come_in_order_with_keys_and_labels_and_each_is_found_again(
     )
     assert [item.read().label for item in items] == [path.parent.name for path in pictures]
     for item, path in zip(items, pictures, strict=True):
-        for found in (item.read(), source.read(item.image)):
-            np.testing.assert_array_equal(np.asarray(found.pixels), np.asarray(Image.open(path)))
-            assert found.label == path.parent.name
+        for image in (item.read(), source.read(item.image)):
+            np.testing.assert_array_equal(np.asarray(image.pixels), np.asarray(Image.open(path)))
+            assert image.label == path.parent.name
         assert source.key(item.image) == item.key
         assert source.find(item.key) == item.image
     assert source.find("shard-1.tar/nothing") is None
@@ -125,11 +125,11 @@ def test_a_scan_of_files_finds_the_peaks_of_the_folder(tmp_path: Path, pictures:
     assert atlas.table("labels").equals(folder.table("labels"))
     for table in ("units",):
         for name in atlas.table(table).column_names:
-            left, right = atlas.table(table)[name].to_numpy(), folder.table(table)[name].to_numpy()
-            if left.dtype.kind == "f":
-                np.testing.assert_allclose(left, right, rtol=1e-12)
+            column, expected = atlas.table(table)[name].to_numpy(), folder.table(table)[name].to_numpy()
+            if column.dtype.kind == "f":
+                np.testing.assert_allclose(column, expected, rtol=1e-12)
             else:
-                np.testing.assert_array_equal(left, right)
+                np.testing.assert_array_equal(column, expected)
     assert (atlas.manifest["listed"], atlas.manifest["read"]) == (10, 10)
     opened = unitscope.Atlas(tmp_path / "atlas")
     assert opened.figure().tobytes() == folder.figure().tobytes()
@@ -294,8 +294,8 @@ def test_files_of_several_members_are_read_to_the_last(
 def test_tar_files_one_after_the_other_are_read_to_the_last(
     tmp_path: Path, pictures: list[Path], ending: str, pack: Callable[[bytes], bytes]
 ) -> None:
-    both = pack(tar_of(pictures[:4])) + pack(tar_of(pictures[4:]))
-    (tmp_path / f"both.{ending}").write_bytes(both)
+    two_in_one = pack(tar_of(pictures[:4])) + pack(tar_of(pictures[4:]))
+    (tmp_path / f"both.{ending}").write_bytes(two_in_one)
     source = as_source(tmp_path / f"both.{ending}")
     assert [item.read().content for item in all_items(source)] == [hash_of_bytes(path.read_bytes()) for path in pictures]
     assert source.read(9).content == hash_of_bytes(pictures[9].read_bytes())
@@ -329,10 +329,10 @@ def test_a_picture_that_cannot_be_decoded_is_skipped_with_its_key(tmp_path: Path
 
 def test_the_image_is_found_when_a_file_came_before_it(tmp_path: Path, pictures: list[Path]) -> None:
     names = written(tmp_path / "shards", pictures, "tar")
-    before, after = as_source(names[1:]), as_source(names)
-    assert after.find(before.key(1)) == (1 << 32) + 1
-    assert not after.has(1, before.key(1))
-    assert before.has(1, before.key(1))
+    last_two, all_three = as_source(names[1:]), as_source(names)
+    assert all_three.find(last_two.key(1)) == (1 << 32) + 1
+    assert not all_three.has(1, last_two.key(1))
+    assert last_two.has(1, last_two.key(1))
 
 
 @pytest.mark.parametrize(
@@ -351,8 +351,10 @@ def test_parquet_files_without_pictures_say_what_they_have(tmp_path: Path, colum
 
 def test_the_names_of_a_column_of_labels_are_found_whatever_it_is_called(tmp_path: Path, pictures: list[Path]) -> None:
     table = pq.read_table(io.BytesIO(parquet_of(pictures))).rename_columns(["image", "species"])
-    said = b'{"info": {"features": {"image": {"_type": "Image"}, "species": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}'
-    pq.write_table(table.replace_schema_metadata({b"huggingface": said}), tmp_path / "a.parquet")
+    features = (
+        b'{"info": {"features": {"image": {"_type": "Image"}, "species": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}'
+    )
+    pq.write_table(table.replace_schema_metadata({b"huggingface": features}), tmp_path / "a.parquet")
     source = as_source(tmp_path / "a.parquet")
     assert [item.read().label for item in all_items(source)] == [path.parent.name for path in pictures]
 
@@ -374,41 +376,41 @@ def tar_with(path: Path, members: list[Member], links: dict[str, tuple[bytes, st
     return path
 
 
-def met(path: Path) -> dict[str, str | None]:
+def labels_or_reasons(path: Path) -> dict[str, str | None]:
     """Every item of a file by its name: its label or, where it is skipped, the reason in brackets."""
-    found: dict[str, str | None] = {}
+    result_by_name: dict[str, str | None] = {}
     source = as_source(path)
     for item in all_items(source):
         name = item.key.partition("/")[2]
-        assert name not in found
+        assert name not in result_by_name
         try:
-            found[name] = item.read().label
+            result_by_name[name] = item.read().label
         except Skipped as reason:
-            found[name] = f"({reason})"
-    return found
+            result_by_name[name] = f"({reason})"
+    return result_by_name
 
 
-BOTH = pytest.mark.parametrize("ending", ["tar", "tgz"])
+BOTH_WAYS = pytest.mark.parametrize("ending", ["tar", "tgz"])
 """Read through an index, and as a stream."""
 
 
 def picture(number: int = 0, form: str = "PNG") -> bytes:
-    held = io.BytesIO()
-    Image.new("RGB", (20, 20), (number * 9, 80, 120)).save(held, form)
-    return held.getvalue()
+    content = io.BytesIO()
+    Image.new("RGB", (20, 20), (number * 9, 80, 120)).save(content, form)
+    return content.getvalue()
 
 
-@BOTH
+@BOTH_WAYS
 def test_every_member_whose_last_ending_is_a_pictures_is_opened(tmp_path: Path, ending: str) -> None:
     forms = {"a.0.jpg": "JPEG", "a.1.jpg": "JPEG", "x.input.png": "PNG", "b.avif": "AVIF", "c.jp2": "JPEG2000", "d.jfif": "JPEG",
              "e.jpe": "JPEG", "f.tga": "TGA", "g.mpo": "MPO", "h.webp": "WEBP", "i.JPG": "JPEG", "j.ico": "ICO", "k.PnG": "PNG"}  # fmt: skip
     path = tar_with(tmp_path / f"all.{ending}", [(name, picture(n, form)) for n, (name, form) in enumerate(forms.items())])
-    assert met(path) == dict.fromkeys(forms)
+    assert labels_or_reasons(path) == dict.fromkeys(forms)
     atlas = unitscope.scan(small_network(), path, tmp_path / "atlas", preprocess=HOW)
     assert (atlas.manifest["listed"], atlas.manifest["read"], atlas.manifest["skipped"]) == (len(forms), len(forms), 0)
 
 
-@BOTH
+@BOTH_WAYS
 def test_labels_stand_before_or_after_their_picture_or_are_the_first_folder(tmp_path: Path, ending: str) -> None:
     members = [
         ("a.jpg", picture(1)), ("a.cls", b"cat"), ("b.cls", b"dog"), ("b.jpg", picture(2)), ("c.0.jpg", picture(3)), ("c.0.cls", b"elk"),
@@ -419,7 +421,7 @@ def test_labels_stand_before_or_after_their_picture_or_are_the_first_folder(tmp_
         ("l.jpg", picture(14)), ("l.png", picture(15)), ("l.png.cls", b"ray"), ("m.jpg", picture(16)), ("m.json", b'{"label": "-1"}'),
         ("n.jpg", picture(17)), ("n.json", b'{"label": null, "class": "owl"}'), ("o.jpg", picture(18)), ("o.json", b'{"label": ""}'),
     ]  # fmt: skip
-    assert met(tar_with(tmp_path / f"all.{ending}", members)) == {
+    assert labels_or_reasons(tar_with(tmp_path / f"all.{ending}", members)) == {
         "a.jpg": "cat", "b.jpg": "dog", "c.0.jpg": "elk", "c.1.jpg": "3", "c.2.jpg": "gnu", "./cow/d.jpg": "cow", "cow/in/e.jpg": "cow",
         "cow/f.jpg": "ox", "g.jpg": None, "h.jpg": None, "i.jpg": "elk", "j.jpg": "Ötzi", "k.jpg": "emu", "l.jpg": "eel", "l.png": "ray",
         "m.jpg": None, "n.jpg": "owl", "o.jpg": None,
@@ -428,13 +430,13 @@ def test_labels_stand_before_or_after_their_picture_or_are_the_first_folder(tmp_
 
 def test_labels_far_from_their_picture_are_found_in_a_file_and_named_in_a_stream(tmp_path: Path) -> None:
     members = [("a.jpg", picture(1)), ("b.jpg", picture(2)), ("a.cls", b"cat"), ("b.cls", b"dog")]
-    assert met(tar_with(tmp_path / "all.tar", members)) == {"a.jpg": "cat", "b.jpg": "dog"}
-    streamed = met(tar_with(tmp_path / "all.tgz", members))
+    assert labels_or_reasons(tar_with(tmp_path / "all.tar", members)) == {"a.jpg": "cat", "b.jpg": "dog"}
+    streamed = labels_or_reasons(tar_with(tmp_path / "all.tgz", members))
     assert streamed == {name: streamed[name] for name in ("a.jpg", "b.jpg", "a.cls", "b.cls")}
     assert streamed["a.cls"] == "(is a sample without an image beside it: it has .cls)"
 
 
-@BOTH
+@BOTH_WAYS
 def test_labels_and_endings_that_are_no_text_are_written_out(tmp_path: Path, ending: str) -> None:
     members = [("a.png", picture(1)), ("a.json", b'{"label": "\\ud800x"}'), ("b.cls", b"x"), ("b.caf\udce9", b"y")]
     path = tar_with(tmp_path / f"all.{ending}", members)
@@ -445,41 +447,41 @@ def test_labels_and_endings_that_are_no_text_are_written_out(tmp_path: Path, end
     ]
 
 
-@BOTH
+@BOTH_WAYS
 def test_members_of_one_name_are_several_images(tmp_path: Path, ending: str) -> None:
     members = [("a.png", picture(1)), ("a.cls", b"cat"), ("b.png", picture(2)), ("a.png", picture(3)), ("a.cls", b"dog")]
     path = tar_with(tmp_path / f"all.{ending}", members)
-    assert met(path) == {"a.png": "cat", "b.png": None, "a.png#2": "dog"}
+    assert labels_or_reasons(path) == {"a.png": "cat", "b.png": None, "a.png#2": "dog"}
     source = as_source(path)
     for number, colour in enumerate((9, 18, 27)):
         assert source.read(number).pixels.getpixel((0, 0))[0] == colour
         assert source.find(source.key(number)) == number
 
 
-@BOTH
+@BOTH_WAYS
 def test_links_are_followed_where_a_file_can_go_back_and_named_where_not(tmp_path: Path, ending: str) -> None:
     links = {
         "hard.png": (tarfile.LNKTYPE, "in/a.png"), "in/soft.png": (tarfile.SYMTYPE, "a.png"), "over.png": (tarfile.SYMTYPE, "hard.png"),
         "nowhere.png": (tarfile.SYMTYPE, "/etc/passwd"), "round.png": (tarfile.SYMTYPE, "round.png"),
     }  # fmt: skip
-    found = met(tar_with(tmp_path / f"all.{ending}", [("in/a.png", picture(1))], links))
-    assert found.keys() == {"in/a.png", *links}
+    results = labels_or_reasons(tar_with(tmp_path / f"all.{ending}", [("in/a.png", picture(1))], links))
+    assert results.keys() == {"in/a.png", *links}
     if ending == "tar":
-        assert (found["hard.png"], found["in/soft.png"], found["over.png"]) == (None, "in", None)
-        assert found["nowhere.png"] == "(is a link to '/etc/passwd', which isn't in the tar file)"
-        assert "leads back to itself" in str(found["round.png"])
+        assert (results["hard.png"], results["in/soft.png"], results["over.png"]) == (None, "in", None)
+        assert results["nowhere.png"] == "(is a link to '/etc/passwd', which isn't in the tar file)"
+        assert "leads back to itself" in str(results["round.png"])
     else:
-        assert found["hard.png"] == "(is a link to 'in/a.png', which can't be followed in a stream)"
+        assert results["hard.png"] == "(is a link to 'in/a.png', which can't be followed in a stream)"
 
 
-@BOTH
+@BOTH_WAYS
 def test_what_is_no_picture_is_skipped_and_everything_adds_up(tmp_path: Path, ending: str) -> None:
     members = [
         ("README.txt", b"words"), ("a.png", picture(1)), ("a.seg.npy", b"123"), ("a.txt", b"a caption"), ("b.cls", b"dog"), ("b.txt", b"x"),
         ("inner.tar", b"tar"), ("c.png", b"no picture"), ("Makefile", b"all:"), ("._a.png", b"apple"),
     ]  # fmt: skip
     path = tar_with(tmp_path / f"all.{ending}", members)
-    assert met(path) == {
+    assert labels_or_reasons(path) == {
         "README.txt": "(is no image by its ending)", "a.png": None,
         "b.cls": "(is a sample without an image beside it: it has .cls, .txt)",
         "inner.tar": "(is a tar file inside the tar file: unpack the outer one and give those)",
@@ -505,8 +507,8 @@ def test_files_that_hold_no_image_say_so(tmp_path: Path) -> None:
 def test_an_index_and_a_stream_number_and_name_the_same_images(tmp_path: Path, pictures: list[Path]) -> None:
     (tmp_path / "all.tar").write_bytes(tar_of(pictures))
     (tmp_path / "all.tgz").write_bytes(tar_of(pictures, mode="w:gz"))
-    one, other = (all_items(as_source(tmp_path / name)) for name in ("all.tar", "all.tgz"))
-    for first, second in zip(one, other, strict=True):
+    indexed, streamed = (all_items(as_source(tmp_path / name)) for name in ("all.tar", "all.tgz"))
+    for first, second in zip(indexed, streamed, strict=True):
         assert (first.image, first.key.partition("/")[2]) == (second.image, second.key.partition("/")[2])
         assert first.read().content == second.read().content
 
@@ -549,9 +551,9 @@ def test_hugging_face_data_sets_are_scanned_as_objects_and_by_name(tmp_path: Pat
     with pytest.raises(ImagesError, match="name one of the splits train, test"):
         as_source(f"hf:{tmp_path / 'saved'}")
     unitscope.scan(small_network(), f"hf:{tmp_path / 'saved'}:train", tmp_path / "named", preprocess=HOW)
-    again = unitscope.Atlas(tmp_path / "named")
-    assert again.table("peaks").equals(folder.table("peaks"))
-    assert again.figure().tobytes() == folder.figure().tobytes()
+    reopened = unitscope.Atlas(tmp_path / "named")
+    assert reopened.table("peaks").equals(folder.table("peaks"))
+    assert reopened.figure().tobytes() == folder.figure().tobytes()
     with pytest.raises(ImagesError, match="can't be loaded"):
         as_source(f"hf:{tmp_path / 'nowhere'}")
 

@@ -56,10 +56,10 @@ def test_a_data_set_is_read_in_the_thread_that_scans(tmp_path: Path, workers: in
     atlas = unitscope.scan(small_network(), dataset, tmp_path / "atlas", preprocess=HOW, batch_size=8, workers=workers)
     assert dataset.readers == {threading.get_ident()}
     assert dataset.clashes == 0
-    truth = unitscope.scan(
+    expected = unitscope.scan(
         small_network(), [Image.fromarray(p) for p in pictures(120)], tmp_path / "truth", preprocess=HOW, batch_size=8
     )
-    assert atlas.table("peaks").equals(truth.table("peaks"))
+    assert atlas.table("peaks").equals(expected.table("peaks"))
 
 
 def test_whoever_draws_checks_or_attributes_reads_a_data_set_in_his_own_thread(tmp_path: Path) -> None:
@@ -92,11 +92,11 @@ def test_whoever_else_reads_a_data_set_waits_for_its_turn(tmp_path: Path) -> Non
     atlas.sheet(atlas.layers[0].name)
     unitscope.attribute(atlas, "gradient", small_network(), layers=["1"])
     halves = [DatasetSource(Subset(dataset, range(start, 60, 2))) for start in (0, 1)]
-    found: dict[int, np.ndarray] = {}
+    pixels_by_number: dict[int, np.ndarray] = {}
 
     def read(half: int) -> None:
         for number in range(30):
-            found[2 * number + half] = np.asarray(halves[half].read(number).pixels)
+            pixels_by_number[2 * number + half] = np.asarray(halves[half].read(number).pixels)
 
     threads = [threading.Thread(target=read, args=(half,)) for half in (0, 1, 0, 1)]
     for thread in threads:
@@ -105,7 +105,7 @@ def test_whoever_else_reads_a_data_set_waits_for_its_turn(tmp_path: Path) -> Non
         thread.join()
     assert dataset.clashes == 0
     for number, pixels in enumerate(pictures(60)):
-        np.testing.assert_array_equal(found[number], pixels)
+        np.testing.assert_array_equal(pixels_by_number[number], pixels)
     assert unitscope.check(atlas, small_network()).differences == []
 
 
@@ -146,10 +146,10 @@ def test_a_data_set_may_give_one_buffer_again_and_again(tmp_path: Path) -> None:
 @pytest.fixture
 def hasty() -> Iterator[None]:
     """Threads take turns as often as can be."""
-    before = sys.getswitchinterval()
+    interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
-    sys.setswitchinterval(before)
+    sys.setswitchinterval(interval)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -165,8 +165,8 @@ def test_a_buffer_is_copied_before_another_thread_has_its_turn() -> None:
 
     source = DatasetSource(OneBuffer())
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda image: int(np.asarray(source.read(image).pixels)[0, 0, 0]), list(range(24)) * 50))
-    assert found == list(range(24)) * 50
+        values = list(pool.map(lambda image: int(np.asarray(source.read(image).pixels)[0, 0, 0]), list(range(24)) * 50))
+    assert values == list(range(24)) * 50
 
 
 def test_a_person_who_stops_a_scan_is_no_bad_item(tmp_path: Path) -> None:
@@ -221,17 +221,17 @@ BAD: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(
-    ("name", "place"),
+    ("name", "position"),
     [*((name, 3) for name in (*BAD, "damaged")), ("none", 0), ("tensor", 0), ("key error", 11), ("damaged", 11)],
 )
-def test_one_bad_item_costs_one_item(tmp_path: Path, name: str, place: int) -> None:
+def test_one_bad_item_costs_one_item(tmp_path: Path, name: str, position: int) -> None:
     bad, reason = (damaged(tmp_path), "can't be decoded: .*truncated") if name == "damaged" else BAD[name]
     items = [picture(number) for number in range(12)]
-    items[place] = bad
+    items[position] = bad
     atlas = unitscope.scan(small_network(), Items(*items), tmp_path / "atlas", preprocess=HOW, batch_size=4)
     assert (atlas.manifest["listed"], atlas.manifest["read"]) == (12, 11)
     (skipped,) = atlas.table("skipped").to_pylist()
-    assert skipped["key"] == str(place)
+    assert skipped["key"] == str(position)
     assert re.search(reason, skipped["reason"]), skipped["reason"]
     if name == "damaged":
         bad.close()
@@ -245,13 +245,13 @@ def test_tensors_of_every_float_type_are_taken() -> None:
 
 
 def test_a_tensor_of_another_shape_costs_one_item(tmp_path: Path) -> None:
-    for place in (0, 5, 9):
+    for position in (0, 5, 9):
         images = [torch.randn(3, 8, 8) for _ in range(10)]
-        images[place] = torch.randn(3, 8, 9)
-        atlas = unitscope.scan(see_through(3), Items(*images), tmp_path / f"atlas {place}")
+        images[position] = torch.randn(3, 8, 9)
+        atlas = unitscope.scan(see_through(3), Items(*images), tmp_path / f"atlas {position}")
         assert atlas.manifest["read"] == 9
         assert atlas.table("skipped").to_pylist() == [
-            {"key": str(place), "reason": "is a tensor of shape (3, 8, 9), where (3, 8, 8) is expected"}
+            {"key": str(position), "reason": "is a tensor of shape (3, 8, 9), where (3, 8, 8) is expected"}
         ]
 
 
@@ -354,13 +354,13 @@ def test_targets_become_words(target: Any, classes: Any, label: str | None) -> N
     assert labels(dataset) == [label]
 
 
-@pytest.mark.parametrize(("said", "text"), [("caf\udce9", "caf\\xe9"), ("\ud800x", "\\ud800x")])
-def test_labels_keys_and_reasons_that_are_no_text_are_written_out(tmp_path: Path, said: str, text: str) -> None:
+@pytest.mark.parametrize(("invalid", "text"), [("caf\udce9", "caf\\xe9"), ("\ud800x", "\\ud800x")])
+def test_labels_keys_and_reasons_that_are_no_text_are_written_out(tmp_path: Path, invalid: str, text: str) -> None:
     class Odd(DatasetSource):
         def key(self, image: int) -> str:
-            return f"{said} {image}"
+            return f"{invalid} {image}"
 
-    dataset = Items((picture(0), said), (picture(1), said), ValueError(said))
+    dataset = Items((picture(0), invalid), (picture(1), invalid), ValueError(invalid))
     atlas = unitscope.scan(small_network(), Odd(dataset), tmp_path / "atlas", preprocess=HOW)
     assert [row["label"] for row in atlas.table("labels").to_pylist()] == [text]
     assert {row["key"] for row in atlas.table("images").to_pylist()} == {f"{text} 0", f"{text} 1"}
@@ -394,27 +394,27 @@ def test_files_in_rows_are_opened(tmp_path: Path) -> None:
     rows = Items(
         {"image": {"bytes": content, "path": None}}, {"image": {"bytes": None, "path": str(tmp_path / "a.png")}}, (content, 3)
     )
-    found = [DatasetSource(rows).read(number) for number in range(3)]
-    assert len({one.content for one in found}) == 1
-    for one in found:
-        np.testing.assert_array_equal(np.asarray(one.pixels), pictures(40)[4])
-    assert found[2].label == "3"
+    images = [DatasetSource(rows).read(number) for number in range(3)]
+    assert len({image.content for image in images}) == 1
+    for image in images:
+        np.testing.assert_array_equal(np.asarray(image.pixels), pictures(40)[4])
+    assert images[2].label == "3"
 
 
 def test_pixels_are_told_apart_by_their_hash() -> None:
-    one = np.asarray(picture(0))
-    other = one.copy()
-    other[5, 5, 1] ^= 1
+    pixels = np.asarray(picture(0))
+    pixel_changed = pixels.copy()
+    pixel_changed[5, 5, 1] ^= 1
     palettes = [picture(0).quantize(8), picture(0).quantize(8)]
     palettes[1].putpalette([255 - value for value in palettes[0].getpalette()])
     for transparent in (0, 1, bytes([0, 255, 255]), bytes([255, 0, 255])):
         palettes.append(palettes[0].copy())
         palettes[-1].info["transparency"] = transparent
     items = [
-        Image.fromarray(one), Image.fromarray(other), Image.fromarray(one.reshape(SIDE * 2, SIDE // 2, 3)), *palettes,
+        Image.fromarray(pixels), Image.fromarray(pixel_changed), Image.fromarray(pixels.reshape(SIDE * 2, SIDE // 2, 3)), *palettes,
         torch.zeros(3, 4, 4), torch.zeros(3, 2, 8), torch.zeros(3, 2, 8) + 1e-9,
     ]  # fmt: skip
-    source = DatasetSource(Items(*items, Image.fromarray(one)))
+    source = DatasetSource(Items(*items, Image.fromarray(pixels)))
     hashes = [source.content(number) for number in range(len(source))]
     assert len(set(hashes[:-1])) == len(items)
     assert hashes[-1] == hashes[0]

@@ -148,10 +148,10 @@ def test_pixels_whose_range_is_not_known_are_skipped(mode: str) -> None:
 
 
 def test_pillows_own_limit_is_as_it_was(tmp_path: Path) -> None:
-    before = Image.MAX_IMAGE_PIXELS
+    limit = Image.MAX_IMAGE_PIXELS
     photograph().save(tmp_path / "a.png")
     decode_image(tmp_path / "a.png")
-    assert before == Image.MAX_IMAGE_PIXELS
+    assert limit == Image.MAX_IMAGE_PIXELS
 
 
 @pytest.mark.parametrize("size", [(40, 60), (60, 40), (375, 500), (97, 97), (30, 200), (256, 256)])
@@ -170,11 +170,16 @@ def test_inputs_are_those_of_torchvisions_evaluation_transforms(
 @given(st.integers(20, 400), st.integers(20, 400), st.integers(16, 300), st.integers(16, 300))
 def test_a_box_is_mapped_back_to_where_its_pixels_came_from(height: int, width: int, resize: int, crop: int) -> None:
     """The corners of the whole resized image are those of the source, wherever the crop lies."""
-    way = Geometry.of(Preprocessing(resize, (crop, crop), *RGB), height, width)
-    whole = Box(-way.offset[0], -way.offset[1], way.resized[0] - way.offset[0], way.resized[1] - way.offset[1])
-    back = way.to_source(whole)
-    assert (back.top, back.left, back.bottom, back.right) == pytest.approx((0, 0, height, width))
-    assert min(way.resized) == resize
+    geometry = Geometry.of(Preprocessing(resize, (crop, crop), *RGB), height, width)
+    whole = Box(
+        -geometry.offset[0],
+        -geometry.offset[1],
+        geometry.resized[0] - geometry.offset[0],
+        geometry.resized[1] - geometry.offset[1],
+    )
+    mapped = geometry.to_source(whole)
+    assert (mapped.top, mapped.left, mapped.bottom, mapped.right) == pytest.approx((0, 0, height, width))
+    assert min(geometry.resized) == resize
 
 
 def test_a_bright_spot_lies_in_the_box_that_its_pixel_maps_to() -> None:
@@ -292,13 +297,13 @@ def test_a_link_to_itself_costs_one_file(tmp_path: Path) -> None:
 @pytest.fixture
 def deep(tmp_path: Path) -> Iterator[Path]:
     """A folder with folders in it, deeper than Python calls itself and longer than a path may be."""
-    here = os.open(tmp_path, os.O_RDONLY)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
     for _ in range(1_200):
-        os.mkdir("deep", dir_fd=here)
-        inner = os.open("deep", os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = inner
-    os.close(here)
+        os.mkdir("deep", dir_fd=descriptor)
+        inner = os.open("deep", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+    os.close(descriptor)
     yield tmp_path
     subprocess.run(["rm", "-rf", str(tmp_path / "deep")], check=True)  # Python's own way would be to call itself
 
@@ -348,8 +353,8 @@ def test_links_that_lead_round_are_followed_once(tmp_path: Path) -> None:
         (tmp_path / "in" / name).mkdir(parents=True)
         photograph().save(tmp_path / "in" / name / "1.png")
     for name in "abc":
-        for other in "abc":
-            (tmp_path / "in" / name / f"to_{other}").symlink_to(tmp_path / "in" / other)
+        for target in "abc":
+            (tmp_path / "in" / name / f"to_{target}").symlink_to(tmp_path / "in" / target)
     (tmp_path / "link").symlink_to(tmp_path / "in")
     assert len(FolderSource(tmp_path / "link")) < 20
 
@@ -378,15 +383,15 @@ def test_a_folder_that_holds_an_atlas_holds_no_images(tmp_path: Path) -> None:
 def test_other_images_of_the_same_names_are_other_images(tmp_path: Path) -> None:
     paths = written(tmp_path / "images")
     source = FolderSource(tmp_path / "images")
-    known = {"hash": source.hash(), "fingerprint": source.fingerprint()}
-    assert same_images(known, FolderSource(tmp_path / "images"))
-    kept = paths[2].read_bytes()
+    description = {"hash": source.hash(), "fingerprint": source.fingerprint()}
+    assert same_images(description, FolderSource(tmp_path / "images"))
+    content = paths[2].read_bytes()
     Image.new("RGB", (20, 12)).save(paths[2])
-    assert not same_images(known, FolderSource(tmp_path / "images"))
-    paths[2].write_bytes(kept)
-    assert same_images(known, FolderSource(tmp_path / "images"))
+    assert not same_images(description, FolderSource(tmp_path / "images"))
+    paths[2].write_bytes(content)
+    assert same_images(description, FolderSource(tmp_path / "images"))
     paths[2].rename(tmp_path / "images" / "other.png")
-    assert not same_images(known, FolderSource(tmp_path / "images"))
+    assert not same_images(description, FolderSource(tmp_path / "images"))
 
 
 def strip(height: int, width: int, mode: str) -> Image.Image:

@@ -91,19 +91,19 @@ def test_keys_of_a_list_are_paths_from_what_all_share(folder: Path, monkeypatch:
     assert keys_and_labels(as_source([absolute[0]])) == [("000.png", None)]
 
 
-@pytest.mark.parametrize("given", ["{new}", "{new}/..", "list"])
-def test_a_list_whose_folder_moved_is_drawn_from_the_new_one(folder: Path, tmp_path: Path, given: str) -> None:
+@pytest.mark.parametrize("new_images", ["{new}", "{new}/..", "list"])
+def test_a_list_whose_folder_moved_is_drawn_from_the_new_one(folder: Path, tmp_path: Path, new_images: str) -> None:
     from networks import see_through
 
     paths = sorted(folder.rglob("0*.png"))
-    before = unitscope.scan(see_through(3), paths, tmp_path / "atlas", preprocess=SQUARE).sheet("0").tobytes()
+    sheet = unitscope.scan(see_through(3), paths, tmp_path / "atlas", preprocess=SQUARE).sheet("0").tobytes()
     new = tmp_path / "far" / "away"
     new.parent.mkdir()
     os.rename(folder, new)
     with pytest.raises(ImagesError, match=r"18 of 18 patches could not be drawn: image '.*' can't be .*--images"):
         unitscope.Atlas(tmp_path / "atlas").sheet("0")
-    images = [new / path.relative_to(folder) for path in paths] if given == "list" else given.format(new=new)
-    assert unitscope.Atlas(tmp_path / "atlas", images=images).sheet("0").tobytes() == before
+    images = [new / path.relative_to(folder) for path in paths] if new_images == "list" else new_images.format(new=new)
+    assert unitscope.Atlas(tmp_path / "atlas", images=images).sheet("0").tobytes() == sheet
 
 
 def test_globs_and_single_pictures_just_work(folder: Path) -> None:
@@ -204,8 +204,8 @@ def test_folders_that_a_glob_matches_are_named(folder: Path, tmp_path: Path) -> 
 
 def test_two_dots_behind_a_link_lead_where_the_system_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "real" / "deep").mkdir(parents=True)
-    for place, colour in ((tmp_path / "real", 10), (tmp_path, 20)):
-        Image.new("RGB", (9, 9), (colour, 0, 0)).save(place / "x.png")
+    for folder, colour in ((tmp_path / "real", 10), (tmp_path, 20)):
+        Image.new("RGB", (9, 9), (colour, 0, 0)).save(folder / "x.png")
     (tmp_path / "link").symlink_to(tmp_path / "real" / "deep")
     monkeypatch.chdir(tmp_path)
     source = as_source(["link/../x.png", "real/../x.png", "./real//deep/../../x.png"])

@@ -33,26 +33,26 @@ def png(values: np.ndarray, significant: int | None = None) -> bytes:
 
     height, width = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    said = chunk(b"sBIT", bytes([significant])) if significant else b""
+    significant_bits = chunk(b"sBIT", bytes([significant])) if significant else b""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + said + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + significant_bits + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def tiff(values: np.ndarray, **tags: tuple[int, float]) -> bytes:
-    held, said = io.BytesIO(), ImageFileDirectory_v2()
+    content, directory = io.BytesIO(), ImageFileDirectory_v2()
     for number, value in tags.values():
-        said[number] = value
-    Image.fromarray(values).save(held, "TIFF", tiffinfo=said)
-    return held.getvalue()
+        directory[number] = value
+    Image.fromarray(values).save(content, "TIFF", tiffinfo=directory)
+    return content.getvalue()
 
 
 def grey(content: bytes, value_range: tuple[float, float] | None = None) -> np.ndarray:
     return np.asarray(in_channels(read_bytes(content).pixels, 1, value_range)).astype(int)
 
 
-def assert_ramp(found: np.ndarray) -> None:
+def assert_ramp(values: np.ndarray) -> None:
     """From black to white in even steps, to half a grey."""
-    assert np.abs(found.ravel() - np.linspace(0, 255, found.size)).max() <= 1
+    assert np.abs(values.ravel() - np.linspace(0, 255, values.size)).max() <= 1
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14])
@@ -118,10 +118,10 @@ def test_integers_of_32_bits_are_spread_over_the_range_that_is_said(low: int, le
     image = Image.fromarray(values)
     with pytest.raises(Skipped, match="32-bit integers from .* range isn't known"):
         in_channels(image, 1)
-    found = np.asarray(in_channels(image, 1, (low, high))).ravel().astype(int)
-    assert found[0] == 0
-    assert found[1] == 255
-    assert abs(found[2] - 255 * (int(values[0, 2]) - low) / (high - low)) <= 0.5 + 1e-6
+    pixels = np.asarray(in_channels(image, 1, (low, high))).ravel().astype(int)
+    assert pixels[0] == 0
+    assert pixels[1] == 255
+    assert abs(pixels[2] - 255 * (int(values[0, 2]) - low) / (high - low)) <= 0.5 + 1e-6
 
 
 def test_floats_are_spread_clipped_and_refused_where_they_are_no_numbers() -> None:
@@ -206,9 +206,9 @@ def test_sgi_files_of_16_bits_that_may_be_of_12_are_refused() -> None:
 def test_pictures_of_a_data_set_are_asked_the_same(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(ramp(4095), 12))
     opened = Image.open(tmp_path / "a.png")
-    found = DatasetSource([opened]).read(0).pixels
-    assert isinstance(found, Image.Image)
-    assert_ramp(np.asarray(in_channels(found, 1)).astype(int))
+    picture = DatasetSource([opened]).read(0).pixels
+    assert isinstance(picture, Image.Image)
+    assert_ramp(np.asarray(in_channels(picture, 1)).astype(int))
 
 
 def test_the_range_belongs_to_the_preprocessing_and_goes_into_the_atlas(tmp_path: Path) -> None:

@@ -92,10 +92,10 @@ def test_all_of_a_folder_is_on_the_disk_before_it_is_renamed(tmp_path: Path, mon
 
 def test_what_the_system_refuses_is_one_line_with_the_name_that_was_asked_for(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for place in (tmp_path / "file" / "place", Path("/proc/place")):
-        with pytest.raises(UnitscopeError) as caught, atomic_write(place, f"the table {str(place)!r}", UnitscopeError) as aside:
+    for path in (tmp_path / "file" / "place", Path("/proc/place")):
+        with pytest.raises(UnitscopeError) as caught, atomic_write(path, f"the table {str(path)!r}", UnitscopeError) as aside:
             aside.write_text("new")
-        assert str(caught.value).startswith(f"the table {str(place)!r} can't be written: ")
+        assert str(caught.value).startswith(f"the table {str(path)!r} can't be written: ")
         assert "unfinished" not in str(caught.value)
 
 

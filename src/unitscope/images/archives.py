@@ -179,13 +179,13 @@ class ArchiveSource(ImageSource):
 
     def _members(self, file: int) -> Iterator[ArchiveMember]:
         """All members of a file, each once, in however many attempts. Raises `ShardUnreadable`."""
-        given, path = 0, self.files[file]
+        yielded, path = 0, self.files[file]
         for attempt in range(READ_ATTEMPTS):
             try:
                 with fsspec.open(path, "rb") as stream:
                     for number, member in enumerate(self._format.read(stream)):
-                        if number == given:
-                            given += 1
+                        if number == yielded:
+                            yielded += 1
                             yield member
                 return
             except Exception as error:

@@ -81,9 +81,9 @@ class NumberedSource(ImageSource):
         if key in self._numbers:
             return self._numbers[key]
         matches = [
-            other
-            for other in self._keys_by_name.get(_name_of(key), ())
-            if f"/{key}".endswith(f"/{other}") or f"/{other}".endswith(f"/{key}")
+            candidate
+            for candidate in self._keys_by_name.get(_name_of(key), ())
+            if f"/{key}".endswith(f"/{candidate}") or f"/{candidate}".endswith(f"/{key}")
         ]
         return self._numbers[matches[0]] if len(matches) == 1 else None
 
