@@ -1,5 +1,5 @@
-"""Images: where they come from (`sources`, `datasets`, `archives`; all keep to `protocol`), how they become pictures (`decoding`) and inputs (`pixels`),
-where a box lies on them (`geometry`)."""
+"""Images: where they come from (`sources` says which source is meant, `protocol` what all of them give), how they become pictures
+(`decoding`) and inputs (`pixels`), where a box lies on them (`geometry`)."""
 
 from unitscope.images.archives import ArchiveSource
 from unitscope.images.content import contradictions
@@ -22,24 +22,7 @@ from unitscope.images.protocol import (
 from unitscope.images.sources import as_source, reopen, same_images
 
 __all__ = [
-    "ArchiveSource",
-    "Changed",
-    "DatasetSource",
-    "FolderSource",
-    "Geometry",
-    "ImageSource",
-    "Item",
-    "ListSource",
-    "NumberedSource",
-    "ShardUnreadable",
-    "Skipped",
-    "SourceImage",
-    "as_source",
-    "contradictions",
-    "decode_image",
-    "prepare",
-    "reopen",
-    "same_images",
-    "skipping_errors",
-    "valid_text",
+    "ArchiveSource", "Changed", "DatasetSource", "FolderSource", "Geometry", "ImageSource", "Item", "ListSource", "NumberedSource",
+    "ShardUnreadable", "Skipped", "SourceImage", "as_source", "contradictions", "decode_image", "prepare", "reopen", "same_images",
+    "skipping_errors", "valid_text",
 ]  # fmt: skip

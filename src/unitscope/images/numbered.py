@@ -16,8 +16,10 @@ class NumberedSource(ImageSource):
     """A source with a length: subclass it for images of your own, and give `__len__` and `read`.
 
     The rest follows from these two: keys are the numbers, a label and a hash of the content are those that `read` gives. Override what
-    your source knows better or cheaper, `key` above all where images have names, since an atlas finds its images by key. `read` is called
-    by one thread at a time unless the class says `thread_safe = True`.
+    your source knows better or cheaper, `key` above all where images have names, since an atlas finds its images by key.
+
+    A scan reads in the thread of its caller unless the class says `thread_safe = True`. The explorer draws in several threads, so a source
+    that can't be read by two at once holds a lock in `read`.
 
     >>> from PIL import Image
     >>> class Greys(NumberedSource):

@@ -78,7 +78,8 @@ class ImageSource(Protocol):
 
     @property
     def thread_safe(self) -> bool:
-        """True where several threads may call `read` and `content` at once. Otherwise a scan reads in the thread of its caller."""
+        """True where several threads may read at once. Otherwise a scan reads in the thread of its caller, and the source itself makes
+        other threads wait: the explorer draws in several."""
         ...
 
     @property

@@ -13,7 +13,7 @@ SHARD_BATCHES = 2
 class ScanPlan:
     """Everything that the bytes of an atlas depend on beside network, images and preprocessing.
 
-    `sample` is how many images are drawn by the hash of their keys. `images` is None where nobody has counted them.
+        `images` is how many there are, None where nobody has counted them; `sample` is how many are drawn by the hash of their keys.
 
     Raises `UnitscopeError` for numbers that make no sense.
     """
