@@ -26,6 +26,7 @@ from PIL import Image
 
 from unitscope import cli
 from unitscope.atlas import Atlas
+from unitscope.cli.parsing import gathered
 
 NETWORK = """
 import torch
@@ -366,7 +367,7 @@ def test_weights_that_do_not_fit_are_named(run: Run, model: str, images: Path, t
     ],
 )
 def test_words_after_a_list_option_are_its_own(given: str, meant: str) -> None:
-    assert cli.gathered(cli.app, given.split()) == meant.split()
+    assert gathered(cli.app, given.split()) == meant.split()
 
 
 def test_several_patterns_and_units_after_one_option(run: Run, model: str, images: Path, tmp_path: Path) -> None:

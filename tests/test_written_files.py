@@ -16,9 +16,9 @@ from networks import small_network
 from PIL import Image
 
 import unitscope
-from unitscope import cli
 from unitscope.atlas import Atlas
 from unitscope.attribution import attribute
+from unitscope.cli.output import save_picture
 from unitscope.errors import AtlasError, UnitscopeError
 from unitscope.experiments.tables import write_table
 from unitscope.files import atomic_write, check_writable
@@ -131,7 +131,7 @@ def write_experiment(folder: Path, atlas: Atlas, network: torch.nn.Module) -> No
 
 
 def draw_figure(folder: Path, atlas: Atlas, network: torch.nn.Module) -> None:
-    cli.save_picture(Image.new("RGB", (4, 4)), folder / "made.png")
+    save_picture(Image.new("RGB", (4, 4)), folder / "made.png")
 
 
 def attribute_peaks(folder: Path, atlas: Atlas, network: torch.nn.Module) -> None:
@@ -206,7 +206,7 @@ FULL_DISK = """
 import resource, signal, sys, torch
 sys.path.insert(0, "tests")
 from test_written_files import IMAGES
-from unitscope import cli
+from unitscope.cli.output import save_picture
 from unitscope.atlas import Atlas
 from unitscope.errors import UnitscopeError
 from unitscope.experiments.plots import draw_probe
@@ -220,7 +220,7 @@ row = {"layer": "1", "accuracy": 0.5, "deviation": 0.1, "chance": 0.1}
 from pathlib import Path
 writers = [
     lambda: export(atlas, folder + "/site"), lambda: write_table(pa.table({"a": list(range(10_000))}), Path(folder, "table")),
-    lambda: cli.save_picture(Image.effect_noise((300, 300), 50), Path(folder, "picture.png")),
+    lambda: save_picture(Image.effect_noise((300, 300), 50), Path(folder, "picture.png")),
     lambda: draw_probe(pa.Table.from_pylist([row]), Path(folder, "plot.png")),
 ]
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))

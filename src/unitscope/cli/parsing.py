@@ -53,13 +53,6 @@ def runner_of(name: str, address: str | None, cpus_per_worker: int, gpus_per_wor
     return RayRunner(address, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker)
 
 
-def network_of(model: str, weights: str, seed: int, overrides: Any) -> tuple[Any, Any]:
-    from unitscope.networks import load_network, preprocessing_for
-
-    network = load_network(model, weights, seed)
-    return network, preprocessing_for(network, overrides)
-
-
 def overrides_of(
     resize: str | None = None,
     crop: str | None = None,

@@ -1,22 +1,53 @@
-"""An atlas served on an address of this machine, and whose code is trusted for it."""
+"""The commands that show an atlas as pages: served on an address of this machine, or written as files."""
 
 import socket
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Annotated, Any
 
-from unitscope.errors import UnitscopeError
+import typer
+
+from unitscope.cli.networks import trusted
+from unitscope.cli.output import progress
+from unitscope.cli.parameters import AtlasFolder, Beside, Device, Images, TrustCode
+from unitscope.errors import WHERE_IMAGES_ARE, UnitscopeError
 
 
-def trusted(atlas: Any, trust_code: bool) -> Any:
-    """The network of an atlas whose code the user trusts; None leaves it to the verb, which runs no such code."""
-    if not trust_code or atlas.manifest["network"]["model"].startswith("module:"):
-        return None
-    from unitscope.session.stored import trusted_network
+def serve(
+    atlas: AtlasFolder, beside: Beside = None,
+    host: Annotated[str, typer.Option(help="The address to listen on; others than this machine's own let others look.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes any that is free.")] = 8000,
+    images: Images = None, device: Device = "auto", trust_code: TrustCode = False,
+) -> None:  # fmt: skip
+    """Open an atlas in the browser: every layer, unit and image has a page."""
+    from unitscope.atlas import Atlas
 
-    return trusted_network(atlas)
+    first, second = Atlas(atlas, images=images), Atlas(beside) if beside else None
+    serve_atlas(first, second, host, port, device, trust_code)
+
+
+def export(
+    atlas: AtlasFolder, site: Annotated[Path, typer.Argument(metavar="SITE", help="The folder to write.")],
+    beside: Beside = None, images: Images = None,
+) -> None:  # fmt: skip
+    """Write the same pages as files, for any static host or to be opened from a disk."""
+    from unitscope.atlas import Atlas
+    from unitscope.web import export as export_site
+
+    first, second = Atlas(atlas, images=images), Atlas(beside) if beside else None
+    units = sum(layer.units for one in (first, second) if one for layer in one.layers)
+    with progress(units, "exporting", "units") as advance:
+        written = export_site(first, site, second, on_units=advance)
+    for key, reason in islice(written.lacking.items(), 1):
+        print(
+            f"{len(written.lacking):,} images, and the patches in them, could not be drawn: {key!r} {reason}; {WHERE_IMAGES_ARE}",
+            file=sys.stderr,
+        )
+    print(f"{written.files:,} files, {written.bytes / 1e6:,.0f} MB in {site}; open {site / 'index.html'}")
 
 
 def serve_atlas(atlas: Any, beside: Any, host: str, port: int, device: str, trust_code: bool) -> None:
