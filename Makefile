@@ -27,7 +27,7 @@ bench-scan: .venv/ready  ## loop and scan alone, in twenty minutes; AGAINST=COMM
 	$(BIN)/python benchmarks/scan.py $(if $(AGAINST),--against $(AGAINST))
 
 docs: .venv/ready  ## the documentation, as pages in docs/_build
-	$(BIN)/typer unitscope.cli utils docs --name unitscope --title "Command line" --output docs/cli.md
+	$(BIN)/cyclopts generate-docs src/unitscope/cli/__init__.py:app --output docs/cli.md
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build
 	@echo "docs/_build/index.html"
 

@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -24,9 +24,8 @@ import torch
 from photographs import write_photographs
 from PIL import Image
 
-from unitscope import cli
 from unitscope.atlas import Atlas
-from unitscope.cli.parsing import gathered
+from unitscope.cli import COMMANDS, main
 
 NETWORK = """
 import torch
@@ -34,6 +33,9 @@ from torch import nn
 
 def network():
     return nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 13 * 13, 5))
+
+def network_of_convolutions():
+    return network()[:4]
 
 def spoiling():
     return nn.Sequential(nn.Conv2d(3, 6, 3), Spoil())
@@ -65,15 +67,15 @@ Run = Callable[..., Ran]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Call the command in this process."""
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call the command in this process, in the test's folder unless told otherwise."""
 
-    def call(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["unitscope", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
+    def call(*arguments: object, cwd: Path = tmp_path) -> Ran:
+        capsys.readouterr()
+        with chdir(cwd):
+            status = main([str(argument) for argument in arguments])
         out, err = capsys.readouterr()
-        return Ran(int(stopped.value.code or 0), out, err)
+        return Ran(status, out, err)
 
     return call
 
@@ -111,9 +113,8 @@ def test_from_images_to_pictures(run: Run, model: str, images: Path, tmp_path: P
 )
 @pytest.mark.parametrize("form", ["PATH.py", "PACKAGE.MODULE"])
 def test_code_that_an_atlas_names_runs_only_with_the_users_word(
-    run: Run, model: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: list[str], form: str
+    run: Run, model: str, images: Path, tmp_path: Path, verb: list[str], form: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     assert run("scan", model, images, *PREPROCESSING).status == 0
     (tmp_path / f"tiny_{verb[0][:2]}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n{NETWORK}")
     said = json.loads((tmp_path / "atlas" / "atlas.json").read_text())
@@ -129,10 +130,7 @@ def test_code_that_an_atlas_names_runs_only_with_the_users_word(
     assert (tmp_path / "ran").exists()
 
 
-def test_pictures_get_names_where_none_are_given(
-    run: Run, model: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_pictures_get_names_where_none_are_given(run: Run, model: str, images: Path, tmp_path: Path) -> None:
     assert run("scan", model, images, *PREPROCESSING).status == 0
     assert run("sheet", "atlas", "1").out == "drawn to atlas-1.png\n"
     assert run("figure", "atlas").out == "drawn to atlas.png\n"
@@ -207,17 +205,12 @@ def test_a_list_of_paths_and_random_weights(run: Run, model: str, images: Path, 
     assert max(tables[0]["rank"].to_pylist()) == 2
 
 
-def test_an_atlas_beside_the_images_is_checked_from_anywhere(
-    run: Run, model: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_an_atlas_beside_the_images_is_checked_from_anywhere(run: Run, model: str, images: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes("\ufeff".encode() + b"images/cat/000.png\r\n\r\nimages/cat/\xff.png\r\n")
     assert run("scan", "tiny.py:network", "list.txt", "--out", "listed", *PREPROCESSING).status == 0
-    monkeypatch.chdir(images)
-    assert run("scan", model, ".", *PREPROCESSING).status == 0
-    monkeypatch.chdir("/")
+    assert run("scan", model, ".", *PREPROCESSING, cwd=images).status == 0
     for atlas in (tmp_path / "listed", images / "atlas"):
-        assert run("check", atlas, "--trust-code").status == 0
+        assert run("check", atlas, "--trust-code", cwd=Path("/")).status == 0
     assert run("scan", model, images, "--out", tmp_path / "again", *PREPROCESSING).out.startswith("12 images")
 
 
@@ -295,7 +288,7 @@ def test_nan_in_the_activations_is_counted_and_the_scan_goes_on(run: Run, model:
             "NetworkError: mean (123.0, 117.0, 104.0) and std (58.0, 57.0, 57.0) are for values from 0 to 1",
         ),
         (
-            ["layers", "MODEL", *PREPROCESSING, "--crop", "99999"],
+            ["layers", "MODEL", "--crop", "99999", "--mean", "0.5", "0.5", "0.5", "--std", "1", "1", "1"],
             "NetworkError: crop (99999, 99999) has more than 500 million pixels",
         ),
         (["layers", "MODEL", *PREPROCESSING, "--value-range", "9", "1"], "NetworkError: value range (9.0, 1.0) must be a lower"),
@@ -306,9 +299,8 @@ def test_nan_in_the_activations_is_counted_and_the_scan_goes_on(run: Run, model:
     ],
 )
 def test_what_a_user_can_mend_is_one_line_and_status_1(
-    run: Run, model: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+    run: Run, model: str, images: Path, tmp_path: Path, arguments: list[str], said: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "a file").write_text("words")
     known = {"MODEL": model, "IMAGES": images, "FILE": "a file"}
     ran = run(*(known.get(argument, argument) for argument in arguments))
@@ -318,18 +310,45 @@ def test_what_a_user_can_mend_is_one_line_and_status_1(
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "usage", "complaint"),
     [
-        ["scan"],
-        ["scann", "a", "b"],
-        ["scan", "a", "b", "--k", "many"],
-        ["scan", "a", "b", "--crop", "wide"],
-        ["scan", "a", "b", "--crop", "1,2,3"],
-        ["figure"],
+        ("scan", "scan [OPTIONS] MODEL IMAGES", 'parameter MODEL requires an argument'),
+        ("scan a", "scan [OPTIONS] MODEL IMAGES", 'parameter IMAGES requires an argument'),
+        ("figure", "figure [OPTIONS] ATLAS", "parameter ATLAS requires an argument"),
+        ("evolve a b --images i", "evolve --model STR --images STR [OPTIONS] CHECKPOINTS", "parameter --model requires"),
+        ("scann a b", "COMMAND", 'Did you mean "scan"?'),
+        ("sheet a b c", "sheet [OPTIONS] ATLAS LAYER", "['c']"),
+        ("scan a b --kk 3", "scan [OPTIONS] MODEL IMAGES", "Did you mean --k?"),
+        ("scan a b --k many", "scan [OPTIONS] MODEL IMAGES", 'Invalid value for --k: unable to convert "many" into int'),
+        ("scan a b --k", "scan [OPTIONS] MODEL IMAGES", "--k requires an argument"),
+        ("scan a b --layers", "scan [OPTIONS] MODEL IMAGES", "--layers requires at least 1 element"),
+        ("scan a b --layers --k 3", "scan [OPTIONS] MODEL IMAGES", "--layers requires at least 1 element"),
+        ("scan a b --crop wide", "scan [OPTIONS] MODEL IMAGES", "Invalid value for --crop: it takes numbers, not 'wide'"),
+        ("scan a b --crop 1,2,3", "scan [OPTIONS] MODEL IMAGES", "Invalid value for --crop: it takes one number or two, not 3"),
+        ("scan a b --crop 1 2 3", "scan [OPTIONS] MODEL IMAGES", "Invalid value for --crop: it takes one number or two, not 3"),
+        ("scan a b --crop 1 --crop 2", "scan [OPTIONS] MODEL IMAGES", "--crop specified multiple times"),
+        ("scan a b --mean 0.5 x.5", "scan [OPTIONS] MODEL IMAGES", "Invalid value for --mean: it takes numbers, not 'x.5'"),
+        ("scan a b --value-range 9", "scan [OPTIONS] MODEL IMAGES", "Invalid value for --value-range: it takes two numbers, not 1"),
+        ("scan a b --workers some", "scan [OPTIONS] MODEL IMAGES", "Invalid value for --workers"),
+        ("scan a b --runner moon", "scan [OPTIONS] MODEL IMAGES", 'Choose from: "here", "ray"'),
+        ("serve a --port 99999", "serve [OPTIONS] ATLAS", 'Invalid value "99999" for --port. Must be <= 65535'),
+        ("sheet a --units 3 l", "sheet [OPTIONS] ATLAS LAYER", "parameter LAYER requires an argument"),
     ],
-)
-def test_wrong_usage_is_status_2(run: Run, arguments: list[str]) -> None:
-    assert run(*arguments).status == 2
+)  # fmt: skip
+def test_wrong_usage_is_status_2_with_the_usage_and_one_line(run: Run, arguments: str, usage: str, complaint: str) -> None:
+    ran = run(*arguments.split())
+    assert (ran.status, ran.out) == (2, "")
+    first, second = ran.err.splitlines()
+    assert first.startswith(f"Usage: unitscope {usage} (more with unitscope ")
+    assert complaint in second
+
+
+def test_without_a_command_the_commands_are_listed(run: Run) -> None:
+    ran = run()
+    assert (ran.status, ran.err) == (2, "")
+    assert run("--help") == Ran(0, ran.out, "")
+    for command in COMMANDS:
+        assert f" {command.__name__.replace('_', '-')} " in ran.out
 
 
 def test_a_picture_that_cannot_be_written_is_one_line(run: Run, model: str, images: Path, tmp_path: Path) -> None:
@@ -350,30 +369,27 @@ def test_weights_that_do_not_fit_are_named(run: Run, model: str, images: Path, t
     assert "0.weight is (1,), not (6, 3, 3, 3)" in ran.line
 
 
-@pytest.mark.parametrize(
-    ("given", "meant"),
-    [
-        ("scan m i --layers a b --out o", "scan m i --layers a --layers b --out o"),
-        ("scan --layers a m i b", "scan --layers a m i --layers b"),
-        ("scan m i --mean 0.5 0.4 0.3 --crop 32", "scan m i --mean 0.5,0.4,0.3 --crop 32"),
-        ("figure a --units 1 2 --layers 0 3", "figure a --units 1,2 --layers 0 --layers 3"),
-        ("sheet a --units 3 l", "sheet a --units 3 l"),
-        ("check a --json b", "check a --json b"),
-        ("evolve --crop 24 a b --model m --layers x y", "evolve --crop 24 a b --model m --layers x --layers y"),
-        ("evolve a b --model m --crop 24 32", "evolve a b --model m --crop 24,32"),
-        ("scan m i --k 3 4", "scan m i --k 3 4"),
-        ("nothing --layers a b", "nothing --layers a b"),
-        ("", ""),
-    ],
-)
-def test_words_after_a_list_option_are_its_own(given: str, meant: str) -> None:
-    assert gathered(cli.app, given.split()) == meant.split()
+@pytest.mark.parametrize("words", ["--layers 1 [35]", "--layers 1 --layers [35]", "--layers=1 --layers 3 5"])
+def test_an_option_takes_several_patterns(run: Run, model: str, images: Path, tmp_path: Path, words: str) -> None:
+    assert run("scan", model, images, "--out", "several", *words.split(), *PREPROCESSING).status == 0
+    assert [layer.name for layer in Atlas(tmp_path / "several").layers] == ["1", "3", "5"]
 
 
-def test_several_patterns_and_units_after_one_option(run: Run, model: str, images: Path, tmp_path: Path) -> None:
-    assert run("scan", model, images, "--out", tmp_path / "atlas", "--layers", "1", "[35]", *PREPROCESSING).status == 0
-    assert [layer.name for layer in Atlas(tmp_path / "atlas").layers] == ["1", "3", "5"]
-    assert run("figure", tmp_path / "atlas", "--layers", "1", "3", "--units", "0", "2", "--out", tmp_path / "f.png").status == 0
+def test_words_before_the_next_option_are_the_last_ones(run: Run, model: str, images: Path, tmp_path: Path) -> None:
+    assert run("scan", "--out", "first", *PREPROCESSING, "--layers", "1", "3", "--", model, images).status == 0
+    assert [layer.name for layer in Atlas(tmp_path / "first").layers] == ["1", "3"]
+
+
+@pytest.mark.parametrize("crop", ["--crop 24 30", "--crop 24,30", "--crop 24x30", "--crop=24,30"])
+@pytest.mark.parametrize("means", ["--mean 0.5 0.5 0.5 --std 0.5 0.5 0.5", "--mean 0.5,0.5,0.5 --std=.5,.5,.5"])
+def test_numbers_have_spaces_or_commas_between(run: Run, model: str, crop: str, means: str) -> None:
+    listed = json.loads(run("layers", f"{model}_of_convolutions", *crop.split(), *means.split(), "--json").out)
+    assert [listed["layers"][0][f"map_{side}"] for side in ("height", "width")] == [11, 14]
+
+
+def test_numbers_may_be_negative(run: Run, model: str) -> None:
+    assert run("layers", model, *PREPROCESSING, "--value-range", "-5", "-1.5e0").status == 0
+    assert run("layers", model, *PREPROCESSING, "--value-range=-5,-1.5e0").status == 0
 
 
 @pytest.mark.parametrize(
@@ -400,7 +416,7 @@ def test_ranges_of_units_are_what_they_hold(
 def test_what_is_no_list_of_units_is_wrong_usage(run: Run, tmp_path: Path, words: str) -> None:
     ran = run("sheet", tmp_path, "1", f"--units={words}")
     assert ran.status == 2
-    assert "--units takes" in ran.err
+    assert "Invalid value for --units: it takes" in ran.err
 
 
 def test_units_that_a_layer_lacks_are_one_line(run: Run, model: str, images: Path, tmp_path: Path) -> None:
@@ -640,4 +656,3 @@ def test_a_port_that_is_taken_is_one_line(run: Run, atlas: Path) -> None:
         port = taken.getsockname()[1]
         assert f"can't listen on 127.0.0.1 port {port}" in run("serve", atlas, "--port", port).line
     assert "can't listen on nowhere.invalid" in run("serve", atlas, "--host", "nowhere.invalid").line
-    assert run("serve", atlas, "--port", 99999).status == 2

@@ -1,5 +1,7 @@
 """`python -m unitscope`."""
 
+import sys
+
 from unitscope.cli import main
 
-main()
+sys.exit(main())

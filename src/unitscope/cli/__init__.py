@@ -1,60 +1,95 @@
-"""The command line: one command a task, each a thin face of the function of the same name."""
+"""The command line: one command a task, each a thin face of the function of the same name.
+
+Heavy packages are imported inside the commands: `unitscope --help` loads none, and what only draws loads no torch.
+"""
 
 import sys
 import warnings
-from importlib.metadata import version
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import TextIO
 
-import typer
+from cyclopts import App, CycloptsError, Group, Parameter
 
 from unitscope.cli.attribution import attribute
 from unitscope.cli.demonstration import demo
 from unitscope.cli.drawing import figure, sheet
 from unitscope.cli.experiments import colour_or_shape, evolve, invariance, occlude, probe
 from unitscope.cli.explorer import export, serve
-from unitscope.cli.output import stop
-from unitscope.cli.parsing import gathered
+from unitscope.cli.output import print_error
 from unitscope.cli.scanning import check, layers, scan
 from unitscope.errors import ImagesWarning, UnitscopeError
 
-COMMANDS = (
+COMMANDS: tuple[Callable[..., int | None], ...] = (
     layers, scan, sheet, figure, attribute, evolve, probe, invariance, colour_or_shape, occlude, check, serve, export, demo,
 )  # fmt: skip
+"""In the order in which they are listed."""
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
+
+app = App(
+    name="unitscope",
     help="A microscope for the units of trained networks.",
+    help_format="plaintext",
+    version_flags=(),
+    group_parameters=Group("Options"),
+    default_parameter=Parameter(negative=(), allow_repeating=True),
+    exit_on_error=False,
+    print_error=False,
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
+for order, command in enumerate(COMMANDS):
+    app.command(command, sort_key=order)
 
 
-def _show_version(asked: bool | None) -> None:
-    if asked:
-        print(f"unitscope {version('unitscope')}")
-        raise typer.Exit
+@app.command(name="--version", sort_key=len(COMMANDS))
+def print_version() -> None:
+    """Print the version."""
+    from importlib.metadata import version
+
+    print(f"unitscope {version('unitscope')}")
 
 
-@app.callback()
-def with_version(
-    asked: Annotated[
-        bool | None, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version.")
-    ] = None,
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command, that of the process unless told otherwise, and give its exit status.
+
+    0: done. 1: an error that the user can mend, in one line on stderr, or a check that failed. 2: wrong usage. 130: stopped by Ctrl+C.
+    A warning is one line on stderr. Any other exception is a bug, and leaves with its traceback.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ImagesWarning)
+        warnings.showwarning = _print_warning
+        try:
+            words = sys.argv[1:] if arguments is None else arguments
+            status: int | None = app(words or ["--help"])
+            return (status or 0) if words else 2
+        except CycloptsError as error:
+            _print_usage_error(error)
+            return 2
+        except KeyboardInterrupt as interrupt:
+            print_error(str(interrupt) or "stopped")
+            return 130
+        except (UnitscopeError, OSError, UnicodeError, MemoryError) as error:  # or a file or memory that the system doesn't give
+            print_error(f"{type(error).__name__}: {error}")
+            return 1
+
+
+def _print_usage_error(error: CycloptsError) -> None:
+    """Print how the command is used and, in one line, what is wrong."""
+    from cyclopts.help import format_usage
+
+    command = error.command_chain or ()
+    usage = format_usage(app, command).plain.strip()
+    print_error(f"Usage: {usage} (more with {' '.join(['unitscope', *command, '--help'])})")
+    print_error(str(error))
+
+
+def _print_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
 ) -> None:
-    """A microscope for the units of trained networks."""
-
-
-for command in COMMANDS:
-    app.command()(command)
-
-
-def main() -> None:
-    """Run a command; a `UnitscopeError` becomes one line and exit status 1, a warning one line on the way."""
-    warnings.showwarning = lambda message, *_: print(message, file=sys.stderr)
-    warnings.simplefilter("always", ImagesWarning)
-    try:
-        app(args=gathered(app, sys.argv[1:]))
-    except UnitscopeError as error:
-        stop(f"{type(error).__name__}: {error}", 1)
-    except (OSError, UnicodeError, MemoryError) as error:  # a file, or memory, that the system doesn't give
-        stop(f"{type(error).__name__}: {error}", 1)
+    """Print a warning as one line, in place of `warnings.showwarning`."""
+    print(message, file=sys.stderr)

@@ -2,30 +2,30 @@
 
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
 
-from unitscope.cli.networks import trusted
-from unitscope.cli.output import progress, stop
-from unitscope.cli.parameters import AtlasFolder, Device, Images, Layers, TrustCode, Units
-from unitscope.cli.parsing import units_of
+from unitscope.cli.networks import network_by_trusted_code
+from unitscope.cli.output import progress_bar
+from unitscope.cli.parameters import AtlasFolder, Device, LayerPatterns, MovedImages, TrustCode, UnitNumbers
 
 
 def attribute(
-    atlas: AtlasFolder,
-    method: Annotated[str, typer.Option(help="deconvnet, guided_backprop, gradient, integrated_gradients or occlusion.")] = "deconvnet",
-    layers: Layers = None, units: Units = None, images: Images = None, device: Device = "auto", trust_code: TrustCode = False,
+    atlas: AtlasFolder, /, *,
+    method: Annotated[str, Parameter(help="deconvnet, guided_backprop, gradient, integrated_gradients or occlusion.")] = "deconvnet",
+    layers: LayerPatterns = None, units: UnitNumbers = None, images: MovedImages = None, device: Device = "auto",
+    trust_code: TrustCode = False,
 ) -> None:  # fmt: skip
     """Find what in each patch excites the unit, and keep an image of it for every peak."""
+    from unitscope import attribution
     from unitscope.atlas import Atlas
-    from unitscope.attribution import attribute as attribute_peaks
 
-    numbers = units_of(units)
     opened = Atlas(atlas, images=images)
+    network = network_by_trusted_code(opened, trust_code)
     try:
-        with progress(None, method, "peaks") as advance:
-            done = attribute_peaks(
-                opened, method, trusted(opened, trust_code), layers=layers, units=numbers, device=device, on_peaks=advance
+        with progress_bar(None, method, "peaks") as advance:
+            peak_count = attribution.attribute(
+                opened, method, network, layers=layers, units=units, device=device, on_peaks=advance
             )
-    except KeyboardInterrupt:
-        stop("stopped; the same command goes on from here", 130)
-    print(f"{done:,} peaks in {atlas / 'attributions' / f'{method}.parquet'}; draw them with --attribution {method}")
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt("stopped; the same command goes on from here") from interrupt
+    print(f"{peak_count:,} peaks in {atlas / 'attributions' / f'{method}.parquet'}; draw them with --attribution {method}")

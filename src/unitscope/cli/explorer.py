@@ -4,78 +4,82 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import Annotated, Any
 
-import typer
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
-from unitscope.cli.networks import trusted
-from unitscope.cli.output import progress
-from unitscope.cli.parameters import AtlasFolder, Beside, Device, Images, TrustCode
+from unitscope.cli.networks import network_by_trusted_code
+from unitscope.cli.output import progress_bar
+from unitscope.cli.parameters import AtlasFolder, Device, MovedImages, SecondAtlas, TrustCode
 from unitscope.errors import WHERE_IMAGES_ARE, UnitscopeError
 
 
 def serve(
-    atlas: AtlasFolder, beside: Beside = None,
-    host: Annotated[str, typer.Option(help="The address to listen on; others than this machine's own let others look.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes any that is free.")] = 8000,
-    images: Images = None, device: Device = "auto", trust_code: TrustCode = False,
+    atlas: AtlasFolder, /, *, beside: SecondAtlas = None,
+    host: Annotated[str, Parameter(help="The address to listen on; others than this machine's own let others look.")] = "127.0.0.1",
+    port: Annotated[
+        int, Parameter(help="The port to listen on; 0 takes any that is free.", validator=Number(gte=0, lte=65535))
+    ] = 8000,
+    images: MovedImages = None, device: Device = "auto", trust_code: TrustCode = False,
 ) -> None:  # fmt: skip
     """Open an atlas in the browser: every layer, unit and image has a page."""
     from unitscope.atlas import Atlas
-
-    first, second = Atlas(atlas, images=images), Atlas(beside) if beside else None
-    serve_atlas(first, second, host, port, device, trust_code)
-
-
-def export(
-    atlas: AtlasFolder, site: Annotated[Path, typer.Argument(metavar="SITE", help="The folder to write.")],
-    beside: Beside = None, images: Images = None,
-) -> None:  # fmt: skip
-    """Write the same pages as files, for any static host or to be opened from a disk."""
-    from unitscope.atlas import Atlas
-    from unitscope.web import export as export_site
-
-    first, second = Atlas(atlas, images=images), Atlas(beside) if beside else None
-    units = sum(layer.units for one in (first, second) if one for layer in one.layers)
-    with progress(units, "exporting", "units") as advance:
-        written = export_site(first, site, second, on_units=advance)
-    for key, reason in islice(written.lacking.items(), 1):
-        print(
-            f"{len(written.lacking):,} images, and the patches in them, could not be drawn: {key!r} {reason}; {WHERE_IMAGES_ARE}",
-            file=sys.stderr,
-        )
-    print(f"{written.files:,} files, {written.bytes / 1e6:,.0f} MB in {site}; open {site / 'index.html'}")
-
-
-def serve_atlas(atlas: Any, beside: Any, host: str, port: int, device: str, trust_code: bool) -> None:
     from unitscope.web import Offer, explorer
     from unitscope.web.app import LOOPBACK
     from unitscope.web.server import server
 
-    own = host in (*LOOPBACK, "::1")
-    off = _why_no_search(atlas, trust_code)
-    with ExitStack() as stack:
-        fires = _listener(atlas, device, trust_code, stack) if off is None else None
-        application = explorer(atlas, Offer(beside, fires, (*LOOPBACK, host) if own else ("*",), off))
-        bound = _bound(host, port)
-        shown = f"[{host}]" if ":" in host else host
-        print(f"http://{shown}:{bound.getsockname()[1]}/ shows {atlas.folder}; Ctrl+C ends it", flush=True)
-        if not own:
-            print("whoever reaches this machine can see the atlas and its images", file=sys.stderr)
-        server(application).run(sockets=[bound])
+    opened, second = Atlas(atlas, images=images), Atlas(beside) if beside else None
+    is_local = host in (*LOOPBACK, "::1")
+    why_no_search = _why_no_search(opened, trust_code)
+    with ExitStack() as resources:
+        search = LazySearch(opened, device, trust_code, resources) if why_no_search is None else None
+        application = explorer(opened, Offer(second, search, (*LOOPBACK, host) if is_local else ("*",), why_no_search))
+        listener = _listening_socket(host, port)
+        _print_address(listener, host, atlas, is_local)
+        server(application).run(sockets=[listener])
 
 
-def _bound(host: str, port: int) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(
-            (address[0], address[1]), family=family
-        )  # who opens the address printed next may have to wait
-    except OSError as error:
-        raise UnitscopeError(f"can't listen on {host} port {port}: {error}; give another --host or --port") from error
+def export(
+    atlas: AtlasFolder, site: Annotated[Path, Parameter(help="The folder to write.")], /, *,
+    beside: SecondAtlas = None, images: MovedImages = None,
+) -> None:  # fmt: skip
+    """Write the same pages as files, for any static host or to be opened from a disk."""
+    from unitscope import web
+    from unitscope.atlas import Atlas
+
+    opened, second = Atlas(atlas, images=images), Atlas(beside) if beside else None
+    unit_count = sum(layer.units for shown in (opened, second) if shown for layer in shown.layers)
+    with progress_bar(unit_count, "exporting", "units") as advance:
+        exported = web.export(opened, site, second, on_units=advance)
+    if exported.lacking:
+        key, reason = next(iter(exported.lacking.items()))
+        print(
+            f"{len(exported.lacking):,} images, and the patches in them, could not be drawn: {key!r} {reason}; {WHERE_IMAGES_ARE}",
+            file=sys.stderr,
+        )
+    print(f"{exported.files:,} files, {exported.bytes / 1e6:,.0f} MB in {site}; open {site / 'index.html'}")
+
+
+class LazySearch:
+    """Search by image; the network is loaded for the first image, and belongs to `resources` from then on."""
+
+    def __init__(self, atlas: Any, device: str, trust_code: bool, resources: ExitStack) -> None:
+        self._atlas, self._device, self._trust_code, self._resources = atlas, device, trust_code, resources
+        self._loading = Lock()
+        self._respond: Callable[[Any], Any] | None = None
+
+    def __call__(self, image: Any) -> Any:
+        """What each layer of the atlas says to an image; may be called from several threads."""
+        with self._loading:
+            if self._respond is None:
+                from unitscope.responses import open_responses
+
+                network = network_by_trusted_code(self._atlas, self._trust_code)
+                self._respond = self._resources.enter_context(open_responses(self._atlas, network, self._device))
+        return self._respond(image)
 
 
 def _why_no_search(atlas: Any, trust_code: bool) -> str | None:
@@ -83,21 +87,21 @@ def _why_no_search(atlas: Any, trust_code: bool) -> str | None:
     if atlas.preprocessing is None:
         return f"the atlas {str(atlas.folder)!r} was made from tensors, so there is no known way from an image to its input"
     in_memory = atlas.manifest["network"]["model"].startswith("module:")
-    reason: str | None = atlas.why_no_network
-    return None if trust_code and not in_memory else reason
+    why_no_network: str | None = atlas.why_no_network
+    return None if trust_code and not in_memory else why_no_network
 
 
-def _listener(atlas: Any, device: str, trust_code: bool, stack: ExitStack) -> Callable[[Any], Any]:
-    """Runs the network over an image; the network is loaded for the first one."""
-    held: list[Callable[[Any], Any]] = []
-    loading = Lock()
+def _listening_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens already: a request to the address that is printed next may have to wait, but is never refused."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server((address[0], address[1]), family=family)
+    except OSError as error:
+        raise UnitscopeError(f"can't listen on {host} port {port}: {error}; give another --host or --port") from error
 
-    def listen(image: Any) -> Any:
-        with loading:
-            if not held:
-                from unitscope.responses import open_responses
 
-                held.append(stack.enter_context(open_responses(atlas, trusted(atlas, trust_code), device)))
-        return held[0](image)
-
-    return listen
+def _print_address(listener: socket.socket, host: str, atlas: Path, is_local: bool) -> None:
+    host_in_url = f"[{host}]" if ":" in host else host
+    print(f"http://{host_in_url}:{listener.getsockname()[1]}/ shows {atlas}; Ctrl+C ends it", flush=True)
+    if not is_local:
+        print("whoever reaches this machine can see the atlas and its images", file=sys.stderr)

@@ -1,17 +1,27 @@
 """The networks that commands run."""
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+from unitscope.cli.parameters import PreprocessingOptions
+
+if TYPE_CHECKING:
+    from unitscope.atlas import Atlas
+    from unitscope.networks import Network
+    from unitscope.records import Preprocessing
 
 
-def network_of(model: str, weights: str, seed: int, overrides: Any) -> tuple[Any, Any]:
+def load_with_preprocessing(
+    model: str, weights: str, seed: int, options: PreprocessingOptions
+) -> "tuple[Network, Preprocessing]":
+    """The network of a model string, and how it wants its images. Raises `NetworkError` where either is unknown."""
     from unitscope.networks import load_network, preprocessing_for
 
     network = load_network(model, weights, seed)
-    return network, preprocessing_for(network, overrides)
+    return network, preprocessing_for(network, options.overrides())
 
 
-def trusted(atlas: Any, trust_code: bool) -> Any:
-    """The network of an atlas whose code the user trusts; None leaves it to the verb, which runs no such code."""
+def network_by_trusted_code(atlas: "Atlas", trust_code: bool) -> "Network | None":
+    """The network of an atlas whose code the user trusts. None leaves the network to the command's function, which runs no such code."""
     if not trust_code or atlas.manifest["network"]["model"].startswith("module:"):
         return None
     from unitscope.session.stored import trusted_network

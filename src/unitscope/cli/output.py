@@ -1,82 +1,98 @@
 """What commands show: progress, tables, pictures that were written, and one line where something can't be done."""
 
+import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from typing import Any
 
 from unitscope.errors import UnitscopeError
 from unitscope.files import atomic_write, check_writable
 
+PIPE_COLUMNS = 160
+"""How wide a table may be where nobody looks: every table of a command fits, so that a script finds each row on one line."""
 
-def stop(text: str, status: int) -> NoReturn:
+
+def print_error(text: str) -> None:
+    """Print a text on stderr, as one line."""
     print(" ".join(text.split()), file=sys.stderr)
-    raise SystemExit(status)
 
 
-def print_table(table: Any) -> None:
-    shown = Table(*table.column_names, box=None)
-    for row in table.to_pylist():
-        shown.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else 160).print(shown)
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: as wide as the terminal, or as wide as it is where its reader is a program."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, box=None)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS).print(table)
+
+
+def print_table(table: Any, as_json: bool = False) -> None:
+    """Print an Arrow table, with three decimals; as JSON a list with an object for each row, with all decimals."""
+    rows: list[Mapping[str, Any]] = table.to_pylist()
+    if as_json:
+        print_json(rows)
+    else:
+        print_rows(table.column_names, [[_cell_text(value) for value in row.values()] for row in rows])
 
 
 @contextmanager
-def progress(total: int | None, what: str = "scanning", each: str = "images") -> Iterator[Callable[[int], None]]:
-    """A bar with images per second and time left; nothing where nobody looks."""
-    words, columns = TextColumn("{task.description}"), (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(
-        words, *columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not sys.stderr.isatty()
-    ) as progress:
-        task = progress.add_task(what, total=total, rate="")
+def progress_bar(total: int | None, task: str = "scanning", counted: str = "images") -> Iterator[Callable[[int], None]]:
+    """A bar with images per second and time left, and the function that moves it on; nothing is shown where nobody looks."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        def advance(done: int) -> None:
-            progress.advance(task, done)
-            speed = progress.tasks[0].speed
-            doing = "measuring effective fields" if progress.finished and what == "scanning" else what
-            progress.update(task, rate=f"{speed:.1f} {each}/s" if speed else "", description=doing)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task_id = bar.add_task(task, total=total, rate="")
+
+        def advance(count: int) -> None:
+            bar.advance(task_id, count)
+            speed = bar.tasks[0].speed
+            description = "measuring effective fields" if bar.finished and task == "scanning" else task
+            bar.update(task_id, rate=f"{speed:.1f} {counted}/s" if speed else "", description=description)
 
         yield advance
 
 
 def save_picture(image: Any, path: Path) -> None:
-    kind = picture_format(path)
-    with atomic_write(path, f"the picture {str(path)!r}", UnitscopeError) as aside:
+    """Write a picture in the format that the path's ending means. Raises `UnitscopeError` where that can't be done."""
+    file_format = check_picture_path(path)
+    with atomic_write(path, f"the picture {str(path)!r}", UnitscopeError) as unfinished_path:
         try:
-            image.save(aside, kind, **({"resolution": 200, "quality": 95} if kind == "PDF" else {}))
+            image.save(unfinished_path, file_format, **({"resolution": 200, "quality": 95} if file_format == "PDF" else {}))
         except (ValueError, KeyError) as error:  # larger than the format can hold, or colours that it doesn't have
             raise UnitscopeError(
-                f"the picture {str(path)!r} can't be written as {kind}: {error}; .png holds everything"
+                f"the picture {str(path)!r} can't be written as {file_format}: {error}; .png holds everything"
             ) from error
-    print(f"drawn to {path}")
 
 
-def picture_format(path: Path) -> str:
-    """The format that a path's ending means. Raises `UnitscopeError` where there is none, or where nothing can be written there."""
+def check_picture_path(path: Path) -> str:
+    """The format that a path's ending means. Raises `UnitscopeError` where it means none, or where nothing can be written there."""
     from PIL import Image
 
     Image.init()
-    kind = Image.registered_extensions().get(path.suffix.lower(), "")
-    if kind not in Image.SAVE:
+    file_format = Image.registered_extensions().get(path.suffix.lower(), "")
+    if file_format not in Image.SAVE:
         raise UnitscopeError(
             f"the picture {str(path)!r} can't be written: {path.suffix!r} is no picture format; end it with .png or .pdf"
         )
     check_writable(path, f"the picture {str(path)!r}", UnitscopeError)
-    return kind
+    return file_format
 
 
-def note_refused(trace: Any) -> None:
-    from unitscope.session.opening import operators_without_rule
-
-    if trace.unreadable:
-        print(
-            f"{len(trace.unreadable)} more can't be scanned: {trace.unreadable[0].name!r}: {trace.unreadable[0].reason}",
-            file=sys.stderr,
-        )
-    if trace.unknown_operators:
-        print(operators_without_rule(trace), file=sys.stderr)
+def _cell_text(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,148 +1,200 @@
 """The commands that scan a network, say which layers it has, and run an atlas's images again."""
 
-import json
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import typer
-from rich.console import Console
-from rich.table import Table
+from cyclopts import Parameter
 
-from unitscope.cli.networks import network_of, trusted
-from unitscope.cli.output import note_refused, progress, stop
+from unitscope.cli.networks import load_with_preprocessing, network_by_trusted_code
+from unitscope.cli.output import print_json, print_rows, progress_bar
 from unitscope.cli.parameters import (
-    WHAT_IMAGES,
     AsJson,
     AtlasFolder,
-    Channels,
-    Crop,
     Device,
     Images,
-    Layers,
-    Mean,
+    LayerPatterns,
     Model,
-    Resize,
+    MovedImages,
+    PreprocessingOptions,
     Seed,
-    Std,
     TrustCode,
-    ValueRange,
     Weights,
 )
-from unitscope.cli.parsing import overrides_of, runner_of, workers_of
+
+LAYER_COLUMNS = ("layer", "kind", "units", "map", "field", "stride", "activation", "default")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanOptions:
+    """What `scan` takes by name."""
+
+    layers: LayerPatterns = None
+    k: Annotated[int, Parameter(help="Peaks a unit.")] = 9
+    per_image: Annotated[int, Parameter(help="Peaks a unit may have in one image, half a field apart.")] = 1
+    batch_size: Annotated[int, Parameter(help="Images in one forward pass.")] = 32
+    workers: Annotated[
+        int | Literal["auto"],
+        Parameter(
+            help="Threads that decode files (auto: 2), or processes that read a data set (auto: none, but this one).",
+            metavar="N | auto",
+            show_choices=False,
+        ),
+    ] = "auto"
+    limit: Annotated[int | None, Parameter(help="Scan the first images only.")] = None
+    precision: Annotated[str, Parameter(help="fp32, or bf16: screen in bfloat16, rank in float32.")] = "fp32"
+    sample: Annotated[int, Parameter(help="Images of which every unit's value is kept, to compare with.")] = 200
+    device: Device = "auto"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerOptions:
+    """What runs the shards of a scan."""
+
+    runner: Annotated[
+        Literal["here", "ray"],
+        Parameter(help="here, or ray: on all machines of a Ray cluster.", metavar="NAME", show_choices=False),
+    ] = "here"
+    address: Annotated[
+        str | None, Parameter(help="The Ray cluster's; auto finds that of this machine, none starts one here.")
+    ] = None
+    cpus_per_worker: Annotated[int, Parameter(help="Cores of one Ray worker.")] = 1
+    gpus_per_worker: Annotated[float, Parameter(help="GPUs of one Ray worker.")] = 0
+
+    def build(self) -> Any:
+        """The runner; None for the one that a scan takes by itself. Raises `UnitscopeError` where Ray or its cluster is missing."""
+        if self.runner == "here":
+            return None
+        from unitscope.runners.ray import RayRunner
+
+        return RayRunner(self.address, cpus_per_worker=self.cpus_per_worker, gpus_per_worker=self.gpus_per_worker)
 
 
 def layers(
-    model: Model, weights: Weights = "none", seed: Seed = 0, resize: Resize = None, crop: Crop = None, mean: Mean = None,
-    std: Std = None, channels: Channels = None, value_range: ValueRange = None, as_json: AsJson = False,
+    model: Model, /, *, weights: Weights = "none", seed: Seed = 0, preprocessing: PreprocessingOptions = PreprocessingOptions(),
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """List every layer of a network in call order: name, kind, units, map, field, stride; and what its values depend on."""
     from unitscope.session.opening import trace_network, trial_of
 
-    network, preprocessing = network_of(model, weights, seed, overrides_of(resize, crop, mean, std, channels, value_range))
-    trace = trace_network(network, preprocessing)
+    network, preprocess = load_with_preprocessing(model, weights, seed, preprocessing)
+    trace = trace_network(network, preprocess)
     trial = trial_of(network, trace)
     if as_json:
-        rows = [
-            {"layer": t.name} | {k: v for k, v in asdict(t.layer).items() if k != "name"} | {"default": t.default}
-            for t in trace.layers
-        ]
-        refused = [{"layer": r.name, "reason": r.reason, "default": r.default} for r in trace.unreadable]
-        unknown = sorted(trace.unknown_operators)
-        found = {"left_out": refused, "operators_without_rule": unknown, "trial": trial.described()}
-        print(json.dumps({"layers": rows} | found, indent=1))
+        print_json(_layers_json(trace, trial))
         return
-    table = Table("layer", "kind", "units", "map", "field", "stride", "activation", "default", box=None)
-    for traced in trace.layers:
-        one = traced.layer
-        sizes = (
-            f"{one.map_height} x {one.map_width}",
-            f"{one.receptive_field_height} x {one.receptive_field_width}",
-            f"{one.stride_y} x {one.stride_x}",
-        )
-        table.add_row(one.name, one.kind, str(one.units), *sizes, one.activation, "yes" if traced.default else "")
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-    note_refused(trace)
+    print_rows(LAYER_COLUMNS, [_layer_row(traced) for traced in trace.layers])
+    _warn_of_unread_layers(trace)
     for finding in trial.findings():
         print(finding, file=sys.stderr)
 
 
 def scan(
-    model: Model, images: Annotated[str, typer.Argument(help=WHAT_IMAGES)],
-    out: Annotated[Path, typer.Option(help="The folder to write the atlas to.")] = Path("atlas"),
-    weights: Weights = "default", seed: Seed = 0, layers: Layers = None,
-    k: Annotated[int, typer.Option(help="Peaks a unit.")] = 9,
-    per_image: Annotated[int, typer.Option(help="Peaks a unit may have in one image, half a field apart.")] = 1,
-    batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 32,
-    workers: Annotated[
-        str, typer.Option(help="Threads that decode files (auto: 2), or processes that read a data set (auto: none, but this one).")
-    ] = "auto",
-    limit: Annotated[int | None, typer.Option(help="Scan the first images only.")] = None,
-    precision: Annotated[str, typer.Option(help="fp32, or bf16: screen in bfloat16, rank in float32.")] = "fp32",
-    sample: Annotated[int, typer.Option(help="Images of which every unit's value is kept, to compare with.")] = 200,
-    runner: Annotated[str, typer.Option(help="here, or ray: on all machines of a Ray cluster.")] = "here",
-    address: Annotated[str | None, typer.Option(help="The Ray cluster's; auto finds that of this machine, none starts one here.")] = None,
-    cpus_per_worker: Annotated[int, typer.Option(help="Cores of one Ray worker.")] = 1,
-    gpus_per_worker: Annotated[float, typer.Option(help="GPUs of one Ray worker.")] = 0,
-    device: Device = "auto", resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, channels: Channels = None,
-    value_range: ValueRange = None,
+    model: Model, images: Images, /, *, out: Annotated[Path, Parameter(help="The folder to write the atlas to.")] = Path("atlas"),
+    weights: Weights = "default", seed: Seed = 0, options: ScanOptions = ScanOptions(), runner: RunnerOptions = RunnerOptions(),
+    preprocessing: PreprocessingOptions = PreprocessingOptions(),
 ) -> None:  # fmt: skip
     """Find the patches that excite every unit most, and keep them in an atlas."""
     from unitscope.atlas import new_atlas_folder
     from unitscope.images import as_source
 
-    overrides = overrides_of(resize, crop, mean, std, channels, value_range)
     new_atlas_folder(out)
-    spread = runner_of(runner, address, cpus_per_worker, gpus_per_worker)
+    shard_runner = runner.build()
     source = as_source(images)
-    network, preprocessing = network_of(model, weights, seed, overrides)
-    options = {"layers": layers, "k": k, "per_image": per_image, "batch_size": batch_size, "device": device}
-    options["workers"] = workers_of(workers)
-    options |= {"precision": precision, "sample": sample}
-    run_scan(network, source, out, preprocess=preprocessing, limit=limit, runner=spread, **options)
+    network, preprocess = load_with_preprocessing(model, weights, seed, preprocessing)
+    run_scan(network, source, out, preprocess=preprocess, runner=shard_runner, **asdict(options))
 
 
 def check(
-    atlas: AtlasFolder, images: Images = None, device: Device = "auto", trust_code: TrustCode = False, as_json: AsJson = False,
-) -> None:  # fmt: skip
+    atlas: AtlasFolder, /, *, images: MovedImages = None, device: Device = "auto", trust_code: TrustCode = False, as_json: AsJson = False,
+) -> int:  # fmt: skip
     """Run the images of the peaks again and report every value that does not come back."""
+    from unitscope import checking
     from unitscope.atlas import Atlas
-    from unitscope.checking import check as check_atlas
 
     opened = Atlas(atlas, images=images)
-    result = check_atlas(opened, trusted(opened, trust_code), device=device)
+    result = checking.check(opened, network_by_trusted_code(opened, trust_code), device=device)
     if as_json:
-        print(json.dumps(asdict(result), indent=1))
+        print_json(asdict(result))
     else:
-        for one in result.differences:
-            found = one.reason if one.found is None else f"is {one.found:.7g} now"
-            print(f"{one.layer} unit {one.unit} rank {one.rank}, {one.key}: was {one.stored:.7g}, {found}")
+        for difference in result.differences:
+            print(_difference_text(difference))
         print(f"{result.peaks - len(result.differences):,} of {result.peaks:,} peaks come back")
-    if result.differences:
-        raise typer.Exit(1)
+    return 1 if result.differences else 0
 
 
 def run_scan(network: Any, images: Any, out: Path, **options: Any) -> None:
+    """Scan with a progress bar, and print what the atlas holds. The options are those of `unitscope.scan`."""
+    from unitscope import scanning
     from unitscope.images import as_source
-    from unitscope.scanning import scan as scan_images
     from unitscope.scanning.checkpoint import checkpoint_folder
 
     source = as_source(images)
     total = source.count(options.get("limit"))
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with progress(total) as advance:
-            atlas = scan_images(network, source, out, on_images=advance, **options)
-    except KeyboardInterrupt:
-        kept = checkpoint_folder(Path(os.path.realpath(out))).exists()
-        stop("stopped; the same command goes on from the last checkpoint" if kept else "stopped; nothing was written", 130)
-    skipped = atlas.manifest["skipped"]
-    print(
-        f"{atlas.manifest['read']:,} images, {len(atlas.layers)} layers, {sum(layer.units for layer in atlas.layers):,} units in {out}"
-    )
-    if again := atlas.manifest.get("again"):
-        print(f"{again:,} of {atlas.manifest['read']:,} images ran again in fp32 ({again / atlas.manifest['read']:.1%})")
-    if skipped:
-        print(f"{skipped:,} files were skipped; why is in {out / 'skipped.parquet'}")
+        with progress_bar(total) as advance:
+            atlas = scanning.scan(network, source, out, on_images=advance, **options)
+    except KeyboardInterrupt as interrupt:
+        resumable = checkpoint_folder(Path(os.path.realpath(out))).exists()
+        consequence = "the same command goes on from the last checkpoint" if resumable else "nothing was written"
+        raise KeyboardInterrupt(f"stopped; {consequence}") from interrupt
+    _print_scanned(atlas, out)
+
+
+def _print_scanned(atlas: Any, out: Path) -> None:
+    image_count, rescreened_count = atlas.manifest["read"], atlas.manifest.get("again")
+    unit_count = sum(layer.units for layer in atlas.layers)
+    print(f"{image_count:,} images, {len(atlas.layers)} layers, {unit_count:,} units in {out}")
+    if rescreened_count:
+        print(f"{rescreened_count:,} of {image_count:,} images ran again in fp32 ({rescreened_count / image_count:.1%})")
+    if skipped_count := atlas.manifest["skipped"]:
+        print(f"{skipped_count:,} files were skipped; why is in {out / 'skipped.parquet'}")
+
+
+def _layer_row(traced: Any) -> list[str]:
+    layer = traced.layer
+    return [
+        layer.name,
+        layer.kind,
+        str(layer.units),
+        f"{layer.map_height} x {layer.map_width}",
+        f"{layer.receptive_field_height} x {layer.receptive_field_width}",
+        f"{layer.stride_y} x {layer.stride_x}",
+        layer.activation,
+        "yes" if traced.default else "",
+    ]
+
+
+def _layers_json(trace: Any, trial: Any) -> dict[str, Any]:
+    return {
+        "layers": [_layer_json(traced) for traced in trace.layers],
+        "left_out": [{"layer": layer.name, "reason": layer.reason, "default": layer.default} for layer in trace.unreadable],
+        "operators_without_rule": sorted(trace.unknown_operators),
+        "trial": trial.described(),
+    }
+
+
+def _layer_json(traced: Any) -> dict[str, Any]:
+    columns = asdict(traced.layer)
+    return {"layer": columns.pop("name")} | columns | {"default": traced.default}
+
+
+def _warn_of_unread_layers(trace: Any) -> None:
+    from unitscope.session.opening import operators_without_rule
+
+    if trace.unreadable:
+        first = trace.unreadable[0]
+        print(f"{len(trace.unreadable)} more can't be scanned: {first.name!r}: {first.reason}", file=sys.stderr)
+    if trace.unknown_operators:
+        print(operators_without_rule(trace), file=sys.stderr)
+
+
+def _difference_text(difference: Any) -> str:
+    value_now = difference.reason if difference.found is None else f"is {difference.found:.7g} now"
+    peak = f"{difference.layer} unit {difference.unit} rank {difference.rank}, {difference.key}"
+    return f"{peak}: was {difference.stored:.7g}, {value_now}"
