@@ -316,7 +316,7 @@ def test_what_a_user_can_mend_is_one_line_and_status_1(
         ("scan a", "scan [OPTIONS] MODEL IMAGES", 'parameter IMAGES requires an argument'),
         ("figure", "figure [OPTIONS] ATLAS", "parameter ATLAS requires an argument"),
         ("evolve a b --images i", "evolve --model STR --images STR [OPTIONS] CHECKPOINTS", "parameter --model requires"),
-        ("scann a b", "COMMAND", 'Did you mean "scan"?'),
+        ("scann a b", "COMMAND [OPTIONS]", 'Did you mean "scan"?'),
         ("sheet a b c", "sheet [OPTIONS] ATLAS LAYER", "['c']"),
         ("scan a b --kk 3", "scan [OPTIONS] MODEL IMAGES", "Did you mean --k?"),
         ("scan a b --k many", "scan [OPTIONS] MODEL IMAGES", 'Invalid value for --k: unable to convert "many" into int'),
@@ -346,9 +346,26 @@ def test_wrong_usage_is_status_2_with_the_usage_and_one_line(run: Run, arguments
 def test_without_a_command_the_commands_are_listed(run: Run) -> None:
     ran = run()
     assert (ran.status, ran.err) == (2, "")
+    assert run("-v") == ran
     assert run("--help") == Ran(0, ran.out, "")
+    assert "--verbose -v" in ran.out
     for command in COMMANDS:
         assert f" {command.__name__.replace('_', '-')} " in ran.out
+
+
+@pytest.mark.parametrize(
+    "words", ["-v occlude atlas 1 0 --classes c", "occlude -v atlas 1 0 --classes c", "occlude atlas 1 0 --classes c --verbose"]
+)
+def test_verbose_shows_the_traceback_of_an_error_and_of_its_cause(run: Run, atlas: Path, words: str) -> None:
+    (atlas.parent / "c").write_bytes(b"\xff\xfea")
+    quiet = run("occlude", "atlas", "1", "0", "--classes", "c")
+    assert (quiet.status, quiet.line) == (1, "UnitscopeError: 'c' can't be read: it isn't text in UTF-8")
+    told = run(*words.split())
+    assert (told.status, told.out, told.err.splitlines()[-1]) == (1, quiet.out, quiet.line)
+    assert re.search(r"DEBUG unitscope\.cli: the command failed\nTraceback ", told.err)
+    assert "\nUnicodeDecodeError: " in told.err
+    assert "direct cause" in told.err
+    assert run("occlude", "atlas", "1", "0", "--classes", "c") == quiet
 
 
 def test_a_picture_that_cannot_be_written_is_one_line(run: Run, model: str, images: Path, tmp_path: Path) -> None:

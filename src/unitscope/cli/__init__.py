@@ -3,10 +3,12 @@
 Heavy packages are imported inside the commands: `unitscope --help` loads none, and what only draws loads no torch.
 """
 
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TextIO
+from contextlib import nullcontext
+from typing import Annotated, TextIO
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
@@ -15,7 +17,7 @@ from unitscope.cli.demonstration import demo
 from unitscope.cli.drawing import figure, sheet
 from unitscope.cli.experiments import colour_or_shape, evolve, invariance, occlude, probe
 from unitscope.cli.explorer import export, serve
-from unitscope.cli.output import print_error
+from unitscope.cli.output import log_to_stderr, print_error
 from unitscope.cli.scanning import check, layers, scan
 from unitscope.errors import ImagesWarning, UnitscopeError
 
@@ -23,7 +25,6 @@ COMMANDS: tuple[Callable[..., int | None], ...] = (
     layers, scan, sheet, figure, attribute, evolve, probe, invariance, colour_or_shape, occlude, check, serve, export, demo,
 )  # fmt: skip
 """In the order in which they are listed."""
-
 
 app = App(
     name="unitscope",
@@ -49,6 +50,28 @@ def print_version() -> None:
     print(f"unitscope {version('unitscope')}")
 
 
+@app.meta.default
+def launch(
+    *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    verbose: Annotated[
+        bool,
+        Parameter(("--verbose", "-v"), help="Say on stderr what is done, with the tracebacks of errors.", show_default=False),
+    ] = False,
+) -> int:
+    """Run the command that the words are, and give its exit status. `--verbose` may stand before or behind any of them."""
+    with log_to_stderr() if verbose else nullcontext():
+        try:
+            status: int | None = app(words or ["--help"])
+            return (status or 0) if words else 2
+        except KeyboardInterrupt as interrupt:
+            print_error(str(interrupt) or "stopped")
+            return 130
+        except (UnitscopeError, OSError, UnicodeError, MemoryError) as error:  # or a file or memory that the system doesn't give
+            logging.getLogger(__name__).debug("the command failed", exc_info=True)
+            print_error(f"{type(error).__name__}: {error}")
+            return 1
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, that of the process unless told otherwise, and give its exit status.
 
@@ -59,18 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.simplefilter("always", ImagesWarning)
         warnings.showwarning = _print_warning
         try:
-            words = sys.argv[1:] if arguments is None else arguments
-            status: int | None = app(words or ["--help"])
-            return (status or 0) if words else 2
+            status: int | None = app.meta(sys.argv[1:] if arguments is None else arguments)
+            return status or 0
         except CycloptsError as error:
             _print_usage_error(error)
             return 2
-        except KeyboardInterrupt as interrupt:
-            print_error(str(interrupt) or "stopped")
-            return 130
-        except (UnitscopeError, OSError, UnicodeError, MemoryError) as error:  # or a file or memory that the system doesn't give
-            print_error(f"{type(error).__name__}: {error}")
-            return 1
 
 
 def _print_usage_error(error: CycloptsError) -> None:

@@ -1,6 +1,7 @@
 """What commands show: progress, tables, pictures that were written, and one line where something can't be done."""
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,22 @@ PIPE_COLUMNS = 160
 def print_error(text: str) -> None:
     """Print a text on stderr, as one line."""
     print(" ".join(text.split()), file=sys.stderr)
+
+
+@contextmanager
+def log_to_stderr() -> Iterator[None]:
+    """While the block lasts, everything that the package logs is shown on stderr, with the tracebacks of errors and of their causes."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("unitscope")
+    quiet_level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.setLevel(quiet_level)
+        logger.removeHandler(handler)
 
 
 def print_json(value: Any) -> None:
