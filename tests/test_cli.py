@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -151,6 +152,26 @@ def test_check_reports_what_does_not_come_back(run: Run, model: str, images: Pat
 
 def test_the_version_is_told(run: Run) -> None:
     assert run("--version").out == f"unitscope {version('unitscope')}\n"
+
+
+COMPLETE = """
+source "$HOME/.local/share/bash-completion/completions/unitscope"
+for line in "unitscope colour" "unitscope scan m i --prec" "unitscope scan m i --runner r"; do
+    COMP_WORDS=($line); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMPREPLY=(); _unitscope; echo "${COMPREPLY[@]}"
+done
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
+def test_the_shell_completes_commands_options_and_values(tmp_path: Path) -> None:
+    environment = os.environ | {"HOME": str(tmp_path)}
+    install = [sys.executable, "-m", "unitscope", "--install-completion", "--shell", "bash"]
+    ran = subprocess.run(install, env=environment, capture_output=True, text=True, check=True)
+    script = tmp_path / ".local" / "share" / "bash-completion" / "completions" / "unitscope"
+    assert (ran.stdout, ran.stderr) == (f"completion is in {script}; start a new shell to use it\n", "")
+    assert str(script) in (tmp_path / ".bashrc").read_text()
+    ran = subprocess.run(["bash", "-c", COMPLETE], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines() == ["colour-or-shape", "--precision", "ray"]
 
 
 def test_layers_are_listed(run: Run, model: str) -> None:

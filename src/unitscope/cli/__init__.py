@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Annotated, TextIO
+from typing import Annotated, Literal, TextIO
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
@@ -48,6 +48,23 @@ def print_version() -> None:
     from importlib.metadata import version
 
     print(f"unitscope {version('unitscope')}")
+
+
+@app.command(name="--install-completion", sort_key=len(COMMANDS))
+def install_completion(
+    *,
+    shell: Annotated[
+        Literal["bash", "zsh", "fish", "powershell"] | None, Parameter(help="The shell; the one that you use, if not given.")
+    ] = None,
+) -> None:
+    """Have the shell complete commands and options, from its next start on."""
+    from cyclopts.completion.detect import ShellDetectionError
+
+    try:
+        path = app.install_completion(shell=shell)
+    except ShellDetectionError as error:
+        raise UnitscopeError("it can't be told which shell this is; name it with --shell") from error
+    print(f"completion is in {path}; start a new shell to use it")
 
 
 @app.meta.default
