@@ -38,6 +38,9 @@ def network():
 def network_of_convolutions():
     return network()[:4]
 
+def first_layer():
+    return network()[:2]
+
 def spoiling():
     return nn.Sequential(nn.Conv2d(3, 6, 3), Spoil())
 
@@ -577,6 +580,30 @@ def test_a_drawing_that_lacks_images_says_how_many(
     assert ran.status == 0
     assert re.match(r"\d+ (of [\d,]+ patches|images, and the patches in them,) could not be drawn: ", ran.line)
     assert ran.line.endswith("say where they are with --images (images= in Python)")
+
+
+def test_the_tables_of_experiments_are_printed_as_json(run: Run, model: str, images: Path, atlas: Path) -> None:
+    shares = run("colour-or-shape", atlas, "--trust-code", "--json")
+    assert (shares.status, shares.err) == (0, "")
+    assert [list(row) for row in json.loads(shares.out)] == [
+        ["layer", "grey_mean", "blurred_mean", "scrambled_mean", "mirrored_mean"]
+    ] * 3
+    probed = run("probe", model, images, "--layers", "1", "5", *PREPROCESSING, "--json")
+    assert (probed.status, probed.err) == (0, f"drawn to {Path('probe', 'probe.png')}\n")
+    assert [(row["layer"], row["features"], row["images"]) for row in json.loads(probed.out)] == [("1", 6, 12), ("5", 5, 12)]
+    assert "accuracy" in run("probe", model, images, "--layers", "1", "5", *PREPROCESSING).out.splitlines()[0].split()
+
+
+def test_evolution_is_printed_as_json(run: Run, model: str, images: Path, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        torch.save({"0.weight": torch.randn(6, 3, 3, 3), "0.bias": torch.zeros(6)}, tmp_path / f"epoch-{seed}.pt")
+    first_layer = model.replace(":network", ":first_layer")
+    evolved = run("evolve", "epoch-1.pt", "epoch-2.pt", "--model", first_layer, "--images", images, *PREPROCESSING, "--json")
+    assert evolved.status == 0
+    assert evolved.err.splitlines() == ["scanning epoch-1", "scanning epoch-2", f"drawn to {Path('evolution', 'figure.png')}"]
+    (row,) = json.loads(evolved.out)
+    assert (row["layer"], 0 <= row["overlap"] <= 1) == ("1", True)
 
 
 @pytest.mark.slow

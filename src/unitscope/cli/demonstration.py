@@ -9,8 +9,8 @@ from cyclopts import Parameter
 from unitscope.cli.drawing import FIGURE_PATCH_PX
 from unitscope.cli.explorer import serve as serve_atlas
 from unitscope.cli.networks import load_with_preprocessing
-from unitscope.cli.output import save_picture
-from unitscope.cli.parameters import Device, PreprocessingOptions
+from unitscope.cli.output import print_drawn, save_picture
+from unitscope.cli.parameters import Device, NetworkOptions
 from unitscope.cli.scanning import run_scan
 from unitscope.errors import UnitscopeError
 
@@ -32,10 +32,10 @@ def demo(
         _check_same_images(Atlas(folder), source, limit)
         print(f"using the atlas that is in {folder} already")
     else:
-        network, preprocess = load_with_preprocessing("demo:efficientnet-lite0", "default", 0, PreprocessingOptions())
+        network, preprocess = load_with_preprocessing("demo:efficientnet-lite0", NetworkOptions())
         run_scan(network, source, folder, preprocess=preprocess, limit=limit, device=device)
     save_picture(Atlas(folder).figure(size_px=FIGURE_PATCH_PX), out / "figure.png")
-    print(f"drawn to {out / 'figure.png'}")
+    print_drawn(out / "figure.png")
     if serve:
         serve_atlas(folder, device=device)
     else:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from unitscope.cli.output import check_picture_path, save_picture
+from unitscope.cli.output import check_picture_path, print_drawn, save_picture
 from unitscope.cli.parameters import AtlasFolder, AttributionMethod, LayerName, LayerPatterns, MovedImages, PatchKind, UnitNumbers
 
 FIGURE_PATCH_PX = 96
@@ -23,7 +23,7 @@ def sheet(
     check_picture_path(path)  # or the work would be for nothing
     picture = Atlas(atlas, images=images).sheet(layer, units=units, patch=patch, attribution=attribution)
     save_picture(picture, path)
-    print(f"drawn to {path}")
+    print_drawn(path)
 
 
 def figure(
@@ -40,4 +40,4 @@ def figure(
         layers=layers, units=units, patch=patch, seed=seed, size_px=FIGURE_PATCH_PX, attribution=attribution
     )
     save_picture(picture, path)
-    print(f"drawn to {path}")
+    print_drawn(path)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from unitscope.cli.parameters import PreprocessingOptions
+from unitscope.cli.parameters import NetworkOptions
 
 if TYPE_CHECKING:
     from unitscope.atlas import Atlas
@@ -10,14 +10,12 @@ if TYPE_CHECKING:
     from unitscope.records import Preprocessing
 
 
-def load_with_preprocessing(
-    model: str, weights: str, seed: int, options: PreprocessingOptions
-) -> "tuple[Network, Preprocessing]":
+def load_with_preprocessing(model: str, options: NetworkOptions) -> "tuple[Network, Preprocessing]":
     """The network of a model string, and how it wants its images. Raises `NetworkError` where either is unknown."""
     from unitscope.networks import load_network, preprocessing_for
 
-    network = load_network(model, weights, seed)
-    return network, preprocessing_for(network, options.overrides())
+    network = load_network(model, options.weights, options.seed)
+    return network, preprocessing_for(network, options.preprocessing.overrides())
 
 
 def network_by_trusted_code(atlas: "Atlas", trust_code: bool) -> "Network | None":

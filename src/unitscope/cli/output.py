@@ -52,12 +52,17 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_table(table: Any, as_json: bool = False) -> None:
-    """Print an Arrow table, with three decimals; as JSON a list with an object for each row, with all decimals."""
+    """Print an Arrow table, with three decimals; as JSON a list with an object for each row, with all decimals and null for NaN."""
     rows: list[Mapping[str, Any]] = table.to_pylist()
     if as_json:
-        print_json(rows)
+        print_json([{name: None if value != value else value for name, value in row.items()} for row in rows])
     else:
         print_rows(table.column_names, [[_cell_text(value) for value in row.values()] for row in rows])
+
+
+def print_drawn(path: Path, as_json: bool = False) -> None:
+    """Say where a picture was drawn to; on stderr where a program reads what is printed."""
+    print(f"drawn to {path}", file=sys.stderr if as_json else sys.stdout)
 
 
 @contextmanager

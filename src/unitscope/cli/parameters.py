@@ -118,3 +118,21 @@ class PreprocessingOptions:
         crop = None if self.crop is None else (self.crop[0], self.crop[-1])
         value_range = None if self.value_range is None else (self.value_range[0], self.value_range[1])
         return PreprocessingOverrides(resize, crop, self.mean, self.std, self.channels, value_range)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkOptions:
+    """Which weights a network has, and how it wants its images."""
+
+    weights: Weights = "default"
+    seed: Seed = 0
+    preprocessing: PreprocessingOptions = PreprocessingOptions()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UntrainedNetworkOptions(NetworkOptions):
+    """The same for commands that need no weights: random ones, unless told otherwise."""
+
+    weights: Weights = "none"

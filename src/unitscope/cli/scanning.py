@@ -18,10 +18,9 @@ from unitscope.cli.parameters import (
     LayerPatterns,
     Model,
     MovedImages,
-    PreprocessingOptions,
-    Seed,
+    NetworkOptions,
     TrustCode,
-    Weights,
+    UntrainedNetworkOptions,
 )
 
 LAYER_COLUMNS = ("layer", "kind", "units", "map", "field", "stride", "activation", "default")
@@ -75,13 +74,12 @@ class RunnerOptions:
 
 
 def layers(
-    model: Model, /, *, weights: Weights = "none", seed: Seed = 0, preprocessing: PreprocessingOptions = PreprocessingOptions(),
-    as_json: AsJson = False,
+    model: Model, /, *, network_options: UntrainedNetworkOptions = UntrainedNetworkOptions(), as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """List every layer of a network in call order: name, kind, units, map, field, stride; and what its values depend on."""
     from unitscope.session.opening import trace_network, trial_of
 
-    network, preprocess = load_with_preprocessing(model, weights, seed, preprocessing)
+    network, preprocess = load_with_preprocessing(model, network_options)
     trace = trace_network(network, preprocess)
     trial = trial_of(network, trace)
     if as_json:
@@ -95,18 +93,18 @@ def layers(
 
 def scan(
     model: Model, images: Images, /, *, out: Annotated[Path, Parameter(help="The folder to write the atlas to.")] = Path("atlas"),
-    weights: Weights = "default", seed: Seed = 0, options: ScanOptions = ScanOptions(), runner: RunnerOptions = RunnerOptions(),
-    preprocessing: PreprocessingOptions = PreprocessingOptions(),
+    scan_options: ScanOptions = ScanOptions(), runner_options: RunnerOptions = RunnerOptions(),
+    network_options: NetworkOptions = NetworkOptions(),
 ) -> None:  # fmt: skip
     """Find the patches that excite every unit most, and keep them in an atlas."""
     from unitscope.atlas import new_atlas_folder
     from unitscope.images import as_source
 
     new_atlas_folder(out)
-    shard_runner = runner.build()
+    shard_runner = runner_options.build()
     source = as_source(images)
-    network, preprocess = load_with_preprocessing(model, weights, seed, preprocessing)
-    run_scan(network, source, out, preprocess=preprocess, runner=shard_runner, **asdict(options))
+    network, preprocess = load_with_preprocessing(model, network_options)
+    run_scan(network, source, out, preprocess=preprocess, runner=shard_runner, **asdict(scan_options))
 
 
 def check(
