@@ -42,7 +42,7 @@ def without_inplace(network: Network) -> Network:
 
 
 def ours(atlas: Atlas, network: Network, layer: str, units: list[int]) -> float:
-    shutil.rmtree(atlas.folder / "attributions", ignore_errors=True)
+    shutil.rmtree(atlas.folder / "tables", ignore_errors=True)
     started = perf_counter()
     done = unitscope.attribute(atlas, "deconvnet", network, layers=[layer], units=units)
     return done / (perf_counter() - started)

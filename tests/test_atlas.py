@@ -24,7 +24,7 @@ from planted import HIGHEST, planted_atlas, shared
 from torch import nn
 
 import unitscope
-from unitscope.atlas import FORMAT, TABLES, Atlas, new_atlas_folder, write_atlas
+from unitscope.atlas import CORE_TABLES, FORMAT, Atlas, new_atlas_folder, write_atlas
 from unitscope.errors import AtlasError, ImagesError, LayerNotFound
 from unitscope.networks.model_strings import LIBRARY_BUILDERS
 from unitscope.records import LIBRARIES
@@ -244,7 +244,8 @@ def test_a_figure_of_broken_tables_is_one_line(
 
 
 def test_a_network_of_an_impossible_number_of_layers_is_not_read(tmp_path: Path) -> None:
-    many = pa.table({f.name: pa.array([None] * 200_000, f.type) for f in TABLES["layers"]}, schema=TABLES["layers"])
+    schema = CORE_TABLES["layers"].schema
+    many = pa.table({f.name: pa.array([None] * 200_000, f.type) for f in schema}, schema=schema)
     write_atlas(tmp_path / "atlas", tables() | {"layers": many}, MANIFEST)
     with pytest.raises(AtlasError, match="says that the network has 200,000 layers"):
         _ = Atlas(tmp_path / "atlas").layers
@@ -275,8 +276,8 @@ def tables(rows: int = 3) -> dict[str, pa.Table]:
     """Tables with some made-up rows."""
     values = {pa.string(): "a", pa.bool_(): True}
     return {
-        name: pa.table({field.name: pa.array([values.get(field.type, 7)] * rows, field.type) for field in schema}, schema=schema)
-        for name, schema in TABLES.items()
+        name: pa.table({c.name: pa.array([values.get(c.type, 7)] * rows, c.type) for c in spec.columns}, schema=spec.schema)
+        for name, spec in CORE_TABLES.items()
     }
 
 
@@ -376,7 +377,7 @@ def test_a_kill_while_writing_leaves_a_whole_atlas_or_none(tmp_path: Path) -> No
             time.sleep(chance.random() * 0.3)
             os.kill(process.pid, signal.SIGKILL)
         for found in place.glob("[0-9]*"):
-            assert all(Atlas(found).table(name).num_rows == 20_000 for name in TABLES)
+            assert all(Atlas(found).table(name).num_rows == 20_000 for name in CORE_TABLES)
         halves += len(list(place.glob(".*.unfinished")))
     assert halves > 0  # or no kill came while something was written
 

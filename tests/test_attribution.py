@@ -22,12 +22,13 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 from torchvision.models import VisionTransformer
 
 import unitscope
-from unitscope.atlas import Atlas, schema
+from unitscope.atlas import Atlas
 from unitscope.atlas.attribution_images import Projection, decoded, encoded
+from unitscope.atlas.tables import ATTRIBUTION_METHODS
 from unitscope.attribution import METHODS, attribute
 from unitscope.attribution.methods import Cells, Method, Projected
 from unitscope.attribution.rectifiers import deconvnet, guided_backprop, rectifiers
-from unitscope.attribution.store import Keeping
+from unitscope.attribution.store import AttributionStore
 from unitscope.attribution.windows import Window, _length, batches, entries, window_for
 from unitscope.errors import AtlasError, LayerNotFound, NetworkError, UnitscopeError
 from unitscope.experiments import occlude
@@ -441,7 +442,7 @@ class Checkpointed(nn.Module):
 
 def assert_same_projections(one: Atlas, other: Atlas, name: str) -> None:
     """Each value to within a hundredth of its image's largest: one is kept in 127 steps."""
-    rows, wanted = (pq.read_table(atlas.folder / "attributions" / f"{name}.parquet").to_pylist() for atlas in (one, other))
+    rows, wanted = (pq.read_table(atlas.folder / "tables" / f"{name}.parquet").to_pylist() for atlas in (one, other))
     assert rows
     for row, plain in zip(rows, wanted, strict=True):
         assert (row["layer"], row["unit"], row["rank"]) == (plain["layer"], plain["unit"], plain["rank"])
@@ -544,7 +545,7 @@ def test_chosen_units_are_added_to_those_that_are_there(tmp_path: Path) -> None:
     assert atlas.attributions("deconvnet", "5", unit=3).equals(first)
     assert atlas.methods == ["deconvnet"]
     assert atlas.attributed("deconvnet") == {("5", 1), ("5", 2), ("5", 3)}
-    assert [path.name for path in (atlas.folder / "attributions").iterdir()] == ["deconvnet.parquet"]
+    assert [path.name for path in (atlas.folder / "tables").iterdir()] == ["deconvnet.parquet"]
 
 
 def test_a_network_that_isnt_the_same_everywhere_runs_on_whole_images(tmp_path: Path) -> None:
@@ -589,16 +590,15 @@ def test_a_network_that_minds_its_inputs_size_runs_on_whole_images(tmp_path: Pat
 
 def test_pieces_that_were_left_with_gaps_lose_nothing(tmp_path: Path) -> None:
     atlas, _ = scanned(tmp_path)
-    keeping = Keeping(atlas, "gradient")
-    with keeping.held():
+    with AttributionStore(atlas, "gradient", piece_every_s=0).locked() as store:
         for unit in range(4):
-            keeping.add(Projection("5", unit, 1, Box(0, 0, 2, 2), *encoded(np.ones((3, 2, 2), dtype=np.float32) * unit)))
-            keeping._write_piece()
-        (keeping._aside / "000000.piece").unlink()
+            store.add(Projection("5", unit, 1, Box(0, 0, 2, 2), *encoded(np.ones((3, 2, 2), dtype=np.float32) * unit)))
+        pieces = sorted((atlas.folder / "tables").rglob("*.piece"))
+        assert len(pieces) == 4
+        pieces[0].unlink()
         for unit in (4, 5):
-            keeping.add(Projection("5", unit, 1, Box(0, 0, 2, 2), *encoded(np.ones((3, 2, 2), dtype=np.float32) * unit)))
-            keeping._write_piece()
-        keeping.finish()
+            store.add(Projection("5", unit, 1, Box(0, 0, 2, 2), *encoded(np.ones((3, 2, 2), dtype=np.float32) * unit)))
+        store.finish()
     assert atlas.attributions("gradient", "5")["unit"].to_pylist() == [1, 2, 3, 4, 5]
 
 
@@ -631,9 +631,9 @@ def test_what_cant_be_done_is_said_in_one_line(tmp_path: Path) -> None:
         attribute(atlas, "deconvnet", small_network())
     with pytest.raises(AtlasError, match="give that in Python"):
         attribute(atlas, "deconvnet")
-    with pytest.raises(AtlasError, match=r"no attributions by 'guided_backprop'; make them with: unitscope attribute"):
+    with pytest.raises(AtlasError, match=r"has no table 'guided_backprop' yet; make it with: unitscope attribute"):
         atlas.attributions("guided_backprop", "5")
-    assert not (atlas.folder / "attributions").exists()
+    assert not (atlas.folder / "tables").exists()
 
 
 @pytest.mark.usefixtures("wrong_types")
@@ -691,7 +691,7 @@ def test_dead_units_have_nothing_to_bring_down(tmp_path: Path) -> None:
 def test_an_image_that_is_gone_or_changed_leaves_the_table_as_it_was(tmp_path: Path) -> None:
     atlas, network = scanned(tmp_path)
     attribute(atlas, "deconvnet", network, layers=["5"], units=[0])
-    before = (atlas.folder / "attributions" / "deconvnet.parquet").read_bytes()
+    before = (atlas.folder / "tables" / "deconvnet.parquet").read_bytes()
     peak = atlas.peaks("8", 0).to_pylist()[0]
     path = tmp_path / "photographs" / atlas.key(peak["image"])
     kept = path.read_bytes()
@@ -701,7 +701,7 @@ def test_an_image_that_is_gone_or_changed_leaves_the_table_as_it_was(tmp_path: P
     path.unlink()
     with pytest.raises(AtlasError, match=f"the image '{atlas.key(peak['image'])}' is no longer there"):
         attribute(Atlas(atlas.folder), "deconvnet", network, layers=["8"])
-    assert (atlas.folder / "attributions" / "deconvnet.parquet").read_bytes() == before
+    assert (atlas.folder / "tables" / "deconvnet.parquet").read_bytes() == before
     path.write_bytes(kept)
     attribute(Atlas(atlas.folder), "deconvnet", network, layers=["8"])
     assert atlas.attributions("deconvnet", "8").num_rows == atlas.peaks("8").num_rows
@@ -744,14 +744,14 @@ def test_a_network_through_which_no_gradient_comes_is_refused(tmp_path: Path, bl
 
 def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
     atlas, network = scanned(tmp_path)
-    with Keeping(atlas, "deconvnet").held(), pytest.raises(AtlasError, match="'deconvnet' is at work on the atlas"):
+    with AttributionStore(atlas, "deconvnet").locked(), pytest.raises(AtlasError, match="'deconvnet' is at work on the atlas"):
         attribute(atlas, "deconvnet", network)
 
 
 @pytest.mark.slow
 def test_a_run_that_fails_midway_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     atlas, network = scanned(tmp_path)
-    monkeypatch.setattr("unitscope.attribution.store.EVERY_S", 0.0)
+    monkeypatch.setattr("unitscope.attribution.store.PIECE_EVERY_S", 0.0)
     seen = 0
 
     def stop(done: int) -> None:
@@ -765,15 +765,15 @@ def test_a_run_that_fails_midway_goes_on_where_it_was(tmp_path: Path, monkeypatc
     assert atlas.methods == []
     left = attribute(atlas, "deconvnet", network)
     assert 0 < left <= atlas.table("peaks").num_rows - 100
-    whole = Atlas(atlas.folder).folder / "attributions" / "deconvnet.parquet"
+    whole = Atlas(atlas.folder).folder / "tables" / "deconvnet.parquet"
     assert pq.read_table(whole, columns=["unit"]).num_rows == atlas.table("peaks").num_rows
 
 
 KILLED = """
 import sys
 sys.path.insert(0, {tests!r})
-import unitscope.attribution.store as keeping
-keeping.EVERY_S = 0.0
+import unitscope.attribution.store as store
+store.PIECE_EVERY_S = 0.0
 from test_attribution import plain_network
 from unitscope.atlas import Atlas
 from unitscope.attribution import attribute
@@ -809,10 +809,10 @@ def test_projections_are_drawn_beside_their_patches(tmp_path: Path) -> None:
     assert beside.width > plain.width * 1.3
     pixels = np.asarray(atlas.figure(attribution="deconvnet"))
     assert (pixels == 128).all(axis=2).mean() > 0.005  # the grey of zero
-    assert tuple(METHODS) == schema.METHODS
+    assert tuple(METHODS) == tuple(ATTRIBUTION_METHODS)
     with pytest.raises(AtlasError, match=r"attribution is one of deconvnet, .*, not 'guided_backpro'\. Close: 'guided_backprop'"):
         atlas.sheet("5", attribution="guided_backpro")
-    with pytest.raises(UnitscopeError, match="no attributions by 'guided_backprop'"):
+    with pytest.raises(UnitscopeError, match="has no table 'guided_backprop'"):
         atlas.figure(attribution="guided_backprop")
 
 

@@ -490,7 +490,7 @@ def test_a_wrong_file_of_classes_is_found_before_the_work(
     assert ran.status == 1
     assert said in ran.line
     assert not (tmp_path / "atlas" / "experiments").exists()
-    assert not (tmp_path / "atlas" / "attributions").exists()
+    assert not (tmp_path / "atlas" / "tables").exists()
     assert not (tmp_path / "plot.png").exists()
 
 

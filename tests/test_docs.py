@@ -7,14 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from networks import small_network
 from photographs import write_photographs
 
 import unitscope
 from unitscope import cli
-from unitscope.atlas import TABLES
-from unitscope.atlas.schema import PROJECTIONS
-from unitscope.experiments.colour_shape import SCHEMA as COLOUR_OR_SHAPE
-from unitscope.experiments.occlusion import SCHEMA as CLASS_PROBABILITY
+from unitscope.atlas.tables import ATLAS_TABLES, ATTRIBUTION_METHODS, OWN_TABLES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -79,17 +78,29 @@ def test_every_public_name_is_documented() -> None:
         assert getattr(unitscope, name).__doc__
 
 
-def test_every_column_is_documented() -> None:
+def test_every_column_of_every_declared_table_is_documented() -> None:
     page = (ROOT / "docs" / "atlas.md").read_text()
-    added = {
-        "attributions/METHOD": PROJECTIONS,
-        "experiments/colour_or_shape": COLOUR_OR_SHAPE,
-        "experiments/class_probability": CLASS_PROBABILITY,
-    }
-    for table, schema in (TABLES | added).items():
-        (row,) = re.findall(rf"^\| `{table}` \| (.*) \|$", page, re.MULTILINE)
-        for name in schema.names:
-            assert f"`{name}`" in row, f"{table}.{name}"
+    for spec in (ATLAS_TABLES | OWN_TABLES).values():
+        name = "METHOD" if spec.name in ATTRIBUTION_METHODS else spec.name
+        (row,) = re.findall(rf"^\| `{name}` \| {spec.level} \| (.*) \|$", page, re.MULTILINE)
+        for column in spec.schema.names:
+            assert f"`{column}`" in row, f"{spec.name}.{column}"
+
+
+def test_the_example_of_a_table_of_ones_own_runs(tmp_path: Path) -> None:
+    atlas = unitscope.scan(small_network(), torch.rand(4, 3, 14, 14), tmp_path / "atlas")
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "atlas.md").read_text(), re.DOTALL)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    units = atlas.units("4", joined=True)
+    assert units["sparseness.sparseness"].to_pylist() == [1 - rate for rate in units["activation_rate"].to_pylist()]
+
+
+def test_every_declared_table_and_column_is_described() -> None:
+    for spec in (ATLAS_TABLES | OWN_TABLES).values():
+        for text in (spec.description, *(column.description for column in spec.columns)):
+            assert text.strip() == text != ""
+            assert not text.endswith(".")
+            assert "\n" not in text
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_a_unit_that_dies_in_grey_looks_for_colour(tmp_path: Path) -> None:
     assert edge["blurred"] < bright["blurred"] <= 1.001
     assert (dead["peaks"], dead["grey"], dead["mirrored"]) == (0, None, None)
     assert (colour["peaks"], colour["unit"]) == (9, 0)
-    assert pq.read_table(atlas.folder / "experiments" / "colour_or_shape.parquet").equals(table)
+    assert pq.read_table(atlas.folder / "tables" / "colour_or_shape.parquet").equals(table)
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.float64], ids=str)
@@ -416,7 +416,7 @@ def test_a_table_that_cant_be_added_to_an_atlas_is_told_before_an_image_is_read(
     images, network = Counted(lambda pixels, image: pixels), nn.Sequential(nn.Conv2d(3, 2, 40), nn.Flatten())
     atlas = unitscope.scan(network, images, tmp_path / "atlas")
     images.read.clear()
-    (atlas.folder / "experiments").touch()
+    (atlas.folder / "tables").touch()
     with pytest.raises(AtlasError, match=f"^the table '.*{name}.parquet' can't be written: "):
         colour_or_shape(atlas, network) if name == "colour_or_shape" else occlude(atlas, "0", [0], network)
     assert images.read == set()
@@ -479,4 +479,4 @@ def test_the_commands_write_tables_and_plots(tmp_path: Path) -> None:
     for name in ("probe/probe.png", "invariance/invariance.png", "occluded.png"):
         with Image.open(tmp_path / name) as plot:
             assert min(plot.size) > 300
-    assert (tmp_path / "atlas" / "experiments" / "class_probability.parquet").exists()
+    assert (tmp_path / "atlas" / "tables" / "class_probability.parquet").exists()

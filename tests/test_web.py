@@ -128,7 +128,7 @@ def test_a_unit_page_shows_what_attributions_there_are(site: TestClient, atlas: 
 JUNK: dict[str, Any] = {
     "no table": b"nothing",
     "another table": pa.table({"layer": ["relu"], "unit": ["zero"]}),
-    "no rows": pa.table({"layer": pa.array([], pa.string()), "unit": pa.array([], pa.int32())}),
+    "no rows": None,
 }
 
 
@@ -136,9 +136,11 @@ JUNK: dict[str, Any] = {
 def test_a_broken_table_of_attributions_leaves_the_rest_of_the_page(tmp_path: Path, atlas: Atlas, junk: str) -> None:
     folder = tmp_path / "broken"
     shutil.copytree(atlas.folder, folder)
-    shutil.copy(folder / "attributions" / "deconvnet.parquet", folder / "attributions" / "guided_backprop.parquet")
-    held, path = JUNK[junk], folder / "attributions" / "deconvnet.parquet"
-    path.write_bytes(held) if isinstance(held, bytes) else pq.write_table(held, path)
+    unitscope.attribute(Atlas(folder), "guided_backprop", explored_network(), layers=["relu"], units=[0])
+    held, path = JUNK[junk], folder / "tables" / "deconvnet.parquet"
+    path.write_bytes(held) if isinstance(held, bytes) else pq.write_table(
+        pq.read_table(path).slice(0, 0) if held is None else held, path
+    )
     shown = client(Atlas(folder)).get("/units/relu/0.html")
     assert shown.status_code == 200
     assert ("The attributions by deconvnet can't be shown" in shown.text) == (junk != "no rows")
@@ -160,7 +162,7 @@ def test_a_broken_table_of_attributions_leaves_the_rest_of_the_page(tmp_path: Pa
     ],
 )
 def test_broken_attributions_of_a_unit_leave_its_page(tmp_path: Path, atlas: Atlas, columns: dict[str, Any]) -> None:
-    served = client(found := changed(atlas, tmp_path / "atlas", "attributions/deconvnet", **columns))
+    served = client(found := changed(atlas, tmp_path / "atlas", "tables/deconvnet", **columns))
     assert served.get("/units/relu/0.html").status_code == 200
     assert served.get("/units/relu@2/1.html").status_code == 200
     drawn = served.get("/projections/deconvnet/relu/0.webp")

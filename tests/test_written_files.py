@@ -16,14 +16,15 @@ from networks import small_network
 from PIL import Image
 
 import unitscope
-from unitscope.atlas import Atlas
+from unitscope.atlas import Atlas, write_table
+from unitscope.atlas.tables import PROBE
 from unitscope.attribution import attribute
 from unitscope.cli.output import save_picture
 from unitscope.errors import AtlasError, UnitscopeError
-from unitscope.experiments.tables import write_table
 from unitscope.files import atomic_write, check_writable
 from unitscope.web import export
 
+LONG = pa.table({c.name: pa.array(range(10_000)).cast(c.type) for c in PROBE.columns})
 IMAGES = torch.randn(6, 3, 14, 14, generator=torch.Generator().manual_seed(0))
 
 
@@ -127,7 +128,7 @@ def export_site(folder: Path, atlas: Atlas, network: torch.nn.Module) -> None:
 
 
 def write_experiment(folder: Path, atlas: Atlas, network: torch.nn.Module) -> None:
-    write_table(pa.table({"a": [1]}), folder / "made")
+    write_table(LONG.slice(0, 1), PROBE, folder)
 
 
 def draw_figure(folder: Path, atlas: Atlas, network: torch.nn.Module) -> None:
@@ -143,9 +144,9 @@ def attribute_peaks(folder: Path, atlas: Atlas, network: torch.nn.Module) -> Non
     [
         (scan_again, "made"),
         (export_site, "made"),
-        (write_experiment, "made"),
+        (write_experiment, "probe.parquet"),
         (draw_figure, "made.png"),
-        (attribute_peaks, "atlas/attributions/gradient.parquet"),
+        (attribute_peaks, "atlas/tables/gradient.parquet"),
     ],
 )
 def test_the_next_run_removes_what_a_dead_one_left_and_nothing_else(tmp_path: Path, write: Any, made: str) -> None:
@@ -172,7 +173,7 @@ def test_the_next_run_removes_what_a_dead_one_left_and_nothing_else(tmp_path: Pa
 KILLED = """
 import sys, torch
 sys.path.insert(0, "tests")
-from test_written_files import IMAGES
+from test_written_files import IMAGES, LONG
 from unitscope.atlas import Atlas
 from unitscope.web import export
 def wait(units):
@@ -205,12 +206,12 @@ def test_exports_that_are_killed_leave_one_folder_at_most(tmp_path: Path) -> Non
 FULL_DISK = """
 import resource, signal, sys, torch
 sys.path.insert(0, "tests")
-from test_written_files import IMAGES
+from test_written_files import IMAGES, LONG
 from unitscope.cli.output import save_picture
-from unitscope.atlas import Atlas
+from unitscope.atlas import Atlas, write_table
+from unitscope.atlas.tables import PROBE
 from unitscope.errors import UnitscopeError
 from unitscope.experiments.plots import draw_probe
-from unitscope.experiments.tables import write_table
 from unitscope.web import export
 import pyarrow as pa
 from PIL import Image
@@ -219,7 +220,7 @@ folder, atlas = sys.argv[1], Atlas(sys.argv[2], images=IMAGES)
 row = {"layer": "1", "accuracy": 0.5, "deviation": 0.1, "chance": 0.1}
 from pathlib import Path
 writers = [
-    lambda: export(atlas, folder + "/site"), lambda: write_table(pa.table({"a": list(range(10_000))}), Path(folder, "table")),
+    lambda: export(atlas, folder + "/site"), lambda: write_table(LONG, PROBE, Path(folder)),
     lambda: save_picture(Image.effect_noise((300, 300), 50), Path(folder, "picture.png")),
     lambda: draw_probe(pa.Table.from_pylist([row]), Path(folder, "plot.png")),
 ]
@@ -241,7 +242,7 @@ def test_a_full_disk_is_one_short_line_and_leaves_nothing(tmp_path: Path) -> Non
     ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     lines = ran.stdout.splitlines()
     assert len(lines) == 4, ran.stdout
-    for line, name in zip(lines, ("site", "table", "picture.png", "plot.png"), strict=True):
+    for line, name in zip(lines, ("site", "probe.parquet", "picture.png", "plot.png"), strict=True):
         assert f"{str(tmp_path / 'full' / name)!r} can't be written: File too large" in line
         assert len(line) < len(str(tmp_path)) + 80
     assert list((tmp_path / "full").iterdir()) == []

@@ -1,7 +1,21 @@
-"""The atlas: a folder of Parquet tables that a scan writes once and everything else reads."""
+"""The atlas: a folder of Parquet tables that a scan writes once, to which other commands add tables, and which everything else reads."""
 
 from unitscope.atlas.reading import Atlas
-from unitscope.atlas.schema import FORMAT, TABLES
-from unitscope.atlas.writing import new_atlas_folder, write_atlas
+from unitscope.atlas.schema import FORMAT
+from unitscope.atlas.tables import ADDED_TABLES, CORE_TABLES, Column, TableSpec, added_table
+from unitscope.atlas.writing import check_table_writable, new_atlas_folder, table_writer, write_atlas, write_table
 
-__all__ = ["FORMAT", "TABLES", "Atlas", "new_atlas_folder", "write_atlas"]
+__all__ = [
+    "ADDED_TABLES",
+    "CORE_TABLES",
+    "FORMAT",
+    "Atlas",
+    "Column",
+    "TableSpec",
+    "added_table",
+    "check_table_writable",
+    "new_atlas_folder",
+    "table_writer",
+    "write_atlas",
+    "write_table",
+]

@@ -132,7 +132,6 @@ def _attributed(atlas: "Atlas", method: str | None, layer: str) -> set[int] | No
     """The units of a layer that a method has projections of; None without a method."""
     if method is None:
         return None
-    atlas.check_method(method, layer)
     return {unit for name, unit in atlas.attributed(method) if name == layer}
 
 

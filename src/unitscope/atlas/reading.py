@@ -1,8 +1,7 @@
 """Reading an atlas."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -12,12 +11,12 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
 from unitscope.atlas import figures
 from unitscope.atlas.manifest import read_manifest
-from unitscope.atlas.schema import METHODS, PLACES, PROJECTIONS, TABLES
+from unitscope.atlas.table_files import TableFolder, TableSummary
+from unitscope.atlas.tables import ATTRIBUTION_METHODS
 from unitscope.atlas.ties import Tie, ties
 from unitscope.errors import WHERE_IMAGES_ARE, AtlasError, ImagesError, LayerNotFound, suggestion
 from unitscope.images import Changed, ImageSource, Skipped, as_source, reopen, skipping_errors
@@ -39,6 +38,7 @@ class Atlas:
     def __init__(self, folder: str | os.PathLike[str], images: Any = None) -> None:
         self.folder = Path(folder)
         self._images = images
+        self._tables = TableFolder(self.folder)
         self.manifest = read_manifest(self.folder)
 
     def __repr__(self) -> str:
@@ -88,7 +88,7 @@ class Atlas:
     @cached_property
     def layers(self) -> list[Layer]:
         """All layers in call order. Raises `AtlasError` where they can't be a network's."""
-        if (count := self.rows("layers")) > MOST_LAYERS:
+        if (count := self.row_count("layers")) > MOST_LAYERS:
             raise self.broken(f"it says that the network has {count:,} layers")
         table = self.table("layers")
         if any(table[name].null_count for name in table.column_names if not name.startswith("effective")):
@@ -172,15 +172,28 @@ class Atlas:
             )
         return found
 
-    def table(self, name: str, layer: str | None = None) -> pa.Table:
-        """A whole table as Arrow, or the rows of one layer, in stored order."""
-        rows = None if layer is None else pc.field("layer") == layer
-        return _table(self.folder.absolute() / f"{name}.parquet", TABLES[name], rows)
+    def table(self, name: str, layer: str | None = None, *, columns: Sequence[str] | None = None) -> pa.Table:
+        """A whole table as Arrow, or the rows of one layer, or some of its columns, in stored order.
 
-    def rows(self, name: str) -> int:
+        `tables()` lists what there is: core tables, tables that commands added, and those of other programs that say in their metadata
+        what they hold. Raises `AtlasError` where there is no such table, where it can't be read, or where it is stale: made from other
+        peaks than the atlas has.
+        """
+        rows = None if layer is None else pc.field("layer") == self.layer(layer).name
+        return self._tables.open(name, rows).read(columns)
+
+    def tables(self) -> list[TableSummary]:
+        """Every table that is there, core tables first; for one that can't be read, why."""
+        return self._tables.summaries()
+
+    def row_count(self, name: str) -> int:
         """How many rows a table has, without reading it."""
-        with _one_line(path := self.folder.absolute() / f"{name}.parquet"):
-            return int(pq.read_metadata(path).num_rows)
+        return self._tables.open(name).row_count
+
+    @property
+    def peaks_hash(self) -> str:
+        """The XXH3 hash of `peaks.parquet`, which added tables name to say what they were made from."""
+        return self._tables.peaks_hash
 
     def peaks(self, layer: str, unit: int | None = None) -> pa.Table:
         """Peaks of a layer, or of one of its units, by unit and rank. Columns as in the `peaks` table.
@@ -196,9 +209,31 @@ class Atlas:
         known.check_units([unit])
         return table.filter(pc.field("unit") == unit)
 
-    def units(self, layer: str) -> pa.Table:
-        """Statistics of a layer's units, by unit."""
-        return self._of_units("units", layer)
+    def units(self, layer: str, joined: bool | Sequence[str] = False) -> pa.Table:
+        """Statistics of a layer's units, by unit.
+
+        With `joined`, the columns of other tables with a row a unit stand beside them, as `TABLE.COLUMN`: those of the tables named, or
+        of all that there are (True). They are null for units that a table doesn't have. Raises as `table` does.
+        """
+        table = self._of_units("units", layer)
+        names = [t.name for t in self.tables() if t.level == "unit" and t.name != "units"] if joined is True else joined or ()
+        for name in names:
+            table = self._with_columns_of(name, table, layer)
+        return table
+
+    def _with_columns_of(self, name: str, units: pa.Table, layer: str) -> pa.Table:
+        """A layer's units with the columns of another table of units beside them."""
+        spec = self._tables.open(name).spec
+        if set(spec.key) != {"layer", "unit"}:
+            raise AtlasError(f"the table {name!r} can't be joined to units: its rows are by {', '.join(spec.key)}")
+        table = self._of_units(name, layer)
+        if pc.count_distinct(table["unit"]).as_py() < len(table):
+            raise self.broken(f"its table {name} has two rows of one unit of layer {layer!r}")
+        rows = pc.index_in(units["unit"].cast(pa.int64()), table["unit"].cast(pa.int64()).combine_chunks())
+        table = table.drop_columns(list(spec.key)).take(rows)
+        for column in table.column_names:
+            units = units.append_column(f"{name}.{column}", table[column])
+        return units
 
     def _of_units(self, name: str, layer: str) -> pa.Table:
         """The rows of a layer in a table of its units. Raises `AtlasError` where they are of units that it doesn't have."""
@@ -223,33 +258,24 @@ class Atlas:
     @property
     def methods(self) -> list[str]:
         """The methods of attribution that have added a table."""
-        return sorted(path.stem for path in (self.folder / "attributions").glob("*.parquet"))
+        return [name for name in self._tables.added_names if name in ATTRIBUTION_METHODS]
 
     def attributions(self, method: str, layer: str, unit: int | Sequence[int] | None = None) -> pa.Table:
         """What a method of `attribute` found for the peaks of a layer, or of one or some of its units, by unit and rank.
 
-        Each row has a box of network-input pixels and an image of it, lossless WebP or PNG: `value = (pixel - 128) * scale`.
+        Each row has a box of network-input pixels and an image of it, lossless WebP or PNG: `value = (pixel - 128) * scale`. Raises
+        `AtlasError` as `table` does.
         """
-        self.layer(layer)
-        self.check_method(method, layer)
-        rows = pc.field("layer") == layer
+        _check_method(method)
+        rows = pc.field("layer") == self.layer(layer).name
         if unit is not None:
             rows &= pc.field("unit").isin([unit] if isinstance(unit, int) else list(unit))
-        return _table(self.folder.absolute() / "attributions" / f"{method}.parquet", PROJECTIONS, rows)
-
-    def check_method(self, method: str, layer: str) -> None:
-        """Raises `AtlasError` with the command to give where the method has added no table."""
-        if method not in {*METHODS, *self.methods}:
-            raise AtlasError(f"attribution is one of {', '.join(METHODS)}, not {method!r}.{suggestion(method, METHODS)}")
-        if method not in self.methods:
-            raise AtlasError(
-                f"the atlas {str(self.folder)!r} has no attributions by {method!r}; make them with: "
-                f"unitscope attribute {self.folder} --method {method} --layers {layer!r}"
-            )
+        return self._tables.open(method, rows).read()
 
     def attributed(self, method: str) -> set[tuple[str, int]]:
         """Layer and number of the units that a method was used on."""
-        table = _table(self.folder.absolute() / "attributions" / f"{method}.parquet", PLACES, None).drop_null()
+        _check_method(method)
+        table = self.table(method, columns=["layer", "unit"]).drop_null()
         return set(zip(table["layer"].to_pylist(), table["unit"].to_pylist(), strict=True))
 
     def patch(self, peak: Peak | Mapping[str, Any], patch: str = "field", size_px: int = 224) -> Image.Image:
@@ -286,14 +312,7 @@ class Atlas:
         return figures.figure(self, figures.FigureChoice(layers, units, seed), figures.Drawn(patch, attribution, size_px))
 
 
-def _table(path: Path, schema: pa.Schema, rows: pc.Expression | None) -> pa.Table:
-    with _one_line(path):
-        return pq.read_table(path, columns=schema.names, filters=rows).select(schema.names).cast(schema)
-
-
-@contextmanager
-def _one_line(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, pa.ArrowException, KeyError) as error:
-        raise AtlasError(f"table {str(path)!r} can't be read: {str(error).splitlines()[0]}") from error
+def _check_method(method: str) -> None:
+    if method not in ATTRIBUTION_METHODS:
+        names = tuple(ATTRIBUTION_METHODS)
+        raise AtlasError(f"attribution is one of {', '.join(names)}, not {method!r}.{suggestion(method, names)}")

@@ -1,17 +1,23 @@
-"""Writing an atlas: whole or not at all."""
+"""Writing an atlas, and tables that are added to it: each whole or not at all."""
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from unitscope.atlas.schema import FORMAT, MANIFEST, TABLES
+from unitscope.atlas.provenance import Provenance, schema_with_metadata
+from unitscope.atlas.reading import Atlas
+from unitscope.atlas.schema import FORMAT, MANIFEST
+from unitscope.atlas.tables import ADDED_TABLES, CORE_TABLES, TableSpec
 from unitscope.errors import AtlasError
-from unitscope.files import atomic_write
+from unitscope.files import atomic_write, check_writable
 
 MEASURED = ("value", "mean", "std", "lowest", "highest")
 """Columns whose values hardly ever come again, so that to look for those that do costs time and space."""
@@ -47,13 +53,95 @@ def write_atlas(out: str | os.PathLike[str], tables: Mapping[str, pa.Table], man
     """
     with atomic_write(new_atlas_folder(out), f"the atlas {str(out)!r}") as folder:
         folder.mkdir()
-        for name, schema in TABLES.items():
-            _write_table(tables[name].cast(schema), folder / f"{name}.parquet")
+        for name, spec in CORE_TABLES.items():
+            _write_core_table(tables[name].cast(spec.schema), folder / spec.file)
         text = json.dumps({"format": FORMAT, **manifest}, indent=2, sort_keys=True, default=str)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
-def _write_table(table: pa.Table, path: Path) -> None:
+def check_table_writable(spec: TableSpec, target: Atlas | Path) -> None:
+    """Raises `AtlasError` where the table could not be written, as far as can be told without writing: before hours of work."""
+    path = _path(spec, target)
+    check_writable(path, _in_words(path))
+
+
+def write_table(
+    table: pa.Table,
+    spec: TableSpec,
+    target: Atlas | Path,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    versions: Mapping[str, str] | None = None,
+) -> pa.Table:
+    """Write a table that is added to an atlas, or one of no single atlas to a folder. Gives back what was written.
+
+    A table of that name is replaced. The file's metadata says what the table holds (`spec`), the command that makes it with these
+    `parameters` (JSON values, no paths), the versions of unitscope and of what is named in `versions`, and for which peaks it was made.
+    In an atlas rows are sorted by the key columns, layers in call order.
+
+    Raises `AtlasError` where the table can't be written, where a key column holds a null, where two rows have the same key, or where a
+    row is of a layer that the atlas doesn't have.
+    """
+    table = table.select(spec.schema.names).cast(spec.schema)
+    if isinstance(target, Atlas):
+        table = _sorted(table, spec, target)
+    with table_writer(spec, target, parameters=parameters, versions=versions) as writer:
+        writer.write_table(table)
+    return table
+
+
+@contextmanager
+def table_writer(
+    spec: TableSpec,
+    target: Atlas | Path,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    versions: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Iterator[pq.ParquetWriter]:
+    """A writer for a table that is too large for memory; see `write_table`, which sorts and checks. After the block the file is there,
+    whole. `options` are those of `pyarrow.parquet.ParquetWriter`."""
+    path = _path(spec, target)
+    with atomic_write(path, _in_words(path)) as unfinished, unfinished.open("wb") as file:  # a path would have to be valid text
+        schema = schema_with_metadata(spec, provenance_of(spec, target, parameters, versions))
+        with pq.ParquetWriter(file, schema, **(options or {})) as writer:
+            yield writer
+
+
+def provenance_of(
+    spec: TableSpec, target: Atlas | Path, parameters: Mapping[str, Any] | None, versions: Mapping[str, str] | None
+) -> Provenance:
+    """What the metadata of a table that is made now says of its making."""
+    peaks = target.peaks_hash if isinstance(target, Atlas) else None
+    return Provenance(spec.command, parameters or {}, {"unitscope": version("unitscope")} | dict(versions or {}), peaks)
+
+
+def _path(spec: TableSpec, target: Atlas | Path) -> Path:
+    taken = spec.name in CORE_TABLES or ADDED_TABLES.get(spec.name, spec) != spec
+    if isinstance(target, Atlas) and taken:
+        raise AtlasError(f"a table can't be added as {spec.name!r}: unitscope has another table of that name")
+    return (target.folder if isinstance(target, Atlas) else target) / spec.file
+
+
+def _in_words(path: Path) -> str:
+    return f"the table {str(path)!r}"
+
+
+def _sorted(table: pa.Table, spec: TableSpec, atlas: Atlas) -> pa.Table:
+    """The rows by key, layers in call order."""
+    keys = table.select(spec.key)
+    if "layer" in spec.key:
+        names = pa.array([layer.name for layer in atlas.layers], pa.string())
+        order = pc.index_in(table["layer"], names)
+        keys = keys.set_column(keys.column_names.index("layer"), "layer", order)
+    if any(column.null_count for column in keys.columns):
+        raise AtlasError(f"the table {spec.name!r} has a row without {' or '.join(spec.key)}, or of a layer that the atlas lacks")
+    if keys.group_by(list(spec.key), use_threads=False).aggregate([]).num_rows < len(keys):
+        raise AtlasError(f"the table {spec.name!r} has two rows of the same {', '.join(spec.key)}")
+    return table.take(pc.sort_indices(keys, [(name, "ascending") for name in spec.key]))
+
+
+def _write_core_table(table: pa.Table, path: Path) -> None:
     repeating = [name for name in table.column_names if name not in MEASURED]
     with path.open("wb") as file:  # a path would have to be valid text
         pq.write_table(table, file, use_dictionary=repeating)

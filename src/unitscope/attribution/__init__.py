@@ -10,7 +10,7 @@ from unitscope.atlas import Atlas
 from unitscope.attribution.backward import LayerAttribution
 from unitscope.attribution.gradient_checkpoints import graphs_kept
 from unitscope.attribution.methods import METHODS, Method
-from unitscope.attribution.store import Keeping
+from unitscope.attribution.store import AttributionStore
 from unitscope.errors import AtlasError, LayerNotFound, suggestion
 from unitscope.networks import Network
 from unitscope.records import Layer, Peak, match_layers
@@ -29,7 +29,7 @@ def attribute(
     device: str = "auto",
     on_peaks: Callable[[int], None] | None = None,
 ) -> int:
-    """Bring the peaks of an atlas down to pixels, and keep an image for each in `attributions/METHOD.parquet`. How many were done.
+    """Bring the peaks of an atlas down to pixels, and keep an image for each in `tables/METHOD.parquet`. How many were done.
 
     `method` is `deconvnet` (Zeiler & Fergus 2014, section 2.1), `guided_backprop` (Springenberg et al. 2014), `gradient`, `integrated_gradients`
     (Sundararajan et al. 2017) or `occlusion`. `layers` are glob patterns, `units` numbers; without them all peaks are taken.
@@ -46,14 +46,14 @@ def attribute(
     peaks_by_layer = _peaks_by_layer(atlas, layer_patterns(layers), unit_numbers(units))
     on_peaks = (lambda _: None) if on_peaks is None else on_peaks
     with (
-        Keeping(atlas, method).held() as store,
+        AttributionStore(atlas, method).locked() as store,
         open_atlas_session(atlas, network, device, list(peaks_by_layer)) as session,
         graphs_kept(),
     ):
         _ = atlas.source  # found once, before threads ask for it
         done = 0
         for traced in session.layers:
-            remaining = store.lacking(traced.name, peaks_by_layer[traced.name])
+            remaining = store.missing(traced.name, peaks_by_layer[traced.name])
             on_peaks(len(peaks_by_layer[traced.name]) - len(remaining))
             attribution = LayerAttribution(session, chosen_method, traced, layer_tolerance(atlas, traced.name))
             with closing(attribution.projections(remaining)) as projections:

@@ -17,7 +17,7 @@ def attribute(
 ) -> None:  # fmt: skip
     """Find what in each patch excites the unit, and keep an image of it for every peak."""
     from unitscope import attribution
-    from unitscope.atlas import Atlas
+    from unitscope.atlas import ADDED_TABLES, Atlas
 
     opened = Atlas(atlas, images=images)
     network = network_by_trusted_code(opened, trust_code)
@@ -28,4 +28,4 @@ def attribute(
             )
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt("stopped; the same command goes on from here") from interrupt
-    print(f"{peak_count:,} peaks in {atlas / 'attributions' / f'{method}.parquet'}; draw them with --attribution {method}")
+    print(f"{peak_count:,} peaks in {atlas / ADDED_TABLES[method].file}; draw them with --attribution {method}")

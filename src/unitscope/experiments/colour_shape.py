@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from unitscope.atlas import Atlas
-from unitscope.experiments.tables import place_for_table, write_table
+from unitscope.atlas import Atlas, check_table_writable, write_table
+from unitscope.atlas.tables import COLOUR_OR_SHAPE
 from unitscope.layers import TracedLayer
 from unitscope.networks import Network, as_float32
 from unitscope.records import Preprocessing
@@ -26,9 +26,6 @@ LUMA = (0.299, 0.587, 0.114)
 BLUR_SHARE = 1 / 56
 
 SHARES = ("grey", "blurred", "scrambled", "mirrored")
-SCHEMA = pa.schema(
-    [("layer", pa.string()), ("unit", pa.int32()), ("peaks", pa.int32()), *((name, pa.float32()) for name in SHARES)]
-)
 
 
 def colour_or_shape(
@@ -37,7 +34,7 @@ def colour_or_shape(
     device: str = "auto",
     on_images: Callable[[int], None] | None = None,
 ) -> pa.Table:
-    """What is left of every unit's peaks when their images are changed, as `experiments/colour_or_shape.parquet`.
+    """What is left of every unit's peaks when their images are changed, as the table `colour_or_shape` of the atlas.
 
     Four shares a unit, the mean over its peaks above zero of the highest value in the changed image over the peak's own: in *grey*
     (Rec. 601 luma); *blurred* by a Gaussian with a deviation of 1/56 of the shorter side; with the phase *scrambled* (the same
@@ -47,7 +44,7 @@ def colour_or_shape(
 
     Every image of a peak is read once. Raises `ImagesError` where one is gone.
     """
-    path = place_for_table(atlas.folder / "experiments" / "colour_or_shape.parquet")
+    check_table_writable(COLOUR_OR_SHAPE, atlas)
     with open_atlas_session(atlas, network, device) as session:
         shares = SharesLeft.of(atlas)
         images = sorted(set(atlas.table("peaks")["image"].to_pylist()))
@@ -57,7 +54,7 @@ def colour_or_shape(
                 shares.add(change, batch_images, maxima, session.layers)
             if on_images is not None:
                 on_images(len(batch_images))
-    return write_table(shares.table(), path)
+    return write_table(shares.table(), COLOUR_OR_SHAPE, atlas, versions={"torch": torch.__version__})
 
 
 def _maxima_of_changes(
@@ -109,7 +106,7 @@ class SharesLeft:
 
     def table(self) -> pa.Table:
         """A row a unit."""
-        columns: dict[str, list[np.ndarray]] = {name: [] for name in SCHEMA.names}
+        columns: dict[str, list[np.ndarray]] = {name: [] for name in COLOUR_OR_SHAPE.schema.names}
         for layer, sums in self.sums.items():
             counts = self.counts[layer]
             columns["layer"].append(np.full(len(counts), layer, dtype=object))
@@ -119,7 +116,8 @@ class SharesLeft:
                 mean = np.where(counts > 0, sums_of_change / np.maximum(counts, 1), np.nan)
                 columns[name].append(mean.astype(np.float32))
         joined = {name: np.concatenate(pieces) for name, pieces in columns.items()}
-        return pa.table({name: pa.array(values, from_pandas=True) for name, values in joined.items()}).cast(SCHEMA)
+        arrays = {name: pa.array(values, from_pandas=True) for name, values in joined.items()}
+        return pa.table(arrays).cast(COLOUR_OR_SHAPE.schema)
 
 
 def _positive_peaks(peaks: pa.Table) -> dict[str, np.ndarray]:

@@ -20,14 +20,14 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from unitscope.arguments import layer_patterns, shortened, unit_numbers
-from unitscope.atlas import Atlas, new_atlas_folder
+from unitscope.atlas import Atlas, new_atlas_folder, write_table
 from unitscope.atlas.figures import Drawn, box_drawn, firing_units, projections, spread_layers
 from unitscope.atlas.schema import MANIFEST
+from unitscope.atlas.tables import SETTLING
 from unitscope.atlas.ties import without_preference
 from unitscope.attribution import attribute
 from unitscope.drawing import Moment, Strip, draw_strips
 from unitscope.errors import AtlasError, first_line
-from unitscope.experiments.tables import write_table
 from unitscope.files import atomic_write
 from unitscope.images import as_source, same_images
 from unitscope.images.content import image_hash, sum_of_hashes
@@ -38,19 +38,9 @@ from unitscope.scanning import scan
 from unitscope.session.opening import preprocessing_of
 
 METHOD = "deconvnet"
-ORDER, TABLE = "evolution.json", "evolution.parquet"
+ORDER, TABLE = "evolution.json", SETTLING.file
 SEPARATORS = ("/", "\\", "\0")
 UNITS_SHOWN = 4
-
-SCHEMA = pa.schema(
-    [
-        ("layer", pa.string()),
-        ("before", pa.string()),
-        ("after", pa.string()),
-        ("overlap", pa.float32()),
-        ("jumps", pa.float32()),
-    ]
-)
 
 
 class Evolution:
@@ -94,7 +84,7 @@ class Evolution:
                 earlier, later = _without(self._unshared, told, one.k)
                 overlap, jumps = _change(earlier, later, layer.units)
                 rows.append({"layer": layer.name, "before": before, "after": after, "overlap": overlap, "jumps": jumps})
-        return write_table(pa.Table.from_pylist(rows, schema=SCHEMA), self.folder / TABLE)
+        return write_table(pa.Table.from_pylist(rows, schema=SETTLING.schema), SETTLING, self.folder)
 
     def figure(self, layers: Sequence[str] | None = None, units: Sequence[int] | None = None, size_px: int = 64) -> Image.Image:
         """A row a unit and a column a moment: its strongest patch there and, where it was made, the projection of that below.

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from torch import Tensor, nn
 
+from unitscope.atlas import check_table_writable, write_table
+from unitscope.atlas.tables import PROBE
 from unitscope.errors import ImagesError, NetworkError, UnitscopeError
-from unitscope.experiments.tables import place_for_table, write_table
 from unitscope.networks import Network
 from unitscope.session.loader import LoadedImage
 from unitscope.session.opening import open_session
@@ -21,18 +23,6 @@ from unitscope.session.session import ImageBatch, Session, read_layers
 
 FOLDS = 5
 BATCH_IMAGES = 32
-
-SCHEMA = pa.schema(
-    [
-        ("layer", pa.string()),
-        ("features", pa.int32()),
-        ("accuracy", pa.float32()),
-        ("deviation", pa.float32()),
-        ("chance", pa.float32()),
-        ("images", pa.int32()),
-        ("folds", pa.int32()),
-    ]
-)
 
 
 def probe(
@@ -63,7 +53,7 @@ def probe(
         from sklearn.preprocessing import StandardScaler
     except ImportError as error:
         raise UnitscopeError("probing needs scikit-learn: pip install 'unitscope[experiments]'") from error
-    path = place_for_table(Path(out) / "probe.parquet")
+    check_table_writable(PROBE, Path(out))
     with open_session(network, images, preprocess, layers, device) as session:
         if (source_labels := session.loader.source.labels()) is not None:
             _check_labels(source_labels)
@@ -83,7 +73,8 @@ def probe(
                 "chance": max(label_counts.values()) / len(labels), "images": len(labels), "folds": folds.get_n_splits(),
             }
         )  # fmt: skip
-    return write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+    table = pa.Table.from_pylist(rows, schema=PROBE.schema)
+    return write_table(table, PROBE, Path(out), versions={"torch": torch.__version__})
 
 
 def _features(session: Session, on_images: Callable[[int], None] | None) -> tuple[list[np.ndarray], np.ndarray]:

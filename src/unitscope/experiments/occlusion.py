@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from unitscope.atlas import Atlas
+from unitscope.atlas import Atlas, check_table_writable, write_table
 from unitscope.atlas.attribution_images import Projection, encoded
+from unitscope.atlas.tables import CLASS_PROBABILITY
 from unitscope.attribution.methods import squares
-from unitscope.attribution.store import Keeping
+from unitscope.attribution.store import AttributionStore
 from unitscope.errors import AtlasError
-from unitscope.experiments.tables import place_for_table, write_table
 from unitscope.layers import TracedLayer
 from unitscope.networks import Network
 from unitscope.records import Peak
@@ -28,19 +28,6 @@ from unitscope.session.stored import comes_back, layer_tolerance, open_atlas_ses
 BATCH_IMAGES = 32
 METHOD = "occlusion"
 """The attribution whose images say how far a unit drops."""
-
-SCHEMA = pa.schema(
-    [
-        ("image", pa.int64()),
-        ("class", pa.int32()),
-        ("labelled", pa.bool_()),
-        ("uncovered", pa.float32()),
-        ("rows", pa.int32()),
-        ("columns", pa.int32()),
-        ("probability", pa.list_(pa.float32())),
-        ("most_probable", pa.list_(pa.int32())),
-    ]
-)
 
 
 Square = tuple[slice, slice]
@@ -59,7 +46,7 @@ def occlude(
 ) -> pa.Table:
     """For the images of some units' peaks, class probabilities and the units' values while a grey square slides over them.
 
-    The table `class_probability` has a row an image: the probability of its class, and the number of the most probable class, for
+    The table `class_probability` of the atlas has a row an image: the probability of its class, and the number of the most probable class, for
     each position of the square, row by row. With `classes`, the labels in the order of the network's outputs, the class is
     that of the image's label (`labelled`); else, and for an image without such a label, the one that the network finds most
     probable in the whole image. A label that stands there twice says nothing of the class. How far the given `units` drop in the same
@@ -69,20 +56,21 @@ def occlude(
     Raises `AtlasError` for a unit that the layer doesn't have, where the network gives no class scores, of shape (image, class), or
     where `classes` are more or fewer than those, and `ImagesError` where an image is gone.
     """
-    peaks_by_image = _peaks_by_image(atlas, layer, atlas.layer(layer).unit_numbers(units))
-    path = place_for_table(atlas.folder / "experiments" / "class_probability.parquet")
+    unit_numbers = atlas.layer(layer).unit_numbers(units)
+    peaks_by_image = _peaks_by_image(atlas, layer, unit_numbers)
+    check_table_writable(CLASS_PROBABILITY, atlas)
     labels = {row["image"]: row["label"] for row in atlas.table("images").to_pylist()}
     label_counts = Counter(classes or ())
     class_numbers = {label: number for number, label in enumerate(classes or ()) if label_counts[label] == 1}
     rows = []
     with ExitStack() as stack:
-        store = None if units is None else stack.enter_context(Keeping(atlas, METHOD).held())
+        store = None if units is None else stack.enter_context(AttributionStore(atlas, METHOD).locked())
         session = stack.enter_context(open_atlas_session(atlas, network, device))
         threads = stack.enter_context(session.running(to_output=True))
         occlusion = Occlusion(session, threads, atlas.layer(layer).name, layer_tolerance(atlas, layer))
         _check_classes(occlusion, next(iter(peaks_by_image)), classes)
         for image, peaks in peaks_by_image.items():
-            occluded = occlusion.of_image(image, [] if store is None else store.lacking(layer, peaks))
+            occluded = occlusion.of_image(image, [] if store is None else store.missing(layer, peaks))
             rows.append(_class_probability_row(image, occluded, class_numbers.get(labels.get(image) or "")))
             if store is not None:
                 for projection in occluded.projections:
@@ -91,7 +79,9 @@ def occlude(
                 on_images(1)
         if store is not None:
             store.finish()
-    return write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+    parameters = {"layer": layer, "units": unit_numbers, "classes": None if classes is None else len(classes)}
+    table = pa.Table.from_pylist(rows, schema=CLASS_PROBABILITY.schema)
+    return write_table(table, CLASS_PROBABILITY, atlas, parameters=parameters, versions={"torch": torch.__version__})
 
 
 def _peaks_by_image(atlas: Atlas, layer: str, units: Sequence[int] | None) -> dict[int, list[Peak]]:

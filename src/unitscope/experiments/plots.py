@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from unitscope.atlas import Atlas
 from unitscope.atlas.attribution_images import decoded
@@ -65,7 +64,7 @@ def draw_occlusion(atlas: Atlas, layer: str, unit: int, classes: Sequence[str] |
     """A row for each image of the unit's peaks: the image, how far the unit drops, the class's probability, and the most probable
     class, each where the grey square's middle is (the paper's figure on occlusion)."""
     plots = matplotlib_here()
-    found = {row["image"]: row for row in pq.read_table(atlas.folder / "experiments" / "class_probability.parquet").to_pylist()}
+    found = {row["image"]: row for row in atlas.table("class_probability").to_pylist()}
     drops = {row["rank"]: row for row in atlas.attributions("occlusion", layer, unit).to_pylist()}
     peaks = [Peak(**row) for row in atlas.peaks(layer, unit).to_pylist() if row["image"] in found and row["rank"] in drops]
     figure, axes = plots.subplots(len(peaks), 4, figsize=(9, 2.3 * len(peaks)), squeeze=False, layout="constrained")

@@ -9,29 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import affine
 
+from unitscope.atlas import check_table_writable, write_table
+from unitscope.atlas.tables import INVARIANCE
 from unitscope.errors import ImagesError
-from unitscope.experiments.tables import place_for_table, write_table
 from unitscope.networks import Network, as_float32
 from unitscope.session.opening import open_session
 from unitscope.session.session import Session, read_layers_and_output
 
 IMAGES = 5
-
-SCHEMA = pa.schema(
-    [
-        ("image", pa.string()),
-        ("transformation", pa.string()),
-        ("amount", pa.float32()),
-        ("layer", pa.string()),
-        ("distance", pa.float32()),
-        ("norm", pa.float32()),
-        ("probability", pa.float32()),
-    ]
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +62,7 @@ def invariance(
     the image as it was, the `norm` of those, and the probability of the class that the network finds in it (null where it doesn't
     classify). Arguments are those of `scan`. Raises as `scan` does, and `AtlasError` where the table can't be written.
     """
-    path = place_for_table(Path(out) / "invariance.parquet")
+    check_table_writable(INVARIANCE, Path(out))
     rows: list[dict[str, object]] = []
     with open_session(network, images, preprocess, layers, device) as session:
         first_images = list(islice(session.readable_images(), IMAGES))
@@ -87,7 +77,8 @@ def invariance(
                     for transformation in transformations()
                 ]
                 rows += [row for future in futures for row in future.result()]
-    return write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+    table = pa.Table.from_pylist(rows, schema=INVARIANCE.schema)
+    return write_table(table, INVARIANCE, Path(out), versions={"torch": torch.__version__})
 
 
 @dataclass(frozen=True, slots=True)

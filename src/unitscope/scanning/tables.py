@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from unitscope.atlas import TABLES
+from unitscope.atlas import CORE_TABLES
 from unitscope.images import Geometry
 from unitscope.layers import TracedLayer
 from unitscope.receptive_fields import Array
@@ -150,7 +150,7 @@ def _repeated(name: str, count: int) -> pa.Array:
 
 def _table(name: str, pieces: Iterable[Columns]) -> pa.Table:
     """A table of several pieces, one below the other, with the schema of its name."""
-    schema = TABLES[name]
+    schema = CORE_TABLES[name].schema
 
     def column(columns: Columns, field: pa.Field) -> pa.Array:
         return pa.array(columns[field.name]).cast(field.type) if len(columns[field.name]) else pa.array([], field.type)

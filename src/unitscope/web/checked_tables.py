@@ -44,7 +44,7 @@ def layers_of(atlas: Atlas) -> list[Layer]:
 def _check_units(atlas: Atlas) -> None:
     """Raises `AtlasError` where `layers` has other units than `units`, or more than pages can show: so much memory would be taken."""
     counts = [layer.units for layer in atlas.layers]
-    if sum(counts) != (rows := atlas.rows("units")):
+    if sum(counts) != (rows := atlas.row_count("units")):
         raise atlas.broken(f"its layers have {sum(counts):,} units, but its table of units {rows:,}")
     if sum(counts) > MOST_UNITS or max(counts, default=0) > MOST_UNITS_A_LAYER:
         raise AtlasError(

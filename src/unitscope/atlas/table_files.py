@@ -1,0 +1,175 @@
+"""The Parquet files of an atlas's tables: which there are, whether they are stale, and their rows."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from unitscope.atlas.provenance import Provenance, hash_file, read_metadata
+from unitscope.atlas.tables import ADDED_FOLDER, ADDED_TABLES, ATLAS_TABLES, CORE_TABLES, TableSpec
+from unitscope.errors import AtlasError, suggestion
+
+
+@dataclass(frozen=True, slots=True)
+class TableFile:
+    """An open table. `provenance` is None for core tables, whose making `atlas.json` describes."""
+
+    path: Path
+    spec: TableSpec
+    provenance: Provenance | None
+    dataset: pq.ParquetDataset
+
+    @property
+    def row_count(self) -> int:
+        """How many rows the file has."""
+        with table_errors(self.path):
+            return sum(fragment.count_rows() for fragment in self.dataset.fragments)
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows that the table was opened for, with the types of the declaration."""
+        schema = self.spec.schema
+        if columns is not None:
+            schema = pa.schema([schema.field(name) for name in columns])
+        with table_errors(self.path):
+            return self.dataset.read(columns=schema.names).select(schema.names).cast(schema)
+
+
+@dataclass(frozen=True, slots=True)
+class TableSummary:
+    """One line in the list of an atlas's tables.
+
+    `problem` says why the table can't be read; it is None for all others. `stale` is True where the reason is that the table was made
+    from other peaks. `spec` and `rows` are None where the file doesn't give them.
+    """
+
+    name: str
+    spec: TableSpec | None
+    rows: int | None
+    provenance: Provenance | None
+    stale: bool
+    problem: str | None
+
+    @property
+    def level(self) -> str | None:
+        """What a row is about, such as `unit`."""
+        return self.spec.level if self.spec else None
+
+    def described(self) -> dict[str, Any]:
+        """The same in values that JSON holds."""
+        spec, provenance = self.spec, self.provenance
+        columns = spec.columns if spec else ()
+        return {
+            "name": self.name,
+            "level": self.level,
+            "key": list(spec.key) if spec else [],
+            "rows": self.rows,
+            "description": spec.description if spec else "",
+            "columns": [{"name": c.name, "type": str(c.type), "description": c.description} for c in columns],
+            "command": provenance.command if provenance else spec.command if spec else "",
+            "parameters": dict(provenance.parameters) if provenance else {},
+            "versions": dict(provenance.versions) if provenance else {},
+            "peaks": provenance.peaks if provenance else None,
+            "stale": self.stale,
+            "problem": self.problem,
+        }
+
+
+class TableFolder:
+    """The tables in an atlas's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @property
+    def added_names(self) -> list[str]:
+        """The names of the tables that were added; no file may pass for a core table."""
+        paths = (self._folder / ADDED_FOLDER).glob("[!.]*.parquet")
+        return sorted(path.stem for path in paths if path.stem not in CORE_TABLES)
+
+    @cached_property
+    def peaks_hash(self) -> str:
+        """The XXH3 hash of `peaks.parquet`."""
+        path = self._folder.absolute() / CORE_TABLES["peaks"].file
+        with table_errors(path):
+            return hash_file(path)
+
+    def open(self, name: str, rows: pc.Expression | None = None) -> TableFile:
+        """The table of that name, whose `rows` are to be read; all of them without.
+
+        Raises `AtlasError` where there is none, where it can't be read, or where it is stale.
+        """
+        file = self._open_stale_or_not(name, rows)
+        if self._is_stale(file):
+            raise AtlasError(self._stale_text(file))
+        return file
+
+    def summaries(self) -> list[TableSummary]:
+        """A line for every table, core tables first."""
+        return [self._summary(name) for name in (*CORE_TABLES, *self.added_names)]
+
+    def _open_stale_or_not(self, name: str, rows: pc.Expression | None = None) -> TableFile:
+        if name in CORE_TABLES:
+            path = self._folder.absolute() / CORE_TABLES[name].file
+            with table_errors(path):
+                return TableFile(path, CORE_TABLES[name], None, pq.ParquetDataset(path, filters=rows))
+        if name not in self.added_names:
+            raise AtlasError(self._no_table_text(name))
+        return open_added_table(self._folder.absolute() / ADDED_FOLDER / f"{name}.parquet", ADDED_TABLES.get(name), rows)
+
+    def _is_stale(self, file: TableFile) -> bool:
+        """True for an added table that was made from other peaks than those of this atlas."""
+        return file.provenance is not None and file.provenance.peaks != self.peaks_hash
+
+    def _stale_text(self, file: TableFile) -> str:
+        name = file.spec.name
+        if name in ADDED_TABLES:
+            remedy = f"make it again with: {file.spec.command_for(self._folder)}"
+        else:  # nobody knows who wrote this command, so it isn't given as one to run
+            remedy = f"make it again, or remove it; {file.spec.command!r} made it"
+        return f"the table {name!r} of the atlas {str(self._folder)!r} is stale, since it was made from other peaks; {remedy}"
+
+    def _no_table_text(self, name: str) -> str:
+        atlas = f"the atlas {str(self._folder)!r}"
+        if name in ADDED_TABLES:
+            return f"{atlas} has no table {name!r} yet; make it with: {ADDED_TABLES[name].command_for(self._folder)}"
+        names = [*CORE_TABLES, *self.added_names]
+        return f"{atlas} has no table {name!r}.{suggestion(name, {*names, *ADDED_TABLES})} It has: {', '.join(names)}"
+
+    def _summary(self, name: str) -> TableSummary:
+        try:
+            file = self._open_stale_or_not(name)
+            problem = self._stale_text(file) if self._is_stale(file) else None
+            return TableSummary(name, file.spec, file.row_count, file.provenance, problem is not None, problem)
+        except AtlasError as error:
+            return TableSummary(name, ATLAS_TABLES.get(name), None, None, stale=False, problem=str(error))
+
+
+def open_added_table(path: Path, spec: TableSpec | None, rows: pc.Expression | None = None) -> TableFile:
+    """A table that was added; `spec` is its declaration where this version knows it, else the file's own is taken.
+
+    Raises `AtlasError` where the file can't be read, declares no table, or lacks columns.
+    """
+    with table_errors(path):
+        dataset = pq.ParquetDataset(path, filters=rows)
+    spec, provenance = read_metadata(dataset.schema, path, spec)
+    if spec.name != path.stem:
+        raise AtlasError(f"table {str(path)!r} can't be used: it holds the table {spec.name!r}")
+    absent = [name for name in spec.schema.names if name not in dataset.schema.names]
+    if absent:
+        raise AtlasError(f"table {str(path)!r} can't be read: it has no column {absent[0]!r}")
+    return TableFile(path, spec, provenance, dataset)
+
+
+@contextmanager
+def table_errors(path: Path) -> Iterator[None]:
+    """Turns what reading a Parquet file raises into an `AtlasError` of one line that names the file."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise AtlasError(f"table {str(path)!r} can't be read: {str(error).splitlines()[0]}") from error
