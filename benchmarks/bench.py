@@ -22,7 +22,7 @@ from time import sleep
 import psutil
 import torch
 
-from unitscope.demonstration import demo_images
+from unitscope.demonstration import write_demo_images
 from unitscope.scanning.screening import has_bfloat16
 
 HERE = Path(__file__).parent
@@ -145,7 +145,7 @@ def main() -> None:
     arguments.add_argument("--share", type=float, default=1.0, help="share of the images that a full run takes")
     arguments.add_argument("--networks", nargs="+", default=list(NETWORKS))
     said = arguments.parse_args()
-    folder = said.images or (SAMPLE if SAMPLE.is_dir() else demo_images(Path("demo/images")))
+    folder = said.images or (SAMPLE if SAMPLE.is_dir() else write_demo_images(Path("demo/images")))
     heading = (
         f"# {date.today():%Y-%m-%d}: {machine()}\n\n"
         f"{said.repeats} runs in turn, medians; images: {folder.name}. The ways on fewer images: "

@@ -16,7 +16,7 @@ from statistics import median
 
 from bench import HERE, SAMPLE, machine, measure
 
-from unitscope.demonstration import demo_images
+from unitscope.demonstration import write_demo_images
 
 NETWORKS = {"torchvision:alexnet": 1200, "torchvision:resnet18": 600, "demo:efficientnet-lite0": 600, "torchvision:vgg16": 160}
 """The networks, and how many images each gets; start-up counts."""
@@ -63,7 +63,7 @@ def main() -> None:
     arguments.add_argument("--repeats", type=int, default=5)
     arguments.add_argument("--networks", nargs="+", default=list(NETWORKS))
     said = arguments.parse_args()
-    folder = said.images or (SAMPLE if SAMPLE.is_dir() else demo_images(Path("demo/images")))
+    folder = said.images or (SAMPLE if SAMPLE.is_dir() else write_demo_images(Path("demo/images")))
     names = ["network, images", "loop, ms an image", "scan", "scan ÷ loop"]
     names += [f"scan of {said.against}", "scan ÷ that"] if said.against else []
     print(f"{machine()}; {said.repeats} runs in turn, medians (lowest to highest); images: {folder.name}.\n", flush=True)

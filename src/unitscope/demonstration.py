@@ -9,54 +9,59 @@ from unitscope.errors import ImagesError
 from unitscope.files import atomic_write
 from unitscope.records import Box
 
-# Photographs and pictures with something to see; plots, masks and test patterns are left out.
-SCIKIT_IMAGE = (
+SCIKIT_IMAGE_FILES = (
     "astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "coffee.png", "coins.png", "grass.png",
     "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "page.png", "retina.jpg", "rocket.jpg",
     "text.png",
 )  # fmt: skip
-SCIKIT_LEARN = ("china.jpg", "flower.jpg")
-ROWS, SMALLEST_PX = 3, 128
-COMPLETE = ".complete"
+"""Photographs and pictures with something to see; plots, masks and test patterns are left out."""
+SCIKIT_LEARN_FILES = ("china.jpg", "flower.jpg")
+SQUARES_PER_COLUMN = 3
+"""With three, the photographs of both packages give 300 to 600 tiles."""
+COMPLETE_MARK = ".complete"
 """A file in the folder of the tiles, which says that they are these: a folder of other images isn't taken for them."""
+MIN_SQUARE_PX = 128
+"""A quarter of such a square still has the 64 pixels a side at which a patch is drawn."""
 
 
-def demo_images(folder: Path) -> Path:
+def write_demo_images(folder: Path) -> Path:
     """Write the tiles as PNG files below `folder`, one sub-folder a photograph, and give the folder back.
 
-    A second call finds them there. Raises `ImagesError` where the packages that bring the photographs are missing.
+    Where a call has written them already, another writes nothing. Raises `ImagesError` where the packages that bring the photographs are missing.
     """
-    if not (folder / COMPLETE).exists():
+    if not (folder / COMPLETE_MARK).exists():
         with atomic_write(folder, f"the demo's images {str(folder)!r}", ImagesError) as unfinished:
             for photograph in _photographs():
-                image = Image.open(photograph).convert("RGB")
-                tile_folder = unfinished / photograph.stem
-                tile_folder.mkdir(parents=True)
-                for number, box in enumerate(tiles(image.height, image.width)):
-                    image.crop((int(box.left), int(box.top), int(box.right), int(box.bottom))).save(
-                        tile_folder / f"{number:02}.png"
-                    )
-            (unfinished / COMPLETE).touch()
+                _write_tiles(photograph, unfinished / photograph.stem)
+            (unfinished / COMPLETE_MARK).touch()
     return folder
 
 
-def tiles(height: int, width: int) -> Iterator[Box]:
+def tile_boxes(height_px: int, width_px: int) -> Iterator[Box]:
     """Boxes that don't overlap on a picture of that size: squares, three in a column, and every other one cut into four.
 
     So things are seen from two distances. Squares are no smaller than 128 pixels before they are cut.
     """
-    side = max(min(height, width) // ROWS, SMALLEST_PX) // 2 * 2
-    top, left = height % side // 2, width % side // 2
-    for row in range(height // side):
-        for column in range(width // side):
-            yield from _squares(top + row * side, left + column * side, side, 1 + (row + column) % 2)
+    side = max(min(height_px, width_px) // SQUARES_PER_COLUMN, MIN_SQUARE_PX) // 2 * 2
+    top, left = height_px % side // 2, width_px % side // 2
+    for row in range(height_px // side):
+        for column in range(width_px // side):
+            yield from _square_boxes(top + row * side, left + column * side, side, 1 + (row + column) % 2)
 
 
-def _squares(top: int, left: int, side: int, across: int) -> Iterator[Box]:
-    part = side // across
-    for y in range(top, top + side, part):
-        for x in range(left, left + side, part):
-            yield Box(y, x, y + part, x + part)
+def _square_boxes(top: int, left: int, side: int, cuts_per_side: int) -> Iterator[Box]:
+    """The boxes of one square, cut into `cuts_per_side` rows and as many columns."""
+    tile_px = side // cuts_per_side
+    for y in range(top, top + side, tile_px):
+        for x in range(left, left + side, tile_px):
+            yield Box(y, x, y + tile_px, x + tile_px)
+
+
+def _write_tiles(photograph: Path, folder: Path) -> None:
+    image = Image.open(photograph).convert("RGB")
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, box in enumerate(tile_boxes(image.height, image.width)):
+        image.crop((int(box.left), int(box.top), int(box.right), int(box.bottom))).save(folder / f"{number:02}.png")
 
 
 def _photographs() -> Iterator[Path]:
@@ -67,6 +72,6 @@ def _photographs() -> Iterator[Path]:
         raise ImagesError(
             "the demo's photographs come with: pip install 'unitscope[demo]'. Or give your own: --images DIR"
         ) from error
-    places = (Path(skimage.data.__file__).parent, SCIKIT_IMAGE), (Path(sklearn.datasets.__file__).parent / "images", SCIKIT_LEARN)
-    for place, names in places:
-        yield from (place / name for name in names if (place / name).is_file())
+    scikit_image, scikit_learn = Path(skimage.data.__file__).parent, Path(sklearn.datasets.__file__).parent / "images"
+    for folder, names in ((scikit_image, SCIKIT_IMAGE_FILES), (scikit_learn, SCIKIT_LEARN_FILES)):
+        yield from (folder / name for name in names if (folder / name).is_file())

@@ -24,10 +24,10 @@ def demo(
 ) -> None:  # fmt: skip
     """Scan EfficientNet-Lite0 with its ImageNet weights over photographs that come with Python packages, and draw the figure."""
     from unitscope.atlas import Atlas
-    from unitscope.demonstration import demo_images
+    from unitscope.demonstration import write_demo_images
     from unitscope.images import FolderSource
 
-    folder, source = out / "atlas", FolderSource(images or demo_images(out / "images"))
+    folder, source = out / "atlas", FolderSource(images or write_demo_images(out / "images"))
     if (folder / "atlas.json").exists():
         _check_same_images(Atlas(folder), source, limit)
         print(f"using the atlas that is in {folder} already")
