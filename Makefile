@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test quick check bench bench-scan docs
+.PHONY: demo test quick check bench bench-scan bench-verbs docs
 
 demo: .venv/ready  ## scan the demo's network over the demo's photographs and draw the figure
 	$(BIN)/unitscope demo --out demo $(if $(SERVE),--serve)
@@ -19,12 +19,17 @@ check: .venv/ready  ## style, types, imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/ready .venv/browser .bench/ready  ## a scan beside a plain evaluation loop and others, and the explorer, in an hour and a half
+bench: .venv/ready .venv/browser .bench/ready  ## a scan beside a plain evaluation loop and others, the verbs and the explorer, in two hours
 	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/verbs.py
 
 bench-scan: .venv/ready  ## loop and scan alone, in twenty minutes; AGAINST=COMMIT times the scan of another commit too
 	$(BIN)/python -m pip install --quiet -e ".[bench]"
 	$(BIN)/python benchmarks/scan.py $(if $(AGAINST),--against $(AGAINST))
+
+bench-verbs: .venv/ready  ## check, colour-or-shape and occlude beside a scan, in half an hour
+	$(BIN)/python -m pip install --quiet -e ".[bench]"
+	$(BIN)/python benchmarks/verbs.py
 
 docs: .venv/ready  ## the documentation, as pages in docs/_build
 	$(BIN)/cyclopts generate-docs src/unitscope/cli/__init__.py:app --output docs/cli.md
