@@ -146,7 +146,7 @@ def main() -> None:
         )
     torch.save(network.state_dict(), arguments.out / "weights.pt")
     evolution = recorder.evolution()
-    for row in evolution.settling().to_pylist():
+    for row in evolution.write_settling().to_pylist():
         print(
             f"{row['layer']:>4} {row['before']} → {row['after']}: {row['overlap']:.2f} of the peaks stay, {row['jumps']:.2f} jump"
         )

@@ -22,7 +22,7 @@ import unitscope
 from unitscope.atlas import Atlas
 from unitscope.errors import AtlasError, NetworkError
 from unitscope.experiments import Evolution, evolve
-from unitscope.experiments.evolution import _change
+from unitscope.experiments.settling import overlap_and_jumps
 from unitscope.records import Preprocessing
 
 AS_IT_IS = Preprocessing(None, (24, 24), (0.5,) * 3, (0.25,) * 3)
@@ -68,24 +68,25 @@ def test_checkpoints_become_a_family_of_atlases(tmp_path: Path) -> None:
     assert {row["before"] for row in rows} == {"epoch-1", "epoch-2"}
     assert all(row["overlap"] == 1 and row["jumps"] == 0 for row in rows if row["layer"] == "2")  # its weights stay
     assert any(row["overlap"] < 1 for row in rows if row["layer"] == "4")
-    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")}
-    again = evolve(model, paths, photographs, tmp_path / "out", preprocess=AS_IT_IS)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")} == written
-    figure = np.asarray(again.figure(size_px=40))
+    assert pq.read_table(tmp_path / "out" / "evolution.parquet").to_pylist() == rows
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/**/*.parquet")}
+    repeated = evolve(model, paths, photographs, tmp_path / "out", preprocess=AS_IT_IS)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/**/*.parquet")} == written
+    figure = np.asarray(repeated.figure(size_px=40))
     assert figure.shape[1] > 3 * 40
     assert (figure == (226, 112, 58)).all(2).any()  # a jump
-    layer = evolution.last.layers[0]
-    moments = evolution._moments(layer, evolution._shown(layer)[0], 40)
-    assert [moment.projection is not None for moment in moments] == [True, True, True]
+    followed = [atlas.attributed("deconvnet") for atlas in evolution.atlases.values()]
+    assert followed[0]
+    assert followed[0] == followed[1] == followed[2]
 
 
-def test_moments_come_in_the_order_given(tmp_path: Path) -> None:
+def test_checkpoints_come_in_the_order_given(tmp_path: Path) -> None:
     model, network = network_of(tmp_path)
     photographs = write_photographs(tmp_path / "photographs", 6, (24, 24))
     names = ("start", "middle", "end")
     paths = [path.rename(tmp_path / f"{name}.pt") for path, name in zip(checkpoints(tmp_path, network), names, strict=True)]
     evolution = evolve(model, paths, photographs, tmp_path / "out", preprocess=AS_IT_IS, layers=["2"])
-    assert tuple(evolution.atlases) == tuple(Evolution(tmp_path / "out").atlases) == names
+    assert tuple(evolution.atlases) == tuple(Evolution.open(tmp_path / "out").atlases) == names
     with pytest.raises(AtlasError, match="start' holds an atlas of other layers; give another out"):
         evolve(model, paths, photographs, tmp_path / "out", preprocess=AS_IT_IS)
 
@@ -107,7 +108,7 @@ def test_checkpoints_that_are_no_list_are_named(tmp_path: Path, files: Any) -> N
         evolve("net.py:net", files, tmp_path, tmp_path / "out")
 
 
-def test_two_sets_of_weights_in_one_file_are_two_moments(tmp_path: Path) -> None:
+def test_two_sets_of_weights_in_one_file_are_two_checkpoints(tmp_path: Path) -> None:
     model, network = network_of(tmp_path)
     photographs = write_photographs(tmp_path / "photographs", 4, (24, 24))
     averaged = {name: tensor / 2 if tensor.is_floating_point() else tensor for name, tensor in network.state_dict().items()}
@@ -124,17 +125,17 @@ def test_overlap_and_jumps_by_hand() -> None:
 
     before = peaks((0, 1, 5), (0, 2, 6), (1, 1, 5))
     after = peaks((0, 1, 6), (0, 2, 7), (2, 1, 1))
-    overlap, jumps = _change(before, after, 4)
+    overlap, jumps = overlap_and_jumps(before, after, 4)
     assert overlap == pytest.approx((0.5 + 0 + 0) / 3)
     assert jumps == 1
-    assert _change(before, before, 4) == (1, 0)
+    assert overlap_and_jumps(before, before, 4) == (1, 0)
 
 
 def test_what_doesnt_belong_together_is_refused(tmp_path: Path) -> None:
     model, network = network_of(tmp_path)
     photographs = write_photographs(tmp_path / "photographs", 6, (24, 24))
     with pytest.raises(AtlasError, match="holds no atlases; make them with: unitscope evolve"):
-        Evolution(tmp_path)
+        Evolution.open(tmp_path)
     paths = checkpoints(tmp_path, network, 2)
     (tmp_path / "other").mkdir()
     twin = tmp_path / "other" / paths[0].name
@@ -147,7 +148,7 @@ def test_what_doesnt_belong_together_is_refused(tmp_path: Path) -> None:
         evolve(model, [twin], photographs, tmp_path / "out", preprocess=AS_IT_IS)
     unitscope.scan(network, photographs, tmp_path / "out" / "more", preprocess=AS_IT_IS, layers=["2"])
     with pytest.raises(AtlasError, match="has other layers than"):
-        Evolution(tmp_path / "out")
+        Evolution.open(tmp_path / "out")
 
 
 def test_all_checkpoints_are_tried_before_any_is_scanned(tmp_path: Path) -> None:
@@ -183,7 +184,7 @@ def scanned_epochs(folder: Path, unreadable: list[list[int]], network: nn.Module
         unitscope.scan(network, photographs, folder / "out" / f"epoch-{epoch}", k=k, preprocess=AS_IT_IS, layers=["2", "4"])
     for path in paths:
         path.write_bytes(whole[path])
-    return Evolution(folder / "out")
+    return Evolution.open(folder / "out")
 
 
 @pytest.mark.parametrize("unreadable", [[[], [3]], [[3], []], [[], [0, 1, 2, 5, 8, 13]], [[4, 7], [7, 11], [1]]])
@@ -191,7 +192,9 @@ def test_unchanged_weights_dont_change_where_some_images_cant_be_read(tmp_path: 
     _, network = network_of(tmp_path)
     evolution = scanned_epochs(tmp_path, unreadable, network)
     lost = set().union(*map(set, unreadable)) - set.intersection(*map(set, unreadable))
-    with pytest.warns(UserWarning, match=f"^{len(lost)} of 14 images could be read in some moments only, such as '.*': overlaps"):
+    with pytest.warns(
+        UserWarning, match=f"^{len(lost)} of 14 images could be read at some checkpoints only, such as '.*': overlaps"
+    ):
         rows = evolution.settling().to_pylist()
     assert {(row["overlap"], row["jumps"]) for row in rows} == {(1, 0)}
     figure = np.asarray(evolution.figure(size_px=40))
@@ -221,7 +224,7 @@ def test_overlap_is_that_of_scans_over_the_shared_images_alone(tmp_path: Path) -
         with torch.no_grad():
             convolution: Any = network.get_submodule("3")
             convolution.weight += torch.randn(convolution.weight.shape, generator=torch.Generator().manual_seed(7)) / 4
-    evolution = Evolution(tmp_path / "out")
+    evolution = Evolution.open(tmp_path / "out")
     overlaps, jumps = [], []
     for unit in range(5):
         told = evolution.atlases["epoch-0"].peaks("4", unit)["image"].to_pylist()
@@ -231,7 +234,7 @@ def test_overlap_is_that_of_scans_over_the_shared_images_alone(tmp_path: Path) -
             overlaps.append(len(set(tops[0]) & set(tops[1])) / max(map(len, tops)))
         if all(tops):
             jumps.append(tops[0][0] != tops[1][0])
-    with pytest.warns(UserWarning, match="^3 of 14 images could be read in some moments only"):
+    with pytest.warns(UserWarning, match="^3 of 14 images could be read at some checkpoints only"):
         (row,) = evolution.settling().to_pylist()
     assert row["overlap"] == pytest.approx(np.mean(overlaps))
     assert row["jumps"] == pytest.approx(np.mean(jumps))
@@ -249,7 +252,7 @@ def test_images_that_were_replaced_are_left_out(tmp_path: Path) -> None:
     with_content(tmp_path / "out" / "epoch-0", {})
     with_content(tmp_path / "out" / "epoch-1", {str(replaced.relative_to(photographs)): 7})
     with pytest.warns(UserWarning, match="^1 of 14 images were replaced in between, such as 'cat/010.png'"):
-        rows = Evolution(tmp_path / "out").settling().to_pylist()
+        rows = Evolution.open(tmp_path / "out").settling().to_pylist()
     assert {(row["overlap"], row["jumps"]) for row in rows} == {(1, 0)}
 
 
@@ -272,7 +275,7 @@ def recorded(folder: Path, replace: Any) -> Evolution:
     first = unitscope.scan(network, images, folder / "first", k=4, sample=10)
     replace(images.images, first)
     unitscope.scan(network, images, folder / "second", k=4, sample=10)
-    return Evolution(folder, images=images)
+    return Evolution.open(folder, images=images)
 
 
 def mentioned(atlas: Atlas) -> set[int]:
@@ -344,12 +347,12 @@ def test_the_command_line_evolves(tmp_path: Path) -> None:
 
 
 def test_units_that_show_no_preference_do_not_count_in_settling(tmp_path: Path) -> None:
-    """Unit 0 ties in the first moment and is dead in the second, which says nothing of how far the layer has settled."""
+    """Unit 0 ties at the first checkpoint and is dead at the second, which says nothing of how far the layer has settled."""
     images, network = planted_images(tmp_path / "images"), planted_network()
     unitscope.scan(network, images, tmp_path / "run" / "epoch-1", preprocess=PLANTED)
     with torch.no_grad():
         network[0].weight[0] = -1
     unitscope.scan(network, images, tmp_path / "run" / "epoch-2", preprocess=PLANTED)
-    evolution = Evolution(tmp_path / "run")
+    evolution = Evolution.open(tmp_path / "run")
     assert {row["layer"]: row["overlap"] for row in evolution.settling().to_pylist()} == {"1": 1.0, "3": 1.0}
     assert evolution.figure(layers=["1"]).size

@@ -60,7 +60,7 @@ def test_a_training_that_is_watched_gives_the_same_weights(tmp_path: Path) -> No
     seen, random_seen, network = trained(tmp_path, photographs, watched=True)
     assert random_alone == random_seen
     assert all(torch.equal(alone[name], seen[name]) for name in alone)
-    evolution = Evolution(tmp_path / "evolution")
+    evolution = Evolution.open(tmp_path / "evolution")
     assert list(evolution.atlases) == ["epoch-001", "epoch-002", "epoch-003"]
     assert evolution.last.manifest["network"]["hash"] == network_from_module(network).hash()
     assert unitscope.check(evolution.last, network).differences == []

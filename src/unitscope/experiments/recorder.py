@@ -23,7 +23,8 @@ from unitscope.atlas import Atlas
 from unitscope.atlas.figures import spread_layers
 from unitscope.atlas.schema import MANIFEST
 from unitscope.errors import AtlasError, LayerNotFound, NetworkError, UnitscopeError, first_line, suggestion
-from unitscope.experiments.evolution import ORDER, Evolution, check_name, epochs_in, project, scanned, write_order
+from unitscope.experiments.evolution import Evolution, attribute_units
+from unitscope.experiments.evolution_folder import ORDER_FILE, atlas_names, check_atlas_name, scan_or_reuse, write_order
 from unitscope.files import check_writable
 from unitscope.images import as_source
 from unitscope.networks import Network, first_float_tensor, network_from_module
@@ -32,16 +33,16 @@ from unitscope.records import Layer, name_matches
 from unitscope.session.opening import loader_for, preprocessing_of
 
 UNITS_FOLLOWED = 8
-NOT_RECORDED, NOT_PROJECTED = "was not recorded", "and later epochs have no projections"
+NOT_RECORDED, NOT_ATTRIBUTED = "was not recorded", "and later epochs have no projections"
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class Failure:
     """What a recording couldn't do, and why."""
 
-    what: str
+    consequence: str
     reason: str
 
 
@@ -51,11 +52,11 @@ class Recorder:
 
     Call `epoch` after every epoch, or give `callback()` to Lightning. Weights, gradients, train and eval modes and the random
     states of Python, numpy and torch are afterwards as they were. `images`, `layers` and `preprocess` are those of `scan`; `every`
-    how many epochs lie between scans. Of each layer some units are brought down to pixels, as the figure shows them.
+    how many epochs lie between scans. Some units of each layer are attributed, as the figure shows them.
 
-    What can't work is said when the recorder is made: raises as `scan` does, and `AtlasError` where `out` holds an evolution
+    What can't work is an error when the recorder is made: raises as `scan` does, and `AtlasError` where `out` holds an evolution
     already, unless this training is to `go_on` with it, or where another recorder has it. Later nothing is raised: an epoch that
-    can't be scanned is left out, projections that can't be made end, and a warning says so once; so does what the scan itself warns
+    can't be scanned is left out, where attributions can't be made they end, and a warning says so once; so does what the scan itself warns
     of. Where the caller's filters make an error of a warning, it is a line on stderr instead.
     """
 
@@ -66,10 +67,10 @@ class Recorder:
     layers: Sequence[str] | None = None
     preprocess: Any = None
     go_on: bool = False
-    _followed: dict[str, list[int]] = field(init=False, repr=False, default_factory=dict)
-    _made: set[str] = field(init=False, repr=False, default_factory=set)
-    _warned: set[str] = field(init=False, repr=False, default_factory=set)
-    _projects: bool = field(init=False, repr=False, default=True)
+    _followed_units: dict[str, list[int]] = field(init=False, repr=False, default_factory=dict)
+    _recorded_names: set[str] = field(init=False, repr=False, default_factory=set)
+    _warned_of: set[str] = field(init=False, repr=False, default_factory=set)
+    _attributes: bool = field(init=False, repr=False, default=True)
 
     def __post_init__(self) -> None:
         whole_number("every", self.every)
@@ -77,9 +78,9 @@ class Recorder:
             raise NetworkError(f"a recorder needs the nn.Module that is trained, not a {type(self.network).__name__}")
         self._check_out()
         _check_layers(_unwrapped(self.network), layer_patterns(self.layers) or ())
-        known, source = network_from_module(_unwrapped(self.network)), as_source(self.images)
-        loader_for(source, preprocessing_of(self.preprocess, known), source.count(), known.model)
-        _LIVE[os.path.realpath(self.out)] = self
+        network, source = network_from_module(_unwrapped(self.network)), as_source(self.images)
+        loader_for(source, preprocessing_of(self.preprocess, network), source.count(), network.model)
+        _LIVE_RECORDERS[os.path.realpath(self.out)] = self
 
     def epoch(self, number: int) -> None:
         """After an epoch, counted in any way that goes up: scan where it is this one's turn."""
@@ -96,92 +97,95 @@ class Recorder:
 
         Where this training has one of that name already, of other weights, a number is added to it.
         """
-        with warnings.catch_warnings(record=True) as findings:
+        with warnings.catch_warnings(record=True) as caught_warnings:
             warnings.simplefilter("always")
-            atlas, loss = self._recorded(name)
-        for finding in findings:
-            self._warn(str(finding.message), str(finding.message), finding)
-        if loss is not None:
-            self._warn(loss.what, f"{shortened(name)} {loss.what}, and the training goes on: {loss.reason}")
+            atlas, failure = self._recorded(name)
+        for caught in caught_warnings:
+            self._warn(str(caught.message), str(caught.message), caught)
+        if failure is not None:
+            self._warn(
+                failure.consequence, f"{shortened(name)} {failure.consequence}, and the training goes on: {failure.reason}"
+            )
         return atlas
 
     def evolution(self) -> Evolution:
         """What was recorded."""
-        return Evolution(self.out, images=self.images)
+        return Evolution.open(self.out, images=self.images)
 
     def callback(self) -> Any:
         """A Lightning callback that records after training epochs, on the first process alone."""
         return _callback(self, _lightning_name())
 
     def _check_out(self) -> None:
-        if epochs_in(Path(self.out)) and not self.go_on:
+        if atlas_names(Path(self.out)) and not self.go_on:
             raise AtlasError(
                 f"{str(self.out)!r} holds an evolution already; give another out, or go_on=True where it is this training's"
             )
-        other = _LIVE.get(os.path.realpath(self.out))
-        if other is not None and not self.go_on:
+        other_recorder = _LIVE_RECORDERS.get(os.path.realpath(self.out))
+        if other_recorder is not None and not self.go_on:
             raise AtlasError(
                 f"another recorder writes to {str(self.out)!r}; give another out, or go_on=True where it is this training's"
             )
-        check_writable(Path(self.out) / ORDER, f"the evolution {str(self.out)!r}")
+        check_writable(Path(self.out) / ORDER_FILE, f"the evolution {str(self.out)!r}")
 
-    def _recorded(self, name: str) -> tuple[Atlas | None, "Loss | None"]:
+    def _recorded(self, name: str) -> tuple[Atlas | None, "Failure | None"]:
         """The atlas, and what of it couldn't be done."""
         atlas = None
         try:
-            check_name(name)
+            check_atlas_name(name)
             network = _unwrapped(self.network)
             tensor = first_float_tensor(network)
             device = "cpu" if tensor is None else str(tensor.device)
             with fork_random_states(torch.device(device)):
-                atlas = self._scanned(network_from_module(network), name, device)
-                self._project(atlas, network_from_module(network), device)
+                atlas = self._scan(network_from_module(network), name, device)
+                self._attribute(atlas, network_from_module(network), device)
         except Exception as error:
             log.info("recording %s", shortened(name), exc_info=True)
-            self._projects = self._projects and atlas is None
-            return atlas, Loss(NOT_RECORDED if atlas is None else NOT_PROJECTED, _said(error))
+            self._attributes = self._attributes and atlas is None
+            return atlas, Failure(NOT_RECORDED if atlas is None else NOT_ATTRIBUTED, _error_text(error))
         return atlas, None
 
-    def _scanned(self, known: Network, name: str, device: str) -> Atlas:
+    def _scan(self, network: Network, name: str, device: str) -> Atlas:
         out = Path(self.out)
-        if self.go_on or name in self._made:
-            name = _free_name(out, name, known.hash())
-        atlas = scanned(known, self.images, out / name, layers=self.layers, preprocess=self.preprocess, device=device)
-        self._made.add(name)
-        write_order(out, [*(other for other in epochs_in(out) if other != name), name])
+        if self.go_on or name in self._recorded_names:
+            name = _free_name(out, name, network.hash())
+        options = {"layers": self.layers, "preprocess": self.preprocess, "device": device}
+        atlas = scan_or_reuse(network, self.images, out / name, **options)
+        self._recorded_names.add(name)
+        write_order(out, [*(earlier for earlier in atlas_names(out) if earlier != name), name])
         return atlas
 
-    def _project(self, atlas: Atlas, known: Network, device: str) -> None:
-        if not self._followed:
-            self._followed = {layer.name: _chance_units(layer) for layer in spread_layers(atlas.layers)}
-        if self._projects:
-            project(atlas, known, self._followed, device)
+    def _attribute(self, atlas: Atlas, network: Network, device: str) -> None:
+        if not self._followed_units:
+            self._followed_units = {layer.name: _random_units(layer) for layer in spread_layers(atlas.layers)}
+        if self._attributes:
+            attribute_units(atlas, network, self._followed_units, device)
 
-    def _warn(self, what: str, text: str, found: warnings.WarningMessage | None = None) -> None:
-        """A warning, the first time that it is about this: a new one, or one that was `found` while scanning."""
-        if what not in self._warned:
-            self._warned.add(what)
-            _issue(" ".join(text.split()), found)
+    def _warn(self, topic: str, text: str, caught: warnings.WarningMessage | None = None) -> None:
+        """A warning, the first time that it is about this topic: a new one, or one that was `caught` while scanning."""
+        if topic not in self._warned_of:
+            self._warned_of.add(topic)
+            _give_warning(" ".join(text.split()), caught)
 
 
-_LIVE: WeakValueDictionary[str, Recorder] = WeakValueDictionary()
+_LIVE_RECORDERS: WeakValueDictionary[str, Recorder] = WeakValueDictionary()
 """By the folder that they write to, the recorders of this process that are still in use."""
 
 
-def _issue(text: str, found: warnings.WarningMessage | None) -> None:
+def _give_warning(text: str, caught: warnings.WarningMessage | None) -> None:
     """Give a warning as the caller's filters will have it; where they make an error of it, a line on stderr."""
-    kind = UserWarning if found is None else found.category
+    category = UserWarning if caught is None else caught.category
     try:
-        if found is None:
-            warnings.warn(text, kind, stacklevel=4)
+        if caught is None:
+            warnings.warn(text, category, stacklevel=4)
         else:
-            warnings.warn_explicit(text, kind, found.filename, found.lineno)
+            warnings.warn_explicit(text, category, caught.filename, caught.lineno)
     except Exception:
         with suppress(Exception):  # a stderr that is closed
-            print(f"{kind.__name__}: {text}", file=sys.stderr)
+            print(f"{category.__name__}: {text}", file=sys.stderr)
 
 
-def _said(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return str(error) if isinstance(error, UnitscopeError) else f"{type(error).__name__}: {first_line(error)}"
 
 
@@ -203,17 +207,17 @@ def _check_layers(network: nn.Module, patterns: Sequence[str]) -> None:
 def _free_name(out: Path, name: str, weights: str) -> str:
     """The name, or the first with a number added, that has no atlas yet, or one of these weights."""
     names = (name if number == 1 else f"{name}-{number}" for number in count(1))
-    return next(one for one in names if not (out / one / MANIFEST).exists() or _weights_of(out / one) == weights)
+    return next(free for free in names if not (out / free / MANIFEST).exists() or _weights_of(out / free) == weights)
 
 
 def _weights_of(folder: Path) -> str:
     return str(Atlas(folder).manifest["network"]["hash"])
 
 
-def _chance_units(layer: Layer) -> list[int]:
+def _random_units(layer: Layer) -> list[int]:
     """Units to follow, drawn at random before it is known which will fire."""
-    chance = random.Random(layer.name)
-    return sorted(chance.sample(range(layer.units), min(UNITS_FOLLOWED, layer.units)))
+    generator = random.Random(layer.name)
+    return sorted(generator.sample(range(layer.units), min(UNITS_FOLLOWED, layer.units)))
 
 
 # ── Lightning ───────────────────────────────────────────────────────────────────────────────────────────────────────
