@@ -26,10 +26,10 @@ from unitscope.atlas import Atlas
 from unitscope.atlas.attribution_images import Projection, decoded, encoded
 from unitscope.atlas.tables import ATTRIBUTION_METHODS
 from unitscope.attribution import METHODS, attribute
-from unitscope.attribution.methods import Cells, Method, Projected
+from unitscope.attribution.methods import BatchAttribution, Method, TargetCells
 from unitscope.attribution.rectifiers import deconvnet, guided_backprop, rectifiers
 from unitscope.attribution.store import AttributionStore
-from unitscope.attribution.windows import Window, _length, batches, entries, window_for
+from unitscope.attribution.windows import WindowGrid, choose_grid, peak_windows, window_batches
 from unitscope.errors import AtlasError, LayerNotFound, NetworkError, UnitscopeError
 from unitscope.experiments import occlude
 from unitscope.layers import trace
@@ -68,13 +68,13 @@ def maps_at(network: nn.Sequential, stop: int) -> Any:
     return lambda images: network[:stop](images)
 
 
-def cells_of(units: list[int], places: list[int]) -> Cells:
+def cells_of(units: list[int], places: list[int]) -> TargetCells:
     place = torch.tensor(places)
-    return Cells(torch.tensor(units), place, place)
+    return TargetCells(torch.tensor(units), place, place)
 
 
-def projected(method: Method, maps_of: Any, images: Tensor, cells: Cells) -> Projected:
-    return next(iter(method.project(maps_of, images, [cells])))
+def projected(method: Method, maps_of: Any, images: Tensor, cells: TargetCells) -> BatchAttribution:
+    return next(iter(method.attribute(maps_of, images, [cells])))
 
 
 def assert_close(found: Tensor, wanted: Tensor, relative: float = 1e-5) -> None:
@@ -132,7 +132,7 @@ def test_integrated_gradients_add_up_to_the_value_less_that_of_the_mean_colour()
     network, images = plain_network(), torch.randn(2, 3, 40, 40)
     cells = cells_of([2, 6], [1, 1])
     found = projected(METHODS["integrated_gradients"], maps_at(network, 8), images, cells)
-    nothing = cells.of(network[:8](torch.zeros_like(images)))
+    nothing = cells.values_in(network[:8](torch.zeros_like(images)))
     assert found.pixels.sum((1, 2, 3)).tolist() == pytest.approx((found.values - nothing).tolist(), rel=2e-2, abs=1e-3)
 
 
@@ -282,8 +282,8 @@ class MethodContract:
         network, images = plain_network(), torch.randn(3, 3, 40, 40)
         rounds = [cells_of([0, 1, 2], [0, 1, 2]), cells_of([5, 5, 5], [2, 1, 0])]
         maps = network[:8](images)
-        for cells, found in zip(rounds, self.method.project(maps_at(network, 8), images, rounds), strict=True):
-            torch.testing.assert_close(found.values, cells.of(maps).detach())
+        for cells, found in zip(rounds, self.method.attribute(maps_at(network, 8), images, rounds), strict=True):
+            torch.testing.assert_close(found.values, cells.values_in(maps).detach())
             assert found.pixels.shape[0] == 3
             assert found.pixels.shape[1] in (1, 3)
             assert not found.pixels.requires_grad
@@ -292,10 +292,10 @@ class MethodContract:
     def test_rounds_and_batches_change_nothing(self) -> None:
         network, images = plain_network(), torch.randn(3, 3, 40, 40)
         rounds = [cells_of([0, 1, 2], [0, 1, 2]), cells_of([5, 5, 5], [2, 1, 0])]
-        together = list(self.method.project(maps_at(network, 8), images, rounds))
+        together = list(self.method.attribute(maps_at(network, 8), images, rounds))
         for cells, found in zip(rounds, together, strict=True):
             for place in range(3):
-                alone = Cells(cells.unit[place : place + 1], cells.y[place : place + 1], cells.x[place : place + 1])
+                alone = TargetCells(cells.unit[place : place + 1], cells.y[place : place + 1], cells.x[place : place + 1])
                 one = projected(self.method, maps_at(network, 8), images[place : place + 1], alone)
                 assert_close(one.pixels[0], found.pixels[place], 1e-4)
 
@@ -340,31 +340,31 @@ def test_windows_hold_every_field_and_reach_borders_in_whole_steps() -> None:
         for step in (1, 2, 4, 8):
             for field in range(1, 18):
                 peaks = [peak_at(0, top, top, field) for top in range(-field + 1, size)]
-                window = Window((_length(field, step, size),) * 2, (size, size), (step, step))
-                assert window.size[0] <= max(field + 2 * step - 2, 1)
+                grid = WindowGrid.smallest((field, field), (step, step), (size, size))
+                assert grid.size[0] <= max(field + 2 * step - 2, 1)
                 for peak in peaks:
-                    top, _ = window.place(peak)
-                    assert 0 <= top <= size - window.size[0]
-                    assert top % step == 0 or window.size[0] == size
+                    top, _ = grid.corner(peak)
+                    assert 0 <= top <= size - grid.size[0]
+                    assert top % step == 0 or grid.size[0] == size
                     box = peak.box.clipped(size, size)
                     assert top <= box.top
-                    assert box.bottom <= top + window.size[0]
-                    assert peak.bottom <= size or top + window.size[0] == size
+                    assert box.bottom <= top + grid.size[0]
+                    assert peak.bottom <= size or top + grid.size[0] == size
 
 
-def test_a_batchs_entries_have_about_as_many_peaks() -> None:
+def test_the_windows_of_a_batch_have_about_as_many_peaks() -> None:
     peaks = [peak_at(image, 0, 0, 40) for image in range(5) for _ in range(image + 1)]
-    window = Window.whole((40, 40))
-    found = [[len(entry.peaks) for entry in batch] for batch in batches(peaks, window, 2)]
-    assert found == [[5, 4], [3, 2], [1]]
-    assert sum(len(entry.peaks) for entry in entries(peaks, window)) == len(peaks)
+    grid = WindowGrid.whole_image((40, 40))
+    peak_counts = [[len(window.peaks) for window in batch] for batch in window_batches(peaks, grid, 2)]
+    assert peak_counts == [[5, 4], [3, 2], [1]]
+    assert sum(len(window.peaks) for window in peak_windows(peaks, grid)) == len(peaks)
 
 
 def test_small_fields_run_in_windows_and_large_ones_on_whole_images() -> None:
     traced = trace(plain_network(), torch.zeros(1, 3, 40, 40)).layers
     few = [peak_at(image, 0, 0, 5) for image in range(4)]
-    assert window_for(few, traced[:1], (40, 40)).size == (6, 6)
-    assert window_for([peak_at(0, 0, 0, 40)], traced, (40, 40)).size == (40, 40)
+    assert choose_grid(few, traced[:1], (40, 40)).size == (6, 6)
+    assert choose_grid([peak_at(0, 0, 0, 40)], traced, (40, 40)).size == (40, 40)
 
 
 # ── tables ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -396,7 +396,7 @@ def test_the_table_holds_every_peak_as_it_is_on_the_whole_image(tmp_path: Path, 
         assert [(row["unit"], row["rank"]) for row in rows] == [(peak["unit"], peak["rank"]) for peak in peaks]
         for peak, row in list(zip(peaks, rows, strict=True))[::5]:
             given = input_of(atlas, peak["image"])
-            cells = Cells(torch.tensor([peak["unit"]]), torch.tensor([peak["y"]]), torch.tensor([peak["x"]]))
+            cells = TargetCells(torch.tensor([peak["unit"]]), torch.tensor([peak["y"]]), torch.tensor([peak["x"]]))
 
             def maps(images: Tensor, stop: int = stop) -> Tensor:
                 found = network[:stop](images)
@@ -566,7 +566,7 @@ def test_a_network_that_isnt_the_same_everywhere_runs_on_whole_images(tmp_path: 
     attribute(atlas, "gradient", network)
     peaks, rows = atlas.peaks("last").to_pylist(), atlas.attributions("gradient", "last").to_pylist()
     for peak, row in zip(peaks, rows, strict=True):
-        cells = Cells(torch.tensor([peak["unit"]]), torch.tensor([peak["y"]]), torch.tensor([peak["x"]]))
+        cells = TargetCells(torch.tensor([peak["unit"]]), torch.tensor([peak["y"]]), torch.tensor([peak["x"]]))
         wanted = projected(METHODS["gradient"], network, input_of(atlas, peak["image"]), cells).pixels[0].numpy()
         box = slice(row["top"], row["bottom"]), slice(row["left"], row["right"])
         found = decoded(row["image"], row["scale"], row["bottom"] - row["top"])

@@ -8,7 +8,7 @@ from torch import nn
 from unitscope.arguments import layer_patterns, unit_numbers
 from unitscope.atlas import Atlas
 from unitscope.attribution.backward import LayerAttribution
-from unitscope.attribution.gradient_checkpoints import graphs_kept
+from unitscope.attribution.gradient_checkpoints import keep_checkpoint_graphs
 from unitscope.attribution.methods import METHODS, Method
 from unitscope.attribution.store import AttributionStore
 from unitscope.errors import AtlasError, LayerNotFound, suggestion
@@ -48,7 +48,7 @@ def attribute(
     with (
         AttributionStore(atlas, method).locked() as store,
         open_atlas_session(atlas, network, device, list(peaks_by_layer)) as session,
-        graphs_kept(),
+        keep_checkpoint_graphs(),
     ):
         _ = atlas.source  # found once, before threads ask for it
         done = 0

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from unitscope.atlas.attribution_images import Projection, encoded
-from unitscope.attribution.methods import Cells, Method, Projected
-from unitscope.attribution.windows import Entry, Window, batches, cropped, window_for
+from unitscope.attribution.methods import BatchAttribution, Method, TargetCells
+from unitscope.attribution.windows import PeakWindow, WindowGrid, choose_grid, crop_layer, window_batches
 from unitscope.errors import WHERE_IMAGES_ARE, AtlasError
 from unitscope.images.protocol import Pixels
 from unitscope.layers import TracedLayer, tapped
@@ -61,10 +61,10 @@ class LayerAttribution:
         remaining = [peak for peak in peaks if isfinite(peak.value) and _sees_pixels(peak, (height, width))]
         if not remaining:
             return
-        whole = Window.whole((height, width))
-        for window in dict.fromkeys((self._window(remaining, whole), whole)):
+        whole = WindowGrid.whole_image((height, width))
+        for grid in dict.fromkeys((self._grid(remaining, whole), whole)):
             differing: list[tuple[Peak, float]] = []
-            with closing(self._batch_results(remaining, window)) as results:
+            with closing(self._batch_results(remaining, grid)) as results:
                 for result in results:
                     yield from result.projections
                     differing += result.differing
@@ -77,65 +77,67 @@ class LayerAttribution:
             f"{peak.value:.7g} in it and has {value:.7g} now"
         )
 
-    def _window(self, peaks: Sequence[Peak], whole: Window) -> Window:
-        if self.method.whole:
+    def _grid(self, peaks: Sequence[Peak], whole: WindowGrid) -> WindowGrid:
+        if self.method.needs_whole_image:
             return whole
         layers = self.session.trace.layers
         order = next(index for index, traced in enumerate(layers) if traced.name == self.traced.name)
-        return window_for(peaks, layers[: order + 1], whole.input_size)
+        return choose_grid(peaks, layers[: order + 1], whole.input_size)
 
-    def _batch_results(self, peaks: Sequence[Peak], window: Window) -> Generator[BatchResult, None, None]:
+    def _batch_results(self, peaks: Sequence[Peak], grid: WindowGrid) -> Generator[BatchResult, None, None]:
         batch_size = images_in_cache(self.session.trace, BATCH_SIZES.get(self.session.device.type, BATCH_SIZE))
         with self.session.running() as threads:
-            submit = partial(self._submit, threads, window)
-            yield from results_in_order(submit, batches(peaks, window, batch_size), 2 * len(self.session.replicas.networks))
+            submit = partial(self._submit, threads, grid)
+            yield from results_in_order(submit, window_batches(peaks, grid, batch_size), 2 * len(self.session.replicas.networks))
 
-    def _submit(self, threads: ReplicaThreads, window: Window, batch: tuple[Entry, ...]) -> "Future[BatchResult]":
+    def _submit(self, threads: ReplicaThreads, grid: WindowGrid, batch: tuple[PeakWindow, ...]) -> "Future[BatchResult]":
         if self.session.loader.source.thread_safe:
-            return threads.submit(self._load_and_run, window, batch)
-        return threads.submit(self._run, window, batch, self._pixels(batch, window))  # a data set is read in the caller's thread
+            return threads.submit(self._load_and_run, grid, batch)
+        return threads.submit(self._run, grid, batch, self._pixels(batch, grid))  # a data set is read in the caller's thread
 
     # ── in a replica's thread ───────────────────────────────────────────────────────────────────────────────────────
 
-    def _load_and_run(self, replica: nn.Module, window: Window, batch: tuple[Entry, ...]) -> BatchResult:
-        return self._run(replica, window, batch, self._pixels(batch, window))
+    def _load_and_run(self, replica: nn.Module, grid: WindowGrid, batch: tuple[PeakWindow, ...]) -> BatchResult:
+        return self._run(replica, grid, batch, self._pixels(batch, grid))
 
-    def _run(self, replica: nn.Module, window: Window, batch: tuple[Entry, ...], pixels: Sequence[Pixels]) -> BatchResult:
+    def _run(self, replica: nn.Module, grid: WindowGrid, batch: tuple[PeakWindow, ...], pixels: Sequence[Pixels]) -> BatchResult:
         inputs = self.session.loader.normalise(pixels, self.session.input_format)
-        on_window = cropped(self.traced, window)
+        on_window = crop_layer(self.traced, grid)
         rounds = _rounds(batch, on_window, inputs.device)
         result = BatchResult()
         try:
-            for number, projected in enumerate(self.method.project(partial(_maps, replica, on_window), inputs, rounds)):
-                self._add(result, projected, batch, number, window)
+            for number, attribution in enumerate(self.method.attribute(partial(_maps, replica, on_window), inputs, rounds)):
+                self._add(result, attribution, batch, number, grid)
         except Exception:
-            if window == Window.whole(window.input_size):
+            if grid == WindowGrid.whole_image(grid.input_size):
                 raise
             log.debug("a window of %s fails; the whole image is taken", self.traced.name, exc_info=True)
-            return BatchResult([], [(peak, float("nan")) for entry in batch for peak in entry.peaks])
+            return BatchResult([], [(peak, float("nan")) for window in batch for peak in window.peaks])
         return result
 
-    def _add(self, result: BatchResult, projected: Projected, batch: tuple[Entry, ...], number: int, window: Window) -> None:
-        """Keep what one round gave. Entries that have no more peaks in it gave nothing."""
-        values, pixels = projected.values.tolist(), projected.pixels.float().cpu().numpy()
-        for index, entry in enumerate(batch):
-            if number >= len(entry.peaks):
+    def _add(
+        self, result: BatchResult, attribution: BatchAttribution, batch: tuple[PeakWindow, ...], number: int, grid: WindowGrid
+    ) -> None:
+        """Keep what one round gave. Windows that have no more peaks in it gave nothing."""
+        values, pixels = attribution.values.tolist(), attribution.pixels.float().cpu().numpy()
+        for index, window in enumerate(batch):
+            if number >= len(window.peaks):
                 continue
-            peak = entry.peaks[number]
+            peak = window.peaks[number]
             if not comes_back(peak.value, values[index], self.tolerance):
                 result.differing.append((peak, values[index]))
                 continue
-            box = peak.box.clipped(*window.input_size)
-            rows = slice(int(box.top) - entry.top, int(box.bottom) - entry.top)
-            columns = slice(int(box.left) - entry.left, int(box.right) - entry.left)
+            box = peak.box.clipped(*grid.input_size)
+            rows = slice(int(box.top) - window.top, int(box.bottom) - window.top)
+            columns = slice(int(box.left) - window.left, int(box.right) - window.left)
             image = encoded(pixels[index][:, rows, columns])
             result.projections.append(Projection(peak.layer, peak.unit, peak.rank, box, *image))
 
-    def _pixels(self, batch: tuple[Entry, ...], window: Window) -> list[Pixels]:
-        """What each entry shows; an image is decoded once. Raises `AtlasError` where one can't be read any more."""
+    def _pixels(self, batch: tuple[PeakWindow, ...], grid: WindowGrid) -> list[Pixels]:
+        """What each window shows; an image is decoded once. Raises `AtlasError` where one can't be read any more."""
         loader = self.session.loader
-        loaded = {image: loader.load(loader.item(image)) for image in {entry.image for entry in batch}}
-        return [_cropped_pixels(loaded[entry.image], entry.box(window), loader) for entry in batch]
+        loaded = {image: loader.load(loader.item(image)) for image in {window.image for window in batch}}
+        return [_cropped_pixels(loaded[window.image], window.box(grid), loader) for window in batch]
 
 
 def _cropped_pixels(image: LoadedImage, box: Box, loader: Loader) -> Pixels:
@@ -152,13 +154,13 @@ def _sees_pixels(peak: Peak, size: tuple[int, int]) -> bool:
     return box.height > 0 and box.width > 0
 
 
-def _rounds(batch: tuple[Entry, ...], traced: TracedLayer, device: torch.device) -> list[Cells]:
-    """The cells of the first peaks of all entries, then of the second ones …; an entry that has no more gives its last again."""
+def _rounds(batch: tuple[PeakWindow, ...], traced: TracedLayer, device: torch.device) -> list[TargetCells]:
+    """The cells of the first peaks of all windows, then of the second ones …; a window that has no more gives its last again."""
     rounds = []
-    for number in range(max(len(entry.peaks) for entry in batch)):
-        peaks = [entry.peaks[min(number, len(entry.peaks) - 1)] for entry in batch]
-        cells = [(peak.unit, *entry.cell(peak, traced)) for entry, peak in zip(batch, peaks, strict=True)]
-        rounds.append(Cells(*torch.tensor(cells, device=device).unbind(1)))
+    for number in range(max(len(window.peaks) for window in batch)):
+        peaks = [window.peaks[min(number, len(window.peaks) - 1)] for window in batch]
+        cells = [(peak.unit, *window.cell(peak, traced)) for window, peak in zip(batch, peaks, strict=True)]
+        rounds.append(TargetCells(*torch.tensor(cells, device=device).unbind(1)))
     return rounds
 
 

@@ -1,6 +1,6 @@
-"""Convolutions whose way down is run only where there is a signal.
+"""Convolutions whose backward pass is computed only where the gradient isn't zero.
 
-What comes down from one cell stays in the cone of fields below it; the rest of every map is zeros. A dense pass multiplies them all.
+The gradient of one cell's value is zero outside the receptive fields below it. A dense backward pass multiplies all these zeros.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,108 +11,133 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-PAYS = 0.75
-"""The share of a map up to which cutting the signal out is cheaper than to take the whole."""
-MOST_SHUFFLED = 64
+MAX_CROPPED_SHARE = 0.75
+"""The share of a map up to which to crop the gradient costs less than to take the whole map."""
+MAX_SHUFFLED_CHANNELS = 64
 """The most channels that a strided convolution on colours is turned into."""
 
 
-class Cones(TorchFunctionMode):
-    """While it is on, `conv2d` of what needs a gradient gives the same values and, to rounding, the same gradient, sooner.
+class CroppedBackward(TorchFunctionMode):
+    """While this mode is on, `conv2d` has the same values and, up to rounding, the same gradient, which is computed faster.
 
-    For gradients with respect to images only: weights get none. Weights that are computed on the way are left to torch, and so are
-    convolutions that compiled code calls.
+    It is for gradients with respect to images: weights get none. Left to torch are images that need no gradient, weights that are
+    computed in the forward pass, and convolutions in compiled code.
     """
 
     def __torch_function__(
-        self, called: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if called is nn.functional.conv2d and not kwargs and len(args) == 7 and _fits(*args):
-            return _Convolution.apply(*args)
-        return called(*args, **kwargs or {})
+        if function is nn.functional.conv2d and not kwargs and len(args) == 7 and _can_crop(*args):
+            return _CroppedConvolution.apply(*args)
+        return function(*args, **kwargs or {})
 
 
-def _fits(images: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
+def _can_crop(images: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
     """True for the call that `nn.Conv2d` makes on a batch."""
-    pairs = all(isinstance(one, tuple) and len(one) == 2 for one in (stride, padding, dilation))
-    return pairs and images.dim() == 4 and images.requires_grad and weight.is_leaf and (bias is None or bias.is_leaf)
+    are_pairs = all(isinstance(value, tuple) and len(value) == 2 for value in (stride, padding, dilation))
+    return are_pairs and images.dim() == 4 and images.requires_grad and weight.is_leaf and (bias is None or bias.is_leaf)
 
 
-class _Convolution(torch.autograd.Function):
-    """`conv2d` whose gradient is computed in a rectangle of each map: the smallest that holds the signal of every image."""
+class _CroppedConvolution(torch.autograd.Function):
+    """`conv2d` whose gradient is computed in one rectangle of each map: the smallest size that holds what isn't zero in every image.
 
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, *said: Any) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.said, ctx.shape = said, images.shape
-        ctx.layout = torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-        return nn.functional.conv2d(images, weight, bias, *said)
-
-    @staticmethod
-    def backward(ctx: Any, signal: Tensor) -> tuple[Tensor | None, ...]:
-        (weight,) = ctx.saved_tensors
-        corners, height, width = _reach(signal)
-        if height * width > PAYS * signal.shape[2] * signal.shape[3]:
-            return _dense(signal, weight, ctx.shape, ctx.layout, *ctx.said), *[None] * 6
-        down = torch.zeros(ctx.shape, dtype=signal.dtype, device=signal.device).contiguous(memory_format=ctx.layout)
-        if height and width:
-            cut = signal.new_empty((len(signal), signal.shape[1], height, width)).contiguous(memory_format=ctx.layout)
-            for one, whole, (top, left) in zip(cut, signal, corners, strict=True):
-                one.copy_(whole[:, top : top + height, left : left + width])
-            _put(down, corners, _sent(cut, weight, ctx.layout, *ctx.said), *ctx.said[:2])
-        return down, *[None] * 6
-
-
-def _put(down: Tensor, corners: list[tuple[int, int]], sent: Tensor, stride: Any, padding: Any) -> None:
-    """What came of the cut signals, each to its place."""
-    for one, from_cut, corner in zip(down, sent, corners, strict=True):
-        places, parts = [slice(None)], [slice(None)]
-        for place, by, border, whole, length in zip(corner, stride, padding, one.shape[1:], from_cut.shape[1:], strict=True):
-            first = place * by - border
-            start, stop = (min(max(edge, 0), whole) for edge in (first, first + length))
-            places.append(slice(start, stop))
-            parts.append(slice(start - first, stop - first))
-        one[tuple(places)] = from_cut[tuple(parts)]
-
-
-def _dense(signal: Tensor, weight: Tensor, shape: Any, layout: torch.memory_format, *said: Any) -> Tensor:
-    """The gradient as torch computes it, for images of that shape and layout; their values don't matter."""
-    images = torch.empty(shape, dtype=signal.dtype, device=signal.device, memory_format=layout)
-    stride, padding, dilation, groups = said
-    found = torch.ops.aten.convolution_backward(
-        signal, images, weight, None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
-    )
-    return cast(Tensor, found[0])
-
-
-def _sent(cut: Tensor, weight: Tensor, layout: torch.memory_format, *said: Any) -> Tensor:
-    """The gradient of a part of the maps: that of a convolution without padding.
-
-    Colours are too few channels to fill a vector, so strides down to them become channels: a convolution, and a shuffle (Shi et al. 2016).
+    `geometry` is stride, padding, dilation and groups.
     """
-    stride, _, dilation, groups = said
-    by, (filters, channels, height, width) = stride[0], weight.shape
-    if by == 1 or stride[1] != by or channels * by * by > MOST_SHUFFLED or groups > 1 or dilation != (1, 1):
-        reach = [(cut.shape[2 + n] - 1) * stride[n] + (weight.shape[2 + n] - 1) * dilation[n] + 1 for n in (0, 1)]
-        return _dense(cut, weight, (len(cut), channels * groups, *reach), layout, stride, (0, 0), dilation, groups)
-    down, across = ceil(height / by), ceil(width / by)
-    whole = nn.functional.pad(weight, (0, across * by - width, 0, down * by - height)).view(
-        filters, channels, down, by, across, by
-    )
-    phases = whole.permute(1, 3, 5, 0, 2, 4).flip(4, 5).reshape(channels * by * by, filters, down, across)
-    sent = nn.functional.pixel_shuffle(nn.functional.conv2d(cut, phases, padding=(down - 1, across - 1)), by)
-    return sent[:, :, : (cut.shape[2] - 1) * by + height, : (cut.shape[3] - 1) * by + width]
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.geometry, ctx.shape, ctx.memory_format = geometry, images.shape, _memory_format(images)
+        return nn.functional.conv2d(images, weight, bias, *geometry)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        corners, height, width = _nonzero_rectangles(grad_output)
+        if height * width > MAX_CROPPED_SHARE * grad_output.shape[2] * grad_output.shape[3]:
+            return _dense_gradient(grad_output, weight, ctx.shape, ctx.memory_format, *ctx.geometry), *[None] * 6
+        grad_input = torch.zeros(ctx.shape, dtype=grad_output.dtype, device=grad_output.device)
+        grad_input = grad_input.contiguous(memory_format=ctx.memory_format)
+        if height and width:
+            crops = grad_output.new_empty((len(grad_output), grad_output.shape[1], height, width))
+            crops = crops.contiguous(memory_format=ctx.memory_format)
+            for crop, whole, (top, left) in zip(crops, grad_output, corners, strict=True):
+                crop.copy_(whole[:, top : top + height, left : left + width])
+            gradients = _gradient_of_crops(crops, weight, ctx.memory_format, *ctx.geometry)
+            _paste(grad_input, corners, gradients, *ctx.geometry[:2])
+        return grad_input, *[None] * 6
 
 
-def _reach(signal: Tensor) -> tuple[list[tuple[int, int]], int, int]:
-    """For each image the top left corner of what isn't zero, and the height and width that hold it in all of them."""
-    there = (signal.amax(1) != 0) | (signal.amin(1) != 0)  # NaN counts
+def _memory_format(images: Tensor) -> torch.memory_format:
+    return torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+
+
+def _nonzero_rectangles(grad_output: Tensor) -> tuple[list[tuple[int, int]], int, int]:
+    """The rectangles that hold what isn't zero: each image's top left corner, and the height and width that suffice for all."""
+    nonzero = (grad_output.amax(1) != 0) | (grad_output.amin(1) != 0)  # NaN counts
     sides = []
     for dim in (2, 1):
-        along = there.any(dim)
-        first, last = along.byte().argmax(1), along.shape[1] - along.byte().flip(1).argmax(1)
-        first, last = first.where(along.any(1), 0), last.where(along.any(1), 0)
-        length = int((last - first).max())
-        sides.append((first.clamp(max=along.shape[1] - length).tolist(), length))
+        nonzero_lines = nonzero.any(dim)
+        line_count = nonzero_lines.shape[1]
+        first, stop = nonzero_lines.byte().argmax(1), line_count - nonzero_lines.byte().flip(1).argmax(1)
+        first, stop = first.where(nonzero_lines.any(1), 0), stop.where(nonzero_lines.any(1), 0)
+        length = int((stop - first).max())
+        sides.append((first.clamp(max=line_count - length).tolist(), length))
     (tops, height), (lefts, width) = sides
     return list(zip(tops, lefts, strict=True)), height, width
+
+
+def _dense_gradient(
+    grad_output: Tensor, weight: Tensor, shape: Any, memory_format: torch.memory_format, *geometry: Any
+) -> Tensor:
+    """The gradient as torch computes it, for images of that shape and memory format; their values don't matter."""
+    images = torch.empty(shape, dtype=grad_output.dtype, device=grad_output.device, memory_format=memory_format)
+    stride, padding, dilation, groups = geometry
+    gradients = torch.ops.aten.convolution_backward(
+        grad_output, images, weight, None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
+    )
+    return cast(Tensor, gradients[0])
+
+
+def _gradient_of_crops(crops: Tensor, weight: Tensor, memory_format: torch.memory_format, *geometry: Any) -> Tensor:
+    """The gradient that crops of `grad_output` have, as if the convolution had no padding."""
+    stride, _, dilation, groups = geometry
+    channels = weight.shape[1]
+    can_shuffle = stride[0] == stride[1] > 1 and channels * stride[0] ** 2 <= MAX_SHUFFLED_CHANNELS
+    if can_shuffle and groups == 1 and dilation == (1, 1):
+        return _gradient_by_shuffle(crops, weight, stride[0])
+    sizes = [(crops.shape[2 + axis] - 1) * stride[axis] + (weight.shape[2 + axis] - 1) * dilation[axis] + 1 for axis in (0, 1)]
+    return _dense_gradient(
+        crops, weight, (len(crops), channels * groups, *sizes), memory_format, stride, (0, 0), dilation, groups
+    )
+
+
+def _gradient_by_shuffle(crops: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """The same gradient by a convolution with `stride²` times the channels, and a pixel shuffle (Shi et al. 2016).
+
+    Colours alone are too few channels to fill a vector register.
+    """
+    filters, channels, height, width = weight.shape
+    rows, columns = ceil(height / stride), ceil(width / stride)
+    padded = nn.functional.pad(weight, (0, columns * stride - width, 0, rows * stride - height))
+    phases = padded.view(filters, channels, rows, stride, columns, stride).permute(1, 3, 5, 0, 2, 4).flip(4, 5)
+    kernels = phases.reshape(channels * stride * stride, filters, rows, columns)
+    shuffled = nn.functional.pixel_shuffle(nn.functional.conv2d(crops, kernels, padding=(rows - 1, columns - 1)), stride)
+    return shuffled[:, :, : (crops.shape[2] - 1) * stride + height, : (crops.shape[3] - 1) * stride + width]
+
+
+def _paste(grad_input: Tensor, corners: list[tuple[int, int]], gradients: Tensor, stride: Any, padding: Any) -> None:
+    """Copy the gradient of each image's crop to where it belongs; the parts that lie on padding are left out."""
+    for whole, gradient, corner in zip(grad_input, gradients, corners, strict=True):
+        target, source = [slice(None)], [slice(None)]
+        for axis in (0, 1):
+            first = corner[axis] * stride[axis] - padding[axis]
+            length = whole.shape[1 + axis]
+            start, stop = (min(max(edge, 0), length) for edge in (first, first + gradient.shape[1 + axis]))
+            target.append(slice(start, stop))
+            source.append(slice(start - first, stop - first))
+        whole[tuple(target)] = gradient[tuple(source)]

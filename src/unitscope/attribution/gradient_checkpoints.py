@@ -1,6 +1,6 @@
-"""Gradient checkpointing (`torch.utils.checkpoint`), whose two kinds hide the graph each in its own way, and how a gradient comes through.
+"""Gradients through gradient checkpointing (`torch.utils.checkpoint`).
 
-The one that is not reentrant keeps the graph and computes the saved tensors again; the reentrant one keeps no graph at all.
+The non-reentrant kind keeps the graph and computes the saved tensors again (see `methods`). The reentrant kind keeps no graph.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,27 +10,30 @@ from typing import Any
 
 from torch.utils.checkpoint import CheckpointFunction
 
-_HOLDERS: list[None] = []
-_LOCK = Lock()
+_users = 0
+_lock = Lock()
 
 
 @contextmanager
-def graphs_kept() -> Iterator[None]:
-    """Reentrant checkpoints keep their graph, like any other call, for as long as the block lasts.
+def keep_checkpoint_graphs() -> Iterator[None]:
+    """Reentrant checkpoints keep their graph, as other calls do, while the block lasts.
 
-    torch has no switch for that. It holds in all threads; whoever trains in another meanwhile gets the same values, for more memory.
+    torch has no switch for that, so `CheckpointFunction.apply` is replaced, in all threads. A training in another thread meanwhile gets
+    the same values and needs more memory.
     """
-    with _LOCK:
-        _HOLDERS.append(None)
-        CheckpointFunction.apply = staticmethod(_called)  # found there by every `checkpoint`, however it was imported
+    global _users
+    with _lock:
+        _users += 1
+        CheckpointFunction.apply = staticmethod(_call)  # `checkpoint` looks it up there, however it was imported
     try:
         yield
     finally:
-        with _LOCK:
-            _HOLDERS.pop()
-            if not _HOLDERS:
-                del CheckpointFunction.apply  # what it inherits is there again
+        with _lock:
+            _users -= 1
+            if not _users:
+                del CheckpointFunction.apply  # which uncovers the inherited method
 
 
-def _called(function: Callable[..., Any], preserve_random_state: bool, *arguments: Any) -> Any:
+def _call(function: Callable[..., Any], preserve_random_state: bool, *arguments: Any) -> Any:
+    """In place of a checkpoint, the plain call."""
     return function(*arguments)

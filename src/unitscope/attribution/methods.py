@@ -1,6 +1,6 @@
-"""How a cell's value is brought back to the pixels of its image: the methods.
+"""The attribution methods: what the pixels of an image contribute to the value of one cell.
 
-Axes: `image channel y x` for pixels, `image unit y x` for maps.
+Axes: `image channel y x` for pixels, `image unit y x` for activation maps.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,31 +15,31 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
-from unitscope.attribution.cropped_backward import Cones
-from unitscope.attribution.rectifiers import Rule, deconvnet, guided_backprop, rectifiers
+from unitscope.attribution.cropped_backward import CroppedBackward
+from unitscope.attribution.rectifiers import RectifierRule, deconvnet, guided_backprop, rectifiers
 from unitscope.errors import NetworkError, first_line
 from unitscope.networks import as_float32
 
-MapsOf = Callable[[Tensor], Tensor]
-"""From images to one layer's maps, with autograd's graph where that is switched on."""
+Forward = Callable[[Tensor], Tensor]
+"""From images to the activation maps of one layer, with autograd's graph where that is on."""
 
 
 @dataclass(frozen=True, slots=True)
-class Cells:
+class TargetCells:
     """One cell of one unit in each image of a batch."""
 
     unit: Int[Tensor, " image"]
     y: Int[Tensor, " image"]
     x: Int[Tensor, " image"]
 
-    def of(self, maps: Float[Tensor, "image unit y x"]) -> Float[Tensor, " image"]:
-        """Their values."""
+    def values_in(self, maps: Float[Tensor, "image unit y x"]) -> Float[Tensor, " image"]:
+        """The cells' values."""
         return maps[torch.arange(len(maps), device=maps.device), self.unit, self.y, self.x]
 
 
 @dataclass(frozen=True, slots=True)
-class Projected:
-    """The cells' values, and for each image what its pixels have to do with its cell; `pixels` may have one channel for all."""
+class BatchAttribution:
+    """The values of a batch's target cells, and the attribution of each to its image's pixels, by channel or as one for all channels."""
 
     values: Float[Tensor, " image"]
     pixels: Float[Tensor, "image channel y x"]
@@ -47,84 +47,85 @@ class Projected:
 
 @runtime_checkable
 class Method(Protocol):
-    """One way from cells to pixels. A batch of images serves several rounds, each with one cell an image."""
+    """One attribution method. A batch of images serves several rounds, each with one target cell in each image."""
 
     @property
     def name(self) -> str: ...
 
     @property
-    def whole(self) -> bool:
-        """True where it needs the whole image, also for a cell that sees little of it."""
+    def needs_whole_image(self) -> bool:
+        """True where an image can't be cropped to the receptive field of the target cell."""
         ...
 
-    def project(self, maps_of: MapsOf, images: Tensor, rounds: Sequence[Cells]) -> Iterator[Projected]:
-        """One result a round. Raises `NetworkError` where no gradient comes down."""
+    def attribute(self, forward: Forward, images: Tensor, rounds: Sequence[TargetCells]) -> Iterator[BatchAttribution]:
+        """One result for each round. Raises `NetworkError` where no gradient comes down."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Backward:
-    """The gradient of the cell's value, with what `rule` makes of it at rectifiers; without one it is the plain gradient."""
+class GradientMethod:
+    """The gradient of the cell's value. At rectifiers `rule` replaces it; without a rule it is the plain gradient."""
 
     name: str
-    rule: Rule | None = None
-    whole: bool = False
+    rule: RectifierRule | None = None
+    needs_whole_image: bool = False
 
-    def project(self, maps_of: MapsOf, images: Tensor, rounds: Sequence[Cells]) -> Iterator[Projected]:
-        yield from _gradients(maps_of, images.detach().requires_grad_(), rounds, self.rule)
+    def attribute(self, forward: Forward, images: Tensor, rounds: Sequence[TargetCells]) -> Iterator[BatchAttribution]:
+        yield from _gradients(forward, images.detach().requires_grad_(), rounds, self.rule)
 
 
 @dataclass(frozen=True, slots=True)
-class Integrated:
-    """The gradient averaged over the straight line from the mean colour to the image, times the difference of the two
-    (Sundararajan et al. 2017, section 3), at `steps` points by the Gauss-Legendre rule."""
+class IntegratedGradientsMethod:
+    """The mean gradient on the straight line from the mean colour to the image, times the difference of the two.
 
-    name: str
-    steps: int = 50
-    whole: bool = False
-
-    def project(self, maps_of: MapsOf, images: Tensor, rounds: Sequence[Cells]) -> Iterator[Projected]:
-        with torch.no_grad():
-            maps = maps_of(images.clone())
-            values = [cells.of(maps) for cells in rounds]
-        images, dtype = as_float32(images), images.dtype
-        totals = [torch.zeros_like(images) for _ in rounds]
-        for place, weight in zip(*np.polynomial.legendre.leggauss(self.steps), strict=True):
-            leaf = (images * float(place + 1) / 2).to(dtype).requires_grad_()
-            for total, result in zip(totals, _gradients(maps_of, leaf, rounds), strict=True):
-                total += float(weight) / 2 * result.pixels
-        yield from (Projected(value, total * images) for value, total in zip(values, totals, strict=True))
-
-
-@dataclass(frozen=True, slots=True)
-class Occlusion:
-    """How much the cell's value drops where a grey square covers the image (Zeiler & Fergus 2014, section 4.2).
-
-    The square has a seventh of the image's shorter side and moves by half of its own; a pixel gets the mean over the squares that
-    cover it. Grey is the mean colour, where the normalised input is zero.
+    Sundararajan et al. 2017, section 3; with `steps` points, by the Gauss-Legendre rule.
     """
 
     name: str
-    whole: bool = True
+    steps: int = 50
+    needs_whole_image: bool = False
 
-    def project(self, maps_of: MapsOf, images: Tensor, rounds: Sequence[Cells]) -> Iterator[Projected]:
+    def attribute(self, forward: Forward, images: Tensor, rounds: Sequence[TargetCells]) -> Iterator[BatchAttribution]:
+        values = _values(forward, images, rounds)
+        images, dtype = as_float32(images), images.dtype
+        sums = [torch.zeros_like(images) for _ in rounds]
+        for point, weight in zip(*np.polynomial.legendre.leggauss(self.steps), strict=True):  # on the range from -1 to 1
+            leaf = (images * float(point + 1) / 2).to(dtype).requires_grad_()
+            for gradient_sum, result in zip(sums, _gradients(forward, leaf, rounds), strict=True):
+                gradient_sum += float(weight) / 2 * result.pixels
+        for value, gradient_sum in zip(values, sums, strict=True):
+            yield BatchAttribution(value, gradient_sum * images)
+
+
+@dataclass(frozen=True, slots=True)
+class OcclusionMethod:
+    """How much the cell's value drops where a grey square covers the image (Zeiler & Fergus 2014, section 4.2).
+
+    The square's side is a seventh of the image's shorter side, and it moves by half of its own side. A pixel gets the mean over the
+    squares that cover it. Grey is the mean colour, where the normalised input is zero.
+    """
+
+    name: str
+    needs_whole_image: bool = True
+
+    def attribute(self, forward: Forward, images: Tensor, rounds: Sequence[TargetCells]) -> Iterator[BatchAttribution]:
+        values = _values(forward, images, rounds)
+        drops = [torch.zeros_like(as_float32(images[:, :1])) for _ in rounds]
+        square_counts = torch.zeros_like(drops[0][:1])
         with torch.no_grad():
-            maps = maps_of(images.clone())
-            values = [cells.of(maps) for cells in rounds]
-            drops = [torch.zeros_like(as_float32(images[:, :1])) for _ in rounds]
-            covered = torch.zeros_like(drops[0][:1])
-            for rows, columns in squares(images.shape[2], images.shape[3]):
+            for rows, columns in occlusion_squares(images.shape[2], images.shape[3]):
                 occluded = images.clone()
                 occluded[:, :, rows, columns] = 0
-                covered[:, :, rows, columns] += 1
-                maps = maps_of(occluded)
+                square_counts[:, :, rows, columns] += 1
+                maps = forward(occluded)
                 for cells, value, drop in zip(rounds, values, drops, strict=True):
-                    drop[:, :, rows, columns] += (as_float32(value) - as_float32(cells.of(maps)))[:, None, None, None]
-        yield from (Projected(value, drop / covered) for value, drop in zip(values, drops, strict=True))
+                    drop[:, :, rows, columns] += (as_float32(value) - as_float32(cells.values_in(maps)))[:, None, None, None]
+        for value, drop in zip(values, drops, strict=True):
+            yield BatchAttribution(value, drop / square_counts)
 
 
-def squares(height: int, width: int) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of the squares that are slid over an image, row by row; the last ones may leave it."""
+def occlusion_squares(height: int, width: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of the squares that cover an image one after the other, row by row; the last ones may reach beyond it."""
     side = max(1, min(height, width) // 7)
     stride = max(1, side // 2)
     for top in range(0, stride * ceil((height - side) / stride) + 1, stride):
@@ -135,44 +136,54 @@ def squares(height: int, width: int) -> Iterator[tuple[slice, slice]]:
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Backward("deconvnet", deconvnet),
-        Backward("guided_backprop", guided_backprop),
-        Backward("gradient"),
-        Integrated("integrated_gradients"),
-        Occlusion("occlusion"),
+        GradientMethod("deconvnet", deconvnet),
+        GradientMethod("guided_backprop", guided_backprop),
+        GradientMethod("gradient"),
+        IntegratedGradientsMethod("integrated_gradients"),
+        OcclusionMethod("occlusion"),
     )
 }
 
 
-def _gradients(maps_of: MapsOf, leaf: Tensor, rounds: Sequence[Cells], rule: Rule | None = None) -> Iterator[Projected]:
-    """Each round's values, and their gradients with what `rule` makes of them at rectifiers.
+def _values(forward: Forward, images: Tensor, rounds: Sequence[TargetCells]) -> list[Tensor]:
+    """The values of each round's target cells."""
+    with torch.no_grad():
+        maps = forward(images.clone())
+        return [cells.values_in(maps) for cells in rounds]
 
-    A checkpointed part is run again on the way down, where no mode is on, and so as torch alone runs it: then there are no cones.
+
+def _gradients(
+    forward: Forward, leaf: Tensor, rounds: Sequence[TargetCells], rule: RectifierRule | None = None
+) -> Iterator[BatchAttribution]:
+    """Each round's values and their gradients with respect to `leaf`, which `rule` replaces at rectifiers.
+
+    Gradient checkpointing runs parts of the forward pass again during the backward pass, when no `CroppedBackward` is on, and raises
+    `CheckpointError` where that gives other operators. Then everything is done again without cropping.
     """
     done = 0
-    for mode in (Cones(), nullcontext()):
-        maps = _differentiable(maps_of, leaf, mode)
+    for mode in (CroppedBackward(), nullcontext()):
+        maps = _maps_with_graph(forward, leaf, mode)
         for node in rectifiers(maps.grad_fn) if rule is not None else ():
             node.register_hook(rule)
         try:
             for cells in rounds[done:]:
-                values = cells.of(maps)
-                gradient = _gradient(values, leaf, again=done + 1 < len(rounds))
+                values = cells.values_in(maps)
+                gradient = _gradient(values, leaf, keep_graph=done + 1 < len(rounds))
                 done += 1
-                yield Projected(values.detach(), gradient)
+                yield BatchAttribution(values.detach(), gradient)
             return
         except CheckpointError as error:
-            differs = error
-    raise _problem(differs) from differs
+            checkpoint_error = error
+    raise _as_network_error(checkpoint_error) from checkpoint_error
 
 
-def _differentiable(maps_of: MapsOf, leaf: Tensor, mode: AbstractContextManager[Any]) -> Tensor:
-    """The maps with a graph that leads down to `leaf`. Networks may change their input in place, so they get a copy."""
+def _maps_with_graph(forward: Forward, leaf: Tensor, mode: AbstractContextManager[Any]) -> Tensor:
+    """The activation maps, with a graph that leads down to `leaf`."""
     with torch.enable_grad(), mode:
         try:
-            maps = maps_of(leaf.clone())
+            maps = forward(leaf.clone())  # networks may change their input in place
         except (RuntimeError, NotImplementedError) as error:
-            raise _problem(error) from error
+            raise _as_network_error(error) from error
     if maps.grad_fn is None:
         raise NetworkError(
             "no gradient comes down through the network: it keeps none on the way, as under torch.no_grad() or after detach()"
@@ -180,19 +191,19 @@ def _differentiable(maps_of: MapsOf, leaf: Tensor, mode: AbstractContextManager[
     return maps
 
 
-def _gradient(values: Tensor, leaf: Tensor, again: bool) -> Tensor:
-    """Of each image's value with respect to its pixels; `again` keeps the graph for another time."""
+def _gradient(values: Tensor, leaf: Tensor, keep_graph: bool) -> Tensor:
+    """The gradient of each image's value with respect to its pixels."""
     with torch.enable_grad():
         try:
-            return torch.autograd.grad(values.sum(), leaf, retain_graph=again)[0].detach()
+            return torch.autograd.grad(values.sum(), leaf, retain_graph=keep_graph)[0].detach()
         except CheckpointError:
             raise
         except (RuntimeError, NotImplementedError) as error:
-            raise _problem(error) from error
+            raise _as_network_error(error) from error
 
 
-def _problem(error: Exception) -> Exception:
-    """What to say of an error in a pass forward or back."""
+def _as_network_error(error: Exception) -> Exception:
+    """The error to raise for one in a forward or backward pass: a `NetworkError`, or the same where memory ran out."""
     if isinstance(error, (torch.OutOfMemoryError, NetworkError)):
         return error
     return NetworkError(f"no gradient comes down through the network: {first_line(error)}")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unitscope.atlas import Atlas, check_table_writable, write_table
 from unitscope.atlas.attribution_images import Projection, encoded
 from unitscope.atlas.tables import CLASS_PROBABILITY
-from unitscope.attribution.methods import squares
+from unitscope.attribution.methods import occlusion_squares
 from unitscope.attribution.store import AttributionStore
 from unitscope.errors import AtlasError
 from unitscope.layers import TracedLayer
@@ -145,7 +145,7 @@ class Occlusion:
         """Raises `AtlasError` where a peak's value doesn't come back in the whole image."""
         inputs = self._inputs(image)
         height, width = inputs.shape[2:]
-        all_squares, length = list(squares(height, width)), self.session.images_per_pass(BATCH_IMAGES)
+        all_squares, length = list(occlusion_squares(height, width)), self.session.images_per_pass(BATCH_IMAGES)
         runs = [
             self.threads.submit(self._run, inputs, peaks, all_squares[start : start + length])
             for start in range(0, len(all_squares), length)
