@@ -4,10 +4,13 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
+from nbclient import NotebookClient
 from networks import small_network
 from photographs import write_photographs
 
@@ -30,6 +33,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
     commands = [
         line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines() if line.startswith("$ unitscope")
     ]
+    assert commands.pop(0) == "unitscope demo"  # see test_demonstration
     assert len(commands) == 6
     assert commands.pop() == "unitscope serve atlas"
     for command in commands:
@@ -53,6 +57,35 @@ def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert "_blocks.9._swish#2 ReLU6 672 275" in ran.stdout
+
+
+def notebook_of_the_tutorial() -> nbformat.NotebookNode:
+    return nbformat.read(ROOT / "docs" / "tutorial.ipynb", as_version=4)
+
+
+def test_the_notebook_is_the_tutorial() -> None:
+    """Made from the page by docs/notebook.py."""
+    spec = spec_from_file_location("notebook", ROOT / "docs" / "notebook.py")
+    assert spec is not None
+    assert spec.loader is not None
+    notebook = module_from_spec(spec)
+    spec.loader.exec_module(notebook)
+    page = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    assert len(re.findall(r"^## \d+\. ", page, re.MULTILINE)) == 10
+    assert notebook.notebook_of(page) == notebook_of_the_tutorial()
+
+
+@pytest.mark.slow
+def test_the_tutorial_finds_the_unit_that_looks_for_wheels(tmp_path: Path) -> None:
+    notebook = notebook_of_the_tutorial()
+    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    texts = "".join(output["text"] for output in outputs if output.output_type == "stream" and output["name"] == "stdout")
+    units, z_scores = re.findall(r"\[(.*?)\]", texts)[-2:]
+    assert "99" in units.split(", ")
+    assert min(float(z) for z in z_scores.split()[:6]) > 3
+    assert re.search(r"([\d,]+) of \1 peaks come back", texts)
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
 
 
 def test_the_readme_is_short() -> None:

@@ -1,8 +1,9 @@
 """unitscope: a microscope for the units of trained networks.
 
-Reading order: `records` (the words), `receptive_fields` (what a cell sees), `layers` (which layers there are, and how they are read),
-`topk` (what is kept), `scanning` (the one pass that brings these together), `atlas` (the folder that it writes), `drawing`, `web`;
-`attribution` and `experiments` (what reads the peaks and adds tables of its own).
+Reading order: `records` (the words), `receptive_fields` (what a cell can depend on), `layers` (which layers there are, and how they are
+read), `spatial_max` and `topk` (what is kept), `session` (a network and images opened to be run), `scanning` (the one pass that brings these
+together), `atlas` (the folder that it writes), `drawing`, `web`; `attribution` and `experiments` (what runs the network again and adds tables).
+`docs/architecture.md` follows one peak through them.
 
 The public names load on first use, so that looking at an atlas loads no torch.
 """
