@@ -23,7 +23,7 @@ from torchvision.models import VisionTransformer
 
 import unitscope
 from unitscope.atlas import Atlas
-from unitscope.atlas.attribution_images import Projection, decoded, encoded
+from unitscope.atlas.attribution_images import Attribution, decode_attribution, encode_attribution
 from unitscope.atlas.tables import ATTRIBUTION_METHODS
 from unitscope.attribution import METHODS, attribute
 from unitscope.attribution.methods import BatchAttribution, Method, TargetCells
@@ -404,7 +404,7 @@ def test_the_table_holds_every_peak_as_it_is_on_the_whole_image(tmp_path: Path, 
 
             box = slice(row["top"], row["bottom"]), slice(row["left"], row["right"])
             assert (row["top"], row["left"]) == (max(peak["top"], 0), max(peak["left"], 0))
-            found = decoded(row["image"], row["scale"], row["bottom"] - row["top"])
+            found = decode_attribution(row["image"], row["scale"], row["bottom"] - row["top"])
             wanted = projected(METHODS[name], maps, given, cells).pixels[0].numpy()
             assert found.shape[1:] == wanted[:, *box].shape[1:]
             assert np.abs(found - wanted[:, *box]).max() <= (0.51 + 1e-3 * 127) * row["scale"]
@@ -446,7 +446,7 @@ def assert_same_projections(one: Atlas, other: Atlas, name: str) -> None:
     assert rows
     for row, plain in zip(rows, wanted, strict=True):
         assert (row["layer"], row["unit"], row["rank"]) == (plain["layer"], plain["unit"], plain["rank"])
-        images = (decoded(said["image"], said["scale"], said["bottom"] - said["top"]) for said in (row, plain))
+        images = (decode_attribution(said["image"], said["scale"], said["bottom"] - said["top"]) for said in (row, plain))
         np.testing.assert_allclose(*images, atol=1.3 * plain["scale"], rtol=0)
 
 
@@ -521,18 +521,18 @@ def test_a_transformer_gives_its_tokens_back(tmp_path: Path, name: str) -> None:
         assert value.item() == pytest.approx(peak["value"], rel=1e-4)
         if name == "gradient":
             wanted = torch.autograd.grad(value, images)[0][0].numpy()
-            found = decoded(row["image"], row["scale"], 40)
+            found = decode_attribution(row["image"], row["scale"], 40)
             assert np.abs(found - wanted).max() <= 0.51 * row["scale"] + 1e-5 * np.abs(wanted).max()
 
 
 def test_pixels_and_scale_give_values_back() -> None:
     for channels in (1, 2, 3, 5):
         values = np.random.default_rng(0).normal(size=(channels, 6, 9)).astype(np.float32)
-        image, scale = encoded(values)
-        assert np.abs(decoded(image, scale, 6) - values).max() <= scale / 2 * 1.001
-    image, scale = encoded(np.zeros((3, 2, 2), dtype=np.float32))
+        image, scale = encode_attribution(values)
+        assert np.abs(decode_attribution(image, scale, 6) - values).max() <= scale / 2 * 1.001
+    image, scale = encode_attribution(np.zeros((3, 2, 2), dtype=np.float32))
     assert scale == 0
-    assert not decoded(image, scale, 2).any()
+    assert not decode_attribution(image, scale, 2).any()
 
 
 def test_chosen_units_are_added_to_those_that_are_there(tmp_path: Path) -> None:
@@ -569,7 +569,7 @@ def test_a_network_that_isnt_the_same_everywhere_runs_on_whole_images(tmp_path: 
         cells = TargetCells(torch.tensor([peak["unit"]]), torch.tensor([peak["y"]]), torch.tensor([peak["x"]]))
         wanted = projected(METHODS["gradient"], network, input_of(atlas, peak["image"]), cells).pixels[0].numpy()
         box = slice(row["top"], row["bottom"]), slice(row["left"], row["right"])
-        found = decoded(row["image"], row["scale"], row["bottom"] - row["top"])
+        found = decode_attribution(row["image"], row["scale"], row["bottom"] - row["top"])
         assert np.abs(found - wanted[:, *box]).max() <= 0.52 * row["scale"]
 
 
@@ -592,12 +592,16 @@ def test_pieces_that_were_left_with_gaps_lose_nothing(tmp_path: Path) -> None:
     atlas, _ = scanned(tmp_path)
     with AttributionStore(atlas, "gradient", piece_every_s=0).locked() as store:
         for unit in range(4):
-            store.add(Projection("5", unit, 1, Box(0, 0, 2, 2), *encoded(np.ones((3, 2, 2), dtype=np.float32) * unit)))
+            store.add(
+                Attribution("5", unit, 1, Box(0, 0, 2, 2), *encode_attribution(np.ones((3, 2, 2), dtype=np.float32) * unit))
+            )
         pieces = sorted((atlas.folder / "tables").rglob("*.piece"))
         assert len(pieces) == 4
         pieces[0].unlink()
         for unit in (4, 5):
-            store.add(Projection("5", unit, 1, Box(0, 0, 2, 2), *encoded(np.ones((3, 2, 2), dtype=np.float32) * unit)))
+            store.add(
+                Attribution("5", unit, 1, Box(0, 0, 2, 2), *encode_attribution(np.ones((3, 2, 2), dtype=np.float32) * unit))
+            )
         store.finish()
     assert atlas.attributions("gradient", "5")["unit"].to_pylist() == [1, 2, 3, 4, 5]
 

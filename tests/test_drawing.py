@@ -12,14 +12,29 @@ from planted import planted_atlas
 from torch import nn
 
 import unitscope
-from unitscope.atlas import Atlas, figures
-from unitscope.drawing import EMPTY, FAINT, HATCH, INK, PAPER, Block, Panel, cut, draw_figure, draw_sheet, hatched, missing
+from unitscope.atlas import Atlas, figures, patches
+from unitscope.drawing import (
+    BACKGROUND,
+    EMPTY_SLOT,
+    GREY,
+    HATCH,
+    INK,
+    Block,
+    Crop,
+    Panel,
+    cut_patch,
+    draw_figure,
+    draw_hatching,
+    draw_missing_patch,
+    draw_sheet,
+)
 from unitscope.errors import AtlasError, ImagesError
 from unitscope.images import Changed
 from unitscope.records import Box, Layer, Peak, Preprocessing
 from unitscope.web.pages import Pages
 from unitscope.web.queries import Catalogue
 
+WHOLE_GRADIENT = Box(0, 0, 20, 30)
 SQUARE = Preprocessing(32, (32, 32), (0.5,) * 3, (0.5,) * 3)
 
 
@@ -28,54 +43,59 @@ def gradient(height: int = 20, width: int = 30) -> Image.Image:
     return Image.fromarray(np.stack([x * 8, y * 12, x * 0 + 50], -1).astype(np.uint8))
 
 
+def crop_of(box: Box, input_crop: Box = WHOLE_GRADIENT) -> Crop:
+    """What a patch of the box shows of the gradient."""
+    return Crop.of(box, input_crop, (20, 30))
+
+
 def is_hatched(pixels: np.ndarray) -> bool:
     return {tuple(p) for p in pixels.reshape(-1, 3).tolist()} <= set(HATCH)
 
 
 def test_a_patch_at_its_own_size_is_the_pixels_of_its_box() -> None:
     image = gradient()
-    patch = cut(image, Box(4, 6, 14, 16), Box(0, 0, 20, 30), size_px=10)
+    patch = cut_patch(image, crop_of(Box(4, 6, 14, 16)), size_px=10)
     np.testing.assert_array_equal(np.asarray(patch), np.asarray(image)[4:14, 6:16])
 
 
 def test_what_lies_beyond_the_image_is_hatched() -> None:
-    patch = np.asarray(cut(gradient(), Box(-5, 25, 5, 35), Box(0, 0, 20, 30), size_px=10))
+    patch = np.asarray(cut_patch(gradient(), crop_of(Box(-5, 25, 5, 35)), size_px=10))
     assert is_hatched(patch[:5])
     assert is_hatched(patch[:, 5:])
     np.testing.assert_array_equal(patch[5:, :5], np.asarray(gradient())[:5, 25:])
 
 
 def test_what_the_network_did_not_see_is_hatched_though_the_image_goes_on() -> None:
-    patch = np.asarray(cut(gradient(), Box(0, 0, 10, 10), Box(5, 0, 20, 30), size_px=10))
+    patch = np.asarray(cut_patch(gradient(), crop_of(Box(0, 0, 10, 10), input_crop=Box(5, 0, 20, 30)), size_px=10))
     assert is_hatched(patch[:5])
     assert not is_hatched(patch[5:])
 
 
 def test_a_box_that_misses_the_image_is_all_padding() -> None:
-    assert is_hatched(np.asarray(cut(gradient(), Box(40, 40, 50, 50), Box(0, 0, 20, 30), size_px=12)))
+    assert is_hatched(np.asarray(cut_patch(gradient(), crop_of(Box(40, 40, 50, 50)), size_px=12)))
 
 
 @pytest.mark.parametrize("box", [Box(0.25, 0.5, 3.75, 4), Box(-1e3, -1e3, 1e3, 1e3), Box(3, 3, 4, 4), Box(0, 0, 1e-3, 1e-3)])
 def test_every_patch_has_the_size_asked_for(box: Box) -> None:
-    assert cut(gradient(), box, Box(0, 0, 20, 30), size_px=24).size == (24, 24)
+    assert cut_patch(gradient(), crop_of(box), size_px=24).size == (24, 24)
 
 
 def test_a_box_that_is_not_square_keeps_its_shape() -> None:
-    patch = np.asarray(cut(gradient(), Box(0, 0, 10, 20), Box(0, 0, 20, 30), size_px=20))
-    assert (patch[:5] == EMPTY).all()
-    assert (patch[15:] == EMPTY).all()
+    patch = np.asarray(cut_patch(gradient(), crop_of(Box(0, 0, 10, 20)), size_px=20))
+    assert (patch[:5] == EMPTY_SLOT).all()
+    assert (patch[15:] == EMPTY_SLOT).all()
     np.testing.assert_array_equal(patch[5:15], np.asarray(gradient())[:10, :20])
 
 
 def block(patches: int, places: int = 9) -> Block:
-    return Block("17", "3.21", [hatched(20, 20)] * patches, places)
+    return Block("17", "3.21", [draw_hatching(20, 20)] * patches, places)
 
 
 def test_a_sheet_has_a_place_for_every_patch_of_every_unit() -> None:
     drawn = draw_sheet(Panel("features.4", "ReLU", [block(9)] * 7), 20)
     assert drawn.mode == "RGB"
     few = np.asarray(draw_sheet(Panel("features.4", "ReLU", [block(2)]), 20))
-    assert (few == EMPTY).all(-1).sum() == 7 * 20 * 20
+    assert (few == EMPTY_SLOT).all(-1).sum() == 7 * 20 * 20
     assert drawn.width > few.shape[1]
 
 
@@ -84,7 +104,7 @@ def test_the_figure_puts_panels_in_rows_from_shallow_to_deep() -> None:
     drawn = np.asarray(draw_figure(panels, "What it looks for", ["How to read it"], 20))
     one = np.asarray(draw_figure(panels[:1], "What it looks for", ["How to read it"], 20))
     assert drawn.shape[1] > 2.5 * one.shape[1] - 60
-    assert (drawn[0] == PAPER).all()
+    assert (drawn[0] == BACKGROUND).all()
     assert (drawn == INK).all(-1).any()
 
 
@@ -151,7 +171,8 @@ def test_the_figure_says_which_field_is_drawn(atlas: Atlas) -> None:
     assert deep.effective_field_height is not None
     assert deep.effective_field_height <= 32
     words = {
-        kind: figures.panel(atlas, deep, [0], figures.Drawn(kind)).subtitle for kind in ("auto", "field", "effective", "image")
+        kind: figures.panel(atlas, deep, [0], patches.PatchOptions(kind)).subtitle
+        for kind in ("auto", "field", "effective", "image")
     }
     assert (
         words["auto"]
@@ -161,7 +182,7 @@ def test_the_figure_says_which_field_is_drawn(atlas: Atlas) -> None:
     )
     assert words["field"] == f"ReLU · 4 units · field {deep.receptive_field_height} px (whole input)"
     assert words["image"].endswith("drawn: whole image crop")
-    assert figures.panel(atlas, shallow, [0], figures.Drawn()).subtitle == "ReLU · 12 units · field 3 px"
+    assert figures.panel(atlas, shallow, [0], patches.PatchOptions()).subtitle == "ReLU · 12 units · field 3 px"
 
 
 def of_size(field: tuple[int, int], effective: tuple[int, int] | None) -> Layer:
@@ -189,9 +210,9 @@ def test_the_effective_field_is_drawn_where_the_field_is_no_small_part_of_the_in
     tmp_path: Path, field: tuple[int, int], effective: tuple[int, int] | None, drawn: str
 ) -> None:
     found = unitscope.scan(see_through(3), torch.rand(2, 3, 224, 224), tmp_path / "atlas")
-    assert figures.box_drawn(found, of_size(field, effective), "auto") == drawn
+    assert patches.resolve_patch_kind(found, of_size(field, effective), "auto") == drawn
     for kind in ("field", "image"):
-        assert figures.box_drawn(found, of_size(field, effective), kind) == kind
+        assert patches.resolve_patch_kind(found, of_size(field, effective), kind) == kind
 
 
 @pytest.fixture(scope="module")
@@ -209,8 +230,8 @@ def test_sheet_figure_and_pages_draw_the_same_box(deepening: Atlas) -> None:
     for one in deepening.layers:
         small = one.receptive_field_height**2 * 64 <= 32 * 32
         effective = one.effective_field_height if not small else one.receptive_field_height
-        panel, record = figures.panel(deepening, one, [0], figures.Drawn()), pages.record(one)
-        assert (record.drawn_height, panel.share[0] * 32) == (effective, effective)
+        panel, record = figures.panel(deepening, one, [0], patches.PatchOptions()), pages.record(one)
+        assert (record.drawn_height, panel.input_share[0] * 32) == (effective, effective)
         peak = deepening.peaks(one.name).to_pylist()[0]
         (example, *_) = pages.catalogue.peaks(one.name, peak["unit"])
         assert example.drawn.height == pytest.approx(effective * 48 / 32)
@@ -222,10 +243,10 @@ def test_sheet_figure_and_pages_draw_the_same_box(deepening: Atlas) -> None:
 
 def test_an_effective_field_lies_on_the_input_as_far_as_it_can(deepening: Atlas) -> None:
     for one in deepening.layers:
-        if figures.box_drawn(deepening, one, "auto") == "effective":
+        if patches.resolve_patch_kind(deepening, one, "auto") == "effective":
             for row in deepening.peaks(one.name).to_pylist():
-                box, seen = figures.boxes_on_source(deepening, Peak(**row), "effective", (48, 64))
-                assert box.within(seen) == box
+                crop = patches.patch_crop(deepening, Peak(**row), "effective", (48, 64))
+                assert crop.visible == crop.box
 
 
 def layer(order: int, cells: int = 4, activation: str = "relu") -> Layer:
@@ -233,10 +254,10 @@ def layer(order: int, cells: int = 4, activation: str = "relu") -> Layer:
 
 
 def test_up_to_six_layers_are_spread_over_the_depth() -> None:
-    chosen = figures.spread_layers([layer(n) for n in range(20)] + [layer(20, cells=1), layer(21, activation="none")])
+    chosen = figures.choose_overview_layers([layer(n) for n in range(20)] + [layer(20, cells=1), layer(21, activation="none")])
     assert [one.order for one in chosen] == [0, 4, 8, 11, 15, 19]
-    assert [one.order for one in figures.spread_layers([layer(n) for n in range(3)])] == [0, 1, 2]
-    assert [one.order for one in figures.spread_layers([layer(7, cells=1, activation="none")])] == [7]
+    assert [one.order for one in figures.choose_overview_layers([layer(n) for n in range(3)])] == [0, 1, 2]
+    assert [one.order for one in figures.choose_overview_layers([layer(7, cells=1, activation="none")])] == [7]
 
 
 def test_an_image_that_is_gone_leaves_a_mark_and_the_rest_is_drawn(tmp_path: Path) -> None:
@@ -285,7 +306,9 @@ def test_an_image_that_became_another_is_drawn_as_changed(tmp_path: Path) -> Non
 
 
 def test_changed_and_missing_look_different() -> None:
-    tiles = [np.asarray(tile) for tile in (missing(64), missing(64, changed=True), hatched(64, 64))]
+    tiles = [
+        np.asarray(tile) for tile in (draw_missing_patch(64), draw_missing_patch(64, has_changed=True), draw_hatching(64, 64))
+    ]
     assert len({tile.tobytes() for tile in tiles}) == 3
 
 
@@ -323,7 +346,7 @@ def test_no_more_than_nine_patches_are_drawn_of_a_unit(tmp_path: Path) -> None:
 def test_dead_units_are_drawn_empty(tmp_path: Path) -> None:
     found = unitscope.scan(see_through(1, nn.ReLU()), -torch.ones(2, 1, 4, 4), tmp_path / "atlas")
     drawn = np.asarray(found.sheet("1", size_px=20))
-    empty, grey = ((drawn == colour).all(-1).sum() for colour in (EMPTY, FAINT))
+    empty, grey = ((drawn == colour).all(-1).sum() for colour in (EMPTY_SLOT, GREY))
     assert empty > 9 * 20 * 20 / 2
     assert grey > 4 * 62  # a frame, and a bar with the word
 
@@ -347,13 +370,13 @@ def grid_of(sheet: Image.Image, size_px: int = 20) -> np.ndarray:
 
 def is_framed(grid: np.ndarray) -> bool:
     edges = (grid[0], grid[-1], grid[:, 0], grid[:, -1])
-    return all((edge == FAINT).all() for edge in edges)
+    return all((edge == GREY).all() for edge in edges)
 
 
 def test_a_block_whose_values_tie_or_that_is_dead_is_framed(tmp_path: Path) -> None:
     found = planted_atlas(tmp_path)
     assert [is_framed(grid_of(found.sheet("1", units=[unit], size_px=20))) for unit in range(3)] == [True, False, False]
-    marks = {one.number: one.mark for one in figures.panel(found, found.layer("1"), [0, 1, 2], figures.Drawn()).blocks}
+    marks = {one.number: one.notice for one in figures.panel(found, found.layer("1"), [0, 1, 2], patches.PatchOptions()).blocks}
     assert marks == {"0": "24 images tie", "1": "", "2": ""}
     dead = unitscope.scan(see_through(1, nn.ReLU()), -torch.ones(2, 1, 4, 4), tmp_path / "dead")
     assert is_framed(grid_of(dead.sheet("1", size_px=20)))
@@ -362,9 +385,9 @@ def test_a_block_whose_values_tie_or_that_is_dead_is_framed(tmp_path: Path) -> N
 def test_the_figure_chooses_no_unit_that_shows_no_preference(tmp_path: Path) -> None:
     found = planted_atlas(tmp_path)
     for seed in range(5):
-        assert figures.firing_units(found, found.layer("1"), seed) == [1, 2]
+        assert figures.choose_overview_units(found, found.layer("1"), seed) == [1, 2]
     only = unitscope.scan(see_through(1, nn.ReLU()), torch.ones(20, 1, 4, 4), tmp_path / "only")
-    assert figures.firing_units(only, only.layer("1"), 0) == []
-    assert figures.panel(only, only.layer("1"), [], figures.Drawn()).subtitle.endswith("none of them shows a preference")
+    assert figures.choose_overview_units(only, only.layer("1"), 0) == []
+    assert figures.panel(only, only.layer("1"), [], patches.PatchOptions()).subtitle.endswith("none of them shows a preference")
     assert only.figure().size
     assert is_framed(grid_of(only.sheet("1", size_px=20)))

@@ -436,7 +436,7 @@ def test_more_peaks_than_the_tables_can_hold_are_refused_before_an_image_is_read
 def test_an_input_too_large_for_an_atlas_is_refused_before_a_network_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unitscope.scanning, "MOST_INPUT", 3)
+    monkeypatch.setattr(unitscope.scanning, "MAX_INPUT_VALUES", 3)
     with pytest.raises(unitscope.UnitscopeError, match=r"an input of \(1, 2, 2\) has more than 3 numbers; give smaller images"):
         unitscope.scan(see_through(1), torch.ones(2, 1, 2, 2), tmp_path / "atlas")
 

@@ -23,7 +23,7 @@ from networks import small_network
 
 import unitscope
 from unitscope.atlas import ADDED_TABLES, CORE_TABLES, Atlas, Column, TableSpec, added_table, check_table_writable, write_table
-from unitscope.atlas.attribution_images import Projection, encoded
+from unitscope.atlas.attribution_images import Attribution, encode_attribution
 from unitscope.atlas.tables import ATLAS_TABLES, ATTRIBUTION_METHODS, COLOUR_OR_SHAPE, OWN_TABLES
 from unitscope.attribution.store import AttributionStore
 from unitscope.errors import AtlasError, LayerNotFound
@@ -356,8 +356,8 @@ def test_a_stale_attribution_is_neither_drawn_nor_kept(atlas: Atlas) -> None:
 
 
 def test_pieces_of_other_peaks_are_not_taken_in(atlas: Atlas) -> None:
-    def projection(unit: int) -> Projection:
-        return Projection("1", unit, 1, Box(0, 0, 2, 2), *encoded(np.ones((3, 2, 2), dtype=np.float32)))
+    def projection(unit: int) -> Attribution:
+        return Attribution("1", unit, 1, Box(0, 0, 2, 2), *encode_attribution(np.ones((3, 2, 2), dtype=np.float32)))
 
     with AttributionStore(atlas, "gradient").locked() as store:
         store.add(projection(0))

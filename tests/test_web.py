@@ -32,7 +32,7 @@ from starlette.testclient import TestClient
 
 import unitscope
 from unitscope.atlas import Atlas
-from unitscope.drawing import FAINT
+from unitscope.drawing import GREY
 from unitscope.errors import AtlasError, ImagesError
 from unitscope.layers import trace
 from unitscope.records import Peak, Preprocessing, Response
@@ -1024,7 +1024,7 @@ def test_blocks_of_units_that_tie_or_are_dead_have_a_grey_frame(planted: Atlas, 
         with Image.open(io.BytesIO(client(found).get(f"/blocks/{layer}/{unit}.webp").content)) as block:
             pixels = np.asarray(block.convert("RGBA")).astype(int)
         edges = np.concatenate([pixels[1], pixels[-2], pixels[:, 1], pixels[:, -2]])
-        return bool((np.abs(edges - (*FAINT, 255)).max(axis=1) < 40).mean() > 0.95)
+        return bool((np.abs(edges - (*GREY, 255)).max(axis=1) < 40).mean() > 0.95)
 
     assert [framed(planted, "1", unit) for unit in range(3)] == [True, False, False]
     assert [framed(atlas, "relu", unit) for unit in range(4)] == [False, False, False, True]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from unitscope.atlas.schema import FORMAT, MANIFEST, MOST_INPUT, MOST_PEAKS
+from unitscope.atlas.schema import FORMAT, MANIFEST, MAX_INPUT_VALUES, MAX_RANK
 from unitscope.errors import AtlasError
 from unitscope.images.pixels import FILTERS
 from unitscope.records import MAX_SIDE_PX, Preprocessing
@@ -42,7 +42,7 @@ class _Manifest(Struct):
     images: dict[str, Any]
     listed: Count
     read: Count
-    k: Annotated[int, Meta(ge=1, le=MOST_PEAKS)]
+    k: Annotated[int, Meta(ge=1, le=MAX_RANK)]
     trial: _Trial
     skipped: Count = 0
     per_image: Count = 1
@@ -95,8 +95,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _check(manifest: Any) -> None:
     checked = msgspec.convert(manifest, _Manifest)
-    if prod(checked.input) > MOST_INPUT:
-        raise msgspec.ValidationError(f"an input of more than {MOST_INPUT:,} numbers - at `$.input`")
+    if prod(checked.input) > MAX_INPUT_VALUES:
+        raise msgspec.ValidationError(f"an input of more than {MAX_INPUT_VALUES:,} numbers - at `$.input`")
     if checked.preprocessing is not None and checked.input != (checked.preprocessing.channels, *checked.preprocessing.crop):
         raise msgspec.ValidationError("an input of another size than the crop - at `$.input`")
     if checked.preprocessing is not None and checked.preprocessing.interpolation not in FILTERS:

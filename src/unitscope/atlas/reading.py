@@ -1,9 +1,8 @@
-"""Reading an atlas."""
+"""Reading an atlas: its manifest, its tables and the images that they mention."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +12,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from unitscope.atlas import figures
 from unitscope.atlas.manifest import read_manifest
 from unitscope.atlas.table_files import TableFolder, TableSummary
 from unitscope.atlas.tables import ATTRIBUTION_METHODS
-from unitscope.atlas.ties import Tie, ties
+from unitscope.atlas.ties import Tie, find_ties
 from unitscope.errors import WHERE_IMAGES_ARE, AtlasError, ImagesError, LayerNotFound, suggestion
 from unitscope.images import Changed, ImageSource, Skipped, as_source, reopen, skipping_errors
+from unitscope.images.pixels import in_channels
 from unitscope.images.protocol import Pixels
-from unitscope.records import Layer, Peak, Preprocessing, names_user_code
+from unitscope.images.value_ranges import Range
+from unitscope.records import Layer, Preprocessing, names_user_code
 
-MOST_LAYERS, MOST_PIXELS = 100_000, 1 << 24
+MAX_LAYERS = 100_000
+MAX_SIDE_PX = 1 << 24
+"""The longest side of an image or a box that a table may give: beyond any, and float32 holds it exactly."""
 
 
-class Atlas:
-    """An atlas on disk: tables to read, patches to look at.
-
-    Opening reads the manifest alone; tables are read when asked for, images only to draw. `images` gives the source again where
-    it isn't found any more or was a data set in memory.
-
-    Raises `AtlasError` where the folder holds no atlas, or one of another format.
-    """
+class AtlasReader:
+    """The tables and images of an atlas. `Atlas`, which users open, draws them too."""
 
     def __init__(self, folder: str | os.PathLike[str], images: Any = None) -> None:
         self.folder = Path(folder)
@@ -43,12 +39,6 @@ class Atlas:
 
     def __repr__(self) -> str:
         return f"Atlas({str(self.folder)!r}): {self.manifest['network']['model']}, {len(self.layers)} layers, {self.manifest['read']} images"
-
-    def _repr_png_(self) -> bytes:
-        """The figure, for notebooks."""
-        png = BytesIO()
-        self.figure().save(png, "PNG")
-        return png.getvalue()
 
     @property
     def k(self) -> int:
@@ -88,7 +78,7 @@ class Atlas:
     @cached_property
     def layers(self) -> list[Layer]:
         """All layers in call order. Raises `AtlasError` where they can't be a network's."""
-        if (count := self.row_count("layers")) > MOST_LAYERS:
+        if (count := self.row_count("layers")) > MAX_LAYERS:
             raise self.broken(f"it says that the network has {count:,} layers")
         table = self.table("layers")
         if any(table[name].null_count for name in table.column_names if not name.startswith("effective")):
@@ -99,7 +89,7 @@ class Atlas:
         for layer in found:
             sizes = (layer.map_height, layer.map_width, layer.receptive_field_height, layer.receptive_field_width)
             effective = [size for size in (layer.effective_field_height, layer.effective_field_width) if size is not None]
-            if not all(0 < size <= MOST_PIXELS for size in (*sizes, *effective)) or layer.units < 0:
+            if not all(0 < size <= MAX_SIDE_PX for size in (*sizes, *effective)) or layer.units < 0:
                 raise self.broken(f"its layer {layer.name!r} has {layer.units} units and sizes of {sizes} pixels")
         return found
 
@@ -160,7 +150,7 @@ class Atlas:
     def picture(self, image: int) -> Image.Image:
         """The source image with that number as a person looks at it, in 8 bits and three colours. Raises as `open_image` does."""
         value_range = self.preprocessing.value_range if self.preprocessing else None
-        return figures.as_picture(self.open_image(image), value_range)
+        return _as_picture(self.open_image(image), value_range)
 
     def layer(self, name: str) -> Layer:
         """The layer of that name. Raises `LayerNotFound`."""
@@ -248,7 +238,7 @@ class Atlas:
         known, peaks, units = self.layer(layer), self.peaks(layer), self.units(layer)
         tied = np.zeros(known.units, dtype=np.int64)
         tied[units["unit"].to_numpy()] = units["tied"].fill_null(0).to_numpy()
-        return ties({name: peaks[name].to_numpy() for name in ("unit", "value", "image")}, tied)
+        return find_ties({name: peaks[name].to_numpy() for name in ("unit", "value", "image")}, tied)
 
     def sample(self, layer: str) -> pa.Table:
         """The layer's peaks in the sample of images, with the boxes of their cells, by unit and image."""
@@ -278,38 +268,15 @@ class Atlas:
         table = self.table(method, columns=["layer", "unit"]).drop_null()
         return set(zip(table["layer"].to_pylist(), table["unit"].to_pylist(), strict=True))
 
-    def patch(self, peak: Peak | Mapping[str, Any], patch: str = "field", size_px: int = 224) -> Image.Image:
-        """The pixels that a peak saw, cut from the source image; beyond its border a neutral pattern.
 
-        `peak` is a `Peak` or a row of `peaks(…).to_pylist()`; `patch` is `field`, `effective` or `image`.
-        """
-        return figures.patch(self, peak if isinstance(peak, Peak) else Peak(**peak), patch, size_px)
-
-    def sheet(
-        self,
-        layer: str,
-        units: Sequence[int] | None = None,
-        patch: str = "auto",
-        attribution: str | None = None,
-        size_px: int = 56,
-    ) -> Image.Image:
-        """A block of patches for every unit of a layer, or for those given; with `attribution`, what that method found beside."""
-        return figures.sheet(self, layer, units, figures.Drawn(patch, attribution, size_px))
-
-    def figure(
-        self,
-        layers: Sequence[str] | None = None,
-        units: Sequence[int] | None = None,
-        patch: str = "auto",
-        seed: int = 0,
-        size_px: int = 64,
-        attribution: str | None = None,
-    ) -> Image.Image:
-        """The network from shallow to deep: up to six layers, nine units each, nine patches a unit.
-
-        With `attribution`, the projections of that method beside the patches (Zeiler & Fergus 2014, figure 2), for the units that have them.
-        """
-        return figures.figure(self, figures.FigureChoice(layers, units, seed), figures.Drawn(patch, attribution, size_px))
+def _as_picture(image: Image.Image | Pixels, value_range: Range | None) -> Image.Image:
+    """What a person looks at; tensors are spread from their lowest to their highest value, the first three channels as colours."""
+    if isinstance(image, Image.Image):
+        return in_channels(image, 3, value_range)
+    channels = image[:3] if len(image) >= 3 else image[:1].repeat(3, axis=0)
+    low, high = float(np.nanmin(channels)), float(np.nanmax(channels))
+    spread = (np.nan_to_num(channels) - low) / (high - low or 1.0)
+    return Image.fromarray((spread.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0))
 
 
 def _check_method(method: str) -> None:

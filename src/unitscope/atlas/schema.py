@@ -2,7 +2,7 @@
 
 FORMAT = 2
 MANIFEST = "atlas.json"
-MOST_PEAKS = (1 << 15) - 1
+MAX_RANK = (1 << 15) - 1
 """The highest rank that the tables can hold."""
-MOST_INPUT = 1 << 28
+MAX_INPUT_VALUES = 1 << 28
 """How many numbers one input of the network may have: a gigabyte in float32."""

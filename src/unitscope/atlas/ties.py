@@ -10,13 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-WHOLLY = 1
-"""The first rank that ties, where all of them do: such a unit shows no preference."""
-
 
 @dataclass(frozen=True, slots=True)
 class Tie:
-    """The ranks `first` to `last` of a unit hold one value, which `shown` of the `images` that reach it stand for."""
+    """The ranks `first` to `last` of a unit hold one value. Of the `images` that reach it, `shown` are among the peaks."""
 
     first: int
     last: int
@@ -24,7 +21,7 @@ class Tie:
     images: int
 
     def __str__(self) -> str:
-        """As it is said to people.
+        """As pages say it.
 
         >>> str(Tie(6, 9, shown=4, images=100)), str(Tie(9, 9, shown=1, images=2))
         ('ranks 6 to 9: 4 of 100 images that tie', 'rank 9: 1 of 2 images that tie')
@@ -34,32 +31,32 @@ class Tie:
 
     @property
     def wholly(self) -> bool:
-        """True where a unit shows no preference."""
-        return self.first == WHOLLY
+        """True where all ranks tie: such a unit shows no preference."""
+        return self.first == 1
 
 
-def without_preference(found: Mapping[int, Tie]) -> list[int]:
+def units_without_preference(ties: Mapping[int, Tie]) -> list[int]:
     """The units all of whose peaks tie with images beyond them."""
-    return [unit for unit, tie in found.items() if tie.wholly]
+    return [unit for unit, tie in ties.items() if tie.wholly]
 
 
-def ties(peaks: Mapping[str, NDArray[Any]], tied: NDArray[np.int64]) -> dict[int, Tie]:
+def find_ties(peaks: Mapping[str, NDArray[Any]], tied: NDArray[np.int64]) -> dict[int, Tie]:
     """The units of a layer whose last peaks have a value that more images share than those peaks show.
 
     `peaks` has the columns `unit`, `value` and `image` of the layer's peaks, by unit and rank; `tied` says for each unit how many images
     share its k-th value.
     """
     unit, value, image = peaks["unit"], peaks["value"], peaks["image"]
-    count = len(tied)
-    starts = np.searchsorted(unit, np.arange(count + 1))
-    number = np.diff(starts)
-    lowest = np.full(count, np.nan)
-    lowest[number > 0] = value[starts[1:][number > 0] - 1]
+    unit_count = len(tied)
+    starts = np.searchsorted(unit, np.arange(unit_count + 1))
+    peak_counts = np.diff(starts)
+    lowest = np.full(unit_count, np.nan)
+    lowest[peak_counts > 0] = value[starts[1:][peak_counts > 0] - 1]
     at_lowest = value == lowest[unit]
-    places = np.bincount(unit[at_lowest], minlength=count)
-    pairs = np.unique(np.stack([unit[at_lowest], image[at_lowest]]).astype(np.int64), axis=1)
-    shown = np.bincount(pairs[0], minlength=count)
+    tied_ranks = np.bincount(unit[at_lowest], minlength=unit_count)
+    unit_images = np.unique(np.stack([unit[at_lowest], image[at_lowest]]).astype(np.int64), axis=1)
+    shown = np.bincount(unit_images[0], minlength=unit_count)
     return {
-        int(u): Tie(int(number[u] - places[u]) + 1, int(number[u]), int(shown[u]), int(tied[u]))
-        for u in np.flatnonzero((number > 0) & (tied > shown))
+        int(u): Tie(int(peak_counts[u] - tied_ranks[u]) + 1, int(peak_counts[u]), int(shown[u]), int(tied[u]))
+        for u in np.flatnonzero((peak_counts > 0) & (tied > shown))
     }

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from unitscope.atlas.atlas import Atlas
 from unitscope.atlas.provenance import Provenance, schema_with_metadata
-from unitscope.atlas.reading import Atlas
 from unitscope.atlas.schema import FORMAT, MANIFEST
 from unitscope.atlas.tables import ADDED_TABLES, CORE_TABLES, TableSpec
 from unitscope.errors import AtlasError

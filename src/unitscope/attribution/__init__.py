@@ -56,9 +56,9 @@ def attribute(
             remaining = store.missing(traced.name, peaks_by_layer[traced.name])
             on_peaks(len(peaks_by_layer[traced.name]) - len(remaining))
             attribution = LayerAttribution(session, chosen_method, traced, layer_tolerance(atlas, traced.name))
-            with closing(attribution.projections(remaining)) as projections:
-                for projection in projections:
-                    store.add(projection)
+            with closing(attribution.attributions(remaining)) as attributions:
+                for attribution_image in attributions:
+                    store.add(attribution_image)
                     done += 1
                     on_peaks(1)
         store.finish()

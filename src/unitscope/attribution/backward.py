@@ -11,7 +11,7 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
-from unitscope.atlas.attribution_images import Projection, encoded
+from unitscope.atlas.attribution_images import Attribution, encode_attribution
 from unitscope.attribution.methods import BatchAttribution, Method, TargetCells
 from unitscope.attribution.windows import PeakWindow, WindowGrid, choose_grid, crop_layer, window_batches
 from unitscope.errors import WHERE_IMAGES_ARE, AtlasError
@@ -34,9 +34,9 @@ long rest."""
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """What a batch gave: the projections of its peaks, and the peaks whose values did not come back, with the values that did."""
+    """What a batch gave: the attributions of its peaks, and the peaks whose values did not come back, with the values that did."""
 
-    projections: list[Projection] = field(default_factory=list)
+    attributions: list[Attribution] = field(default_factory=list)
     differing: list[tuple[Peak, float]] = field(default_factory=list)
 
 
@@ -49,7 +49,7 @@ class LayerAttribution:
     traced: TracedLayer
     tolerance: float
 
-    def projections(self, peaks: Sequence[Peak]) -> Generator[Projection, None, None]:
+    def attributions(self, peaks: Sequence[Peak]) -> Generator[Attribution, None, None]:
         """In no order that means anything. Raises `AtlasError` where a value doesn't come back.
 
         Infinite peaks, and those of cells that see padding alone, have none.
@@ -66,7 +66,7 @@ class LayerAttribution:
             differing: list[tuple[Peak, float]] = []
             with closing(self._batch_results(remaining, grid)) as results:
                 for result in results:
-                    yield from result.projections
+                    yield from result.attributions
                     differing += result.differing
             remaining = [peak for peak, _ in differing]
             if not remaining:
@@ -130,8 +130,8 @@ class LayerAttribution:
             box = peak.box.clipped(*grid.input_size)
             rows = slice(int(box.top) - window.top, int(box.bottom) - window.top)
             columns = slice(int(box.left) - window.left, int(box.right) - window.left)
-            image = encoded(pixels[index][:, rows, columns])
-            result.projections.append(Projection(peak.layer, peak.unit, peak.rank, box, *image))
+            image = encode_attribution(pixels[index][:, rows, columns])
+            result.attributions.append(Attribution(peak.layer, peak.unit, peak.rank, box, *image))
 
     def _pixels(self, batch: tuple[PeakWindow, ...], grid: WindowGrid) -> list[Pixels]:
         """What each window shows; an image is decoded once. Raises `AtlasError` where one can't be read any more."""

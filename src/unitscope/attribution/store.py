@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from unitscope.atlas import ADDED_TABLES, Atlas, table_writer
-from unitscope.atlas.attribution_images import Projection
+from unitscope.atlas.attribution_images import Attribution
 from unitscope.atlas.provenance import read_metadata, schema_with_metadata
 from unitscope.atlas.table_files import table_errors
 from unitscope.atlas.writing import provenance_of
@@ -44,7 +44,7 @@ class AttributionStore:
         self._path = atlas.folder / self._spec.file
         self._pieces_folder = self._path.with_name(f".{method}")
         self._parameters, self._versions = {"method": method}, {"torch": torch.__version__}
-        self._rows: list[Projection] = []
+        self._rows: list[Attribution] = []
         self._piece_every_s = PIECE_EVERY_S if piece_every_s is None else piece_every_s
         self._next_piece_s = monotonic() + self._piece_every_s
 
@@ -78,9 +78,9 @@ class AttributionStore:
         done = set(zip(rows["unit"].to_pylist(), rows["rank"].to_pylist(), strict=True))
         return [peak for peak in peaks if (peak.unit, peak.rank) not in done]
 
-    def add(self, projection: Projection) -> None:
+    def add(self, attribution: Attribution) -> None:
         """Take one in; from time to time they go to the disk."""
-        self._rows.append(projection)
+        self._rows.append(attribution)
         if monotonic() >= self._next_piece_s:
             self._write_piece()
 
@@ -143,11 +143,11 @@ class AttributionStore:
         self._rows = []
 
 
-def _as_rows(projections: Sequence[Projection], schema: pa.Schema) -> pa.Table:
+def _as_rows(attributions: Sequence[Attribution], schema: pa.Schema) -> pa.Table:
     rows = [
         {"layer": p.layer, "unit": p.unit, "rank": p.rank, "scale": p.scale, "image": p.image}
         | {"top": int(p.box.top), "left": int(p.box.left), "bottom": int(p.box.bottom), "right": int(p.box.right)}
-        for p in projections
+        for p in attributions
     ]
     return pa.Table.from_pylist(rows, schema=schema)
 

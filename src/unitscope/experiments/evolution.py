@@ -16,10 +16,11 @@ from PIL import Image
 
 from unitscope.arguments import layer_patterns, shortened, unit_numbers
 from unitscope.atlas import Atlas, write_table
-from unitscope.atlas.figures import Drawn, box_drawn, firing_units, projections, spread_layers
+from unitscope.atlas.figures import choose_overview_layers, choose_overview_units
+from unitscope.atlas.patches import cut_attributions, resolve_patch_kind
 from unitscope.atlas.tables import SETTLING
 from unitscope.attribution import attribute
-from unitscope.drawing import Moment, Strip, draw_strips
+from unitscope.drawing import CheckpointPatch, Strip, draw_strips
 from unitscope.errors import AtlasError
 from unitscope.experiments.evolution_folder import (
     atlas_names,
@@ -98,7 +99,9 @@ class Evolution:
         A bar marks a jump: the strongest image is another than at the checkpoint before. Without `units`, four a layer of those that
         are active at the last checkpoint.
         """
-        chosen_layers = [self.last.layer(name) for name in layer_patterns(layers) or ()] or spread_layers(self.last.layers)
+        chosen_layers = [self.last.layer(name) for name in layer_patterns(layers) or ()] or choose_overview_layers(
+            self.last.layers
+        )
         numbers = unit_numbers(units)
         strips = [
             Strip(layer.name, unit, self._patches(layer, unit, size_px))
@@ -110,7 +113,7 @@ class Evolution:
     def _units_shown(self, layer: Layer) -> list[int]:
         """Units that are active in the end: of those with attributions, where there are such."""
         attributed = {unit for name, unit in self._attributed_units.get(list(self.atlases)[-1], ()) if name == layer.name}
-        return firing_units(self.last, layer, 0, attributed or None)[:UNITS_SHOWN]
+        return choose_overview_units(self.last, layer, 0, attributed or None)[:UNITS_SHOWN]
 
     @cached_property
     def _attributed_units(self) -> dict[str, set[tuple[str, int]]]:
@@ -144,22 +147,22 @@ class Evolution:
             text = f"images were replaced between {'; '.join(between)} that the atlases don't name: overlaps and jumps there count them"
             warnings.warn(text, stacklevel=3)
 
-    def _patches(self, layer: Layer, unit: int, size_px: int) -> list[Moment]:
+    def _patches(self, layer: Layer, unit: int, size_px: int) -> list[CheckpointPatch]:
         """A unit's strongest patch at each checkpoint."""
-        patches: list[Moment] = []
+        patches: list[CheckpointPatch] = []
         previous_image = None
         for name, atlas in self.atlases.items():
             peak = next((Peak(**row) for row in atlas.peaks(layer.name, unit).slice(0, 1).to_pylist()), None)
             if peak is None:
-                patches.append(Moment(None, None, jumps=False))
+                patches.append(CheckpointPatch(None, None, has_jumped=False))
                 continue
-            kind = box_drawn(atlas, atlas.layer(layer.name), "auto")
+            kind = resolve_patch_kind(atlas, atlas.layer(layer.name), "auto")
             attribution = None
             if (layer.name, unit) in self._attributed_units.get(name, ()):
-                attribution = projections(atlas, [peak], kind, Drawn("auto", METHOD, size_px))[unit, peak.rank]
+                attribution = cut_attributions(atlas, [peak], kind, METHOD, size_px)[unit, peak.rank]
             image = self._strongest_shared_image(atlas, layer, unit)
-            jumps = None not in (previous_image, image) and previous_image != image
-            patches.append(Moment(atlas.patch(peak, kind, size_px), attribution, jumps))
+            has_jumped = None not in (previous_image, image) and previous_image != image
+            patches.append(CheckpointPatch(atlas.patch(peak, kind, size_px), attribution, has_jumped))
             previous_image = image
         return patches
 
@@ -198,7 +201,7 @@ def evolve(
     write_order(Path(out), list(paths))
     evolution = Evolution.open(out, images=images)
     last = evolution.last
-    followed = {layer.name: firing_units(last, layer, 0)[:UNITS_SHOWN] for layer in spread_layers(last.layers)}
+    followed = {layer.name: choose_overview_units(last, layer, 0)[:UNITS_SHOWN] for layer in choose_overview_layers(last.layers)}
     for name, path in paths.items():
         attribute_units(evolution.atlases[name], load_network(model, path, 0), followed, device)
     evolution.write_settling()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unitscope.atlas import Atlas, check_table_writable, write_table
-from unitscope.atlas.attribution_images import Projection, encoded
+from unitscope.atlas.attribution_images import Attribution, encode_attribution
 from unitscope.atlas.tables import CLASS_PROBABILITY
 from unitscope.attribution.methods import occlusion_squares
 from unitscope.attribution.store import AttributionStore
@@ -73,8 +73,8 @@ def occlude(
             occluded = occlusion.of_image(image, [] if store is None else store.missing(layer, peaks))
             rows.append(_class_probability_row(image, occluded, class_numbers.get(labels.get(image) or "")))
             if store is not None:
-                for projection in occluded.projections:
-                    store.add(projection)
+                for attribution in occluded.attributions:
+                    store.add(attribution)
             if on_images is not None:
                 on_images(1)
         if store is not None:
@@ -106,12 +106,12 @@ def _check_classes(occlusion: "Occlusion", image: int, classes: Sequence[str] | 
 @dataclass(frozen=True, slots=True)
 class Occluded:
     """What came of one image: class probabilities of the whole image, of shape (class,), and of shape (square, class) while squares
-    cover it, which slide over it in so many rows; and how far units drop, as projections."""
+    cover it, which slide over it in so many rows; and how far units drop, as attributions."""
 
     whole: NDArray[np.float32]
     covered: NDArray[np.float32]
     rows: int
-    projections: list[Projection]
+    attributions: list[Attribution]
 
 
 def _class_probability_row(image: int, occluded: Occluded, class_number: int | None) -> dict[str, object]:
@@ -153,9 +153,9 @@ class Occlusion:
         values, whole = self.threads.submit(self._run, inputs, peaks, ()).result()
         values_by_square, covered = (np.concatenate(results) for results in zip(*(run.result() for run in runs), strict=True))
         self._check_values(peaks, values[0])
-        projections = self._projections(peaks, values[0] - values_by_square, all_squares, (height, width))
+        attributions = self._attributions(peaks, values[0] - values_by_square, all_squares, (height, width))
         rows = len({square_rows.start for square_rows, _ in all_squares})
-        return Occluded(whole[0], covered, rows, projections)
+        return Occluded(whole[0], covered, rows, attributions)
 
     def _inputs(self, image: int) -> Tensor:
         loader = self.session.loader
@@ -190,9 +190,9 @@ class Occlusion:
                     f"{peak.value:.7g} in it and has {value:.7g} now"
                 )
 
-    def _projections(
+    def _attributions(
         self, peaks: Sequence[Peak], drops: NDArray[np.float32], covered: Sequence[Square], size: tuple[int, int]
-    ) -> list[Projection]:
+    ) -> list[Attribution]:
         """For each peak the mean drop over the squares that cover a pixel, as the method `occlusion` of attribution has it."""
         counts = np.zeros((1, *size), dtype=np.float32)
         sums = np.zeros((len(peaks), *size), dtype=np.float32)
@@ -200,13 +200,13 @@ class Occlusion:
             counts[:, rows, columns] += 1
             sums[:, rows, columns] += drop[:, None, None]
         means = sums / counts
-        projections = []
+        attributions = []
         for peak, mean in zip(peaks, means, strict=True):
             box = peak.box.clipped(*size)
             if isfinite(peak.value) and box.height > 0 and box.width > 0:
                 pixels = mean[None, int(box.top) : int(box.bottom), int(box.left) : int(box.right)]
-                projections.append(Projection(peak.layer, peak.unit, peak.rank, box, *encoded(pixels)))
-        return projections
+                attributions.append(Attribution(peak.layer, peak.unit, peak.rank, box, *encode_attribution(pixels)))
+        return attributions
 
 
 def _probabilities(scores: Tensor) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from unitscope.atlas import Atlas
-from unitscope.atlas.attribution_images import decoded
+from unitscope.atlas.attribution_images import decode_attribution
 from unitscope.errors import UnitscopeError
 from unitscope.files import atomic_write, check_writable
 from unitscope.records import Peak
@@ -93,7 +93,7 @@ def draw_occlusion(atlas: Atlas, layer: str, unit: int, classes: Sequence[str] |
 def _whole(atlas: Atlas, row: dict[str, Any]) -> np.ndarray:
     """A row of `attributions` on the whole input; zero where it says nothing."""
     canvas = np.zeros(atlas.input_size, dtype=np.float32)
-    canvas[row["top"] : row["bottom"], row["left"] : row["right"]] = decoded(
+    canvas[row["top"] : row["bottom"], row["left"] : row["right"]] = decode_attribution(
         row["image"], row["scale"], row["bottom"] - row["top"]
     )[0]
     return canvas

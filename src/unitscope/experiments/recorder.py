@@ -20,7 +20,7 @@ from torch import nn
 
 from unitscope.arguments import layer_patterns, shortened, whole_number
 from unitscope.atlas import Atlas
-from unitscope.atlas.figures import spread_layers
+from unitscope.atlas.figures import choose_overview_layers
 from unitscope.atlas.schema import MANIFEST
 from unitscope.errors import AtlasError, LayerNotFound, NetworkError, UnitscopeError, first_line, suggestion
 from unitscope.experiments.evolution import Evolution, attribute_units
@@ -157,7 +157,7 @@ class Recorder:
 
     def _attribute(self, atlas: Atlas, network: Network, device: str) -> None:
         if not self._followed_units:
-            self._followed_units = {layer.name: _random_units(layer) for layer in spread_layers(atlas.layers)}
+            self._followed_units = {layer.name: _random_units(layer) for layer in choose_overview_layers(atlas.layers)}
         if self._attributes:
             attribute_units(atlas, network, self._followed_units, device)
 

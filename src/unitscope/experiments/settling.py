@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from unitscope.atlas import Atlas
-from unitscope.atlas.ties import without_preference
+from unitscope.atlas.ties import units_without_preference
 from unitscope.images.content import image_hash, sum_of_hashes
 from unitscope.records import Layer
 
@@ -18,8 +18,8 @@ def settling_of_layer(earlier: Atlas, later: Atlas, layer: Layer, left_out_image
 
     Units that show no preference in one of the two are left out, and so are some images. NaN where no unit is left.
     """
-    without = [unit for atlas in (earlier, later) for unit in without_preference(atlas.ties(layer.name))]
-    peaks = [atlas.peaks(layer.name).filter(~pc.field("unit").isin(without)) for atlas in (earlier, later)]
+    ignored = [unit for atlas in (earlier, later) for unit in units_without_preference(atlas.ties(layer.name))]
+    peaks = [atlas.peaks(layer.name).filter(~pc.field("unit").isin(ignored)) for atlas in (earlier, later)]
     earlier_peaks, later_peaks = peaks_without_images(peaks, left_out_images, earlier.k)
     return overlap_and_jumps(earlier_peaks, later_peaks, layer.units)
 

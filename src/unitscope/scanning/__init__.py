@@ -16,7 +16,7 @@ from torch import nn
 
 from unitscope.arguments import layer_patterns, whole_number
 from unitscope.atlas import Atlas, new_atlas_folder, write_atlas
-from unitscope.atlas.schema import MOST_INPUT, MOST_PEAKS
+from unitscope.atlas.schema import MAX_INPUT_VALUES, MAX_RANK
 from unitscope.errors import UnitscopeError
 from unitscope.images import ImageSource, Skipped, as_source, skipping_errors
 from unitscope.layers import unreadable_layers
@@ -70,7 +70,7 @@ def scan(
     clear_finished(Path(os.path.realpath(out)))
     with plain_tensors():
         folder, scan_options, patterns = new_atlas_folder(out), options_of(options), layer_patterns(layers)
-        k = whole_number("k", k, maximum=MOST_PEAKS)
+        k = whole_number("k", k, maximum=MAX_RANK)
         scanned, source = as_network(network), as_source(images)
         readers, plan = reader_count(scan_options.workers, source), _plan(source, k, scan_options)
         loader = _loader(scanned, source, plan, scan_options)
@@ -99,9 +99,9 @@ def _plan(source: ImageSource, k: int, options: Options) -> ScanPlan:
 
 def _loader(network: Network, source: ImageSource, plan: ScanPlan, options: Options) -> Loader:
     loader = loader_for(source, preprocessing_of(options.preprocess, network), plan.images, network.model)
-    if prod(loader.shape) > MOST_INPUT:
+    if prod(loader.shape) > MAX_INPUT_VALUES:
         raise UnitscopeError(
-            f"an input of {loader.shape} has more than {MOST_INPUT:,} numbers; give smaller images, or a smaller crop"
+            f"an input of {loader.shape} has more than {MAX_INPUT_VALUES:,} numbers; give smaller images, or a smaller crop"
         )
     return loader
 

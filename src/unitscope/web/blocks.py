@@ -16,8 +16,9 @@ from typing import Any
 
 from PIL import Image
 
-from unitscope.atlas.figures import MOST_PATCHES, Drawn, box_drawn, mark_of, projections
-from unitscope.drawing import cut, mark, missing
+from unitscope.atlas.figures import block_notice
+from unitscope.atlas.patches import MAX_PATCHES, cut_attributions, resolve_patch_kind
+from unitscope.drawing import Crop, cut_patch, draw_grid, draw_missing_patch, draw_notice
 from unitscope.errors import ImagesError
 from unitscope.images import Changed, Skipped
 from unitscope.records import Peak
@@ -91,9 +92,9 @@ class Pictures:
     def projections(self, method: str, unit: Unit) -> bytes:
         """What a method found in a unit's patches, in the same places, as WebP."""
         atlas, (layer, number) = self._catalogue.atlas, unit
-        places = min(atlas.k, MOST_PATCHES)
+        places = min(atlas.k, MAX_PATCHES)
         peaks = [Peak(**row) for row in atlas.peaks(layer, number).to_pylist()][:places]
-        found = projections(atlas, peaks, box_drawn(atlas, atlas.layer(layer), "auto"), Drawn("auto", method, 2 * PATCH_PX))
+        found = cut_attributions(atlas, peaks, resolve_patch_kind(atlas, atlas.layer(layer), "auto"), method, 2 * PATCH_PX)
         return _block([found[peak.unit, peak.rank] for peak in peaks], places, 2 * PATCH_PX)
 
     def _work(self) -> None:
@@ -148,7 +149,7 @@ class Batch:
     def __init__(self, catalogue: Catalogue, units: Sequence[Unit], prepared: bool = False) -> None:
         self._catalogue = catalogue
         self.prepared = prepared
-        self._places = min(catalogue.atlas.k, MOST_PATCHES)
+        self._places = min(catalogue.atlas.k, MAX_PATCHES)
         self.results: dict[Unit, Future[bytes]] = {unit: Future() for unit in units}
         self.to_cut: OrderedDict[int, list[tuple[Unit, int]]] = OrderedDict()
         self._patches: dict[Unit, dict[int, Image.Image]] = {}
@@ -182,7 +183,7 @@ class Batch:
             picture, changed = None, isinstance(reason, Changed)
         finished = {}
         for unit, row in rows:
-            patch = missing(PATCH_PX, changed) if picture is None else self._patch(picture, row)
+            patch = draw_missing_patch(PATCH_PX, changed) if picture is None else self._patch(picture, row)
             with self._counting:
                 patches = self._patches.setdefault(unit, {})
                 patches[row] = patch
@@ -194,21 +195,17 @@ class Batch:
 
     def _block(self, unit: Unit, patches: Sequence[Image.Image]) -> bytes:
         layer, number = unit
-        return _block(patches, self._places, PATCH_PX, mark_of(patches, self._catalogue.ties(layer).get(number)))
+        return _block(patches, self._places, PATCH_PX, block_notice(patches, self._catalogue.ties(layer).get(number)))
 
     def _patch(self, picture: Image.Image, row: int) -> Image.Image:
         peak = self._catalogue.example(row)
-        return cut(picture, peak.drawn, peak.seen, PATCH_PX, see_through=True)
+        return cut_patch(picture, Crop(peak.drawn, peak.seen), PATCH_PX, transparent=True)
 
 
 def _block(patches: Sequence[Image.Image], places: int, size_px: int, words: str = "") -> bytes:
     """Patches row by row in a square, as WebP; nothing where there are fewer than there is room for. `words` say what is wrong with them."""
-    side = ceil(sqrt(places))
-    block = Image.new("RGBA", (side * size_px, side * size_px))
-    for place, patch in enumerate(patches):
-        block.paste(patch, (place % side * size_px, place // side * size_px))
-    if words:
-        mark(block, words)
+    block = draw_grid(patches, ceil(sqrt(places)) ** 2, size_px, gap_px=0, transparent=True)
+    draw_notice(block, words)
     return _encoded(block, "WEBP", quality=82, method=1)
 
 

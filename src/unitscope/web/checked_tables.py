@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from unitscope.atlas import Atlas
-from unitscope.atlas.reading import MOST_PIXELS
+from unitscope.atlas.reading import MAX_SIDE_PX
 from unitscope.errors import AtlasError
 from unitscope.records import Layer
 
@@ -61,7 +61,7 @@ def images_of(atlas: Atlas) -> dict[int, ImageRecord]:
     rows = table.select(ImageRecord.__slots__).to_pylist()
     found = {row["image"]: ImageRecord(**row) for row in rows}
     for one in found.values():
-        if not (0 < one.width <= MOST_PIXELS and 0 < one.height <= MOST_PIXELS):
+        if not (0 < one.width <= MAX_SIDE_PX and 0 < one.height <= MAX_SIDE_PX):
             raise atlas.broken(f"image {one.image} is {one.width} x {one.height} pixels large")
     return found
 
@@ -89,7 +89,7 @@ def _check_peaks(atlas: Atlas, peaks: Columns, images: Mapping[int, ImageRecord]
     if not known.all():
         raise atlas.broken(f"a peak names image {peaks['image'][~known][0]}, which its images table lacks")
     for side in (f"{prefix}{side}" for prefix in ("", "source_") for pair in SIDES for side in pair):
-        if not (np.abs(peaks[side].astype(np.float64)) <= MOST_PIXELS).all():
+        if not (np.abs(peaks[side].astype(np.float64)) <= MAX_SIDE_PX).all():
             raise atlas.broken("a peak's box lies beyond any image")
     for start, stop in (*SIDES, *((f"source_{start}", f"source_{stop}") for start, stop in SIDES)):
         if not (peaks[start] < peaks[stop]).all():

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unitscope.atlas.figures import box_drawn, size_drawn, some_units, spread_layers
+from unitscope.atlas.figures import choose_overview_layers, draw_units
+from unitscope.atlas.patches import patch_size, resolve_patch_kind
 from unitscope.atlas.schema import MANIFEST
 from unitscope.records import Layer
 from unitscope.web.addresses import slug
@@ -50,7 +51,7 @@ class Pages:
 
     def network(self) -> NetworkPage:
         rows = {layer.name: Row(self.record(layer), self._strip(layer)) for layer in self.catalogue.layers}
-        glance = [self._glance(rows[layer.name]) for layer in spread_layers(self.catalogue.layers)] if rows else []
+        glance = [self._glance(rows[layer.name]) for layer in choose_overview_layers(self.catalogue.layers)] if rows else []
         return NetworkPage("index.html", self.about, glance, list(rows.values()))
 
     def layer(self, name: str) -> LayerPage | None:
@@ -121,10 +122,10 @@ class Pages:
         """The layer in short."""
         if layer.name not in self._records:
             atlas = self.catalogue.atlas
-            drawn = box_drawn(atlas, layer, "auto")
+            drawn = resolve_patch_kind(atlas, layer, "auto")
             self._records[layer.name] = LayerRecord(
                 layer.name, layer.kind, layer.units, layer.map_height, layer.map_width, layer.receptive_field_height, layer.receptive_field_width,
-                layer.activation, drawn, *size_drawn(atlas, layer, drawn), self.catalogue.dead.get(layer.name, 0),
+                layer.activation, drawn, *patch_size(atlas, layer, drawn), self.catalogue.dead.get(layer.name, 0),
                 len(self.catalogue.no_preference(layer.name)),
             )  # fmt: skip
         return self._records[layer.name]
@@ -145,7 +146,7 @@ class Pages:
     def _strip(self, layer: Layer) -> list[int]:
         counts = self.catalogue.peaks_a_unit(layer.name)
         counts[list(self.catalogue.no_preference(layer.name))] = 0
-        return some_units(counts, layer.name, seed=0) if counts.any() else []
+        return draw_units(counts, layer.name, seed=0) if counts.any() else []
 
     def _shares(self, layer: str, unit: int) -> list[LabelShare]:
         found, known = self.catalogue.labels_of(layer, unit), self.catalogue.labels

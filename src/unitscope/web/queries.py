@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from unitscope.atlas import Atlas
-from unitscope.atlas.figures import box_drawn, boxes_on_source
-from unitscope.atlas.ties import Tie, ties, without_preference
+from unitscope.atlas.patches import patch_crop, resolve_patch_kind
+from unitscope.atlas.ties import Tie, find_ties, units_without_preference
 from unitscope.errors import AtlasError, ImagesError
 from unitscope.images import Geometry
 from unitscope.records import Box, Layer, Peak
@@ -39,7 +39,7 @@ class Example:
     """A value of a unit in an image, and where it stands; boxes in pixels of the source image as displayed, unclipped.
 
     `rank` is None for an image of the sample. `drawn` is the box that a patch shows: the field or, where that is
-    large, the effective field; `seen` is what the network got of the image.
+    large, the effective field; `seen` is what of that lies on the image and was part of the network's input.
     """
 
     layer: str
@@ -120,7 +120,7 @@ class Catalogue:
         self.units = lru_cache(maxsize=16)(self._units)
         self.marks = lru_cache(maxsize=None)(self._marks)
         self.ties = lru_cache(maxsize=None)(self._ties)
-        self._drawn = {layer.name: box_drawn(atlas, layer, "auto") for layer in self.layers}
+        self._drawn = {layer.name: resolve_patch_kind(atlas, layer, "auto") for layer in self.layers}
         self._sample = lru_cache(maxsize=4)(lambda layer: sample_of(atlas, atlas.layer(layer)))
 
     def layer(self, name: str) -> Layer | None:
@@ -231,11 +231,11 @@ class Catalogue:
         unit, images = rows["unit"].to_numpy(), rows["tied"].to_numpy()
         known = (unit >= 0) & (unit < len(tied))
         tied[unit[known]] = images[known]
-        return ties({name: self._peaks[name][span] for name in ("unit", "value", "image")}, tied)
+        return find_ties({name: self._peaks[name][span] for name in ("unit", "value", "image")}, tied)
 
     def no_preference(self, layer: str) -> set[int]:
         """The units of a layer that show no preference: all their peaks tie with images beyond them."""
-        return set(without_preference(self.ties(layer)))
+        return set(units_without_preference(self.ties(layer)))
 
     @cached_property
     def _telling(self) -> NDArray[np.bool_]:
@@ -257,9 +257,9 @@ class Catalogue:
 
     def _with_boxes(self, peak: Peak, ranked: bool = True) -> Example:
         source = self.images[peak.image]
-        box, seen = boxes_on_source(self.atlas, peak, self._drawn[peak.layer], (source.height, source.width))
+        crop = patch_crop(self.atlas, peak, self._drawn[peak.layer], (source.height, source.width))
         rank = peak.rank if ranked else None
-        return Example(peak.layer, peak.unit, rank, peak.value, peak.y, peak.x, source, peak.source_box, box, seen)
+        return Example(peak.layer, peak.unit, rank, peak.value, peak.y, peak.x, source, peak.source_box, crop.box, crop.visible)
 
     @cached_property
     def _by_image(self) -> tuple[NDArray[Any], NDArray[Any]]:

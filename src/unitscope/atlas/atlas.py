@@ -1,0 +1,61 @@
+"""The atlas as users know it: what `reading` reads, and pictures of it."""
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import Any
+
+from PIL import Image
+
+from unitscope.atlas.figures import FigureChoice, figure, sheet
+from unitscope.atlas.patches import PatchOptions, draw_patch
+from unitscope.atlas.reading import AtlasReader
+from unitscope.records import Peak
+
+
+class Atlas(AtlasReader):
+    """An atlas on disk: tables to read, patches to look at.
+
+    Opening reads the manifest alone; tables are read when asked for, images only to draw. `images` gives the source again where
+    it isn't found any more or was a data set in memory.
+
+    Raises `AtlasError` where the folder holds no atlas, or one of another format.
+    """
+
+    def _repr_png_(self) -> bytes:
+        """The figure, for notebooks."""
+        png = BytesIO()
+        self.figure().save(png, "PNG")
+        return png.getvalue()
+
+    def patch(self, peak: Peak | Mapping[str, Any], patch: str = "field", size_px: int = 224) -> Image.Image:
+        """The pixels of a peak's receptive field, cut from the source image; beyond its border a neutral pattern.
+
+        `peak` is a `Peak` or a row of `peaks(…).to_pylist()`; `patch` is `field`, `effective`, `image`, or `auto` for what a sheet shows.
+        """
+        return draw_patch(self, peak if isinstance(peak, Peak) else Peak(**peak), patch, size_px)
+
+    def sheet(
+        self,
+        layer: str,
+        units: Sequence[int] | None = None,
+        patch: str = "auto",
+        attribution: str | None = None,
+        size_px: int = 56,
+    ) -> Image.Image:
+        """A block of patches for every unit of a layer, or for those given; with `attribution`, what that method found beside."""
+        return sheet(self, layer, units, PatchOptions(patch, attribution, size_px))
+
+    def figure(
+        self,
+        layers: Sequence[str] | None = None,
+        units: Sequence[int] | None = None,
+        patch: str = "auto",
+        seed: int = 0,
+        size_px: int = 64,
+        attribution: str | None = None,
+    ) -> Image.Image:
+        """The network from shallow to deep: up to six layers, nine units each, nine patches a unit.
+
+        With `attribution`, what that method found beside the patches (Zeiler & Fergus 2014, figure 2), for the units that it was used on.
+        """
+        return figure(self, FigureChoice(layers, units, seed), PatchOptions(patch, attribution, size_px))

@@ -1,0 +1,215 @@
+"""Patches of an atlas: which box of the source image each shows, and its pixels. How they are cut is `unitscope.drawing`'s."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from PIL import Image
+
+from unitscope.atlas.attribution_images import ZERO_PIXEL, draw_attribution
+from unitscope.atlas.reading import AtlasReader
+from unitscope.drawing import EMPTY_SLOT, Crop, cut_patch, draw_missing_patch
+from unitscope.errors import WHERE_IMAGES_ARE, AtlasError, ImagesError, ImagesWarning, first_line
+from unitscope.images import Changed, Geometry, Skipped
+from unitscope.records import Box, Layer, Peak
+
+PATCH_KINDS = ("auto", "field", "effective", "image")
+MAX_PATCHES = 9
+"""How many patches of a unit are drawn at most: those that Zeiler & Fergus 2014 show."""
+SMALL_FIELD_SHARE = 1 / 8
+"""A receptive field whose sides are no more than this share of the input's is drawn as it is (`docs/questions.md`)."""
+
+UnitRank = tuple[int, int]
+"""The number of a unit of a layer, and the rank of one of its peaks."""
+
+
+@dataclass(frozen=True, slots=True)
+class PatchOptions:
+    """How peaks are drawn: what a patch shows, the method whose attribution stands beside it, if any, and the side in pixels."""
+
+    kind: str = "auto"
+    attribution: str | None = None
+    size_px: int = 64
+
+
+def draw_patch(atlas: AtlasReader, peak: Peak, kind: str, size_px: int) -> Image.Image:
+    """One peak's patch. Raises `AtlasError` where its image is gone or has changed."""
+    kind = resolve_patch_kind(atlas, atlas.layer(peak.layer), kind)
+    try:
+        image = atlas.picture(peak.image)
+    except Skipped as reason:
+        raise AtlasError(
+            f"image {atlas.key(peak.image)!r} of the atlas {str(atlas.folder)!r} can't be drawn any more: it {reason}; {WHERE_IMAGES_ARE}"
+        ) from reason
+    return cut_patch(image, patch_crop(atlas, peak, kind, (image.height, image.width)), size_px)
+
+
+# ── which box ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def resolve_patch_kind(atlas: AtlasReader, layer: Layer, kind: str) -> str:
+    """What the patches of a layer show: `field`, `effective` or `image`.
+
+    `auto` is the receptive field or, where that is no small part of the input, the effective receptive field. The further a receptive
+    field reaches, the less of it matters and the more of it is padding; small ones are drawn as they are, since they are exact. From an
+    eighth of the input's sides on, sizes go on growing where the one takes over from the other (`docs/questions.md`).
+
+    Raises `AtlasError` for another word, and for `effective` where the effective receptive field could not be measured.
+    """
+    if kind not in PATCH_KINDS:
+        raise AtlasError(f"patch is one of {', '.join(PATCH_KINDS)}, not {kind!r}")
+    if kind == "effective" and layer.effective_field_height is None:
+        raise AtlasError(f"the effective field of layer {layer.name!r} could not be measured; draw its field or the image")
+    if kind != "auto":
+        return kind
+    area = layer.receptive_field_height * layer.receptive_field_width
+    is_large = area > SMALL_FIELD_SHARE**2 * atlas.input_size[0] * atlas.input_size[1]
+    is_effective_smaller = 0 < (layer.effective_field_height or 0) * (layer.effective_field_width or 0) < area
+    return "effective" if is_large and is_effective_smaller else "field"
+
+
+def patch_size(atlas: AtlasReader, layer: Layer, kind: str) -> tuple[int, int]:
+    """Height and width of what a patch of that kind shows, in network-input pixels."""
+    if kind == "image":
+        return atlas.input_size
+    if kind == "effective":
+        return (
+            layer.effective_field_height or layer.receptive_field_height,
+            layer.effective_field_width or layer.receptive_field_width,
+        )
+    return layer.receptive_field_height, layer.receptive_field_width
+
+
+def patch_crop(atlas: AtlasReader, peak: Peak, kind: str, image_size: tuple[int, int]) -> Crop:
+    """What a peak's patch shows of its source image, whose height and width `image_size` gives.
+
+    `kind` is `field`, `effective` or `image`. Whatever draws patches draws this: sheets, blocks, and the SVG of pages.
+
+    An effective receptive field is moved so that as much of it as possible lies on the input: padding is part of a receptive field, but
+    nothing that a unit responds to.
+    """
+    geometry = Geometry.of(atlas.preprocessing, *image_size)
+    input_crop = geometry.to_source(Box(0, 0, *geometry.input))
+    if kind == "field":
+        box = peak.source_box
+    else:
+        box = input_crop if kind == "image" else geometry.to_source(_box_on_input(atlas, peak, kind))
+    return Crop.of(box, input_crop, image_size)
+
+
+def _box_on_input(atlas: AtlasReader, peak: Peak, kind: str) -> Box:
+    """The box that a peak's patch shows, unclipped, in network-input pixels."""
+    input_height, input_width = atlas.input_size
+    if kind == "field":
+        return peak.box
+    if kind == "image":
+        return Box(0, 0, input_height, input_width)
+    layer = atlas.layer(peak.layer)
+    height, width = patch_size(atlas, layer, kind)
+    y = _centre(peak.top, peak.bottom, (peak.y, layer.map_height), input_height)
+    x = _centre(peak.left, peak.right, (peak.x, layer.map_width), input_width)
+    top, left = _moved_inside(y - height / 2, height, input_height), _moved_inside(x - width / 2, width, input_width)
+    return Box(top, left, top + height, left + width)
+
+
+def _centre(start: float, stop: float, cell: tuple[int, int], input_length: int) -> float:
+    """Where a cell lies on the input along one axis: the middle of its receptive field or, where that is the whole input, the cell's own
+    position. `cell` is its index and how many there are."""
+    index, count = cell
+    return (index + 0.5) * input_length / count if (start, stop) == (0, input_length) else (start + stop) / 2
+
+
+def _moved_inside(start: float, length: float, available: float) -> float:
+    """Where a range of that length starts when it is moved into the available one, or centred on it where it is longer."""
+    return (available - length) / 2 if length >= available else min(max(start, 0), available - length)
+
+
+# ── its pixels ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(slots=True)
+class PatchCount:
+    """How many patches were to be drawn, and for each that couldn't be, why."""
+
+    requested: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def patches_counted() -> Iterator[PatchCount]:
+    """Counts the patches that are drawn in the block. A warning says how many lack their image.
+
+    Raises `ImagesError` where all do.
+    """
+    count = PatchCount()
+    yield count
+    if not count.failures:
+        return
+    text = f"{len(count.failures):,} of {count.requested:,} patches could not be drawn: image {count.failures[0]}; {WHERE_IMAGES_ARE}"
+    if len(count.failures) == count.requested:
+        raise ImagesError(text)
+    warnings.warn(text, ImagesWarning, stacklevel=5)
+
+
+def cut_patches(
+    atlas: AtlasReader, peaks: Sequence[Peak], kind: str, size_px: int, count: PatchCount
+) -> dict[UnitRank, Image.Image]:
+    """The patches of one layer's peaks. Each image is decoded once, several at a time where they are files."""
+    count.requested += len(peaks)
+    by_image = groupby(sorted(peaks, key=lambda peak: peak.image), key=lambda peak: peak.image)
+    work = [(image, list(image_peaks)) for image, image_peaks in by_image]
+
+    def cut_from_image(image: int, image_peaks: Sequence[Peak]) -> dict[UnitRank, Image.Image]:
+        try:
+            picture = atlas.picture(image)
+        except Skipped as reason:
+            count.failures += [f"{atlas.key(image)!r} {reason}"] * len(image_peaks)
+            return {(p.unit, p.rank): draw_missing_patch(size_px, isinstance(reason, Changed)) for p in image_peaks}
+        size = picture.height, picture.width
+        return {(p.unit, p.rank): cut_patch(picture, patch_crop(atlas, p, kind, size), size_px) for p in image_peaks}
+
+    if not work:
+        return {}
+    if not atlas.source.thread_safe:  # a data set is read in the thread that draws
+        return _merged(cut_from_image(image, image_peaks) for image, image_peaks in work)
+    with ThreadPoolExecutor(thread_name_prefix="draw") as pool:
+        return _merged(pool.map(cut_from_image, *zip(*work, strict=True)))
+
+
+def cut_attributions(
+    atlas: AtlasReader, peaks: Sequence[Peak], kind: str, method: str, size_px: int
+) -> dict[UnitRank, Image.Image]:
+    """What a method found for the peaks of one layer, in the boxes of their patches; an empty picture where it wasn't used.
+
+    Raises `AtlasError` where the method has no table, or a stale or broken one.
+    """
+    boxes = {(peak.unit, peak.rank): _box_on_input(atlas, peak, kind) for peak in peaks}
+    pictures = dict.fromkeys(boxes, Image.new("RGB", (size_px, size_px), EMPTY_SLOT))
+    units = sorted({peak.unit for peak in peaks})
+    for row in atlas.attributions(method, peaks[0].layer, units).to_pylist() if peaks else ():
+        key = row["unit"], row["rank"]
+        if key in boxes:
+            crop = Crop.of(boxes[key], Box(0, 0, *atlas.input_size), atlas.input_size)
+            pictures[key] = cut_patch(_attribution_on_input(atlas, row), crop, size_px)
+    return pictures
+
+
+def _attribution_on_input(atlas: AtlasReader, row: Mapping[str, Any]) -> Image.Image:
+    """A row of `attributions`, drawn on the network's whole input: grey where it says nothing."""
+    canvas = Image.new("RGB", atlas.input_size[::-1], (ZERO_PIXEL,) * 3)
+    try:
+        canvas.paste(draw_attribution(row["image"], row["bottom"] - row["top"]), (row["left"], row["top"]))
+    except Exception as error:  # whatever a broken image, or one of another size, leads to
+        raise AtlasError(
+            f"the atlas {str(atlas.folder)!r} holds an attribution of layer {row['layer']!r} unit {row['unit']} that can't be drawn: "
+            f"{first_line(error)}"
+        ) from error
+    return canvas
+
+
+def _merged(parts: Iterator[dict[UnitRank, Image.Image]]) -> dict[UnitRank, Image.Image]:
+    return {key: picture for part in parts for key, picture in part.items()}

@@ -1,0 +1,185 @@
+"""One geometry: sheets, the pages' blocks and the pages' SVG show the same pixels of a peak's image, and the same padding."""
+
+import io
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from explored import tags_of
+from PIL import Image
+from starlette.testclient import TestClient
+from torch import nn
+
+import unitscope
+from unitscope.atlas import Atlas, figures
+from unitscope.atlas.patches import PatchOptions
+from unitscope.drawing import EMPTY_SLOT, HATCH
+from unitscope.records import Box, Layer, Peak, Preprocessing
+from unitscope.web import explorer, export
+from unitscope.web.addresses import slug
+
+SIZE_PX = 64
+"""The side of a patch in a block."""
+WAYS_TO_THE_INPUT = {
+    "a crop of the image": Preprocessing(48, (40, 40), (0.5,) * 3, (0.5,) * 3),
+    "a crop that is larger than the image": Preprocessing(None, (56, 56), (0.5,) * 3, (0.5,) * 3),
+    "an image squeezed": Preprocessing((40, 40), (40, 40), (0.5,) * 3, (0.5,) * 3),
+}
+
+
+def smooth_images(folder: Path, count: int = 9) -> Path:
+    """Images whose colour says where a pixel lies: red grows to the right, green downwards; blue tells images apart."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        height, width = (48, 80) if number % 2 else (72, 52)
+        y, x = np.mgrid[:height, :width]
+        channels = [x * 255 // (width - 1), y * 255 // (height - 1), np.full_like(x, 20 * number)]
+        Image.fromarray(np.stack(channels, -1).astype(np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module", params=WAYS_TO_THE_INPUT)
+def atlas(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Atlas:
+    """Three layers: small fields, fields that aren't square and reach far beyond the image, and fields drawn as effective ones."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, (5, 11), padding=(4, 10), stride=2), nn.ReLU(),
+        nn.Conv2d(4, 3, 7, padding=6), nn.ReLU(),
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("geometry")
+    preprocessing = WAYS_TO_THE_INPUT[request.param]
+    return unitscope.scan(network, smooth_images(folder / "images"), folder / "atlas", preprocess=preprocessing)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A patch as it is drawn: colours of shape (y, x, 3), and where they are those of the image, of shape (y, x)."""
+
+    colours: np.ndarray
+    is_image: np.ndarray
+
+
+def sheet_patches(atlas: Atlas, layer: Layer, unit: int) -> list[Shown]:
+    """What a sheet shows."""
+    (block,) = figures.panel(atlas, layer, [unit], PatchOptions(size_px=SIZE_PX)).blocks
+    shown = []
+    for patch in block.patches:
+        colours = np.asarray(patch).astype(float)
+        is_ground = [(colours == colour).all(-1) for colour in (*HATCH, EMPTY_SLOT)]
+        shown.append(Shown(colours, ~np.any(is_ground, axis=0)))
+    return shown
+
+
+def block_patches(site: TestClient, atlas: Atlas, layer: Layer, unit: int) -> list[Shown]:
+    """What the block of a unit shows, of nine patches row by row."""
+    block = Image.open(io.BytesIO(site.get(f"/blocks/{slug(layer.name)}/{unit}.webp").content)).convert("RGBA")
+    shown = []
+    for index in range(len(atlas.peaks(layer.name, unit))):
+        left, top = index % 3 * SIZE_PX, index // 3 * SIZE_PX
+        pixels = np.asarray(block.crop((left, top, left + SIZE_PX, top + SIZE_PX))).astype(float)
+        shown.append(Shown(pixels[..., :3], pixels[..., 3] == 255))
+    return shown
+
+
+def svg_patches(html: str) -> Iterator[tuple[Box, Box, Box]]:
+    """Of each SVG patch on a page: its view box, the box that the image is clipped to, and the box of the image."""
+    tags = iter(tags_of(html))
+    for tag, attributes in tags:
+        if tag == "svg" and attributes.get("class") == "patch":
+            view = box_of(attributes["viewbox"])
+            clip = next(held for name, held in tags if name == "svg")
+            assert clip["viewbox"] == " ".join(str(clip[name]) for name in ("x", "y", "width", "height"))  # so it moves nothing
+            image = next(held for name, held in tags if name == "image")
+            assert image["preserveaspectratio"] == "none"
+            yield view, box_of(clip["viewbox"]), Box(0, 0, float(image["height"] or 0), float(image["width"] or 0))
+
+
+def box_of(text: str | None) -> Box:
+    left, top, width, height = map(float, (text or "").split())
+    return Box(top, left, top + height, left + width)
+
+
+def svg_pixels(picture: Image.Image, view: Box, clip: Box, image: Box) -> Shown:
+    """What a browser shows of an SVG patch: the view box fits in the middle of a square, and the image is clipped, but not to that box."""
+    source = np.asarray(picture).astype(float)
+    centres = np.arange(SIZE_PX) + 0.5
+    scale = SIZE_PX / max(view.height, view.width)
+    y = view.top + (centres - (SIZE_PX - view.height * scale) / 2) / scale
+    x = view.left + (centres - (SIZE_PX - view.width * scale) / 2) / scale
+    visible = clip.within(image)
+    is_image = np.outer((y >= visible.top) & (y < visible.bottom), (x >= visible.left) & (x < visible.right))
+    rows, columns = (np.clip(at.astype(int), 0, length - 1) for at, length in zip((y, x), source.shape, strict=False))
+    return Shown(source[rows[:, None], columns], is_image)
+
+
+def edge_free(is_image: np.ndarray) -> np.ndarray:
+    """Where a pixel and all its neighbours show the image, or all show padding, which is also around the patch."""
+    padded = np.pad(is_image, 1)
+    height, width = is_image.shape
+    neighbours = [padded[1 + y : 1 + y + height, 1 + x : 1 + x + width] for y in (-1, 0, 1) for x in (-1, 0, 1)]
+    return np.all(neighbours, axis=0) | ~np.any(neighbours, axis=0)
+
+
+def assert_same_pixels(one: Shown, two: Shown, most: float) -> None:
+    """The same padding but for a pixel at its edge; elsewhere colours that differ by no more than `most` of 255."""
+    inner = edge_free(one.is_image)
+    assert (one.is_image == two.is_image)[inner].all()
+    differences = np.abs(one.colours - two.colours)[inner & one.is_image]
+    assert differences.max(initial=0) <= most
+
+
+def test_sheets_blocks_and_pages_show_the_same_pixels(atlas: Atlas) -> None:
+    site = TestClient(explorer(atlas), base_url="http://localhost")
+    padded, compared = 0, 0
+    for layer in atlas.layers:
+        for unit in range(layer.units):
+            peaks = [Peak(**row) for row in atlas.peaks(layer.name, unit).to_pylist()]
+            on_page = svg_patches(site.get(f"/units/{slug(layer.name)}/{unit}.html").text)
+            in_sheet, in_block = sheet_patches(atlas, layer, unit), block_patches(site, atlas, layer, unit)
+            for peak, sheet, block, boxes in zip(peaks, in_sheet, in_block, on_page, strict=False):  # the page has more patches
+                assert_same_pixels(sheet, svg_pixels(atlas.picture(peak.image), *boxes), most=5)  # one is smoothed
+                np.testing.assert_array_equal(sheet.is_image, block.is_image)
+                differences = np.abs(sheet.colours - block.colours)[sheet.is_image]
+                assert not len(differences) or differences.mean() <= 10  # what WebP leaves of the colours
+                padded += not sheet.is_image.all()
+                compared += 1
+    assert compared >= 60
+    assert padded > 10
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_a_browser_shows_the_pixels_of_the_sheet(atlas: Atlas, tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    export(atlas, tmp_path / "site")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 9 * SIZE_PX, "height": SIZE_PX})
+        for layer in atlas.layers:
+            page.goto((tmp_path / "site" / "units" / slug(layer.name) / "1.html").as_uri())
+            page.wait_for_load_state("networkidle")
+            page.evaluate(PATCHES_ALONE, SIZE_PX)
+            picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+            for index, sheet in enumerate(sheet_patches(atlas, layer, 1)):
+                left = index * SIZE_PX
+                colours = np.asarray(picture.crop((left, 0, left + SIZE_PX, SIZE_PX))).astype(float)
+                is_padding = np.abs(colours - (0, 0, 255)).max(-1) < 8
+                assert_same_pixels(sheet, Shown(colours, ~is_padding), most=16)  # the pages' images are JPEG
+        browser.close()
+
+
+PATCHES_ALONE = """size => {
+    const patches = [...document.querySelectorAll(".nine .patch")];
+    document.body.replaceChildren(...patches);
+    document.body.style.cssText = "margin: 0; background: rgb(0 0 255)";
+    patches.forEach((patch, index) => {
+        patch.style.cssText = `position: absolute; margin: 0; top: 0; left: ${index * size}px; width: ${size}px; height: ${size}px; background: none; border: 0; border-radius: 0`;
+        patch.querySelector("rect").style.fill = "rgb(0 0 255)";
+    });
+}"""
+"""Leaves nothing of a page but its patches side by side, with padding in blue, which no image has."""
