@@ -1,18 +1,20 @@
-"""Who reads the images of a scan: threads, the caller's own thread, or processes.
+"""Readers: the threads or processes that load images ahead of the network.
 
-Files may be read by any number of threads. A user's data set was promised to nobody but its caller: many seek and read in one open
-file, or keep a buffer or a connection. So it is read in the thread that called `scan`, unless the user asks for several readers; then
-by processes that are spawned, each with a pickled copy, since forked ones would share the open file.
+Files may be read by any number of threads. A user's data set promises that to nobody: many seek and read in one open file, or keep a
+buffer or a connection. So it is read in the caller's thread, unless the user asks for several workers. Then it is read by spawned
+processes, each with a pickled copy, since forked ones would share the open file.
 """
 
+import logging
 import multiprocessing
 import pickle
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -21,76 +23,120 @@ from unitscope.errors import ImagesError, UnitscopeError, first_line
 from unitscope.images import ImageSource, Item
 from unitscope.session.loader import LoadedImage, Loader
 
-THREADS = 2
+log = logging.getLogger(__name__)
 
-Begin = Callable[[Sequence[Item]], Callable[[], list[LoadedImage]]]
-"""Begins to load some images, and gives a function that waits for them."""
+AUTO_THREADS = 2
+"""Enough for two cores: to decode and resize a photograph takes some 2 ms of one, a forward pass of AlexNet 4 ms of both."""
+PROCESS_ENDED = (
+    "a process that reads the data set has ended: it was killed, or the script that scans lacks its `if __name__ == '__main__':`; "
+    "with workers=1 this process reads"
+)
 
 
 def reader_count(workers: int | str, source: ImageSource) -> int:
-    """How many readers are beside the caller's thread: as asked for or, for `auto`, two threads for files and none for data sets.
+    """How many threads or processes load images: as the user asks or, for `auto`, two threads for files and none for data sets.
 
-    One reader of a data set is the caller's thread too. Raises `UnitscopeError` for what is no such number, and where several are to
-    read a data set that can't be pickled.
+    Without any the caller's thread loads them, as one worker does for a data set. Raises `UnitscopeError` for what is no such number, and
+    where several workers are to read a data set that can't be pickled.
     """
     if workers == "auto":
-        return THREADS if source.thread_safe else 0
+        return AUTO_THREADS if source.thread_safe else 0
     if isinstance(workers, str):
         raise UnitscopeError(f"workers is auto or a number, not {workers!r}")
     count = whole_number("workers", workers, minimum=0)
     if source.thread_safe:
         return count
     if count > 1:
-        _pickled(source)
+        _check_picklable(source)
     return count if count > 1 else 0
 
 
+@dataclass(frozen=True, slots=True)
+class LoadingImages:
+    """Images that are being loaded."""
+
+    futures: "Sequence[Future[LoadedImage]]"
+
+    def wait(self) -> list[LoadedImage]:
+        """The images, once all of them are loaded. Raises `ImagesError` where a process that reads them has ended."""
+        try:
+            return [future.result() for future in self.futures]
+        except BrokenProcessPool as error:
+            raise ImagesError(PROCESS_ENDED) from error
+
+
+@runtime_checkable
+class Readers(Protocol):
+    """What loads images."""
+
+    def start(self, items: Sequence[Item]) -> LoadingImages:
+        """Begin to load some images."""
+        ...
+
+
 @contextmanager
-def readers(loader: Loader, count: int) -> Iterator[Begin]:
-    """As many readers as that, for as long as the block lasts; without any, images are loaded in the thread that begins with them."""
+def readers(loader: Loader, count: int) -> Iterator[Readers]:
+    """So many readers while the block lasts; without any, images are loaded in the thread that starts to."""
     if count == 0:
-        yield lambda items: partial(list, [loader.load(item) for item in items])
+        yield CallingThread(loader)
         return
-    pool = _threads(count) if loader.source.thread_safe else _processes(loader, count)
+    reading = ReaderThreads(loader, count) if loader.source.thread_safe else ReaderProcesses(loader, count)
     try:
-        yield partial(_begun, pool, loader)
+        yield reading
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        reading.stop()
 
 
-def _begun(pool: Executor, loader: Loader, items: Sequence[Item]) -> Callable[[], list[LoadedImage]]:
-    if isinstance(pool, ThreadPoolExecutor):
-        return partial(_results, [pool.submit(loader.load, item) for item in items])
+class CallingThread:
+    """Loads images at once, in the thread that asks."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def start(self, items: Sequence[Item]) -> LoadingImages:
+        return LoadingImages([_finished(self._loader.load(item)) for item in items])
+
+
+def _finished(image: LoadedImage) -> "Future[LoadedImage]":
+    future: Future[LoadedImage] = Future()
+    future.set_result(image)
+    return future
+
+
+class ReaderThreads:
+    """Loads images in threads."""
+
+    def __init__(self, loader: Loader, count: int) -> None:
+        self._loader = loader
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="decode")
+
+    def start(self, items: Sequence[Item]) -> LoadingImages:
+        return LoadingImages([self._pool.submit(self._loader.load, item) for item in items])
+
+    def stop(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class ReaderProcesses:
+    """Loads images by their numbers in spawned processes, each with a copy of the loader."""
+
+    def __init__(self, loader: Loader, count: int) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=_receive_loader, initargs=(pickle.dumps(loader),))
+
+    def start(self, items: Sequence[Item]) -> LoadingImages:
+        try:
+            return LoadingImages([self._pool.submit(_load_in_process, item.image) for item in items])
+        except BrokenProcessPool as error:
+            raise ImagesError(PROCESS_ENDED) from error
+
+    def stop(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _check_picklable(source: ImageSource) -> None:
     try:
-        return partial(_results, [pool.submit(_load, item.image) for item in items])
-    except BrokenProcessPool as error:
-        raise ImagesError(ENDED) from error
-
-
-def _results(futures: "Sequence[Future[LoadedImage]]") -> list[LoadedImage]:
-    try:
-        return [future.result() for future in futures]
-    except BrokenProcessPool as error:
-        raise ImagesError(ENDED) from error
-
-
-def _threads(count: int) -> Executor:
-    return ThreadPoolExecutor(count, thread_name_prefix="decode")
-
-
-# ── processes ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-ENDED = (
-    "a process that reads the data set has ended: it was killed, or the script that scans lacks its `if __name__ == '__main__':`; "
-    "with workers=1 this process reads"
-)
-_held: list[Loader | UnitscopeError] = []
-"""In a process that reads: what it was given to read with."""
-
-
-def _pickled(source: ImageSource) -> bytes:
-    try:
-        return pickle.dumps(source)
+        pickle.dumps(source)
     except Exception as error:
         raise ImagesError(
             f"several workers read a data set with a pickled copy each, and this one can't be pickled: {type(error).__name__}: "
@@ -98,18 +144,20 @@ def _pickled(source: ImageSource) -> bytes:
         ) from error
 
 
-def _processes(loader: Loader, count: int) -> Executor:
-    spawning = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(count, mp_context=spawning, initializer=_receive, initargs=(pickle.dumps(loader),))
+# ── in a process that reads ─────────────────────────────────────────────────────────────────────────────────────────
+
+_received: list[Loader | UnitscopeError] = []
+"""The process's copy of the loader, or why it has none."""
 
 
-def _receive(loader: bytes) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is the caller's, who ends this process
+def _receive_loader(pickled_loader: bytes) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the parent, which ends this process
     torch.set_num_threads(1)
     try:
-        _held.append(pickle.loads(loader))  # noqa: S301 - from the process that started this one
+        _received.append(pickle.loads(pickled_loader))  # noqa: S301 - from the process that started this one
     except Exception as error:
-        _held.append(
+        log.debug("the data set can't be unpickled", exc_info=True)
+        _received.append(
             ImagesError(
                 f"a process that reads can't have a copy of the data set: {type(error).__name__}: {first_line(error)}; leave workers at "
                 "'auto', or define the data set in a module"
@@ -117,8 +165,8 @@ def _receive(loader: bytes) -> None:
         )
 
 
-def _load(image: int) -> LoadedImage:
-    loader = _held[0]
+def _load_in_process(image: int) -> LoadedImage:
+    loader = _received[0]
     if isinstance(loader, UnitscopeError):
         raise loader
     return loader.load(loader.item(image))

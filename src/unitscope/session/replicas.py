@@ -20,6 +20,7 @@ from unitscope.networks.isolation import isolated_copy
 from unitscope.networks.precision import fork_random_states
 from unitscope.session.trials import (
     KEPT,
+    RELATIVE_TOLERANCE,
     Trial,
     Tried,
     apart_in_turn,
@@ -34,7 +35,6 @@ from unitscope.session.trials import (
 
 log = logging.getLogger(__name__)
 
-RELATIVE_TOLERANCE = 1e-4
 MAX_MAP_BYTES = 26_000_000
 """The largest map of a pass: larger ones leave the cache before the next layer has read them (measured on EPYC and Xeon, two cores)."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from math import ceil
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -24,16 +24,17 @@ from unitscope.networks import InputFormat
 from unitscope.networks.isolation import isolated_copy
 from unitscope.networks.precision import exact_inference
 from unitscope.session.loader import LoadedImage, Loader
-from unitscope.session.readers import readers
+from unitscope.session.readers import LoadingImages, readers
 from unitscope.session.replica_threads import ReplicaThreads, replica_count, replica_threads
-from unitscope.session.replicas import RELATIVE_TOLERANCE, Replicas, images_per_pass, lowered, make_replicas
-from unitscope.session.trials import Trial, noise_for
+from unitscope.session.replicas import Replicas, images_per_pass, lowered, make_replicas
+from unitscope.session.trials import RELATIVE_TOLERANCE, Trial, noise_for
 
 IMAGES_PER_SHARD = 64
 OUTPUT_TOLERANCE = 1e-5
 """How far apart outputs of copies may be, as a share of the highest, where arithmetic in float32 is all that differs."""
 
 
+@runtime_checkable
 class HasItems(Protocol):
     """A batch of images to be loaded, with whatever its maker wants to know of it later."""
 
@@ -183,9 +184,9 @@ class Session:
     def run_batches(self, batches: Iterable[Batch], run: "RunBatch[Batch, Result]") -> Iterator[Result]:
         """What `run` makes of every batch, in order. Images are loaded ahead, so that replicas don't wait for them."""
         pending: deque[Future[Result]] = deque()
-        with readers(self.loader, self.reader_count) as begin_loading, self.running() as threads:
+        with readers(self.loader, self.reader_count) as image_readers, self.running() as threads:
             for batch in batches:
-                pending.append(threads.submit(_run_loaded, run, batch, begin_loading(batch.items)))
+                pending.append(threads.submit(_run_loaded, run, batch, image_readers.start(batch.items)))
                 if len(pending) >= self._batches_ahead(len(batch.items)):
                     yield pending.popleft().result()
             while pending:
@@ -201,10 +202,8 @@ class Session:
             return read_layers(self.plain_copy, self.layers, images, read)
 
 
-def _run_loaded(
-    replica: nn.Module, run: "RunBatch[Batch, Result]", batch: Batch, loading: Callable[[], list[LoadedImage]]
-) -> Result:
-    return run(replica, batch, loading())
+def _run_loaded(replica: nn.Module, run: "RunBatch[Batch, Result]", batch: Batch, loading: LoadingImages) -> Result:
+    return run(replica, batch, loading.wait())
 
 
 def read_layers(network: nn.Module, layers: Sequence[TracedLayer], images: Tensor, read: "ReadMaps[Result]") -> list[Result]:

@@ -18,10 +18,7 @@ from unitscope.session.loader import Loader
 from unitscope.session.opening import new_session
 from unitscope.session.readers import reader_count
 from unitscope.session.session import Session
-from unitscope.session.trials import tolerance_for
-
-RELATIVE_TOLERANCE = 1e-4
-"""How far apart two values may be, as a share of the value: float32 has seven digits, of which a deep network's sums keep five."""
+from unitscope.session.trials import RELATIVE_TOLERANCE, tolerance_for
 
 
 @contextmanager

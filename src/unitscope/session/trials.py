@@ -22,6 +22,8 @@ from unitscope.networks.isolation import isolated_copy
 from unitscope.networks.precision import exact_inference, random_state_hashes
 from unitscope.session.lockstep import side_by_side
 
+RELATIVE_TOLERANCE = 1e-4
+"""How far apart two values may be, as a share of the value: float32 has seven digits, of which a deep network's sums keep five."""
 NEAR = 1e-5
 """How far values may be apart, as a share of their layer's highest, where arithmetic in float32 is all that differs."""
 NEAR_IN_DOUBLE = 1e-9
