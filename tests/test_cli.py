@@ -533,15 +533,15 @@ def test_ctrl_c_leaves_nothing_behind(images: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_demo_needs_nothing_but_the_package_index(run: Run, tmp_path: Path) -> None:
-    ran = run("demo", "--out", tmp_path / "demo", "--limit", "40")
-    assert ran.status == 0
-    assert ran.out.splitlines() == [
-        f"40 images, 50 layers, 22,008 units in {tmp_path / 'demo' / 'atlas'}",
-        f"drawn to {tmp_path / 'demo' / 'figure.png'}",
-        f"to look at every unit: unitscope serve {tmp_path / 'demo' / 'atlas'}",
+    command = [sys.executable, "-m", "unitscope", "demo", "--out", "demo", "--limit", "40"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines() == [
+        f"40 images, 50 layers, 22,008 units in {Path('demo', 'atlas')}",
+        f"drawn to {Path('demo', 'figure.png')}",
+        f"to look at every unit: python -m unitscope serve {Path('demo', 'atlas')}",
     ]
-    assert "using the atlas" in run("demo", "--out", tmp_path / "demo", "--limit", "40").out
-    assert "one of other images" in run("demo", "--out", tmp_path / "demo").line
+    assert "using the atlas" in run("demo", "--out", "demo", "--limit", "40").out
+    assert "one of other images" in run("demo", "--out", "demo").line
 
 
 @pytest.mark.slow
