@@ -23,11 +23,11 @@ AS_IT_IS = Preprocessing(None, (40, 40), (0.5,) * 3, (0.25,) * 3)
 def explored_network(seed: int = 0) -> nn.Module:
     """A network that calls one module three times; unit 3 of the first call is dead. Seeds other than 0 change its weights."""
     network = Reused().eval()
-    chance = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         network.norm.bias[3] = -100
         if seed:
-            network.second.weight += torch.randn(network.second.weight.shape, generator=chance) / 3
+            network.second.weight += torch.randn(network.second.weight.shape, generator=generator) / 3
     return network
 
 
@@ -45,40 +45,40 @@ def explored_atlas(folder: Path, seed: int = 0, count: int = 24) -> Atlas:
     return atlas
 
 
-class _Seen(HTMLParser):
+class _TagParser(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.links: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        held = dict(attrs)
-        self.tags.append((tag, held))
-        self.links += [held[name] or "" for name in ("href", "src") if name in held]
+        attributes = dict(attrs)
+        self.tags.append((tag, attributes))
+        self.links += [attributes[name] or "" for name in ("href", "src") if name in attributes]
 
 
 def tags_of(html: str) -> list[tuple[str, dict[str, str | None]]]:
-    seen = _Seen()
-    seen.feed(html)
-    return seen.tags
+    parser = _TagParser()
+    parser.feed(html)
+    return parser.tags
 
 
 def walk(read: Callable[[str], bytes], start: str = "index.html") -> Iterator[tuple[str, bytes]]:
     """Every page and picture that links lead to, from the first page on. `read` gets a path from the site's root."""
-    found, ahead = {start}, [start]
-    while ahead:
-        path = ahead.pop()
+    paths, unread = {start}, [start]
+    while unread:
+        path = unread.pop()
         content = read(path)
         yield path, content
         if not path.endswith(".html"):
             continue
-        seen = _Seen()
-        seen.feed(content.decode())
-        for link in seen.links:
+        parser = _TagParser()
+        parser.feed(content.decode())
+        for link in parser.links:
             address = unquote(urldefrag(link).url)
             if not address or address.startswith(("http:", "https:")):
                 continue
-            to = normpath(join(path.rpartition("/")[0], address))
-            if to not in found:
-                found.add(to)
-                ahead.append(to)
+            target = normpath(join(path.rpartition("/")[0], address))
+            if target not in paths:
+                paths.add(target)
+                unread.append(target)

@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from axe_playwright_python.sync_playwright import Axe
 from explored import LABELS, explored_atlas, explored_network
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from unitscope.atlas import Atlas
-from unitscope.responses import open_responses
-from unitscope.web import Offer, explorer, export
+from unitscope.responses import listening
+from unitscope.web import ExplorerOptions, create_explorer, export
 from unitscope.web.addresses import slug
+from unitscope.web.server import create_server
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 PAGES = (
     "index.html", "layers/relu.html", "units/relu@2/1.html", "units/relu/3.html", "images/3.html", f"labels/{slug(LABELS[2])}.html",
-    "words.html", "fires.html", "compare/index.html", "compare/relu@2.html", "beside/index.html", "beside/units/relu/0.html",
+    "glossary.html", "image-search.html", "compare/index.html", "compare/relu@2.html", "compared/index.html", "compared/units/relu/0.html",
 )  # fmt: skip
 QUIET = (
     "--no-sandbox",
@@ -40,8 +40,8 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobil
 
 
 @contextmanager
-def serving(atlas: Atlas, offer: Offer) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(explorer(atlas, offer), log_level="warning", lifespan="off"))
+def serving(atlas: Atlas, options: ExplorerOptions) -> Iterator[str]:
+    server = create_server(create_explorer(atlas, options))
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
@@ -54,20 +54,21 @@ def serving(atlas: Atlas, offer: Offer) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("explored")
 
 
 @pytest.fixture(scope="module")
-def atlas(place: Path) -> Atlas:
-    return explored_atlas(place)
+def atlas(folder: Path) -> Atlas:
+    return explored_atlas(folder)
 
 
 @pytest.fixture(scope="module")
-def site(place: Path, atlas: Atlas) -> Iterator[str]:
+def site(folder: Path, atlas: Atlas) -> Iterator[str]:
+    second_atlas = explored_atlas(folder, seed=1)
     with (
-        open_responses(atlas, explored_network()) as fires,
-        serving(atlas, Offer(explored_atlas(place, seed=1), fires)) as address,
+        listening(atlas, explored_network()) as run_network,
+        serving(atlas, ExplorerOptions(second_atlas, run_network)) as address,
     ):
         yield address
 
@@ -75,77 +76,82 @@ def site(place: Path, atlas: Atlas) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=list(QUIET))
-        yield found
-        found.close()
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=list(QUIET))
+        yield browser
+        browser.close()
 
 
-class Watched:
-    """A page that keeps what went wrong on it, and which addresses it asked for."""
+class WatchedPage:
+    """A page that keeps the errors on it, and the addresses that it requests."""
 
     def __init__(self, browser: Browser, **options: Any) -> None:
         self.context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
         self.page: Page = self.context.new_page()
-        self.wrong: list[str] = []
-        self.asked: set[str] = set()
-        self.page.on("console", lambda said: self.wrong.append(said.text) if said.type in ("error", "warning") else None)
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("request", lambda request: self.asked.add(request.url))
+        self.errors: list[str] = []
+        self.requests: set[str] = set()
+        self.page.on("console", self._log)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", lambda request: self.requests.add(request.url))
+
+    def _log(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.errors.append(message.text)
 
     def open(self, address: str) -> Page:
         self.page.goto(address)
         self.page.wait_for_load_state("networkidle")
         return self.page
 
-    def assert_nothing_wrong(self, *starts: str) -> None:
-        assert self.wrong == []
-        assert [url for url in self.asked if not url.startswith((*starts, "blob:"))] == []
+    def assert_sound(self, site: str) -> None:
+        """No error was logged, and nothing was requested from elsewhere."""
+        assert self.errors == []
+        assert [address for address in self.requests if not address.startswith((site, "blob:"))] == []
 
 
 @pytest.fixture
-def watched(browser: Browser) -> Iterator[Watched]:
-    held = Watched(browser)
-    yield held
-    held.context.close()
+def watched(browser: Browser) -> Iterator[WatchedPage]:
+    watched = WatchedPage(browser)
+    yield watched
+    watched.context.close()
 
 
 @pytest.mark.parametrize("options", [{}, {"color_scheme": "dark"}, PHONE], ids=["light", "dark", "phone"])
 def test_every_page_is_sound_and_accessible(browser: Browser, site: str, options: dict[str, Any]) -> None:
-    held = Watched(browser, **options)
+    watched = WatchedPage(browser, **options)
     for path in PAGES:
-        page = held.open(site + path)
-        found = Axe().run(page)
-        assert found.violations_count == 0, f"{path}\n{found.generate_report()}"
-        wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        assert wide <= 0, f"{path} scrolls sideways by {wide}"
-    held.assert_nothing_wrong(site)
-    held.context.close()
+        page = watched.open(site + path)
+        report = Axe().run(page)
+        assert report.violations_count == 0, f"{path}\n{report.generate_report()}"
+        excess_px = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert excess_px <= 0, f"{path} scrolls sideways by {excess_px} pixels"
+    watched.assert_sound(site)
+    watched.context.close()
 
 
-def test_the_search_box_finds_units_layers_labels_and_images(watched: Watched, site: str) -> None:
+def test_the_search_box_finds_units_layers_labels_and_images(watched: WatchedPage, site: str) -> None:
     page = watched.open(site)
-    for asked, leads in [
+    for query, path in [
         ("relu#2 1", "units/relu@2/1.html"), ("last", "layers/last.html"), ("dog", "labels/dog.html"), ("dog/001", "images/"),
     ]:  # fmt: skip
         page.keyboard.press("/")
-        page.keyboard.type(asked)
+        page.keyboard.type(query)
         expect(page.get_by_role("option").first).to_be_visible()
-        page.wait_for_function("asked => document.querySelector('#find-list a').href.includes(asked)", arg=leads)
+        page.wait_for_function("path => document.querySelector('#search-results a').href.includes(path)", arg=path)
         page.keyboard.press("Enter")
-        page.wait_for_url(f"**/{leads}*")
+        page.wait_for_url(f"**/{path}*")
     page.keyboard.press("/")
     page.keyboard.type("nothing like it")
     expect(page.get_by_text("Nothing of that name.")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
-    watched.assert_nothing_wrong(site)
+    watched.assert_sound(site)
 
 
-def test_arrow_keys_go_from_unit_to_unit_and_layer_to_layer(watched: Watched, site: str, atlas: Atlas) -> None:
+def test_arrow_keys_go_from_unit_to_unit_and_layer_to_layer(watched: WatchedPage, site: str, atlas: Atlas) -> None:
     page = watched.open(site + "units/relu/1.html")
-    for key, leads in [("ArrowRight", "units/relu/2.html"), ("ArrowLeft", "units/relu/1.html"), ("ArrowUp", "layers/relu.html")]:
+    for key, path in [("ArrowRight", "units/relu/2.html"), ("ArrowLeft", "units/relu/1.html"), ("ArrowUp", "layers/relu.html")]:
         page.keyboard.press(key)
-        page.wait_for_url(f"**/{leads}")
+        page.wait_for_url(f"**/{path}")
     following = atlas.layers[[layer.name for layer in atlas.layers].index("relu") + 1].name
     page.keyboard.press("ArrowRight")
     page.wait_for_url(f"**/layers/{slug(following)}.html")
@@ -155,59 +161,62 @@ def test_arrow_keys_go_from_unit_to_unit_and_layer_to_layer(watched: Watched, si
     assert page.url.endswith(f"layers/{slug(following)}.html")  # the key belongs to the box
 
 
-def order(page: Page) -> list[int]:
+def shown_units(page: Page) -> list[int]:
     return [
         int(unit or 0)
-        for unit in page.eval_on_selector_all("#units > li:not([hidden])", "all => all.map(one => one.dataset.unit)")
+        for unit in page.eval_on_selector_all("#units > li:not([hidden])", "blocks => blocks.map(block => block.dataset.unit)")
     ]
 
 
-def test_units_are_sorted_chosen_and_sized_and_a_link_keeps_that(watched: Watched, site: str, atlas: Atlas) -> None:
+def test_units_are_sorted_chosen_and_sized_and_a_link_keeps_that(watched: WatchedPage, site: str, atlas: Atlas) -> None:
     page = watched.open(site + "layers/relu.html")
     units = atlas.units("relu").to_pylist()
-    assert order(page) == [0, 1, 2, 3]
+    assert shown_units(page) == [0, 1, 2, 3]
     page.get_by_label("Sort by").select_option("highest")
-    assert order(page) == [row["unit"] for row in sorted(units, key=lambda row: -row["highest"])]
+    assert shown_units(page) == [row["unit"] for row in sorted(units, key=lambda row: -row["highest"])]
     page.get_by_role("combobox", name="Show").select_option("dead")
-    assert order(page) == [row["unit"] for row in units if row["dead"]] == [3]
-    page.get_by_role("combobox", name="Show").select_option("always")
-    assert order(page) == [row["unit"] for row in sorted(units, key=lambda row: -row["highest"]) if row["activation_rate"] == 1]
-    page.get_by_role("combobox", name="Show").select_option("fires")
+    assert shown_units(page) == [row["unit"] for row in units if row["dead"]] == [3]
+    page.get_by_role("combobox", name="Show").select_option("always-active")
+    assert shown_units(page) == [
+        row["unit"] for row in sorted(units, key=lambda row: -row["highest"]) if row["activation_rate"] == 1
+    ]
+    page.get_by_role("combobox", name="Show").select_option("not-dead")
     page.get_by_role("combobox", name="Label", exact=True).fill("no such label")
-    assert order(page) == []
+    assert shown_units(page) == []
     expect(page.get_by_role("status").filter(has_text="units")).to_have_text("0 of 4 units")
     page.get_by_role("combobox", name="Label", exact=True).fill("dog")
     page.get_by_label("Size").fill("240")
-    width = page.eval_on_selector("#units > li:not([hidden])", "one => one.getBoundingClientRect().width")
+    width = page.eval_on_selector("#units > li:not([hidden])", "block => block.getBoundingClientRect().width")
     assert width >= 240
-    again = watched.context.new_page()
-    again.goto(page.url)
-    assert order(again) == order(page)
-    assert again.get_by_label("Size").input_value() == "240"
-    watched.assert_nothing_wrong(site)
+    linked = watched.context.new_page()
+    linked.goto(page.url)
+    assert shown_units(linked) == shown_units(page)
+    assert linked.get_by_label("Size").input_value() == "240"
+    watched.assert_sound(site)
 
 
-def boxes(page: Page, where: str) -> list[list[float]]:
+def boxes(page: Page, selector: str) -> list[list[float]]:
     return page.eval_on_selector_all(
-        f"{where} rect.field", "all => all.map(one => ['x', 'y', 'width', 'height'].map(side => Number(one.getAttribute(side))))"
+        f"{selector} rect.patch-box",
+        "all => all.map(rectangle => ['x', 'y', 'width', 'height'].map(name => Number(rectangle.getAttribute(name))))",
     )
 
 
-def test_pointing_at_a_patch_shows_where_it_is(watched: Watched, site: str, atlas: Atlas) -> None:
+def test_pointing_at_a_patch_shows_where_it_is(watched: WatchedPage, site: str, atlas: Atlas) -> None:
     page = watched.open(site + "units/relu@2/1.html")
     rows = atlas.peaks("relu#2", 1).to_pylist()
-    for way in ("hover", "focus", "click"):
+    for action in ("hover", "focus", "click"):
         for rank in (3, 1):
-            getattr(page.locator(".nine button.show").nth(rank - 1), way)()
+            getattr(page.locator(".patches button.show").nth(rank - 1), action)()
             row = rows[rank - 1]
             size = row["source_right"] - row["source_left"], row["source_bottom"] - row["source_top"]
             assert boxes(page, "#source") == [pytest.approx([row["source_left"], row["source_top"], *size], abs=0.01)]
             expect(page.locator("#source a")).to_have_text(atlas.key(row["image"]))
             assert page.locator("#source image").get_attribute("href") == f"../../images/{row['image']}.jpg"
-    watched.assert_nothing_wrong(site)
+    watched.assert_sound(site)
 
 
-def test_a_patch_on_a_page_is_the_patch_of_the_atlas(watched: Watched, site: str, atlas: Atlas) -> None:
+def test_a_patch_on_a_page_is_the_patch_of_the_atlas(watched: WatchedPage, site: str, atlas: Atlas) -> None:
     import io
 
     import numpy as np
@@ -219,75 +228,75 @@ def test_a_patch_on_a_page_is_the_patch_of_the_atlas(watched: Watched, site: str
         for row in atlas.peaks("relu#2", 1).to_pylist()
         if row["top"] >= 0 and row["left"] >= 0 and row["bottom"] <= 40 and row["right"] <= 40
     )
-    shot = page.locator(".nine .patch").nth(row["rank"] - 1).screenshot()
+    shot = page.locator(".patches .patch").nth(row["rank"] - 1).screenshot()
     seen = Image.open(io.BytesIO(shot)).convert("RGB").resize((64, 64))
     expected = atlas.patch(row, size_px=64)
     difference = np.abs(np.asarray(seen, dtype=float) - np.asarray(expected, dtype=float))[8:-8, 8:-8]
     assert difference.mean() < 8  # filters and JPEG differ; another patch is off by more than 40
 
 
-def test_pointing_at_a_unit_draws_its_box_on_the_image(watched: Watched, site: str, atlas: Atlas) -> None:
+def test_pointing_at_a_unit_draws_its_box_on_the_image(watched: WatchedPage, site: str, atlas: Atlas) -> None:
     row = atlas.peaks("relu#2", 1).to_pylist()[2]
     page = watched.open(f"{site}images/{row['image']}.html")
     chip = page.locator(f'.chips a[href$="units/relu@2/{row["unit"]}.html"]').first
-    for way in ("hover", "focus"):
-        getattr(chip, way)()
+    for action in ("hover", "focus"):
+        getattr(chip, action)()
         assert boxes(page, "#stage")[0][:2] == pytest.approx([row["source_left"], row["source_top"]], abs=0.01)
-    watched.assert_nothing_wrong(site)
+    watched.assert_sound(site)
 
 
 def test_a_finger_shows_where_a_patch_is(browser: Browser, site: str) -> None:
-    held = Watched(browser, **PHONE)
-    page = held.open(site + "units/relu@2/1.html")
-    before = boxes(page, "#source")
-    page.locator(".nine button.show").nth(4).tap()
-    assert boxes(page, "#source") != before
-    held.assert_nothing_wrong(site)
-    held.context.close()
+    watched = WatchedPage(browser, **PHONE)
+    page = watched.open(site + "units/relu@2/1.html")
+    first_boxes = boxes(page, "#source")
+    page.locator(".patches button.show").nth(4).tap()
+    assert boxes(page, "#source") != first_boxes
+    watched.assert_sound(site)
+    watched.context.close()
 
 
-def test_an_image_of_ones_own_shows_what_fires(watched: Watched, site: str, atlas: Atlas, place: Path) -> None:
-    page = watched.open(site + "fires.html")
-    (place / "words.txt").write_text("no image")
-    page.locator("#file").set_input_files(place / "words.txt")
-    expect(page.locator("#said")).to_have_text("The image is no image that can be read.")
-    page.locator("#file").set_input_files(place / "photographs" / atlas.key(0))
-    expect(page.locator("#fired h2").first).to_be_visible()
-    expect(page.locator("#said")).to_be_hidden()
-    page.locator("#fired [data-boxes]").first.hover()
+def test_an_uploaded_image_finds_units(watched: WatchedPage, site: str, atlas: Atlas, folder: Path) -> None:
+    page = watched.open(site + "image-search.html")
+    (folder / "text.txt").write_text("no image")
+    page.locator("#file").set_input_files(folder / "text.txt")
+    expect(page.locator("#upload-status")).to_have_text("The image is no image that can be read.")
+    page.locator("#file").set_input_files(folder / "photographs" / atlas.key(0))
+    expect(page.locator("#upload-results h2").first).to_be_visible()
+    expect(page.locator("#upload-status")).to_be_hidden()
+    page.locator("#upload-results [data-box]").first.hover()
     assert len(boxes(page, "#stage")) == 1
-    assert page.locator("#own").get_attribute("href").startswith("blob:")
-    assert [said[:76] for said in watched.wrong] == [
+    assert page.locator("#uploaded-image").get_attribute("href").startswith("blob:")
+    assert [message[:76] for message in watched.errors] == [
         "Failed to load resource: the server responded with a status of 422 (Unproces"
     ]
 
 
-def test_light_and_dark_are_kept(watched: Watched, site: str) -> None:
+def test_light_and_dark_are_kept(watched: WatchedPage, site: str) -> None:
     page = watched.open(site)
-    ground = "getComputedStyle(document.body).backgroundColor"
-    light = page.evaluate(ground)
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(background)
     page.get_by_role("button", name="Light or dark").click()
-    dark = page.evaluate(ground)
+    dark = page.evaluate(background)
     assert dark != light
-    assert watched.open(site + "words.html").evaluate(ground) == dark
+    assert watched.open(site + "glossary.html").evaluate(background) == dark
 
 
-def test_images_that_are_gone_are_said_to_be(browser: Browser, tmp_path: Path) -> None:
+def test_a_page_says_which_images_are_gone(browser: Browser, tmp_path: Path) -> None:
     atlas = explored_atlas(tmp_path)
     gone = atlas.peaks("relu", 0).to_pylist()[0]["image"]
     (tmp_path / "photographs" / atlas.key(gone)).unlink()
-    held = Watched(browser)
-    with serving(Atlas(atlas.folder), Offer()) as site:
-        page = held.open(site + "units/relu/0.html")
-        expect(page.locator("#gone")).to_contain_text("can't be shown: it is gone")
-        assert page.locator(".nine .example.gone").count() == 1
-        assert page.locator(".nine .example:not(.gone)").count() == 8
-    held.context.close()
+    watched = WatchedPage(browser)
+    with serving(Atlas(atlas.folder), ExplorerOptions()) as site:
+        page = watched.open(site + "units/relu/0.html")
+        expect(page.locator("#missing-images")).to_contain_text("can't be shown: it is gone")
+        assert page.locator(".patches .example.missing").count() == 1
+        assert page.locator(".patches .example:not(.missing)").count() == 8
+    watched.context.close()
 
 
-def test_nothing_jumps_while_blocks_arrive(watched: Watched, site: str) -> None:
+def test_nothing_jumps_while_blocks_arrive(watched: WatchedPage, site: str) -> None:
     watched.page.add_init_script(
-        "window.shift = 0; new PerformanceObserver(list => { for (const one of list.getEntries()) window.shift += one.value; })"
+        "window.shift = 0; new PerformanceObserver(list => { for (const entry of list.getEntries()) window.shift += entry.value; })"
         ".observe({ type: 'layout-shift', buffered: true })"
     )
     for path in PAGES[:3]:
@@ -295,9 +304,9 @@ def test_nothing_jumps_while_blocks_arrive(watched: Watched, site: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def exported(place: Path, atlas: Atlas) -> Path:
-    export(atlas, place / "under" / "a" / "path", explored_atlas(place / "more", seed=1))
-    return place / "under"
+def exported(folder: Path, atlas: Atlas) -> Path:
+    export(atlas, folder / "under" / "a" / "path", explored_atlas(folder / "more", seed=1))
+    return folder / "under"
 
 
 @pytest.fixture(scope="module", params=["disk", "host"])
@@ -307,7 +316,7 @@ def static(request: pytest.FixtureRequest, exported: Path) -> Iterator[str]:
         return
 
     class Silent(SimpleHTTPRequestHandler):
-        def log_message(self, *said: object) -> None:
+        def log_message(self, *parts: object) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=str(exported))) as server:
@@ -316,19 +325,19 @@ def static(request: pytest.FixtureRequest, exported: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def test_an_exported_site_works_from_a_disk_and_under_a_path(watched: Watched, static: str) -> None:
+def test_an_exported_site_works_from_a_disk_and_under_a_path(watched: WatchedPage, static: str) -> None:
     for path in PAGES:
-        if path == "fires.html":
+        if path == "image-search.html":
             continue
         page = watched.open(static + path)
-        loaded = "[...document.images].every(one => one.complete && (one.naturalWidth > 0 || one.loading === 'lazy'))"
-        assert page.evaluate(loaded), path
+        loaded = "[...document.images].every(image => image.complete && (image.naturalWidth > 0 || image.loading === 'lazy'))"
+        page.wait_for_function(loaded)
     page = watched.open(static + "units/relu@2/1.html")
-    page.locator(".nine button.show").nth(2).hover()
+    page.locator(".patches button.show").nth(2).hover()
     assert len(boxes(page, "#source")) == 1
     page.keyboard.press("/")
     page.keyboard.type("relu 0")
-    page.wait_for_function("() => document.querySelector('#find-list a')?.href.includes('units/relu')")
+    page.wait_for_function("() => document.querySelector('#search-results a')?.href.includes('units/relu')")
     page.keyboard.press("Enter")
     page.wait_for_url("**/units/relu*/0.html")
-    watched.assert_nothing_wrong(static)
+    watched.assert_sound(static)

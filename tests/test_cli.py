@@ -560,7 +560,7 @@ def test_export_writes_a_site_and_says_how_much(run: Run, atlas: Path, tmp_path:
     ran = run("export", atlas, tmp_path / "site", "--beside", atlas)
     files = [path for path in (tmp_path / "site").rglob("*") if path.is_file()]
     assert ran.out.startswith(f"{len(files):,} files, ")
-    assert (tmp_path / "site" / "beside" / "index.html").exists()
+    assert (tmp_path / "site" / "compared" / "index.html").exists()
     assert "not empty" in run("export", atlas, tmp_path / "site").line
     assert "holds no atlas" in run("export", tmp_path, tmp_path / "other").line
 
@@ -668,10 +668,10 @@ def test_serve_opens_the_pages_and_listens_to_an_image_of_ones_own(atlas: Path, 
         assert process.stdout is not None
         address = process.stdout.readline().split()[0]
         assert address.startswith("http://127.0.0.1:")
-        assert "What fires here" in answer(address, "index.html")
-        assert "beside atlas" in answer(address, "compare/index.html")
+        assert "Search by image" in answer(address, "index.html")
+        assert "compared with atlas" in answer(address, "compare/index.html")
         picture = next(images.rglob("*.png")).read_bytes()
-        assert "layers/1.html" in answer(address, "fires", picture)
+        assert "layers/1.html" in answer(address, "image-search", picture)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=20) in (0, 130, -signal.SIGINT)
 
@@ -696,12 +696,12 @@ def test_serve_runs_no_code_that_the_atlas_names(atlas: Path, images: Path, tmp_
     with serving(atlas, "--port", "0") as process:
         assert process.stdout is not None
         address = process.stdout.readline().split()[0]
-        page = answer(address, "fires.html")
+        page = answer(address, "image-search.html")
         assert "Search by image is off" in page
         assert "--trust-code" in page
         assert 'type="file"' not in page
         with pytest.raises(urllib.error.HTTPError, match="403"):
-            answer(address, "fires", next(images.rglob("*.png")).read_bytes())
+            answer(address, "image-search", next(images.rglob("*.png")).read_bytes())
         assert "layer" in answer(address, "index.html")
     assert not (tmp_path / "ran").exists()
 

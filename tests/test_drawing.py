@@ -31,8 +31,7 @@ from unitscope.drawing import (
 from unitscope.errors import AtlasError, ImagesError
 from unitscope.images import Changed
 from unitscope.records import Box, Layer, Peak, Preprocessing
-from unitscope.web.pages import Pages
-from unitscope.web.queries import Catalogue
+from unitscope.web.queries import AtlasQueries
 
 WHOLE_GRADIENT = Box(0, 0, 20, 30)
 SQUARE = Preprocessing(32, (32, 32), (0.5,) * 3, (0.5,) * 3)
@@ -225,19 +224,19 @@ def deepening(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
 
 
 def test_sheet_figure_and_pages_draw_the_same_box(deepening: Atlas) -> None:
-    pages = Pages(Catalogue(deepening))
+    queries = AtlasQueries(deepening)
     kinds = set()
     for one in deepening.layers:
         small = one.receptive_field_height**2 * 64 <= 32 * 32
         effective = one.effective_field_height if not small else one.receptive_field_height
-        panel, record = figures.panel(deepening, one, [0], patches.PatchOptions()), pages.record(one)
-        assert (record.drawn_height, panel.input_share[0] * 32) == (effective, effective)
+        panel, patch = figures.panel(deepening, one, [0], patches.PatchOptions()), queries.patch_size(one.name)
+        assert (patch.height, panel.input_share[0] * 32) == (effective, effective)
         peak = deepening.peaks(one.name).to_pylist()[0]
-        (example, *_) = pages.catalogue.peaks(one.name, peak["unit"])
-        assert example.drawn.height == pytest.approx(effective * 48 / 32)
-        auto, drawn = (np.asarray(deepening.patch(peak, kind)) for kind in ("auto", record.drawn))
+        (example, *_) = queries.peaks(one.name, peak["unit"])
+        assert example.patch_box.height == pytest.approx(effective * 48 / 32)
+        auto, drawn = (np.asarray(deepening.patch(peak, kind)) for kind in ("auto", patch.kind))
         np.testing.assert_array_equal(auto, drawn)
-        kinds.add(record.drawn)
+        kinds.add(patch.kind)
     assert kinds == {"field", "effective"}
 
 

@@ -19,7 +19,7 @@ from unitscope.atlas import Atlas, figures
 from unitscope.atlas.patches import PatchOptions
 from unitscope.drawing import EMPTY_SLOT, HATCH
 from unitscope.records import Box, Layer, Peak, Preprocessing
-from unitscope.web import explorer, export
+from unitscope.web import create_explorer, export
 from unitscope.web.addresses import slug
 
 SIZE_PX = 64
@@ -133,7 +133,7 @@ def assert_same_pixels(one: Shown, two: Shown, most: float) -> None:
 
 
 def test_sheets_blocks_and_pages_show_the_same_pixels(atlas: Atlas) -> None:
-    site = TestClient(explorer(atlas), base_url="http://localhost")
+    site = TestClient(create_explorer(atlas), base_url="http://localhost")
     padded, compared = 0, 0
     for layer in atlas.layers:
         for unit in range(layer.units):

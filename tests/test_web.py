@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 import time
+import tracemalloc
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -31,40 +32,41 @@ from planted import LABELS as LABELS_PLANTED
 from starlette.testclient import TestClient
 
 import unitscope
-from unitscope.atlas import Atlas
-from unitscope.drawing import GREY
+from unitscope.atlas import Atlas, figures
+from unitscope.drawing import FAINT, cut
 from unitscope.errors import AtlasError, ImagesError
 from unitscope.layers import trace
-from unitscope.records import Peak, Preprocessing, Response
-from unitscope.responses import open_responses
-from unitscope.web import Offer, explorer, export
+from unitscope.records import Box, Peak, Preprocessing, Response
+from unitscope.responses import listening
+from unitscope.web import ExplorerOptions, create_explorer, export
 from unitscope.web.addresses import slug
-from unitscope.web.blocks import PATCH_PX, Pictures
+from unitscope.web.blocks import BlockDrawer
 from unitscope.web.comparison import Comparison
-from unitscope.web.openapi import PATHS, openapi
+from unitscope.web.openapi import PATHS, describe_api
 from unitscope.web.page_records import UnitPage
-from unitscope.web.pages import Pages
-from unitscope.web.queries import Catalogue
-from unitscope.web.server import server
+from unitscope.web.pages import PageBuilder
+from unitscope.web.pictures import PATCH_PX
+from unitscope.web.queries import AtlasQueries
+from unitscope.web.server import create_server
 
 
-def client(atlas: Atlas, **offer: Any) -> TestClient:
-    return TestClient(explorer(atlas, Offer(**offer)), base_url="http://localhost")
+def client(atlas: Atlas, **options: Any) -> TestClient:
+    return TestClient(create_explorer(atlas, ExplorerOptions(**options)), base_url="http://localhost")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("explored")
 
 
 @pytest.fixture(scope="module")
-def atlas(place: Path) -> Atlas:
-    return explored_atlas(place)
+def atlas(folder: Path) -> Atlas:
+    return explored_atlas(folder)
 
 
 @pytest.fixture(scope="module")
-def other(place: Path, atlas: Atlas) -> Atlas:
-    return explored_atlas(place, seed=1)
+def second_atlas(folder: Path, atlas: Atlas) -> Atlas:
+    return explored_atlas(folder, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +78,8 @@ def site(atlas: Atlas) -> TestClient:
 
 
 @pytest.mark.slow
-def test_every_link_of_every_page_leads_somewhere(atlas: Atlas, other: Atlas) -> None:
-    served = client(atlas, beside=other, fires=lambda image: [])
+def test_every_link_of_every_page_leads_somewhere(atlas: Atlas, second_atlas: Atlas) -> None:
+    served = client(atlas, compared_atlas=second_atlas, run_network=lambda image: [])
 
     def read(path: str) -> bytes:
         answer = served.get("/" + path.replace("#", "%23").replace("?", "%3F"))
@@ -85,7 +87,7 @@ def test_every_link_of_every_page_leads_somewhere(atlas: Atlas, other: Atlas) ->
         return answer.content
 
     kinds = Counter(path.rpartition(".")[2] for path, _ in walk(read))
-    units = sum(layer.units for one in (atlas, other) for layer in one.layers)
+    units = sum(layer.units for each in (atlas, second_atlas) for layer in each.layers)
     assert kinds["webp"] == units + 2 * len(ATTRIBUTED)
     assert kinds["jpg"] == 2 * 24
     assert kinds["html"] > units + 2 * 24
@@ -93,9 +95,9 @@ def test_every_link_of_every_page_leads_somewhere(atlas: Atlas, other: Atlas) ->
 
 def test_the_network_page_goes_from_shallow_to_deep(site: TestClient, atlas: Atlas) -> None:
     page = site.get("/api/index.json").json()
-    assert [row["layer"]["name"] for row in page["rows"]] == [layer.name for layer in atlas.layers]
-    assert page["rows"][0]["layer"]["dead"] == 1
-    assert 3 not in page["rows"][0]["strip"]
+    assert [row["layer"]["name"] for row in page["layers"]] == [layer.name for layer in atlas.layers]
+    assert page["layers"][0]["dead_units"] == 1
+    assert 3 not in page["layers"][0]["units"]
 
 
 def test_a_unit_page_shows_what_the_tables_hold(site: TestClient, atlas: Atlas) -> None:
@@ -103,32 +105,38 @@ def test_a_unit_page_shows_what_the_tables_hold(site: TestClient, atlas: Atlas) 
         for unit in range(layer.units):
             page = site.get(f"/api/units/{slug(layer.name)}/{unit}.json").json()
             rows = atlas.peaks(layer.name, unit).to_pylist()
-            assert [(p["rank"], p["source"]["image"]) for p in page["peaks"]] == [(r["rank"], r["image"]) for r in rows]
+            assert [(p["rank"], p["source_image"]["image"]) for p in page["peaks"]] == [(r["rank"], r["image"]) for r in rows]
             assert [p["value"] for p in page["peaks"]] == pytest.approx([r["value"] for r in rows])
-            assert [p["source"]["key"] for p in page["peaks"]] == [atlas.key(r["image"]) for r in rows]
+            assert [p["source_image"]["key"] for p in page["peaks"]] == [atlas.key(r["image"]) for r in rows]
             html = site.get(f"/units/{slug(layer.name)}/{unit}.html").text
             assert html.count('<button type="button" class="show"') == len(rows) + sum(len(b["examples"]) for b in page["bands"])
 
 
 def test_a_unit_page_shows_what_attributions_there_are(site: TestClient, atlas: Atlas) -> None:
     html = site.get("/units/relu/0.html").text
-    (image,) = [dict(held) for tag, held in tags_of(html) if tag == "img" and "projections/" in (held.get("src") or "")]
-    assert image["src"] == "../../projections/deconvnet/relu/0.webp"
-    assert image["alt"] == "deconvnet of the 9 patches of relu unit 0, in the same places"
-    answer = site.get("/projections/deconvnet/relu/0.webp")
+    images = [attributes for tag, attributes in tags_of(html) if tag == "img"]
+    (image,) = [attributes for attributes in images if "attributions/" in (attributes.get("src") or "")]
+    assert image["src"] == "../../attributions/deconvnet/relu/0.webp"
+    assert image["alt"] == "deconvnet of the 9 patches of relu unit 0, in the same order"
+    answer = site.get("/attributions/deconvnet/relu/0.webp")
     with Image.open(io.BytesIO(answer.content)) as drawn:
         assert drawn.size == (6 * PATCH_PX, 6 * PATCH_PX)
-        shades = np.asarray(drawn.convert("RGB")).astype(int)
-    assert shades.std() > 10
-    assert "projections/" not in site.get("/units/relu/2.html").text
+        pixels = np.asarray(drawn.convert("RGB"), dtype=float)
+    peaks = [Peak(**row) for row in atlas.peaks("relu", 0).to_pylist()]
+    for peak, row in zip(peaks, atlas.attributions("deconvnet", "relu", 0).to_pylist(), strict=True):
+        top, left = (peak.rank - 1) // 3 * 2 * PATCH_PX, (peak.rank - 1) % 3 * 2 * PATCH_PX
+        expected = cut(figures.on_input(atlas, row), peak.box, Box(0, 0, 40, 40), 2 * PATCH_PX)
+        shown = pixels[top : top + 2 * PATCH_PX, left : left + 2 * PATCH_PX]
+        assert np.abs(shown - np.asarray(expected, dtype=float)).mean() < 12  # what WebP makes of noise
+    assert "attributions/" not in site.get("/units/relu/2.html").text
     for wrong in ("deconvnet/relu/2", "guided_backprop/relu/0", "deconvnet/nothing/0", "deconvnet/relu/99"):
-        assert site.get(f"/projections/{wrong}.webp").status_code == 404
+        assert site.get(f"/attributions/{wrong}.webp").status_code == 404
 
 
 JUNK: dict[str, Any] = {
     "no table": b"nothing",
     "another table": pa.table({"layer": ["relu"], "unit": ["zero"]}),
-    "no rows": None,
+    "no rows": pa.table({"layer": pa.array([], pa.string()), "unit": pa.array([], pa.int32())}),
 }
 
 
@@ -136,18 +144,16 @@ JUNK: dict[str, Any] = {
 def test_a_broken_table_of_attributions_leaves_the_rest_of_the_page(tmp_path: Path, atlas: Atlas, junk: str) -> None:
     folder = tmp_path / "broken"
     shutil.copytree(atlas.folder, folder)
-    unitscope.attribute(Atlas(folder), "guided_backprop", explored_network(), layers=["relu"], units=[0])
-    held, path = JUNK[junk], folder / "tables" / "deconvnet.parquet"
-    path.write_bytes(held) if isinstance(held, bytes) else pq.write_table(
-        pq.read_table(path).slice(0, 0) if held is None else held, path
-    )
+    shutil.copy(folder / "attributions" / "deconvnet.parquet", folder / "attributions" / "guided_backprop.parquet")
+    content, path = JUNK[junk], folder / "attributions" / "deconvnet.parquet"
+    path.write_bytes(content) if isinstance(content, bytes) else pq.write_table(content, path)
     shown = client(Atlas(folder)).get("/units/relu/0.html")
     assert shown.status_code == 200
     assert ("The attributions by deconvnet can't be shown" in shown.text) == (junk != "no rows")
-    pictures = [attributes["src"] for tag, attributes in tags_of(shown.text) if tag == "img" and "projections" in str(attributes)]
-    assert pictures == ["../../projections/guided_backprop/relu/0.webp"]
+    sources = [attributes["src"] for tag, attributes in tags_of(shown.text) if tag == "img" and "attributions" in str(attributes)]
+    assert sources == ["../../attributions/guided_backprop/relu/0.webp"]
     export(Atlas(folder), tmp_path / "site")
-    assert (tmp_path / "site" / "projections" / "guided_backprop" / "relu" / "0.webp").exists()
+    assert (tmp_path / "site" / "attributions" / "guided_backprop" / "relu" / "0.webp").exists()
 
 
 @pytest.mark.parametrize(
@@ -162,19 +168,19 @@ def test_a_broken_table_of_attributions_leaves_the_rest_of_the_page(tmp_path: Pa
     ],
 )
 def test_broken_attributions_of_a_unit_leave_its_page(tmp_path: Path, atlas: Atlas, columns: dict[str, Any]) -> None:
-    served = client(found := changed(atlas, tmp_path / "atlas", "tables/deconvnet", **columns))
+    served = client(broken := changed(atlas, tmp_path / "atlas", "attributions/deconvnet", **columns))
     assert served.get("/units/relu/0.html").status_code == 200
     assert served.get("/units/relu@2/1.html").status_code == 200
-    drawn = served.get("/projections/deconvnet/relu/0.webp")
+    drawn = served.get("/attributions/deconvnet/relu/0.webp")
     assert drawn.status_code == 200 or "that can't be drawn" in drawn.text
-    export(found, tmp_path / "site")
+    export(broken, tmp_path / "site")
     assert (tmp_path / "site" / "units" / "relu" / "0.html").exists()
 
 
 def test_a_dead_unit_says_so(site: TestClient) -> None:
     html = site.get("/units/relu/3.html").text
-    assert "fires in none of the 24 images" in html
-    assert 'class="nine"></div>' in html
+    assert "none of the 24 images excites it" in html
+    assert 'class="patches"></div>' in html
 
 
 def test_bands_lie_at_the_quantiles_of_the_sample(site: TestClient, atlas: Atlas) -> None:
@@ -193,45 +199,55 @@ def test_boxes_of_the_sample_are_the_cells_fields(atlas: Atlas) -> None:
             continue
         sample = atlas.sample(traced.name)
         unit, y, x = (sample[name].to_numpy() for name in ("unit", "y", "x"))
-        for side, values in zip(("top", "left", "bottom", "right"), traced.receptive_fields.boxes(unit, y, x), strict=True):
+        for side, values in zip(("top", "left", "bottom", "right"), traced.fields.boxes(unit, y, x), strict=True):
             assert sample[side].to_pylist() == np.broadcast_to(values, len(y)).tolist()
 
 
-def test_alike_units_are_those_that_share_most_images(atlas: Atlas) -> None:
+def test_similar_units_are_those_that_share_most_images(atlas: Atlas) -> None:
     images = {
         (layer.name, unit): set(atlas.peaks(layer.name, unit)["image"].to_pylist())
         for layer in atlas.layers
         for unit in range(layer.units)
     }
-    catalogue = Catalogue(atlas)
+    queries = AtlasQueries(atlas)
     for (layer, unit), own in images.items():
-        shares = sorted((len(own & them) for other, them in images.items() if other != (layer, unit)), reverse=True)
-        found = catalogue.alike(layer, unit, most=5)
-        assert [one.shared for one in found] == [share for share in shares[:5] if share > 1]
-        assert all(len(own & images[one.layer, one.unit]) == one.shared for one in found)
+        counts = sorted((len(own & images[key]) for key in images if key != (layer, unit)), reverse=True)
+        similar_units = queries.similar_units(layer, unit, max_units=5)
+        assert [similar.shared_images for similar in similar_units] == [count for count in counts[:5] if count > 1]
+        assert all(len(own & images[similar.layer, similar.unit]) == similar.shared_images for similar in similar_units)
+
+
+def test_units_of_a_layer_carry_what_they_can_be_sorted_by(site: TestClient) -> None:
+    page = site.get("/api/layers/relu.json").json()
+    html = site.get("/layers/relu.html").text
+    units = [attributes for tag, attributes in tags_of(html) if tag == "li" and "data-unit" in attributes]
+    options = [attributes["value"] for tag, attributes in tags_of(html) if tag == "option" and "title" in attributes]
+    assert options == [key["column"] for key in page["sort_keys"]] == ["highest", "activation_rate", "standing"]
+    for entry, attributes in zip(page["units"], units, strict=True):
+        assert [float(attributes[f"data-{name}"] or "") for name in options] == [entry["statistics"][name] for name in options]
 
 
 def test_an_image_page_lists_every_unit_that_it_is_a_peak_of(site: TestClient, atlas: Atlas) -> None:
     rows = [row for row in atlas.table("peaks").to_pylist() if row["image"] == 5]
     page = site.get("/api/images/5.json").json()
-    found = {(e["layer"], e["unit"], e["rank"]) for layer in page["layers"] for e in layer["peaks"]}
-    assert found == {(row["layer"], row["unit"], row["rank"]) for row in rows}
+    shown = {(peak["layer"], peak["unit"], peak["rank"]) for layer in page["layers"] for peak in layer["peaks"]}
+    assert shown == {(row["layer"], row["unit"], row["rank"]) for row in rows}
 
 
 def test_a_label_page_lists_its_images_and_units(site: TestClient, atlas: Atlas) -> None:
     page = site.get(f"/api/labels/{slug(LABELS[2])}.json").json()
-    assert (page["count"], page["overall"], len(page["images"])) == (8, pytest.approx(1 / 3), 8)
+    assert (page["image_count"], page["base_rate"], len(page["images"])) == (8, pytest.approx(1 / 3), 8)
     labels = {row["image"]: row["label"] for row in atlas.table("images").to_pylist()}
     first = page["units"][0]
     peaks = [labels[image] for image in atlas.peaks(first["layer"], first["unit"])["image"].to_pylist()]
-    assert peaks.count(LABELS[2]) == first["peaks"] == max(one["peaks"] for one in page["units"])
+    assert peaks.count(LABELS[2]) == first["label_peaks"] == max(unit["label_peaks"] for unit in page["units"])
 
 
 def test_units_without_a_sample_or_peaks_have_pages(tmp_path: Path) -> None:
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.ReLU())
     torch.nn.init.constant_(network[0].bias, -100)
     served = client(unitscope.scan(network, torch.randn(4, 3, 8, 8), tmp_path / "atlas"))
-    assert "None of its units fires" in served.get("/").text
+    assert "None of its units has a peak" in served.get("/").text
     assert served.get("/layers/1.html").status_code == 200
     assert "there are no patches to show" in served.get("/units/1/0.html").text
 
@@ -253,18 +269,18 @@ def test_a_block_holds_the_patches_of_its_unit(site: TestClient, atlas: Atlas) -
 
 
 class Counting(Sequence[Image.Image]):
-    """Pictures that count how often each was asked for."""
+    """Pictures that count how often each of them is read."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
         self.pictures = [Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)) for _ in range(30)]
-        self.asked: Counter[int] = Counter()
+        self.reads: Counter[int] = Counter()
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, image: Any) -> Any:
-        self.asked[image] += 1
+        self.reads[image] += 1
         return self.pictures[image]
 
 
@@ -273,14 +289,14 @@ def test_an_image_that_holds_peaks_of_many_units_is_decoded_once(tmp_path: Path)
     preprocessing = Preprocessing(None, (40, 40), (0.5,) * 3, (0.25,) * 3)
     unitscope.scan(explored_network(), pictures, tmp_path / "atlas", preprocess=preprocessing)
     atlas = Atlas(tmp_path / "atlas", images=pictures)
-    pictures.asked.clear()
+    pictures.reads.clear()
     units = [(layer.name, unit) for layer in atlas.layers for unit in range(layer.units)]
-    for block in Pictures(Catalogue(atlas)).draw(units).values():
+    for block in BlockDrawer(AtlasQueries(atlas)).draw(units).values():
         block.result(timeout=60)
-    assert set(pictures.asked.values()) == {1}
+    assert set(pictures.reads.values()) == {1}
 
 
-def test_blocks_are_kept_and_asked_for_again_by_name(site: TestClient) -> None:
+def test_a_browser_keeps_blocks_by_their_tag(site: TestClient) -> None:
     first = site.get("/blocks/relu/0.webp")
     again = site.get("/blocks/relu/0.webp", headers={"If-None-Match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
@@ -327,8 +343,10 @@ def test_json_is_what_the_description_says(site: TestClient) -> None:
 
 
 def test_the_description_has_an_operation_for_every_path_that_gives_json() -> None:
-    assert {path.replace("compare/", "") for path in openapi(True)["paths"]} >= set(openapi(False)["paths"])
-    assert len(openapi(True)["paths"]) == len(PATHS)
+    assert {path.replace("compare/", "") for path in describe_api(has_comparison=True)["paths"]} >= set(
+        describe_api(has_comparison=False)["paths"]
+    )
+    assert len(describe_api(has_comparison=True)["paths"]) == len(PATHS)
 
 
 # ── safety ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -348,7 +366,7 @@ def test_other_peoples_text_is_never_markup(site: TestClient, atlas: Atlas) -> N
 
 
 def test_a_page_keeps_to_itself(site: TestClient) -> None:
-    for path in ("/", "/nothing.html", "/static/find.js", "/blocks/relu/0.webp", "/api/index.json"):
+    for path in ("/", "/nothing.html", "/static/search-box.js", "/blocks/relu/0.webp", "/api/index.json"):
         headers = site.get(path).headers
         assert "default-src 'none'" in headers["content-security-policy"]
         assert "unsafe" not in headers["content-security-policy"]
@@ -375,11 +393,11 @@ def test_a_page_keeps_to_itself(site: TestClient) -> None:
         f"/api/images/{'0' * 5000}1.json",
         f"/units/relu/{'9' * 5000}.html",
         f"/blocks/relu/{'9' * 5000}.webp",
-        f"/projections/deconvnet/relu/{'9' * 5000}.webp",
+        f"/attributions/deconvnet/relu/{'9' * 5000}.webp",
         "/api/images/99.json",
-        "/fires.html",
+        "/image-search.html",
         "/compare/index.html",
-        "/beside/index.html",
+        "/compared/index.html",
     ],
 )
 def test_what_is_not_in_the_tables_is_not_there(site: TestClient, path: str) -> None:
@@ -390,8 +408,10 @@ def test_what_is_not_in_the_tables_is_not_there(site: TestClient, path: str) -> 
 
 
 def test_another_host_name_is_refused(atlas: Atlas) -> None:
-    assert TestClient(explorer(atlas), base_url="http://evil.example").get("/").status_code == 400
-    assert TestClient(explorer(atlas, Offer(hosts=("*",))), base_url="http://a.example").get("/").status_code == 200
+    assert TestClient(create_explorer(atlas), base_url="http://evil.example").get("/").status_code == 400
+    assert (
+        TestClient(create_explorer(atlas, ExplorerOptions(hosts=("*",))), base_url="http://a.example").get("/").status_code == 200
+    )
 
 
 @pytest.mark.parametrize(
@@ -408,18 +428,18 @@ def test_a_server_answers_to_its_own_names_and_addresses(atlas: Atlas, host: str
 
 
 def changed(atlas: Atlas, to: Path, table: str, **columns: Any) -> Atlas:
-    """A copy of an atlas with other columns in one table; a function gets the old one."""
+    """A copy of an atlas with changed columns in one table; a function gets each old value."""
     shutil.copytree(atlas.folder, to)
-    held = pq.read_table(to / f"{table}.parquet")
-    for name, make in columns.items():
-        old = held[name].to_pylist()
-        held = held.set_column(held.column_names.index(name), name, pa.array([make(value) for value in old]))
-    pq.write_table(held, to / f"{table}.parquet")
+    content = pq.read_table(to / f"{table}.parquet")
+    for name, change in columns.items():
+        column = pa.array([change(value) for value in content[name].to_pylist()])
+        content = content.set_column(content.column_names.index(name), name, column)
+    pq.write_table(content, to / f"{table}.parquet")
     return Atlas(to)
 
 
 @pytest.mark.parametrize(
-    ("table", "columns", "said"),
+    ("table", "columns", "message"),
     [
         ("peaks", {"unit": lambda unit: f"{unit}<script>"}, "can&#39;t be read"),
         ("peaks", {"unit": lambda unit: 10_000}, "a unit or a cell"),
@@ -440,18 +460,18 @@ def changed(atlas: Atlas, to: Path, table: str, **columns: Any) -> Atlas:
     ],
 )
 def test_a_hostile_table_is_a_page_that_says_so(
-    atlas: Atlas, tmp_path: Path, table: str, columns: dict[str, Any], said: str
+    atlas: Atlas, tmp_path: Path, table: str, columns: dict[str, Any], message: str
 ) -> None:
     served = client(changed(atlas, tmp_path / "atlas", table, **columns))
     answer = served.get("/units/relu/0.html")
     assert answer.status_code == 500
-    assert said in answer.text
+    assert message in answer.text
     assert "<script>" not in answer.text
-    assert served.get("/words.html").status_code == 200
+    assert served.get("/glossary.html").status_code == 200
 
 
 @pytest.mark.parametrize(
-    ("columns", "said"),
+    ("columns", "message"),
     [
         ({"units": lambda units: -3}, "has -3 units"),
         ({"receptive_field_height": lambda height: 2**31 - 1}, "sizes of"),
@@ -459,13 +479,13 @@ def test_a_hostile_table_is_a_page_that_says_so(
         ({"activation": lambda activation: None}, "lacks its name"),
     ],
 )
-def test_a_hostile_list_of_layers_is_one_line(atlas: Atlas, tmp_path: Path, columns: dict[str, Any], said: str) -> None:
-    with pytest.raises(AtlasError, match=said):
-        explorer(changed(atlas, tmp_path / "atlas", "layers", **columns))
+def test_a_hostile_list_of_layers_is_one_line(atlas: Atlas, tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+    with pytest.raises(AtlasError, match=message):
+        create_explorer(changed(atlas, tmp_path / "atlas", "layers", **columns))
 
 
 @pytest.mark.parametrize(
-    "held",
+    "entries",
     [
         {"k": "many"},
         {"input": [3, 0, 0]},
@@ -476,31 +496,45 @@ def test_a_hostile_list_of_layers_is_one_line(atlas: Atlas, tmp_path: Path, colu
         {"images": []},
     ],
 )
-def test_a_hostile_manifest_is_one_line(atlas: Atlas, tmp_path: Path, held: dict[str, Any]) -> None:
+def test_a_hostile_manifest_is_one_line(atlas: Atlas, tmp_path: Path, entries: dict[str, Any]) -> None:
     shutil.copytree(atlas.folder, tmp_path / "atlas")
     manifest = tmp_path / "atlas" / "atlas.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | held))
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | entries))
     with pytest.raises(AtlasError, match="is broken"):
-        explorer(Atlas(tmp_path / "atlas"))
+        create_explorer(Atlas(tmp_path / "atlas"))
+
+
+def search_memory(atlas: Atlas) -> int:
+    """The most bytes that a search by image takes at a time."""
+    quiet = [
+        Response(layer.name, np.zeros(layer.units, np.float32), np.zeros((layer.units, 4), np.int64)) for layer in atlas.layers
+    ]
+    served = client(atlas, run_network=lambda image: quiet)
+    served.get("/image-search.html")  # what every page needs is read now
+    tracemalloc.start()
+    assert served.post("/image-search", content=png(Image.new("RGB", (20, 20)))).status_code == 200
+    _, highest = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return highest
 
 
 def test_a_high_rank_takes_no_memory(atlas: Atlas, tmp_path: Path) -> None:
-    """As many places for each unit as its layer's highest rank would take gigabytes for a layer of many units."""
+    """A cell for each unit and rank, up to the layer's highest, would take gigabytes for a layer of many units."""
     high = changed(atlas, tmp_path / "atlas", "peaks", rank=lambda rank: 32_767 if rank == 9 else rank)
     manifest = high.folder / "atlas.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"k": 32_767}))
-    catalogue = Catalogue(Atlas(high.folder))
-    for layer in catalogue.layers:
-        assert len(catalogue.marks(layer.name).peaks) == sum(catalogue.peaks_a_unit(layer.name))
     assert client(Atlas(high.folder)).get("/units/relu/0.html").status_code == 200
+    search_memory(atlas)  # whatever the first search of a process loads
+    cells = sum(layer.units for layer in atlas.layers) * 32_767
+    assert search_memory(Atlas(high.folder)) < search_memory(atlas) + cells
 
 
 @pytest.mark.parametrize("units", [[9_000_000, 4, 4, 2], [4, 5, 4, 2], [2**31 - 1] * 4])
 def test_units_that_no_table_has_take_no_memory(atlas: Atlas, tmp_path: Path, units: list[int]) -> None:
     """A layer of nine million units would take gigabytes, page after page."""
-    told = iter(units)
+    counts = iter(units)
     with pytest.raises(AtlasError, match=f"its layers have {sum(units):,} units, but its table of units "):
-        explorer(changed(atlas, tmp_path / "atlas", "layers", units=lambda _: next(told)))
+        create_explorer(changed(atlas, tmp_path / "atlas", "layers", units=lambda _: next(counts)))
 
 
 @pytest.mark.slow
@@ -512,7 +546,7 @@ def test_more_units_than_pages_can_show_are_refused(atlas: Atlas, tmp_path: Path
         pa.table({f.name: pa.repeat(pa.scalar(None, f.type), rows) for f in schema}, schema=schema), many.folder / "units.parquet"
     )
     with pytest.raises(AtlasError, match=f"has {rows:,} units, 3,000,000 in one layer; pages show up to 2,000,000"):
-        explorer(many)
+        create_explorer(many)
 
 
 @pytest.mark.parametrize("key", ["../../etc/passwd", "/etc/passwd", "<script>alert(1)</script>", "a\nb", "\x00"])
@@ -528,11 +562,11 @@ def test_slugs_of_different_names_differ_and_are_safe() -> None:
     names = ["a#2", "a@2", "a~2", "..", ".", "", "a/b", "a%2fb", "A b", "é", "x" * 300, "x" * 301, "-a", "~40", "<script>"]
     slugs = [slug(name) for name in names]
     assert len(set(slugs)) == len(names)
-    assert all(set(one) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-~@") for one in slugs)
-    assert all(one and not one.startswith(".") and len(one) < 130 for one in slugs)
+    assert all(set(text) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-~@") for text in slugs)
+    assert all(text and not text.startswith(".") and len(text) < 130 for text in slugs)
 
 
-# ── what fires here ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── search by image ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def png(image: Image.Image) -> bytes:
@@ -541,27 +575,27 @@ def png(image: Image.Image) -> bytes:
     return content.getvalue()
 
 
-def test_an_image_of_the_data_would_take_its_own_place(atlas: Atlas) -> None:
-    with open_responses(atlas, explored_network()) as fires:
-        served = client(atlas, fires=fires)
+def test_an_image_of_the_data_set_takes_its_own_rank(atlas: Atlas) -> None:
+    with listening(atlas, explored_network()) as run_network:
+        served = client(atlas, run_network=run_network)
         row = atlas.peaks("relu#2", 1).to_pylist()[0]
-        responses = {one.layer: one for one in fires(atlas.open_image(row["image"]))}
+        responses = {response.layer: response for response in run_network(atlas.open_image(row["image"]))}
         assert responses["relu#2"].values[1] == pytest.approx(row["value"], rel=1e-5)
         assert responses["relu#2"].boxes[1].tolist() == [row[side] for side in ("top", "left", "bottom", "right")]
-        answer = served.post("/fires", content=png(atlas.open_image(row["image"])))
+        answer = served.post("/image-search", content=png(atlas.open_image(row["image"])))
     assert answer.status_code == 200
     shown = [attributes for tag, attributes in tags_of(answer.text) if attributes.get("href") == "units/relu@2/1.html"]
-    box = [float(side) for side in (shown[0]["data-boxes"] or "").split()]
+    box = [float(side) for side in (shown[0]["data-box"] or "").split()]
     expected = [row["source_left"], row["source_top"], row["source_right"] - row["source_left"]]
     assert box[:3] == pytest.approx(expected, abs=0.01)
     assert "rank 1" in answer.text
 
 
-def test_silent_units_are_not_said_to_fire(atlas: Atlas) -> None:
+def test_silent_units_are_not_found_by_an_image(atlas: Atlas) -> None:
     quiet = [
         Response(layer.name, np.full(layer.units, -1, np.float32), np.zeros((layer.units, 4), np.int64)) for layer in atlas.layers
     ]
-    answer = client(atlas, fires=lambda image: quiet).post("/fires", content=png(Image.new("RGB", (20, 20))))
+    answer = client(atlas, run_network=lambda image: quiet).post("/image-search", content=png(Image.new("RGB", (20, 20))))
     layers = [layer.name for layer in atlas.layers if layer.rectified]
     assert layers
     assert not [name for name in layers if f"layers/{slug(name)}.html" in answer.text]
@@ -575,7 +609,7 @@ def bomb() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "status", "said"),
+    ("content", "status", "message"),
     [
         (b"no image", 422, "no image that can be read"),
         (b"", 422, "no image that can be read"),
@@ -584,10 +618,10 @@ def bomb() -> bytes:
         (b"x" * (21 << 20), 413, "larger than 20 MB"),
     ],
 )
-def test_uploads_that_are_no_image_are_refused(atlas: Atlas, content: bytes, status: int, said: str) -> None:
-    answer = client(atlas, fires=lambda image: []).post("/fires", content=content)
+def test_uploads_that_are_no_image_are_refused(atlas: Atlas, content: bytes, status: int, message: str) -> None:
+    answer = client(atlas, run_network=lambda image: []).post("/image-search", content=content)
     assert answer.status_code == status
-    assert said in answer.text
+    assert message in answer.text
 
 
 def tiff_of_nan() -> bytes:
@@ -610,20 +644,20 @@ def tiff_of_nan() -> bytes:
     ids=["1 x 49,000,000", "49,000,000 x 1", "1 x 200,000", "NaN", "1 x 6,000", "6,000 x 1", "1 x 1"],
 )
 def test_images_of_absurd_shapes_are_answered_or_refused(resizing: TestClient, content: bytes, status: int) -> None:
-    answer = resizing.post("/fires", content=content)
+    answer = resizing.post("/image-search", content=content)
     assert answer.status_code == status
     assert status == 200 or answer.text.startswith("The image ")
     assert "\n" not in answer.text.strip() or status == 200
 
 
 @pytest.fixture(scope="module")
-def resizing(tmp_path_factory: pytest.TempPathFactory, atlas: Atlas, place: Path) -> Iterator[TestClient]:
+def resizing(tmp_path_factory: pytest.TempPathFactory, atlas: Atlas, folder: Path) -> Iterator[TestClient]:
     """A site that listens, of a network whose images are resized to 256 pixels."""
     preprocessing = Preprocessing(256, (40, 40), (0.5,) * 3, (0.25,) * 3)
-    folder = tmp_path_factory.mktemp("resizing") / "atlas"
-    found = unitscope.scan(explored_network(), place / "photographs", folder, preprocess=preprocessing)
-    with open_responses(found, explored_network()) as fires:
-        yield client(found, fires=fires)
+    out = tmp_path_factory.mktemp("resizing") / "atlas"
+    resized = unitscope.scan(explored_network(), folder / "photographs", out, preprocess=preprocessing)
+    with listening(resized, explored_network()) as run_network:
+        yield client(resized, run_network=run_network)
 
 
 ELSEWHERE: list[dict[str, str]] = [
@@ -658,8 +692,8 @@ def test_what_another_site_sends_is_refused_unread(atlas: Atlas, headers: dict[s
     def must_not_run(image: Image.Image) -> list[Response]:
         raise AssertionError("the network ran")
 
-    served = client(atlas, fires=must_not_run)
-    answer = served.post("/fires", content=png(Image.new("RGB", (20, 20))), headers=headers)
+    served = client(atlas, run_network=must_not_run)
+    answer = served.post("/image-search", content=png(Image.new("RGB", (20, 20))), headers=headers)
     assert (answer.status_code, answer.text) == (403, "Another site may not send anything here.")
     assert served.delete("/index.html", headers=headers).status_code == 403
     assert served.get("/index.html", headers=headers).status_code == 200
@@ -667,25 +701,27 @@ def test_what_another_site_sends_is_refused_unread(atlas: Atlas, headers: dict[s
 
 @pytest.mark.parametrize("headers", HERE, ids=str)
 def test_what_the_own_pages_send_is_taken(atlas: Atlas, headers: dict[str, str]) -> None:
-    answer = client(atlas, fires=lambda image: []).post("/fires", content=png(Image.new("RGB", (20, 20))), headers=headers)
+    answer = client(atlas, run_network=lambda image: []).post(
+        "/image-search", content=png(Image.new("RGB", (20, 20))), headers=headers
+    )
     assert answer.status_code == 200
 
 
 def test_behind_https_the_own_pages_say_https(atlas: Atlas) -> None:
-    served = TestClient(explorer(atlas, Offer(fires=lambda image: [])), base_url="https://localhost:8443")
+    served = TestClient(create_explorer(atlas, ExplorerOptions(run_network=lambda image: [])), base_url="https://localhost:8443")
     for origin, status in (("https://localhost:8443", 200), ("http://localhost:8443", 403), ("https://localhost", 403)):
         content = png(Image.new("RGB", (20, 20)))
-        assert served.post("/fires", content=content, headers={"Origin": origin}).status_code == status
+        assert served.post("/image-search", content=content, headers={"Origin": origin}).status_code == status
 
 
 def test_a_page_says_why_search_by_image_is_off(atlas: Atlas) -> None:
-    served = client(atlas, off="the atlas names <code>")
-    assert "fires.html" in served.get("/index.html").text
-    page = served.get("/fires.html")
+    served = client(atlas, search_off_reason="the atlas names <code>")
+    assert "image-search.html" in served.get("/index.html").text
+    page = served.get("/image-search.html")
     assert page.status_code == 200
     assert "Search by image is off: the atlas names &lt;code&gt;." in page.text
     assert not [tag for tag, _ in tags_of(page.text) if tag == "input" and "file" in page.text.split("<main")[1]]
-    answer = served.post("/fires", content=png(Image.new("RGB", (20, 20))))
+    answer = served.post("/image-search", content=png(Image.new("RGB", (20, 20))))
     assert (answer.status_code, answer.text) == (403, "Search by image is off: the atlas names <code>.")
 
 
@@ -697,34 +733,38 @@ def test_a_page_says_why_search_by_image_is_off(atlas: Atlas) -> None:
         ("PUT", "/units/relu/0.html", {"GET", "HEAD"}),
         ("PATCH", "/api/index.json", {"GET", "HEAD"}),
         ("POST", "/blocks/relu/0.webp", {"GET", "HEAD"}),
-        ("POST", "/static/find.js", {"GET", "HEAD"}),
-        ("GET", "/fires", {"POST"}),
+        ("POST", "/static/search-box.js", {"GET", "HEAD"}),
+        ("GET", "/image-search", {"POST"}),
     ],
 )
-def test_a_method_that_is_not_allowed_is_told_which_ones_are(atlas: Atlas, method: str, path: str, allowed: set[str]) -> None:
-    answer = client(atlas, fires=lambda image: []).request(method, path)
+def test_an_answer_to_a_method_that_is_not_allowed_names_those_that_are(
+    atlas: Atlas, method: str, path: str, allowed: set[str]
+) -> None:
+    answer = client(atlas, run_network=lambda image: []).request(method, path)
     assert answer.status_code == 405
     assert {name.strip() for name in answer.headers["allow"].split(",")} == allowed
 
 
 @contextmanager
-def listening_server(atlas: Atlas, wait_s: int, **offer: Any) -> Iterator[tuple[str, int]]:
+def listening_server(atlas: Atlas, idle_timeout_s: int, **options: Any) -> Iterator[tuple[str, int]]:
     """A server in a thread, as `serve` runs it, and where it listens."""
     bound = socket.create_server(("127.0.0.1", 0))
-    running = server(explorer(atlas, Offer(**{"fires": lambda image: []} | offer)), wait_s)
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [bound]})
+    server = create_server(create_explorer(atlas, ExplorerOptions(**{"run_network": lambda image: []} | options)), idle_timeout_s)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     try:
         yield bound.getsockname()
     finally:
-        running.should_exit = True
+        server.should_exit = True
         thread.join(timeout=20)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [b"", b"G", b"GET / HTTP/1.1\r\nHost: localhost\r\n", b"POST /fires HTTP/1.1\r\nX: "], ids=repr)
+@pytest.mark.parametrize(
+    "sent", [b"", b"G", b"GET / HTTP/1.1\r\nHost: localhost\r\n", b"POST /image-search HTTP/1.1\r\nX: "], ids=repr
+)
 def test_a_connection_that_asks_nothing_is_closed(atlas: Atlas, sent: bytes) -> None:
-    with listening_server(atlas, wait_s=1) as address, socket.create_connection(address, timeout=10) as connection:
+    with listening_server(atlas, idle_timeout_s=1) as address, socket.create_connection(address, timeout=10) as connection:
         connection.sendall(sent)
         start = time.monotonic()
         assert connection.recv(100) == b""
@@ -732,9 +772,9 @@ def test_a_connection_that_asks_nothing_is_closed(atlas: Atlas, sent: bytes) -> 
 
 
 @pytest.mark.slow
-def test_a_connection_that_drips_is_closed_too_and_one_that_asks_again_is_not(atlas: Atlas) -> None:
+def test_a_slow_connection_is_closed_too_and_one_that_asks_again_is_not(atlas: Atlas) -> None:
     with (
-        listening_server(atlas, wait_s=2) as address,
+        listening_server(atlas, idle_timeout_s=2) as address,
         socket.create_connection(address, timeout=10) as slow,
         socket.create_connection(address, timeout=10) as brisk,
     ):
@@ -742,7 +782,7 @@ def test_a_connection_that_drips_is_closed_too_and_one_that_asks_again_is_not(at
         slow.settimeout(0.3)
         ended, start = False, time.monotonic()
         while not ended and time.monotonic() - start < 8:
-            brisk.sendall(b"HEAD /words.html HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            brisk.sendall(b"HEAD /glossary.html HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert brisk.recv(5000).startswith(b"HTTP/1.1 200")
             with suppress(TimeoutError):
                 slow.sendall(b"a")
@@ -751,14 +791,16 @@ def test_a_connection_that_drips_is_closed_too_and_one_that_asks_again_is_not(at
 
 
 def test_an_upload_that_breaks_off_is_one_line_in_the_log(atlas: Atlas, caplog: pytest.LogCaptureFixture) -> None:
-    with listening_server(atlas, wait_s=5) as address:
+    with listening_server(atlas, idle_timeout_s=5) as address:
         for _ in range(3):
             with socket.create_connection(address, timeout=10) as connection:
-                connection.sendall(b"POST /fires HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1000)
+                connection.sendall(
+                    b"POST /image-search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1000
+                )
                 time.sleep(0.2)
         time.sleep(0.3)
         with socket.create_connection(address, timeout=10) as connection:
-            connection.sendall(b"HEAD /words.html HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            connection.sendall(b"HEAD /glossary.html HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert connection.recv(100).startswith(b"HTTP/1.1 200")
     lines = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert [record.getMessage() for record in lines] == ["an upload from 127.0.0.1 ended before the whole image was there"] * 3
@@ -766,8 +808,11 @@ def test_an_upload_that_breaks_off_is_one_line_in_the_log(atlas: Atlas, caplog: 
 
 
 def test_an_upload_that_does_not_end_is_given_up(atlas: Atlas) -> None:
-    with listening_server(atlas, wait_s=5, upload_s=0.5) as address, socket.create_connection(address, timeout=10) as connection:
-        connection.sendall(b"POST /fires HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1000)
+    with (
+        listening_server(atlas, idle_timeout_s=5, upload_s=0.5) as address,
+        socket.create_connection(address, timeout=10) as connection,
+    ):
+        connection.sendall(b"POST /image-search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1000)
         assert b"408" in connection.recv(100)
 
 
@@ -788,14 +833,14 @@ def test_images_are_looked_at_one_at_a_time_and_pages_do_not_wait_for_them(atlas
     def send(address: tuple[str, int]) -> bytes:
         content = png(Image.new("RGB", (20, 20)))
         with socket.create_connection(address, timeout=60) as connection:
-            head = f"POST /fires HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
+            head = f"POST /image-search HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
             connection.sendall(head.encode() + content)
             return connection.recv(100)
 
-    with listening_server(atlas, wait_s=30, fires=slow) as address, ThreadPoolExecutor(50) as pool:
+    with listening_server(atlas, idle_timeout_s=30, run_network=slow) as address, ThreadPoolExecutor(50) as pool:
         answers = [pool.submit(send, address) for _ in range(50)]
         with socket.create_connection(address, timeout=5) as connection:
-            connection.sendall(b"HEAD /words.html HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            connection.sendall(b"HEAD /glossary.html HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert connection.recv(100).startswith(b"HTTP/1.1 200")
         assert not all(answer.done() for answer in answers)
         assert all(answer.result().startswith(b"HTTP/1.1 200") for answer in answers)
@@ -805,76 +850,79 @@ def test_images_are_looked_at_one_at_a_time_and_pages_do_not_wait_for_them(atlas
 def test_an_upload_is_not_kept(atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     before = set(atlas.folder.parent.rglob("*"))
-    client(atlas, fires=lambda image: []).post("/fires", content=png(Image.new("RGB", (20, 20))))
+    client(atlas, run_network=lambda image: []).post("/image-search", content=png(Image.new("RGB", (20, 20))))
     assert set(atlas.folder.parent.rglob("*")) == before
     assert list(tmp_path.iterdir()) == []
 
 
 def test_other_weights_are_refused(atlas: Atlas) -> None:
-    with pytest.raises(AtlasError, match="are not those"), open_responses(atlas, explored_network(seed=3)):
+    with pytest.raises(AtlasError, match="are not those"), listening(atlas, explored_network(seed=3)):
         pass
 
 
 # ── two atlases ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_atlas_beside_itself_overlaps_wholly(atlas: Atlas) -> None:
-    comparison = Comparison(Pages(Catalogue(atlas)), Pages(Catalogue(atlas)))
-    page = comparison.network()
-    assert [pair.shared for pair in page.pairs] == [1.0] * len(atlas.layers)
-    assert (page.common_images, page.alone) == (24, [])
+def test_an_atlas_compared_with_itself_overlaps_wholly(atlas: Atlas) -> None:
+    comparison = Comparison(PageBuilder(AtlasQueries(atlas)), PageBuilder(AtlasQueries(atlas)))
+    page = comparison.network_page()
+    assert [pair.overlap for pair in page.pairs] == [1.0] * len(atlas.layers)
+    assert (page.common_images, page.unpaired_layers) == (24, [])
 
 
-def test_the_overlap_is_the_share_of_common_images(atlas: Atlas, other: Atlas) -> None:
-    page = Comparison(Pages(Catalogue(atlas)), Pages(Catalogue(other))).layer("relu@2")
+def test_the_overlap_is_the_share_of_common_images(atlas: Atlas, second_atlas: Atlas) -> None:
+    page = Comparison(PageBuilder(AtlasQueries(atlas)), PageBuilder(AtlasQueries(second_atlas))).layer_page("relu@2")
     assert page is not None
     for pair in page.units:
-        ours, theirs = (set(one.peaks("relu#2", pair.first)["image"].to_pylist()) for one in (atlas, other))
-        assert (pair.second, pair.shared, pair.of) == (pair.first, len(ours & theirs), max(len(ours), len(theirs)))
-    assert any(0 < pair.shared < pair.of for pair in page.units)
+        first, second = (set(each.peaks("relu#2", pair.first)["image"].to_pylist()) for each in (atlas, second_atlas))
+        expected = (pair.first, len(first & second), max(len(first), len(second)))
+        assert (pair.second, pair.shared_images, pair.images) == expected
+    assert any(0 < pair.shared_images < pair.images for pair in page.units)
 
 
-def test_units_of_another_network_are_paired_by_their_images(atlas: Atlas, place: Path, tmp_path: Path) -> None:
+def test_units_of_another_network_are_paired_by_their_images(atlas: Atlas, folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     preprocessing = Preprocessing(None, (40, 40), (0.5,) * 3, (0.25,) * 3)
     third = unitscope.scan(
-        torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3)), place / "photographs", tmp_path / "atlas", preprocess=preprocessing
+        torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3)), folder / "photographs", tmp_path / "atlas", preprocess=preprocessing
     )
-    page = Comparison(Pages(Catalogue(atlas)), Pages(Catalogue(third))).layer("relu")
+    page = Comparison(PageBuilder(AtlasQueries(atlas)), PageBuilder(AtlasQueries(third))).layer_page("relu")
     assert page is not None
     assert page.pair.second is not None
     for pair in page.units[:3]:
-        ours = set(atlas.peaks("relu", pair.first)["image"].to_pylist())
-        best = max(len(ours & set(third.peaks("0", unit)["image"].to_pylist())) for unit in range(3))
-        assert pair.shared == best
+        images = set(atlas.peaks("relu", pair.first)["image"].to_pylist())
+        shared_images = [len(images & set(third.peaks("0", unit)["image"].to_pylist())) for unit in range(3)]
+        assert (pair.second, pair.shared_images) == (shared_images.index(max(shared_images)), max(shared_images))
 
 
 def test_without_common_images_there_is_no_overlap(atlas: Atlas, tmp_path: Path) -> None:
     from photographs import write_photographs
 
-    pictures = write_photographs(tmp_path / "others", labels=("bird",))
+    pictures = write_photographs(tmp_path / "birds", labels=("bird",))
     preprocessing = Preprocessing(None, (40, 40), (0.5,) * 3, (0.25,) * 3)
     third = unitscope.scan(explored_network(), pictures, tmp_path / "atlas", preprocess=preprocessing)
-    page = Comparison(Pages(Catalogue(atlas)), Pages(Catalogue(third))).network()
+    page = Comparison(PageBuilder(AtlasQueries(atlas)), PageBuilder(AtlasQueries(third))).network_page()
     assert page.common_images == 0
-    assert {pair.shared for pair in page.pairs} == {None}
+    assert {pair.overlap for pair in page.pairs} == {None}
 
 
 # ── exported ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_exported_site_is_whole(atlas: Atlas, other: Atlas, tmp_path: Path) -> None:
-    told: list[int] = []
-    written = export(atlas, tmp_path / "site", other, on_units=told.append)
+def test_an_exported_site_is_whole(atlas: Atlas, second_atlas: Atlas, tmp_path: Path) -> None:
+    unit_counts: list[int] = []
+    summary = export(atlas, tmp_path / "site", second_atlas, on_units=unit_counts.append)
     files = {str(path.relative_to(tmp_path / "site")) for path in (tmp_path / "site").rglob("*") if path.is_file()}
-    assert len(files) == written.files
+    assert len(files) == summary.file_count
     reached = {path for path, _ in walk(lambda path: (tmp_path / "site" / path).read_bytes())}
     assert reached <= files
-    alone = {path for path in files - reached if "api/" not in path and "static/" not in path and not path.endswith("search.js")}
-    assert {path for path in alone if not path.endswith(".jpg")} <= {f"beside/images/{image}.html" for image in range(24)}
-    units = sum(layer.units for one in (atlas, other) for layer in one.layers)
-    assert sum(told) == len([path for path in files if "blocks/" in path]) == units
-    assert len([path for path in files if "projections/" in path]) == 2 * len(ATTRIBUTED)
+    unreached = {
+        path for path in files - reached if "api/" not in path and "static/" not in path and not path.endswith("search-index.js")
+    }
+    assert {path for path in unreached if not path.endswith(".jpg")} <= {f"compared/images/{image}.html" for image in range(24)}
+    units = sum(layer.units for each in (atlas, second_atlas) for layer in each.layers)
+    assert sum(unit_counts) == len([path for path in files if "blocks/" in path]) == units
+    assert len([path for path in files if "attributions/" in path]) == 2 * len(ATTRIBUTED)
     assert [path.name for path in tmp_path.iterdir()] == ["site"]
 
 
@@ -886,7 +934,7 @@ def test_exported_pages_are_those_that_are_served(atlas: Atlas, site: TestClient
         "units/relu@2/1.html",
         "images/3.html",
         "api/units/relu@2/1.json",
-        "search.js",
+        "search-index.js",
     ):
         exported, served = (tmp_path / "site" / path).read_text(), site.get(f"/{path}").text
         assert exported == served
@@ -917,25 +965,29 @@ def test_pictures_that_are_gone_are_left_out_of_a_site(tmp_path: Path) -> None:
     assert (tmp_path / "site" / "images" / "1.jpg").exists()
     shutil.rmtree(tmp_path / "photographs")
     with pytest.raises(ImagesError, match="there is no folder"):
-        export(Atlas(atlas.folder), tmp_path / "other")
+        export(Atlas(atlas.folder), tmp_path / "second")
 
 
-def test_histograms_count_the_sample(atlas: Atlas) -> None:
-    page = Pages(Catalogue(atlas)).unit("relu", 0)
+def test_histograms_count_the_sample_up_to_the_highest_value(atlas: Atlas) -> None:
+    page = PageBuilder(AtlasQueries(atlas)).unit_page("relu", 0)
     assert isinstance(page, UnitPage)
     assert page.histogram is not None
-    assert sum(page.histogram.counts) == 24
+    values = [row["value"] for row in atlas.sample("relu").to_pylist() if row["unit"] == 0]
+    highest = atlas.units("relu")["highest"].to_pylist()[0]
+    counts, edges = np.histogram(values, len(page.histogram.counts), (min(values), highest))
+    assert page.histogram.counts == counts.tolist()
+    assert (page.histogram.lowest, page.histogram.highest) == (edges[0], edges[-1])
 
 
-def test_what_a_page_needed_is_given_up_for_the_next_and_still_drawn_when_asked_for(atlas: Atlas) -> None:
-    pictures = Pictures(Catalogue(atlas))
+def test_blocks_of_an_earlier_page_are_given_up_and_still_drawn_when_asked_for(atlas: Atlas) -> None:
+    blocks = BlockDrawer(AtlasQueries(atlas))
     first, second = ([(layer.name, unit) for unit in range(layer.units)] for layer in atlas.layers[:2])
-    pictures.prepare(first)
-    pictures.prepare(second)
-    assert all(pictures.block(unit).result(timeout=60) for unit in second)
+    blocks.prepare(first)
+    blocks.prepare(second)
+    assert all(blocks.block(unit).result(timeout=60) for unit in second)
     for unit in first:
-        drawn = pictures.block(unit)
-        assert (pictures.block(unit) if drawn.cancelled() else drawn).result(timeout=60)
+        drawn = blocks.block(unit)
+        assert (blocks.block(unit) if drawn.cancelled() else drawn).result(timeout=60)
 
 
 # ── ties ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -948,16 +1000,16 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
 
 def test_strips_and_glances_leave_out_units_that_show_no_preference(planted: Atlas) -> None:
     page = client(planted).get("/api/index.json").json()
-    for row in (*page["rows"], *page["glance"]):
-        assert sorted(row["strip"]) == [1, 2]
-        assert row["layer"]["no_preference"] == 1
+    for row in (*page["layers"], *page["overview"]):
+        assert sorted(row["units"]) == [1, 2]
+        assert row["no_preference_units"] == 1
 
 
-def test_unit_pages_say_what_ties(planted: Atlas) -> None:
+def test_unit_pages_name_the_ranks_that_tie(planted: Atlas) -> None:
     served = client(planted)
     for layer in ("1", "3"):
-        pages = [served.get(f"/api/units/{layer}/{unit}.json").json()["unit"] for unit in range(3)]
-        expected = [(one := shared(HIGHEST[:, unit])) and asdict(one) for unit in range(3)]
+        pages = [served.get(f"/api/units/{layer}/{unit}.json").json()["statistics"] for unit in range(3)]
+        expected = [(tie := shared(HIGHEST[:, unit])) and asdict(tie) for unit in range(3)]
         assert [page["tie"] for page in pages] == expected
         texts = [" ".join(re.sub("<[^>]+>", "", served.get(f"/units/{layer}/{unit}.html").text).split()) for unit in range(3)]
         assert "This unit shows no preference: 24 images tie at its highest value" in texts[0]
@@ -969,9 +1021,9 @@ def test_unit_pages_say_what_ties(planted: Atlas) -> None:
 def test_the_layer_page_says_which_units_show_no_preference(planted: Atlas) -> None:
     served = client(planted)
     page = served.get("/api/layers/1.json").json()
-    assert [bool(tile["labels"]) for tile in page["tiles"]] == [False, True, True]
+    assert [bool(tile["labels"]) for tile in page["units"]] == [False, True, True]
     text = served.get("/layers/1.html").text
-    marked = [attributes["data-unit"] for tag, attributes in tags_of(text) if tag == "li" and "data-tied" in attributes]
+    marked = [attributes["data-unit"] for tag, attributes in tags_of(text) if tag == "li" and "data-no-preference" in attributes]
     assert marked == ["0"]
     assert "no preference: 24 images tie" in text
 
@@ -980,51 +1032,53 @@ def test_images_labels_and_similarities_leave_out_units_that_show_no_preference(
     served, rows = client(planted), planted.table("peaks").to_pylist()
     for image in planted.table("images")["image"].to_pylist():
         page = served.get(f"/api/images/{image}.json").json()
-        told = {(peak["layer"], peak["unit"]) for layer in page["layers"] for peak in layer["peaks"]}
-        mine = {(row["layer"], row["unit"]) for row in rows if row["image"] == image}
-        assert told == {place for place in mine if place[1] != 0}
-        assert page["ties"] == sum(unit == 0 for _, unit in mine)
+        shown = {(peak["layer"], peak["unit"]) for layer in page["layers"] for peak in layer["peaks"]}
+        units = {(row["layer"], row["unit"]) for row in rows if row["image"] == image}
+        assert shown == {(layer, unit) for layer, unit in units if unit != 0}
+        assert page["no_preference_peaks"] == sum(unit == 0 for _, unit in units)
     for label in LABELS_PLANTED:
-        assert {one["unit"] for one in served.get(f"/api/labels/{label}.json").json()["units"]} == {1, 2}
+        assert {entry["unit"] for entry in served.get(f"/api/labels/{label}.json").json()["units"]} == {1, 2}
     for layer in ("1", "3"):
-        alike = [served.get(f"/api/units/{layer}/{unit}.json").json()["alike"] for unit in range(3)]
-        assert alike[0] == []
-        assert {one["unit"] for of_unit in alike for one in of_unit} == {1, 2}
+        similar_units = [served.get(f"/api/units/{layer}/{unit}.json").json()["similar_units"] for unit in range(3)]
+        assert similar_units[0] == []
+        assert {similar["unit"] for of_unit in similar_units for similar in of_unit} == {1, 2}
         assert served.get(f"/api/units/{layer}/0.json").json()["labels"] == []
 
 
 def test_a_comparison_leaves_out_units_that_show_no_preference(planted: Atlas) -> None:
-    comparison = Comparison(Pages(Catalogue(planted)), Pages(Catalogue(planted)))
-    page = comparison.layer("1")
+    comparison = Comparison(PageBuilder(AtlasQueries(planted)), PageBuilder(AtlasQueries(planted)))
+    page = comparison.layer_page("1")
     assert page is not None
-    assert [(one.shared, one.of, one.no_preference) for one in page.units] == [(0, 0, True), (9, 9, False), (9, 9, False)]
-    assert page.pair.shared == 1.0
+    pairs = [(pair.shared_images, pair.images, pair.no_preference) for pair in page.units]
+    assert pairs == [(0, 0, True), (9, 9, False), (9, 9, False)]
+    assert page.pair.overlap == 1.0
 
 
-def test_an_image_that_only_ties_is_not_said_to_excite(planted: Atlas) -> None:
-    with open_responses(planted, planted_network()) as fires:
-        served = client(planted, fires=fires)
+def test_an_image_that_only_ties_does_not_find_the_unit(planted: Atlas) -> None:
+    with listening(planted, planted_network()) as run_network:
+        served = client(planted, run_network=run_network)
 
-        def told(red: int, green: int, blue: int) -> set[tuple[int, str]]:
+        def excited(red: int, green: int, blue: int) -> set[tuple[int, str]]:
             pixels = np.zeros((16, 16, 3), np.uint8)
             pixels[3, 4] = red, green, blue
-            text = served.post("/fires", content=png(Image.fromarray(pixels))).text
+            text = served.post("/image-search", content=png(Image.fromarray(pixels))).text
             return {
-                (int(unit), rank) for unit, rank in re.findall(r'units/1/(\d)\.html.*?class="v">(.*?)</span>', text, re.DOTALL)
+                (int(unit), rank)
+                for unit, rank in re.findall(r'units/1/(\d)\.html.*?class="value">(.*?)</span>', text, re.DOTALL)
             }
 
-        assert told(200, 200, 99) == set()
-        assert told(201, 200, 100) == {(0, "rank 1")}
-        assert told(200, 203, 250) == {(1, "rank 3"), (2, "rank 1")}
-        assert told(199, 199, 176) == {(2, "rank 9")}
+        assert excited(200, 200, 99) == set()
+        assert excited(201, 200, 100) == {(0, "rank 1")}
+        assert excited(200, 203, 250) == {(1, "rank 3"), (2, "rank 1")}
+        assert excited(199, 199, 176) == {(2, "rank 9")}
 
 
 def test_blocks_of_units_that_tie_or_are_dead_have_a_grey_frame(planted: Atlas, atlas: Atlas) -> None:
-    def framed(found: Atlas, layer: str, unit: int) -> bool:
-        with Image.open(io.BytesIO(client(found).get(f"/blocks/{layer}/{unit}.webp").content)) as block:
+    def has_frame(shown: Atlas, layer: str, unit: int) -> bool:
+        with Image.open(io.BytesIO(client(shown).get(f"/blocks/{layer}/{unit}.webp").content)) as block:
             pixels = np.asarray(block.convert("RGBA")).astype(int)
         edges = np.concatenate([pixels[1], pixels[-2], pixels[:, 1], pixels[:, -2]])
-        return bool((np.abs(edges - (*GREY, 255)).max(axis=1) < 40).mean() > 0.95)
+        return bool((np.abs(edges - (*FAINT, 255)).max(axis=1) < 40).mean() > 0.95)
 
-    assert [framed(planted, "1", unit) for unit in range(3)] == [True, False, False]
-    assert [framed(atlas, "relu", unit) for unit in range(4)] == [False, False, False, True]
+    assert [has_frame(planted, "1", unit) for unit in range(3)] == [True, False, False]
+    assert [has_frame(atlas, "relu", unit) for unit in range(4)] == [False, False, False, True]

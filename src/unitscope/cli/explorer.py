@@ -27,19 +27,21 @@ def serve(
 ) -> None:  # fmt: skip
     """Open an atlas in the browser: every layer, unit and image has a page."""
     from unitscope.atlas import Atlas
-    from unitscope.web import Offer, explorer
+    from unitscope.web import ExplorerOptions, create_explorer
     from unitscope.web.app import LOOPBACK
-    from unitscope.web.server import server
+    from unitscope.web.server import create_server
 
     opened, second = Atlas(atlas, images=images), Atlas(beside) if beside else None
     is_local = host in (*LOOPBACK, "::1")
     why_no_search = _why_no_search(opened, trust_code)
     with ExitStack() as resources:
         search = LazySearch(opened, device, trust_code, resources) if why_no_search is None else None
-        application = explorer(opened, Offer(second, search, (*LOOPBACK, host) if is_local else ("*",), why_no_search))
+        application = create_explorer(
+            opened, ExplorerOptions(second, search, (*LOOPBACK, host) if is_local else ("*",), why_no_search)
+        )
         listener = _listening_socket(host, port)
         _print_address(listener, host, atlas, is_local)
-        server(application).run(sockets=[listener])
+        create_server(application).run(sockets=[listener])
 
 
 def export(
@@ -54,13 +56,13 @@ def export(
     unit_count = sum(layer.units for shown in (opened, second) if shown for layer in shown.layers)
     with progress_bar(unit_count, "exporting", "units") as advance:
         exported = web.export(opened, site, second, on_units=advance)
-    if exported.lacking:
-        key, reason = next(iter(exported.lacking.items()))
+    if exported.undrawn_images:
+        key, reason = next(iter(exported.undrawn_images.items()))
         print(
-            f"{len(exported.lacking):,} images, and the patches in them, could not be drawn: {key!r} {reason}; {WHERE_IMAGES_ARE}",
+            f"{len(exported.undrawn_images):,} images, and the patches in them, could not be drawn: {key!r} {reason}; {WHERE_IMAGES_ARE}",
             file=sys.stderr,
         )
-    print(f"{exported.files:,} files, {exported.bytes / 1e6:,.0f} MB in {site}; open {site / 'index.html'}")
+    print(f"{exported.file_count:,} files, {exported.size_bytes / 1e6:,.0f} MB in {site}; open {site / 'index.html'}")
 
 
 class LazySearch:

@@ -6,25 +6,35 @@ Addresses are relative, so that a site opens under any path, and from a folder o
 import re
 from dataclasses import dataclass
 from hashlib import sha256
-from urllib.parse import quote
 
-LONGEST = 100
+MAX_SLUG_LENGTH = 100
+"""Longer names end in a hash. File systems take names of up to 255 bytes, and a slug has an extension besides."""
 
 
 def slug(name: str) -> str:
-    """A name as one part of a path: safe as a file's name and in a URL, and no two names alike. `#` becomes `@`.
+    """A name as one part of a path: safe as a file's name and in a URL. Different names have different slugs. `#` becomes `@`.
 
     >>> slug("layer1.0.relu#2"), slug("../<b>")
     ('layer1.0.relu@2', '~2e.~2f~3cb~3e')
     """
-    safe = re.sub(rb"[^A-Za-z0-9._\-#]|^\.|^-", lambda found: b"~%02x" % found[0][0], name.encode("utf-8", "surrogatepass"))
-    text = safe.decode().replace("#", "@") or "~"
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}~{sha256(text.encode()).hexdigest()[:16]}"
+    unsafe = rb"[^A-Za-z0-9._\-#]|^\.|^-"
+    escaped = re.sub(unsafe, lambda match: b"~%02x" % match[0][0], name.encode("utf-8", "surrogatepass"))
+    text = escaped.decode().replace("#", "@") or "~"
+    return text if len(text) <= MAX_SLUG_LENGTH else f"{text[:MAX_SLUG_LENGTH]}~{sha256(text.encode()).hexdigest()[:16]}"
+
+
+def json_path(path: str) -> str:
+    """Where the JSON of the page at that path lies.
+
+    >>> json_path("layers/features.4.html")
+    'api/layers/features.4.json'
+    """
+    return f"api/{path.removesuffix('.html')}.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """The addresses of everything, as seen from one page; `root` is the way up to the first page, such as `../`."""
+    """All addresses, relative to one page; `root` leads from that page to the first page, such as `../`."""
 
     root: str = ""
 
@@ -37,21 +47,21 @@ class Addresses:
         return f"{self.root}index.html"
 
     @property
-    def words(self) -> str:
-        return f"{self.root}words.html"
+    def glossary(self) -> str:
+        return f"{self.root}glossary.html"
 
     @property
-    def fires(self) -> str:
-        return f"{self.root}fires.html"
+    def image_search(self) -> str:
+        return f"{self.root}image-search.html"
 
     @property
-    def compared(self) -> str:
+    def comparison(self) -> str:
         return f"{self.root}compare/index.html"
 
     @property
-    def beside(self) -> "Addresses":
-        """The other atlas's, where there is one."""
-        return Addresses(f"{self.root}beside/")
+    def compared_atlas(self) -> "Addresses":
+        """The addresses of the second atlas, where there is one."""
+        return Addresses(f"{self.root}compared/")
 
     def static(self, name: str) -> str:
         return f"{self.root}static/{name}"
@@ -65,35 +75,23 @@ class Addresses:
     def block(self, layer: str, unit: int) -> str:
         return f"{self.root}blocks/{slug(layer)}/{unit}.webp"
 
-    def projections(self, method: str, layer: str, unit: int) -> str:
-        return f"{self.root}projections/{method}/{slug(layer)}/{unit}.webp"
+    def attributions(self, method: str, layer: str, unit: int) -> str:
+        return f"{self.root}attributions/{method}/{slug(layer)}/{unit}.webp"
 
     def image(self, image: int) -> str:
+        """The page of an image."""
         return f"{self.root}images/{image}.html"
 
-    def picture(self, image: int) -> str:
+    def image_file(self, image: int) -> str:
+        """The image itself."""
         return f"{self.root}images/{image}.jpg"
 
     def label(self, name: str) -> str:
         return f"{self.root}labels/{slug(name)}.html"
 
-    def compared_layer(self, name: str) -> str:
+    def layer_comparison(self, name: str) -> str:
         return f"{self.root}compare/{slug(name)}.html"
 
     def json(self, path: str) -> str:
-        """The JSON twin of a page."""
+        """The JSON of the page at that path."""
         return f"{self.root}{json_path(path)}"
-
-
-def json_path(path: str) -> str:
-    """Where the JSON of the page at that path lies.
-
-    >>> json_path("layers/features.4.html")
-    'api/layers/features.4.json'
-    """
-    return f"api/{path.removesuffix('.html')}.json"
-
-
-def quoted(path: str) -> str:
-    """A path as part of a URL."""
-    return quote(path, safe="/@")

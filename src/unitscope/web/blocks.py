@@ -1,221 +1,212 @@
-"""The pictures on the pages: blocks of nine patches, and the images that they are cut from.
+"""The blocks of nine patches on the pages, drawn in a few threads.
 
-The units of a layer are drawn together, image by image, so that an image that holds peaks of many units is decoded once; what the
+The units of a layer are drawn together, image by image, so that an image that holds peaks of many units is decoded once. What the
 first units need comes first.
 """
 
+import logging
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from io import BytesIO
-from math import ceil, sqrt
 from threading import Condition, Lock, Thread
-from typing import Any
 
 from PIL import Image
 
 from unitscope.atlas.figures import block_notice
-from unitscope.atlas.patches import MAX_PATCHES, cut_attributions, resolve_patch_kind
-from unitscope.drawing import Crop, cut_patch, draw_grid, draw_missing_patch, draw_notice
+from unitscope.atlas.patches import MAX_PATCHES
+from unitscope.drawing import Crop, cut_patch, draw_missing_patch
 from unitscope.errors import ImagesError
 from unitscope.images import Changed, Skipped
-from unitscope.records import Peak
-from unitscope.web.queries import Catalogue
+from unitscope.web.pictures import PATCH_PX, draw_square
+from unitscope.web.queries import AtlasQueries
 
-PATCH_PX = 64
-PICTURE_PX = 1024
-UNITS_AT_ONCE = 512
-KEPT_BYTES = 16 << 20
+LOG = logging.getLogger(__name__)
+UNITS_PER_BATCH = 512
+"""How many blocks are drawn together at most: with nine RGBA patches of 64 x 64 pixels each, 75 MB."""
+CACHE_BYTES = 16 << 20
+"""The 1,280 blocks of EfficientNet-Lite0's last layer, of 12 kB each on average; blocks of its first layers take 3 kB."""
 
 Unit = tuple[str, int]
 """A layer's name and the number of one of its units."""
 
 
-class Pictures:
-    """Draws blocks and images of an atlas in a few threads, and keeps the blocks that were asked for last."""
+class BlockDrawer:
+    """Draws blocks of an atlas in a few threads, and keeps those that were last asked for. Threads start with the first block."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
-        self._catalogue = catalogue
-        self._batches: list[Batch] = []
-        self._kept: OrderedDict[Unit, bytes] = OrderedDict()
-        self._kept_bytes = 0
+    def __init__(self, queries: AtlasQueries) -> None:
+        self._queries = queries
+        self._batches: list[BlockBatch] = []
+        self._cache: OrderedDict[Unit, bytes] = OrderedDict()
+        self._cache_bytes = 0
         self._changed = Condition()
         self._threads: list[Thread] = []
 
     def block(self, unit: Unit) -> "Future[bytes]":
-        """A unit's patches in a square, as WebP; cancelled where what it was drawn with is given up."""
+        """A unit's patches in a square, as WebP. The future is cancelled where its batch is given up."""
         with self._changed:
-            if unit in self._kept:
-                self._kept.move_to_end(unit)
-                return _done(self._kept[unit])
-            found = next((batch for batch in self._batches if unit in batch.results), None)
-            if found is not None:
-                self._batches.remove(found)
-                self._batches.append(found)
-                found.hurry(unit)
-                return found.results[unit]
+            if unit in self._cache:
+                self._cache.move_to_end(unit)
+                return _finished_future(self._cache[unit])
+            batch = next((batch for batch in self._batches if unit in batch.blocks), None)
+            if batch is not None:
+                self._batches.remove(batch)
+                self._batches.append(batch)
+                batch.prioritize(unit)
+                return batch.blocks[unit]
         return self.draw([unit])[unit]
 
     def prepare(self, units: Sequence[Unit]) -> None:
-        """Begin to draw these blocks, which a page shows, but those that are there; what pages before needed is given up."""
+        """Begin to draw the blocks that a page shows, but those that are drawn; what earlier pages needed is given up."""
         with self._changed:
-            for batch in [batch for batch in self._batches if batch.prepared]:
+            for batch in [batch for batch in self._batches if batch.is_prepared]:
                 self._give_up(batch)
-            known = self._kept.keys() | {unit for batch in self._batches for unit in batch.results}
-        lacking = [unit for unit in dict.fromkeys(units) if unit not in known]
-        for start in reversed(range(0, len(lacking), UNITS_AT_ONCE)):  # what is asked for last is drawn first
-            self.draw(lacking[start : start + UNITS_AT_ONCE], prepared=True)
+            drawn = self._cache.keys() | {unit for batch in self._batches for unit in batch.blocks}
+        undrawn = [unit for unit in dict.fromkeys(units) if unit not in drawn]
+        for start in reversed(range(0, len(undrawn), UNITS_PER_BATCH)):  # what is asked for last is drawn first
+            self.draw(undrawn[start : start + UNITS_PER_BATCH], is_prepared=True)
 
-    def draw(self, units: Sequence[Unit], prepared: bool = False) -> "dict[Unit, Future[bytes]]":
+    def draw(self, units: Sequence[Unit], is_prepared: bool = False) -> "Mapping[Unit, Future[bytes]]":
         """Draw the blocks of these units before all that was asked for earlier."""
-        batch = Batch(self._catalogue, units, prepared)
+        batch = BlockBatch(self._queries, units, is_prepared)
+        batch.plan()
         with self._changed:
-            if batch.to_cut:
+            if batch.uncut_rows:
                 self._batches.append(batch)
             while len(self._threads) < max(2, os.cpu_count() or 2):
-                self._threads.append(Thread(target=self._work, daemon=True, name="pictures"))
+                self._threads.append(Thread(target=self._draw_batches, daemon=True, name="draw blocks"))
                 self._threads[-1].start()
             self._changed.notify_all()
-        return batch.results
+        return batch.blocks
 
-    def picture(self, image: int) -> bytes:
-        """A source image as displayed, as JPEG, its longer side at most 1,024 pixels.
-
-        Raises `Skipped` or `ImagesError` where it can't be had any more.
-        """
-        picture = self._catalogue.atlas.picture(image).convert("RGB")
-        picture.thumbnail((PICTURE_PX, PICTURE_PX), Image.Resampling.BICUBIC)
-        return _encoded(picture, "JPEG", quality=90)
-
-    def projections(self, method: str, unit: Unit) -> bytes:
-        """What a method found in a unit's patches, in the same places, as WebP."""
-        atlas, (layer, number) = self._catalogue.atlas, unit
-        places = min(atlas.k, MAX_PATCHES)
-        peaks = [Peak(**row) for row in atlas.peaks(layer, number).to_pylist()][:places]
-        found = cut_attributions(atlas, peaks, resolve_patch_kind(atlas, atlas.layer(layer), "auto"), method, 2 * PATCH_PX)
-        return _block([found[peak.unit, peak.rank] for peak in peaks], places, 2 * PATCH_PX)
-
-    def _work(self) -> None:
+    def _draw_batches(self) -> None:
+        """What a thread does: image by image, the newest batch first."""
         while True:
             with self._changed:
-                batch = self._newest()
+                batch = self._newest_batch()
                 while batch is None:
                     self._changed.wait()
-                    batch = self._newest()
-                image, rows = batch.to_cut.popitem(last=False)
+                    batch = self._newest_batch()
+                image, rows = batch.uncut_rows.popitem(last=False)
             try:
-                blocks = batch.cut(image, rows)
-            except Exception as error:  # whoever waits for a block is told; the thread goes on
+                blocks = batch.cut_image(image, rows)
+            except Exception as error:  # whoever waits for a block gets it; the thread goes on
+                LOG.debug("the patches of image %d can't be drawn", image, exc_info=True)
                 with self._changed:
                     self._give_up(batch, error)
-                continue
-            with self._changed:
-                for unit, block in blocks.items():
-                    self._keep(unit, block)
-                if batch.finished and batch in self._batches:
-                    self._batches.remove(batch)
-            for unit, block in blocks.items():
-                with suppress(InvalidStateError):
-                    batch.results[unit].set_result(block)
+            else:
+                self._store(batch, blocks)
 
-    def _give_up(self, batch: "Batch", error: Exception | None = None) -> None:
-        """Draw no more of a batch; who waits for it is told. The lock is held."""
-        batch.to_cut.clear()
+    def _newest_batch(self) -> "BlockBatch | None":
+        return next((batch for batch in reversed(self._batches) if batch.uncut_rows), None)
+
+    def _store(self, batch: "BlockBatch", blocks: Mapping[Unit, bytes]) -> None:
+        """Keep finished blocks, and give them to whoever waits."""
+        with self._changed:
+            for unit, block in blocks.items():
+                self._keep(unit, block)
+            if batch.is_finished and batch in self._batches:
+                self._batches.remove(batch)
+        for unit, block in blocks.items():
+            with suppress(InvalidStateError):  # the batch was given up meanwhile
+                batch.blocks[unit].set_result(block)
+
+    def _keep(self, unit: Unit, block: bytes) -> None:
+        self._cache_bytes += len(block) - len(self._cache.pop(unit, b""))
+        self._cache[unit] = block
+        while self._cache_bytes > CACHE_BYTES:
+            self._cache_bytes -= len(self._cache.popitem(last=False)[1])
+
+    def _give_up(self, batch: "BlockBatch", error: Exception | None = None) -> None:
+        """Draw no more of a batch: its futures are cancelled, or raise the error. The lock is held."""
+        batch.uncut_rows.clear()
         if batch in self._batches:
             self._batches.remove(batch)
-        for future in batch.results.values():
-            with suppress(InvalidStateError):
+        for future in batch.blocks.values():
+            with suppress(InvalidStateError):  # it is finished
                 if error is None:
                     future.cancel()
                 else:
                     future.set_exception(error)
 
-    def _newest(self) -> "Batch | None":
-        return next((batch for batch in reversed(self._batches) if batch.to_cut), None)
 
-    def _keep(self, unit: Unit, block: bytes) -> None:
-        self._kept_bytes += len(block) - len(self._kept.pop(unit, b""))
-        self._kept[unit] = block
-        while self._kept_bytes > KEPT_BYTES:
-            self._kept_bytes -= len(self._kept.popitem(last=False)[1])
+class BlockBatch:
+    """Units whose blocks are drawn together.
 
+    `blocks` holds the block of each unit, finished or to come; `uncut_rows`, by image, the peaks whose patches no thread has begun to
+    cut. `is_prepared` says that a page may need the blocks, and the next page not any more.
+    """
 
-class Batch:
-    """Units whose blocks are drawn together. `to_cut` holds the peaks' rows of each image that nobody has begun with; `prepared`
-    says that a page may need them, and the next one not any more."""
-
-    def __init__(self, catalogue: Catalogue, units: Sequence[Unit], prepared: bool = False) -> None:
-        self._catalogue = catalogue
-        self.prepared = prepared
-        self._places = min(catalogue.atlas.k, MAX_PATCHES)
-        self.results: dict[Unit, Future[bytes]] = {unit: Future() for unit in units}
-        self.to_cut: OrderedDict[int, list[tuple[Unit, int]]] = OrderedDict()
+    def __init__(self, queries: AtlasQueries, units: Sequence[Unit], is_prepared: bool = False) -> None:
+        self._queries = queries
+        self.is_prepared = is_prepared
+        self.blocks: dict[Unit, Future[bytes]] = {unit: Future() for unit in units}
+        self.uncut_rows: OrderedDict[int, list[tuple[Unit, int]]] = OrderedDict()
+        self._patch_count = min(queries.atlas.k, MAX_PATCHES)
         self._patches: dict[Unit, dict[int, Image.Image]] = {}
-        self._lacking: dict[Unit, int] = {}
-        self._counting = Lock()
-        for unit in units:
-            rows = catalogue.rows(*unit)[: self._places]
+        self._uncut_counts: dict[Unit, int] = {}
+        self._lock = Lock()
+
+    def plan(self) -> None:
+        """Find the images that hold the patches. The block of a unit without peaks is drawn at once."""
+        for unit, block in self.blocks.items():
+            rows = self._rows(unit)
             for row in rows:
-                self.to_cut.setdefault(catalogue.image_of(row), []).append((unit, row))
-            self._lacking[unit] = len(rows)
+                self.uncut_rows.setdefault(self._queries.peak_image(row), []).append((unit, row))
+            self._uncut_counts[unit] = len(rows)
             if not rows:
-                self.results[unit].set_result(self._block(unit, []))
+                block.set_result(self._draw_block(unit, []))
 
     @property
-    def finished(self) -> bool:
-        return not any(self._lacking.values())
+    def is_finished(self) -> bool:
+        return not any(self._uncut_counts.values())
 
-    def hurry(self, unit: Unit) -> None:
-        """Cut what this unit lacks next."""
-        for row in reversed(self._catalogue.rows(*unit)[: self._places]):
-            image = self._catalogue.image_of(row)
-            if image in self.to_cut:
-                self.to_cut.move_to_end(image, last=False)
+    def prioritize(self, unit: Unit) -> None:
+        """Cut the patches that this unit lacks before all others."""
+        for row in reversed(self._rows(unit)):
+            image = self._queries.peak_image(row)
+            if image in self.uncut_rows:
+                self.uncut_rows.move_to_end(image, last=False)
 
-    def cut(self, image: int, rows: Sequence[tuple[Unit, int]]) -> dict[Unit, bytes]:
-        """Cut the patches of one image; gives the blocks that lacked nothing else."""
-        changed = False
+    def cut_image(self, image: int, rows: Sequence[tuple[Unit, int]]) -> dict[Unit, bytes]:
+        """Cut the patches of one image; gives the blocks that lacked no other patch."""
+        has_changed = False
         try:
-            picture = self._catalogue.atlas.picture(image)
+            picture = self._queries.atlas.picture(image)
         except (Skipped, ImagesError) as reason:
-            picture, changed = None, isinstance(reason, Changed)
-        finished = {}
+            picture, has_changed = None, isinstance(reason, Changed)
+        blocks = {}
         for unit, row in rows:
-            patch = draw_missing_patch(PATCH_PX, changed) if picture is None else self._patch(picture, row)
-            with self._counting:
-                patches = self._patches.setdefault(unit, {})
-                patches[row] = patch
-                self._lacking[unit] -= 1
-                whole = self._patches.pop(unit) if not self._lacking[unit] else None
-            if whole is not None:
-                finished[unit] = self._block(unit, [whole[row] for row in sorted(whole)])
-        return finished
+            patch = draw_missing_patch(PATCH_PX, has_changed) if picture is None else self._cut_patch(picture, row)
+            patches = self._add_patch(unit, row, patch)
+            if patches is not None:
+                blocks[unit] = self._draw_block(unit, patches)
+        return blocks
 
-    def _block(self, unit: Unit, patches: Sequence[Image.Image]) -> bytes:
+    def _rows(self, unit: Unit) -> range:
+        return self._queries.peak_rows(*unit)[: self._patch_count]
+
+    def _cut_patch(self, picture: Image.Image, row: int) -> Image.Image:
+        peak = self._queries.peak(row)
+        return cut_patch(picture, Crop(peak.patch_box, peak.visible_box), PATCH_PX, transparent=True)
+
+    def _add_patch(self, unit: Unit, row: int, patch: Image.Image) -> list[Image.Image] | None:
+        """Keep a patch; gives all patches of its unit, strongest first, where it was the last to come."""
+        with self._lock:
+            self._patches.setdefault(unit, {})[row] = patch
+            self._uncut_counts[unit] -= 1
+            if self._uncut_counts[unit]:
+                return None
+            patches = self._patches.pop(unit)
+        return [patches[row] for row in sorted(patches)]
+
+    def _draw_block(self, unit: Unit, patches: Sequence[Image.Image]) -> bytes:
         layer, number = unit
-        return _block(patches, self._places, PATCH_PX, block_notice(patches, self._catalogue.ties(layer).get(number)))
-
-    def _patch(self, picture: Image.Image, row: int) -> Image.Image:
-        peak = self._catalogue.example(row)
-        return cut_patch(picture, Crop(peak.drawn, peak.seen), PATCH_PX, transparent=True)
+        return draw_square(patches, self._patch_count, PATCH_PX, block_notice(patches, self._queries.ties(layer).get(number)))
 
 
-def _block(patches: Sequence[Image.Image], places: int, size_px: int, words: str = "") -> bytes:
-    """Patches row by row in a square, as WebP; nothing where there are fewer than there is room for. `words` say what is wrong with them."""
-    block = draw_grid(patches, ceil(sqrt(places)) ** 2, size_px, gap_px=0, transparent=True)
-    draw_notice(block, words)
-    return _encoded(block, "WEBP", quality=82, method=1)
-
-
-def _encoded(image: Image.Image, form: str, **options: Any) -> bytes:
-    content = BytesIO()
-    image.save(content, form, **options)
-    return content.getvalue()
-
-
-def _done(content: bytes) -> "Future[bytes]":
+def _finished_future(content: bytes) -> "Future[bytes]":
     future: Future[bytes] = Future()
     future.set_result(content)
     return future

@@ -1,158 +1,175 @@
 """Two atlases side by side: two checkpoints, two networks, or two data sets on one network."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import ClassVar
 
 from unitscope.records import Layer
 from unitscope.web.addresses import slug
-from unitscope.web.page_records import About, LayerRecord
-from unitscope.web.pages import Pages
+from unitscope.web.page_records import AtlasSummary, Page
+from unitscope.web.pages import PageBuilder
 
 
 @dataclass(frozen=True, slots=True)
 class LayerPair:
-    """Two layers beside each other. `shared` is the mean share of a unit's peaks that lie in the same images; None without any."""
+    """Two layers to compare; `paired_by_number` says how their units are paired.
 
-    first: LayerRecord
-    second: LayerRecord | None
-    by_number: bool
-    shared: float | None
+    `overlap` is the mean share of a unit's peaks that lie in the same images; None where the atlases have no images in common.
+    """
+
+    first: Layer
+    second: Layer | None
+    paired_by_number: bool
+    overlap: float | None
 
 
 @dataclass(frozen=True, slots=True)
-class ComparedPage:
-    """The layers of two atlases."""
+class ComparisonPage:
+    """The layers of two atlases. `unpaired_layers` are those of the second atlas alone."""
 
-    template: ClassVar[str] = "compared.html"
+    template: ClassVar[str] = "comparison.html"
     path: str
-    about: About
-    other: About
+    atlas: AtlasSummary
+    compared_atlas: AtlasSummary
     common_images: int
     pairs: list[LayerPair]
-    alone: list[LayerRecord]
+    unpaired_layers: list[Layer]
 
 
 @dataclass(frozen=True, slots=True)
 class UnitPair:
-    """Two units beside each other, how many images their peaks share, and of how many; none of none where one shows no preference."""
+    """Two units to compare: how many images their peaks share, of how many images. Both are 0 where one shows no preference."""
 
     first: int
     second: int | None
-    shared: int
-    of: int
+    shared_images: int
+    images: int
     no_preference: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class ComparedLayerPage:
+class LayerComparisonPage:
     """The units of two layers."""
 
-    template: ClassVar[str] = "compared_layer.html"
+    template: ClassVar[str] = "layer_comparison.html"
     path: str
-    about: About
-    other: About
+    atlas: AtlasSummary
+    compared_atlas: AtlasSummary
     pair: LayerPair
-    before: str | None
-    after: str | None
+    previous_layer: str | None
+    next_layer: str | None
     common_images: int
     units: list[UnitPair]
 
 
 class Comparison:
-    """Pairs the layers of two atlases by name, else by depth; their units by number or, where those mean different things, by the
-    images that they share."""
+    """Builds the pages that compare two atlases.
 
-    def __init__(self, first: Pages, second: Pages) -> None:
+    Layers are paired by name, else by depth; units by number or, where numbers mean different units, by the images that they share.
+    """
+
+    def __init__(self, first: PageBuilder, second: PageBuilder) -> None:
         self._first, self._second = first, second
-        self._units = lru_cache(maxsize=None)(self._paired_units)
+        self._unit_pairs = lru_cache(maxsize=None)(self._pair_units)
 
-    def network(self) -> ComparedPage:
-        pairs = [self._pair(layer) for layer in self._first.catalogue.layers]
-        met = {pair.second.name for pair in pairs if pair.second}
-        alone = [self._second.record(layer) for layer in self._second.catalogue.layers if layer.name not in met]
-        return ComparedPage("compare/index.html", self._first.about, self._second.about, self._common, pairs, alone)
-
-    def layer(self, name: str) -> ComparedLayerPage | None:
-        layer = self._first.catalogue.layer(name)
-        if layer is None:
-            return None
-        place, layers = self._first.catalogue.place(layer.name), self._first.catalogue.layers
-        return ComparedLayerPage(
-            f"compare/{name}.html", self._first.about, self._second.about, self._pair(layer),
-            layers[place - 1].name if place else None, layers[place + 1].name if place + 1 < len(layers) else None,
-            self._common, self._units(layer.name),
+    def network_page(self) -> ComparisonPage:
+        pairs = [self._pair_layer(layer) for layer in self._first.queries.layers]
+        paired = {pair.second.name for pair in pairs if pair.second}
+        return ComparisonPage(
+            "compare/index.html", self._first.atlas_summary, self._second.atlas_summary, len(self._common_images), pairs,
+            [layer for layer in self._second.queries.layers if layer.name not in paired],
         )  # fmt: skip
 
-    def layer_names(self) -> Iterator[str]:
-        """The slugs of all layers that have a page."""
-        return (slug(layer.name) for layer in self._first.catalogue.layers)
+    def layer_page(self, layer_slug: str) -> LayerComparisonPage | None:
+        layer = self._first.queries.layer_by_slug(layer_slug)
+        if layer is None:
+            return None
+        return LayerComparisonPage(
+            f"compare/{layer_slug}.html", self._first.atlas_summary, self._second.atlas_summary, self._pair_layer(layer),
+            *self._first.queries.neighbours(layer.name), len(self._common_images), self._unit_pairs(layer.name),
+        )  # fmt: skip
+
+    def every_page(self) -> Iterator[Callable[[], Page | None]]:
+        """Every page of an exported site, each to be built when it is its turn."""
+        yield self.network_page
+        for layer in self._first.queries.layers:
+            yield partial(self.layer_page, slug(layer.name))
 
     @cached_property
-    def _numbers(self) -> dict[int, int]:
-        """The images of the second atlas that the first has too, by their numbers there and here."""
-        known = {image.key: number for number, image in self._first.catalogue.images.items()}
-        return {n: known[image.key] for n, image in self._second.catalogue.images.items() if image.key in known}
+    def _common_images(self) -> dict[int, int]:
+        """The images that both atlases have: from their numbers in the second atlas to those in the first."""
+        first_numbers = {image.key: number for number, image in self._first.queries.images.items()}
+        second_images = self._second.queries.images.items()
+        return {number: first_numbers[image.key] for number, image in second_images if image.key in first_numbers}
 
-    @property
-    def _common(self) -> int:
-        return len(self._numbers)
+    def _pair_layer(self, layer: Layer) -> LayerPair:
+        second = self._compared_layer(layer)
+        overlaps = [pair.shared_images / pair.images for pair in self._unit_pairs(layer.name) if pair.images]
+        overlap = sum(overlaps) / len(overlaps) if overlaps and self._common_images else None
+        return LayerPair(layer, second, second is not None and _same_units(layer, second), overlap)
 
-    def _pair(self, layer: Layer) -> LayerPair:
-        other = self._beside(layer)
-        units = self._units(layer.name)
-        shares = [pair.shared / pair.of for pair in units if pair.of]
-        shared = sum(shares) / len(shares) if shares and self._common else None
-        record = self._second.record(other) if other else None
-        return LayerPair(self._first.record(layer), record, bool(other and self._same(layer, other)), shared)
+    def _compared_layer(self, layer: Layer) -> Layer | None:
+        """The second atlas's layer of the same name or, where the atlases share no name of a layer, the one at the same depth."""
+        layers, compared_layers = self._first.queries.layers, self._second.queries.layers
+        compared_by_name = {compared.name: compared for compared in compared_layers}
+        if compared_by_name.keys() & {layer.name for layer in layers} or not compared_layers:
+            return compared_by_name.get(layer.name)
+        depth = self._first.queries.layer_index(layer.name) / max(len(layers) - 1, 1)
+        return compared_layers[round(depth * (len(compared_layers) - 1))]
 
-    def _beside(self, layer: Layer) -> Layer | None:
-        """The second atlas's layer of the same name or, where none of its names is known, the one at the same depth."""
-        others = self._second.catalogue.layers
-        named = {other.name: other for other in others}
-        if named.keys() & {one.name for one in self._first.catalogue.layers} or not others:
-            return named.get(layer.name)
-        depth = self._first.catalogue.place(layer.name) / max(len(self._first.catalogue.layers) - 1, 1)
-        return others[round(depth * (len(others) - 1))]
-
-    def _same(self, one: Layer, other: Layer) -> bool:
-        """True where a number means the same unit: in checkpoints of one network, or one network on two data sets."""
-        return one.name == other.name and one.units == other.units
-
-    def _paired_units(self, name: str) -> list[UnitPair]:
-        layer = self._first.catalogue.atlas.layer(name)
-        other = self._beside(layer)
-        if other is None:
+    def _pair_units(self, layer_name: str) -> list[UnitPair]:
+        layer = self._first.queries.atlas.layer(layer_name)
+        second = self._compared_layer(layer)
+        if second is None:
             return [UnitPair(unit, None, 0, 0) for unit in range(layer.units)]
-        theirs = [self._images(other.name, unit) for unit in range(other.units)]
-        ours = [set(self._first.catalogue.peak_images(name, unit).tolist()) for unit in range(layer.units)]
-        mute, mute_there = self._first.catalogue.no_preference(name), self._second.catalogue.no_preference(other.name)
-        if self._same(layer, other):
-            return [
-                UnitPair(unit, unit, 0, 0, no_preference=True)
-                if unit in mute | mute_there
-                else UnitPair(unit, unit, len(a & b), max(len(a), len(b)))
-                for unit, (a, b) in enumerate(zip(ours, theirs, strict=True))
-            ]
-        having: dict[int, list[int]] = {}
-        for unit, images in enumerate(theirs):
-            for image in images if unit not in mute_there else ():
-                having.setdefault(image, []).append(unit)
-        return [
-            UnitPair(unit, None, 0, 0, no_preference=True) if unit in mute else _closest(unit, images, having)
-            for unit, images in enumerate(ours)
-        ]
+        images = [set(self._first.queries.peak_images(layer.name, unit)) for unit in range(layer.units)]
+        compared_images = [self._compared_images(second.name, unit) for unit in range(second.units)]
+        no_preference = self._first.queries.no_preference(layer.name)
+        compared_no_preference = self._second.queries.no_preference(second.name)
+        if _same_units(layer, second):
+            return _pair_by_number(images, compared_images, no_preference | compared_no_preference)
+        return _pair_by_images(images, compared_images, no_preference, compared_no_preference)
 
-    def _images(self, layer: str, unit: int) -> set[int]:
-        """The images of a unit of the second atlas, by their numbers in the first; below zero where that hasn't them."""
-        return {self._numbers.get(image, -1 - image) for image in self._second.catalogue.peak_images(layer, unit).tolist()}
+    def _compared_images(self, layer: str, unit: int) -> set[int]:
+        """The images of a unit of the second atlas, by their numbers in the first; below zero where the first hasn't them."""
+        return {self._common_images.get(image, -1 - image) for image in self._second.queries.peak_images(layer, unit)}
 
 
-def _closest(unit: int, images: set[int], having: dict[int, list[int]]) -> UnitPair:
-    found = Counter(other for image in sorted(images) for other in having.get(image, ()))
-    if not found:
+def _same_units(first: Layer, second: Layer) -> bool:
+    """True where a number means the same unit: in checkpoints of one network, or one network on two data sets."""
+    return first.name == second.name and first.units == second.units
+
+
+def _pair_by_number(images: Sequence[set[int]], compared_images: Sequence[set[int]], no_preference: set[int]) -> list[UnitPair]:
+    """Each unit with the one of the same number. `images` are those of each unit's peaks."""
+    return [
+        UnitPair(unit, unit, 0, 0, no_preference=True)
+        if unit in no_preference
+        else UnitPair(unit, unit, len(first & second), max(len(first), len(second)))
+        for unit, (first, second) in enumerate(zip(images, compared_images, strict=True))
+    ]
+
+
+def _pair_by_images(
+    images: Sequence[set[int]], compared_images: Sequence[set[int]], no_preference: set[int], compared_no_preference: set[int]
+) -> list[UnitPair]:
+    """Each unit with the one that shares most images with it. `images` are those of each unit's peaks."""
+    units_by_image: dict[int, list[int]] = {}
+    for unit, unit_images in enumerate(compared_images):
+        for image in unit_images if unit not in compared_no_preference else ():
+            units_by_image.setdefault(image, []).append(unit)
+    return [
+        UnitPair(unit, None, 0, 0, no_preference=True) if unit in no_preference else _closest(unit, unit_images, units_by_image)
+        for unit, unit_images in enumerate(images)
+    ]
+
+
+def _closest(unit: int, images: set[int], units_by_image: Mapping[int, Sequence[int]]) -> UnitPair:
+    """The unit paired with the one that shares most of its images; among equals with that of the lowest number."""
+    shared_images = Counter(compared for image in images for compared in units_by_image.get(image, ()))
+    if not shared_images:
         return UnitPair(unit, None, 0, len(images))
-    best = min(found, key=lambda other: (-found[other], other))
-    return UnitPair(unit, best, found[best], len(images))
+    closest = min(shared_images, key=lambda compared: (-shared_images[compared], compared))
+    return UnitPair(unit, closest, shared_images[closest], len(images))

@@ -1,4 +1,4 @@
-"""What fires here: the units that an image of one's own excites as much as the images of the atlas."""
+"""Search by image: the units that an uploaded image excites as much as the images of the atlas."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,110 +12,121 @@ from PIL import Image
 
 from unitscope.images import Geometry, Skipped, decode_image
 from unitscope.records import Box, Layer, Response
-from unitscope.web.page_records import About, LayerRecord
-from unitscope.web.pages import Pages
-from unitscope.web.queries import Catalogue
+from unitscope.web.page_records import AtlasSummary
+from unitscope.web.pages import PageBuilder
+from unitscope.web.queries import AtlasQueries
 
-MOST_MB, MOST_PIXELS = 20, 50_000_000
-UNITS_SHOWN = 12
-SAME = 1e-5
-"""A value differs in its last bits with the batch that its image is in; so much doesn't count."""
+MAX_UPLOAD_MB, MAX_UPLOAD_PIXELS = 20, 50_000_000
+"""An image of 50 million pixels takes 150 MB when it is decoded."""
+MAX_UNITS_PER_LAYER = 12
+ROUNDING = 1e-5
+"""A value differs in its last bits with the batch that its image is in; values that differ by no more than this share are equal."""
 
-
-Fires = Callable[[Image.Image], Sequence[Response]]
-"""Runs the network over an image; handed in, so that pages need no network."""
+RunNetwork = Callable[[Image.Image], Sequence[Response]]
+"""Runs the network over an image; it is passed in, so that pages need no network."""
 
 
 @dataclass(frozen=True, slots=True)
-class Firing:
-    """A unit that an image excites. `rank` is the place that it would take among the unit's peaks, None where it takes none;
-    `share` is how much of the sample lies below. `box` is in pixels of the image as displayed."""
+class ExcitedUnit:
+    """A unit that an image excites.
+
+    `rank` is the one that the image would take among the unit's peaks, None where it would take none; `share_below` the share of the
+    sample whose values are lower. `box` is in pixels of the image as displayed.
+    """
 
     layer: str
     unit: int
     value: float
     rank: int | None
-    share: float
+    share_below: float
     box: Box
 
 
 @dataclass(frozen=True, slots=True)
-class FiringLayer:
+class ExcitedLayer:
     """The units of one layer that an image excites most."""
 
-    layer: LayerRecord
-    units: list[Firing]
+    layer: Layer
+    units: list[ExcitedUnit]
 
 
 @dataclass(frozen=True, slots=True)
-class FiringPage:
-    """All of them, and the image's size in pixels as displayed."""
+class ImageSearchResults:
+    """The excited units of all layers, and the image's size in pixels as displayed. A piece of a page."""
 
-    template: ClassVar[str] = "fired.html"
+    template: ClassVar[str] = "image_search_results.html"
     path: str
-    about: About
+    atlas: AtlasSummary
     width: int
     height: int
-    layers: list[FiringLayer]
+    layers: list[ExcitedLayer]
 
 
-def opened(content: bytes) -> Image.Image:
-    """An uploaded image as displayed. Raises `Skipped` where it is none, or has too many pixels."""
-    large = f"has more than {MOST_PIXELS // 1_000_000} million pixels"
+def decode_upload(content: bytes) -> Image.Image:
+    """An uploaded image as displayed. Raises `Skipped` where it is no image, or has too many pixels."""
+    too_large = f"has more than {MAX_UPLOAD_PIXELS // 1_000_000} million pixels"
     try:
         with warnings.catch_warnings(action="error"), Image.open(BytesIO(content)) as image:
-            size = image.size
+            width, height = image.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise Skipped(large) from error
+        raise Skipped(too_large) from error
     except Exception as error:  # whatever a file that lies about itself leads to
         raise Skipped("is no image that can be read") from error
-    if size[0] * size[1] > MOST_PIXELS:
-        raise Skipped(large)
+    if width * height > MAX_UPLOAD_PIXELS:
+        raise Skipped(too_large)
     return decode_image(BytesIO(content))
 
 
-def fired(pages: Pages, image: Image.Image, responses: Sequence[Response]) -> FiringPage:
-    """The units of each layer for which the image would be among the peaks, or stands above the whole sample."""
-    catalogue = pages.catalogue
+def search_by_image(pages: PageBuilder, image: Image.Image, responses: Sequence[Response]) -> ImageSearchResults:
+    """The units of each layer for which the image would be among the peaks, or lies above the whole sample."""
+    geometry = Geometry.of(pages.queries.atlas.preprocessing, image.height, image.width)
     layers = []
     for response in responses:
-        layer = catalogue.atlas.layer(response.layer)
-        units = _exciting(catalogue, layer, response, image)
+        layer = pages.queries.atlas.layer(response.layer)
+        units = _excited_units(pages.queries, layer, response, geometry)
         if units:
-            layers.append(FiringLayer(pages.record(layer), units))
-    return FiringPage("fires.html", pages.about, image.width, image.height, layers)
+            layers.append(ExcitedLayer(layer, units))
+    return ImageSearchResults("image-search.html", pages.atlas_summary, image.width, image.height, layers)
 
 
-def _exciting(catalogue: Catalogue, layer: Layer, response: Response, image: Image.Image) -> list[Firing]:
-    marks = catalogue.marks(layer.name)
-    values = response.values.astype(np.float64)
-    standing_above = marks.unit[marks.peaks > (values + SAME * np.abs(values))[marks.unit]]
-    better = np.bincount(standing_above, minlength=layer.units)
-    ranked = (better < catalogue.atlas.k) & ~_ties(catalogue, layer, values, better)
-    above = values > marks.highest
-    above[list(catalogue.no_preference(layer.name))] = False  # the sample reaches no more than the peaks do
-    speaks = np.isfinite(values) & ((values > 0) | (not layer.rectified))
-    standing = np.nan_to_num((values - marks.median) / np.where(marks.spread > 0, marks.spread, 1))
-    candidates = np.flatnonzero(speaks & (ranked | above))
-    order = candidates[np.lexsort((candidates, -standing[candidates]))][:UNITS_SHOWN]
-    geometry = Geometry.of(catalogue.atlas.preprocessing, image.height, image.width)
-
-    def firing(unit: int) -> Firing:
-        share = (
-            float((catalogue.sample(layer.name, unit) < values[unit]).mean()) if len(catalogue.sample(layer.name, unit)) else 0.0
+def _excited_units(queries: AtlasQueries, layer: Layer, response: Response, geometry: Geometry) -> list[ExcitedUnit]:
+    """The units that lie highest above the sample's median among those for which the image would be a peak, or lies above the whole sample."""
+    values, sample = response.values.astype(np.float64), queries.sample_statistics(layer.name)
+    ranks = _ranks(queries, layer, values)
+    is_above_sample = values > sample.highest
+    is_above_sample[list(queries.no_preference(layer.name))] = False  # the sample reaches no more than the peaks do
+    responds = np.isfinite(values) & ((values > 0) | (not layer.rectified))
+    candidates = np.flatnonzero(responds & ((ranks > 0) | is_above_sample))
+    standing = np.nan_to_num((values - sample.median) / np.where(sample.std > 0, sample.std, 1))
+    by_standing = candidates[np.argsort(-standing[candidates], kind="stable")]
+    return [
+        ExcitedUnit(
+            layer.name,
+            unit,
+            float(values[unit]),
+            int(ranks[unit]) or None,
+            _share_below(queries.sample(layer.name).values(unit), values[unit]),
+            geometry.to_source(Box(*(float(side) for side in response.boxes[unit]))),
         )
-        box = geometry.to_source(Box(*(float(side) for side in response.boxes[unit])))
-        rank = int(better[unit]) + 1 if ranked[unit] else None
-        return Firing(layer.name, unit, float(values[unit]), rank, share, box)
-
-    return [firing(int(unit)) for unit in order]
+        for unit in by_standing[:MAX_UNITS_PER_LAYER].tolist()
+    ]
 
 
-def _ties(catalogue: Catalogue, layer: Layer, values: NDArray[np.float64], better: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Of each unit, whether the value would come in only among peaks that tie with more images than are shown."""
-    found = np.zeros(layer.units, dtype=np.bool_)
-    marks = catalogue.marks(layer.name)
-    for unit, tie in catalogue.ties(layer.name).items():
-        tied = marks.peaks[np.searchsorted(marks.unit, unit) + tie.first - 1]
-        found[unit] = better[unit] >= tie.first - 1 and not values[unit] > tied + SAME * abs(tied)
-    return found
+def _share_below(sample: NDArray[np.float32], value: float) -> float:
+    return float((sample < value).mean()) if len(sample) else 0.0
+
+
+def _ranks(queries: AtlasQueries, layer: Layer, values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The rank that each unit's value would take among its peaks. Shapes are (unit,).
+
+    0 where it would take none, or only one among peaks that tie with more images than are shown.
+    """
+    unit_of_peak, peaks = queries.peak_units_and_values(layer.name)
+    is_higher = peaks > (values + ROUNDING * np.abs(values))[unit_of_peak]
+    ranks = np.bincount(unit_of_peak[is_higher], minlength=layer.units) + 1
+    ranks[ranks > queries.atlas.k] = 0
+    for unit, tie in queries.ties(layer.name).items():
+        tied_value = peaks[np.searchsorted(unit_of_peak, unit) + tie.first - 1]
+        if ranks[unit] >= tie.first and not values[unit] > tied_value + ROUNDING * abs(tied_value):
+            ranks[unit] = 0
+    return ranks

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from unitscope.web.comparison import ComparedLayerPage, ComparedPage
+from unitscope.web.comparison import ComparisonPage, LayerComparisonPage
 from unitscope.web.page_records import ImagePage, LabelPage, LayerPage, NetworkPage, UnitPage
 
 PATHS = {
@@ -14,8 +14,8 @@ PATHS = {
     "/api/units/{layer}/{unit}.json": UnitPage,
     "/api/images/{image}.json": ImagePage,
     "/api/labels/{label}.json": LabelPage,
-    "/api/compare/index.json": ComparedPage,
-    "/api/compare/{layer}.json": ComparedLayerPage,
+    "/api/compare/index.json": ComparisonPage,
+    "/api/compare/{layer}.json": LayerComparisonPage,
 }
 PARAMETERS = {
     "layer": ("string", "A layer's name as in the addresses of pages: `#` is written `@`."),
@@ -25,10 +25,10 @@ PARAMETERS = {
 }
 
 
-def openapi(compared: bool) -> dict[str, Any]:
-    """An OpenAPI 3.1 description of the paths that give JSON; those of a comparison where two atlases are shown."""
-    held = {path: page for path, page in PATHS.items() if compared or "compare" not in path}
-    _, schemas = msgspec.json.schema_components(held.values(), ref_template="#/components/schemas/{name}")
+def describe_api(has_comparison: bool) -> dict[str, Any]:
+    """An OpenAPI 3.1 description of the paths that give JSON; those of a comparison only where two atlases are compared."""
+    pages = {path: page for path, page in PATHS.items() if has_comparison or "compare" not in path}
+    _, schemas = msgspec.json.schema_components(pages.values(), ref_template="#/components/schemas/{name}")
     return {
         "openapi": "3.1.0",
         "info": {
@@ -36,21 +36,21 @@ def openapi(compared: bool) -> dict[str, Any]:
             "version": version("unitscope"),
             "description": "What the explorer's pages show, as JSON.",
         },
-        "paths": {path: _operation(path, page) for path, page in held.items()},
+        "paths": {path: _describe_path(path, page) for path, page in pages.items()},
         "components": {"schemas": schemas},
     }
 
 
-def _operation(path: str, page: type) -> dict[str, Any]:
-    said = (page.__doc__ or "").strip()
+def _describe_path(path: str, page: type) -> dict[str, Any]:
+    description = (page.__doc__ or "").strip()
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{page.__name__}"}}}
     parameters = [
-        {"name": name, "in": "path", "required": True, "description": about, "schema": {"type": kind}}
-        for name, (kind, about) in PARAMETERS.items()
+        {"name": name, "in": "path", "required": True, "description": text, "schema": {"type": json_type}}
+        for name, (json_type, text) in PARAMETERS.items()
         if f"{{{name}}}" in path
     ]
-    missing = {"404": {"description": "There is no such page."}} if parameters else {}
-    answers = {"200": {"description": said, "content": content}} | missing
-    return {
-        "get": {"summary": said.splitlines()[0], "operationId": page.__name__, "parameters": parameters, "responses": answers}
-    }
+    responses = {"200": {"description": description, "content": content}}
+    if parameters:
+        responses["404"] = {"description": "There is no such page."}
+    summary = description.splitlines()[0]
+    return {"get": {"summary": summary, "operationId": page.__name__, "parameters": parameters, "responses": responses}}

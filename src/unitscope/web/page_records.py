@@ -1,79 +1,162 @@
-"""What a page holds: one dataclass for each kind of page, and the pieces that they share."""
+"""What a page holds: one dataclass for each kind of page, and the records that they share. `/api` gives them as JSON."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
+from unitscope.atlas.ties import Tie
+from unitscope.records import Box, Layer
 from unitscope.web.checked_tables import ImageRecord
-from unitscope.web.queries import Alike, Example, UnitRecord
+
+
+@runtime_checkable
+class Page(Protocol):
+    """What every page has: the template that shows it, and its path from the root of the site."""
+
+    template: ClassVar[str]
+
+    @property
+    def path(self) -> str: ...
+
+
+# ── what pages share ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
-class About:
-    """What every page says of its atlas. `when` is the day and time (UTC) at which it was written."""
+class AtlasSummary:
+    """What every page says of its atlas.
+
+    `written` is the day and time (UTC) at which it was written; `images_error` says why the source images can't be shown, and is None
+    where they can.
+    """
 
     name: str
     model: str
     weights: str
     network_hash: str
-    images: str
-    images_hash: str
-    read: int
-    skipped: int
+    image_source: str
+    image_list_hash: str
+    read_images: int
+    skipped_images: int
     k: int
-    sample: int
+    sample_size: int
     precision: str
     input_height: int
     input_width: int
-    when: str
-    missing: str | None
+    written: str
+    images_error: str | None
 
 
 @dataclass(frozen=True, slots=True)
-class LayerRecord:
-    """A layer in short. `drawn` is what its patches show: field, effective field or image; its size in network-input pixels.
+class PatchSize:
+    """What a layer's patches show: `kind` is `field` (receptive field), `effective` or `image`; sizes in network-input pixels."""
 
-    `no_preference` counts the units all whose peaks tie with other images.
+    kind: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A value of a unit in an image, and its cell. Boxes are in pixels of the source image as displayed, unclipped.
+
+    `rank` is None for an image of the sample. `patch_box` is what a patch shows: the receptive field or, where that is large, the
+    effective receptive field. `visible_box` is the part of the patch that lies on the image and became part of the network's input.
     """
 
-    name: str
-    kind: str
-    units: int
-    map_height: int
-    map_width: int
-    receptive_field_height: int
-    receptive_field_width: int
-    activation: str
-    drawn: str
-    drawn_height: int
-    drawn_width: int
-    dead: int
-    no_preference: int
+    layer: str
+    unit: int
+    rank: int | None
+    value: float
+    y: int
+    x: int
+    source_image: ImageRecord
+    receptive_field: Box
+    patch_box: Box
+    visible_box: Box
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A layer on the network page, and the units of its strip."""
+class UnitStatistics:
+    """A row of the `units` table, with the median of the unit's sample; `standing` is how many standard deviations (over all images) the
+    highest value lies above it.
 
-    layer: LayerRecord
-    strip: list[int]
+    What isn't finite is None. `tie` says which of the unit's ranks tie with images that the peaks don't show; None where none does.
+    """
+
+    layer: str
+    unit: int
+    images: int
+    activation_rate: float
+    mean: float | None
+    std: float | None
+    lowest: float | None
+    highest: float | None
+    nan_images: int
+    dead: bool
+    tied: int
+    median: float | None
+    standing: float | None
+    tie: Tie | None
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarUnit:
+    """A unit whose peaks lie in the same images as another's: how many images they share."""
+
+    layer: str
+    unit: int
+    shared_images: int
+
+
+# ── pages ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRow:
+    """A layer on the network page, and some of its units."""
+
+    layer: Layer
+    patch: PatchSize
+    dead_units: int
+    no_preference_units: int
+    units: list[int]
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkPage:
-    """All layers, from shallow to deep; `glance` is some of them, evenly from the first to the last."""
+    """All layers, from shallow to deep; `overview` is some of them, evenly from the first to the last."""
 
     template: ClassVar[str] = "network.html"
     path: str
-    about: About
-    glance: list[Row]
-    rows: list[Row]
+    atlas: AtlasSummary
+    overview: list[LayerRow]
+    layers: list[LayerRow]
 
 
 @dataclass(frozen=True, slots=True)
-class Tile:
-    """A unit on the layer page: its statistics, and the labels of its peaks, none where it shows no preference."""
+class SortKey:
+    """A column of `UnitStatistics` by which the units of a layer can be sorted, from the highest value down."""
 
-    unit: UnitRecord
+    column: str
+    label: str
+    description: str
+
+
+SORT_KEYS = (
+    SortKey("highest", "highest value", "The unit's highest value over all images"),
+    SortKey("activation_rate", "activation rate", "The share of images in which the unit's spatial maximum is above zero"),
+    SortKey(
+        "standing", "highest above the median", "How many standard deviations the highest value lies above the sample's median"
+    ),
+)
+"""How the layer page can sort its units, besides by number."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitEntry:
+    """A unit on the layer page: its statistics, and the labels of its peaks; no labels where it shows no preference."""
+
+    statistics: UnitStatistics
     labels: list[str]
 
 
@@ -83,17 +166,21 @@ class LayerPage:
 
     template: ClassVar[str] = "layer.html"
     path: str
-    about: About
-    layer: LayerRecord
-    before: str | None
-    after: str | None
-    tiles: list[Tile]
+    atlas: AtlasSummary
+    layer: Layer
+    patch: PatchSize
+    dead_units: int
+    no_preference_units: int
+    previous_layer: str | None
+    next_layer: str | None
+    sort_keys: list[SortKey]
+    units: list[UnitEntry]
     labels: list[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """Examples from one quantile of the sample."""
+    """Examples around one quantile of the sample."""
 
     name: str
     examples: list[Example]
@@ -101,122 +188,127 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Counts of the sample's values in bins of one width, from its lowest value to the unit's highest."""
+    """Counts of the sample's values in bins of equal width, from its lowest value to the unit's highest."""
 
-    low: float
-    high: float
+    lowest: float
+    highest: float
     counts: list[int]
 
 
 @dataclass(frozen=True, slots=True)
 class LabelShare:
-    """A label's share among a unit's peaks, and among all images."""
+    """A label's share among a unit's peaks; `base_rate` is its share among all images."""
 
     label: str
     peaks: int
     share: float
-    overall: float | None
+    base_rate: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class UnitPage:
-    """One unit: its peaks, how they stand among ordinary values, and what is like it."""
+    """One unit: its peaks, images of the sample to compare them with, and similar units.
+
+    `attribution_methods` names the methods that were used on the unit, each with what it does; `attribution_errors` the methods whose
+    tables can't be read, each with the reason.
+    """
 
     template: ClassVar[str] = "unit.html"
     path: str
-    about: About
-    layer: LayerRecord
-    unit: UnitRecord
-    before: int | None
-    after: int | None
+    atlas: AtlasSummary
+    layer: Layer
+    patch: PatchSize
+    statistics: UnitStatistics
+    previous_unit: int | None
+    next_unit: int | None
     peaks: list[Example]
     bands: list[Band]
     histogram: Histogram | None
     labels: list[LabelShare]
-    alike: list[Alike]
-    methods: dict[str, str]
-    """The methods of attribution that have looked at it, and what each one does."""
-    unreadable: dict[str, str]
-    """The methods of attribution whose tables can't be read, and why."""
+    similar_units: list[SimilarUnit]
+    attribution_methods: dict[str, str]
+    attribution_errors: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Excited:
+class LayerPeaks:
     """The peaks of one layer that lie in an image."""
 
-    layer: LayerRecord
+    layer: Layer
     peaks: list[Example]
 
 
 @dataclass(frozen=True, slots=True)
 class ImagePage:
-    """One image, and the units that it is a peak of; `ties` counts those besides that show no preference."""
+    """One image, and the units that it is a peak of.
+
+    Units that show no preference are left out; `no_preference_peaks` counts their peaks in the image.
+    """
 
     template: ClassVar[str] = "image.html"
     path: str
-    about: About
+    atlas: AtlasSummary
     image: ImageRecord
-    layers: list[Excited]
-    ties: int
+    layers: list[LayerPeaks]
+    no_preference_peaks: int
 
 
 @dataclass(frozen=True, slots=True)
-class Fond:
-    """A unit with some peaks of one label."""
+class LabelUnit:
+    """A unit, how many peaks it has, and how many of them have one label."""
 
     layer: str
     unit: int
+    label_peaks: int
     peaks: int
-    of: int
 
 
 @dataclass(frozen=True, slots=True)
 class LabelPage:
-    """One label: its images that the atlas mentions, and the units with most peaks among them."""
+    """One label: its images that the atlas mentions, and the units with most peaks among them.
+
+    `image_count` is how many of all images have the label, `base_rate` their share.
+    """
 
     template: ClassVar[str] = "label.html"
     path: str
-    about: About
+    atlas: AtlasSummary
     label: str
-    count: int
-    overall: float
-    units: list[Fond]
+    image_count: int
+    base_rate: float
+    units: list[LabelUnit]
     images: list[ImageRecord]
 
 
 @dataclass(frozen=True, slots=True)
-class WordsPage:
+class GlossaryPage:
     """What the words mean."""
 
-    template: ClassVar[str] = "words.html"
+    template: ClassVar[str] = "glossary.html"
     path: str
-    about: About
+    atlas: AtlasSummary
 
 
 @dataclass(frozen=True, slots=True)
-class FiresPage:
-    """Where a person puts an image of their own; `off` says why none can be given, where none can."""
+class ImageSearchPage:
+    """Where a person uploads an image to search with. `off_reason` says why none can be uploaded, and is None where one can."""
 
-    template: ClassVar[str] = "fires.html"
+    template: ClassVar[str] = "image_search.html"
     path: str
-    about: About
-    most_mb: int
-    off: str | None = None
+    atlas: AtlasSummary
+    max_upload_mb: int
+    off_reason: str | None = None
 
 
-Page = NetworkPage | LayerPage | UnitPage | ImagePage | LabelPage | WordsPage | FiresPage
-JSON_PAGES = (NetworkPage, LayerPage, UnitPage, ImagePage, LabelPage)
-
-
-def units_on(page: Any) -> list[tuple[str, int]]:
+def units_shown_on(page: Page) -> list[tuple[str, int]]:
     """Layer and number of the units whose blocks a page shows, from the top to the bottom."""
     match page:
         case NetworkPage():
-            return [(row.layer.name, unit) for row in (*page.glance, *page.rows) for unit in row.strip]
+            return [(row.layer.name, unit) for row in (*page.overview, *page.layers) for unit in row.units]
         case LayerPage():
-            return [(page.layer.name, tile.unit.unit) for tile in page.tiles]
+            return [(page.layer.name, entry.statistics.unit) for entry in page.units]
         case UnitPage():
-            return [(one.layer, one.unit) for one in page.alike]
+            return [(similar.layer, similar.unit) for similar in page.similar_units]
         case LabelPage():
-            return [(one.layer, one.unit) for one in page.units]
+            return [(unit.layer, unit.unit) for unit in page.units]
     return []

@@ -1,200 +1,225 @@
-"""The pages of one atlas: each is made from its tables, shown by its template as HTML, and by `/api` as JSON."""
+"""The pages of one atlas: each is built from its tables, shown by its template as HTML, and by `/api` as JSON."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unitscope.atlas.figures import choose_overview_layers, draw_units
-from unitscope.atlas.patches import patch_size, resolve_patch_kind
 from unitscope.atlas.schema import MANIFEST
 from unitscope.records import Layer
 from unitscope.web.addresses import slug
 from unitscope.web.checked_tables import ImageRecord
 from unitscope.web.page_records import (
-    About,
+    SORT_KEYS,
+    AtlasSummary,
     Band,
-    Excited,
-    Fond,
+    Example,
+    GlossaryPage,
     Histogram,
     ImagePage,
     LabelPage,
     LabelShare,
+    LabelUnit,
     LayerPage,
-    LayerRecord,
+    LayerPeaks,
+    LayerRow,
     NetworkPage,
     Page,
-    Row,
-    Tile,
+    UnitEntry,
     UnitPage,
-    WordsPage,
 )  # fmt: skip
-from unitscope.web.queries import METHOD_WORDS, Catalogue, Example
+from unitscope.web.queries import AtlasQueries
 
-GLANCE_UNITS = 4
-ALIKE_UNITS = 12
-LABEL_UNITS = 60
+OVERVIEW_UNITS = 4
+MAX_SIMILAR_UNITS = 12
+MAX_LABEL_UNITS = 60
 BINS = 32
+METHOD_DESCRIPTIONS = {
+    "deconvnet": "The peak brought down by a deconvnet: through the filters turned over, the switches of the pooling, and a rectifier wherever the network has one",
+    "guided_backprop": "Guided backpropagation: the gradient, where it is positive on both sides of every rectifier",
+    "gradient": "The gradient of the peak with respect to the pixels",
+    "integrated_gradients": "Integrated gradients: the peak's value, shared out among the pixels from the mean colour on",
+    "occlusion": "How far the peak drops where a grey square covers the image: light where it matters",
+}
+"""What each method of attribution does, as the unit page says it."""
 
 
-class Pages:
-    """Makes the pages of one atlas. Each method gives None where there is no such page."""
+class PageBuilder:
+    """Builds the pages of one atlas. A method gives None where there is no such page."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
-        self.catalogue = catalogue
-        self.about = _about(catalogue)
-        self._records: dict[str, LayerRecord] = {}
-        self._labels = {slug(label): label for label in catalogue.labels}
+    def __init__(self, queries: AtlasQueries) -> None:
+        self.queries = queries
 
-    def network(self) -> NetworkPage:
-        rows = {layer.name: Row(self.record(layer), self._strip(layer)) for layer in self.catalogue.layers}
-        glance = [self._glance(rows[layer.name]) for layer in choose_overview_layers(self.catalogue.layers)] if rows else []
-        return NetworkPage("index.html", self.about, glance, list(rows.values()))
+    @cached_property
+    def atlas_summary(self) -> AtlasSummary:
+        """What every page says of the atlas."""
+        return _atlas_summary(self.queries)
 
-    def layer(self, name: str) -> LayerPage | None:
-        layer = self.catalogue.layer(name)
+    @cached_property
+    def _labels_by_slug(self) -> dict[str, str]:
+        return {slug(label): label for label in self.queries.labels}
+
+    def network_page(self) -> NetworkPage:
+        rows = {layer.name: self._layer_row(layer) for layer in self.queries.layers}
+        overview = [self._overview_row(rows[layer.name]) for layer in choose_overview_layers(self.queries.layers)] if rows else []
+        return NetworkPage("index.html", self.atlas_summary, overview, list(rows.values()))
+
+    def layer_page(self, layer_slug: str) -> LayerPage | None:
+        layer = self.queries.layer_by_slug(layer_slug)
         if layer is None:
             return None
-        place, layers = self.catalogue.place(layer.name), self.catalogue.layers
-        tiles = [Tile(unit, sorted(self.catalogue.labels_of(layer.name, unit.unit))) for unit in self.catalogue.units(layer.name)]
+        units = [
+            UnitEntry(statistics, sorted(self.queries.label_counts(layer.name, statistics.unit)))
+            for statistics in self.queries.unit_statistics(layer.name)
+        ]
         return LayerPage(
-            f"layers/{name}.html", self.about, self.record(layer),
-            layers[place - 1].name if place else None, layers[place + 1].name if place + 1 < len(layers) else None,
-            tiles, sorted({label for tile in tiles for label in tile.labels}),
+            f"layers/{layer_slug}.html", self.atlas_summary, layer, self.queries.patch_size(layer.name),
+            self.queries.dead_counts[layer.name], len(self.queries.no_preference(layer.name)), *self.queries.neighbours(layer.name),
+            list(SORT_KEYS), units, sorted({label for unit in units for label in unit.labels}),
         )  # fmt: skip
 
-    def unit(self, layer_name: str, number: int) -> UnitPage | None:
-        layer = self.catalogue.layer(layer_name)
-        if layer is None or not 0 <= number < layer.units:
+    def unit_page(self, layer_slug: str, unit: int) -> UnitPage | None:
+        queries, layer = self.queries, self.queries.layer_by_slug(layer_slug)
+        if layer is None or not 0 <= unit < layer.units:
             return None
-        name = layer.name
+        name, statistics = layer.name, queries.unit_statistics(layer.name)[unit]
         return UnitPage(
-            f"units/{layer_name}/{number}.html", self.about, self.record(layer), self.catalogue.units(name)[number],
-            number - 1 if number else None, number + 1 if number + 1 < layer.units else None,
-            self.catalogue.peaks(name, number),
-            [Band(band, examples) for band, examples in self.catalogue.bands(name, number).items()],
-            _histogram(self.catalogue.sample(name, number), self.catalogue.units(name)[number].highest), self._shares(name, number),
-            self.catalogue.alike(name, number, ALIKE_UNITS),
-            {method: METHOD_WORDS[method] for method, units in self.catalogue.attributed.items() if (name, number) in units},
-            self.catalogue.unreadable,
+            f"units/{layer_slug}/{unit}.html", self.atlas_summary, layer, queries.patch_size(name), statistics,
+            previous_unit=unit - 1 if unit else None,
+            next_unit=unit + 1 if unit + 1 < layer.units else None,
+            peaks=queries.peaks(name, unit),
+            bands=[Band(band, examples) for band, examples in queries.bands(name, unit).items()],
+            histogram=_histogram(queries.sample(name).values(unit), statistics.highest),
+            labels=self._label_shares(name, unit),
+            similar_units=queries.similar_units(name, unit, MAX_SIMILAR_UNITS),
+            attribution_methods={m: METHOD_DESCRIPTIONS[m] for m, units in queries.attributed_units.items() if (name, unit) in units},
+            attribution_errors=queries.attribution_errors,
         )  # fmt: skip
 
-    def image(self, number: int) -> ImagePage | None:
-        found = self.catalogue.images.get(number)
-        if found is None:
+    def image_page(self, image: int) -> ImagePage | None:
+        record = self.queries.images.get(image)
+        if record is None:
             return None
-        by_layer: dict[str, list[Example]] = {}
-        for example in self.catalogue.of_image(number):
-            by_layer.setdefault(example.layer, []).append(example)
-        layers = [Excited(self.record(layer), by_layer[layer.name]) for layer in self.catalogue.layers if layer.name in by_layer]
-        return ImagePage(f"images/{number}.html", self.about, found, layers, self.catalogue.ties_in(number))
+        peaks_by_layer: dict[str, list[Example]] = {}
+        for peak in self.queries.peaks_in_image(image):
+            peaks_by_layer.setdefault(peak.layer, []).append(peak)
+        layers = [LayerPeaks(layer, peaks_by_layer[layer.name]) for layer in self.queries.layers if layer.name in peaks_by_layer]
+        return ImagePage(f"images/{image}.html", self.atlas_summary, record, layers, self.queries.no_preference_peaks(image))
 
-    def label(self, name: str) -> LabelPage | None:
-        label = self._labels.get(name)
+    def label_page(self, label_slug: str) -> LabelPage | None:
+        label = self._labels_by_slug.get(label_slug)
         if label is None:
             return None
-        images = [image for image in self.catalogue.images.values() if image.label == label]
-        count = self.catalogue.labels[label]
-        overall = count / max(sum(self.catalogue.labels.values()), 1)
-        return LabelPage(f"labels/{name}.html", self.about, label, count, overall, self._fond(images), images)
+        images = [image for image in self.queries.images.values() if image.label == label]
+        image_count = self.queries.labels[label]
+        base_rate = image_count / sum(self.queries.labels.values())
+        return LabelPage(
+            f"labels/{label_slug}.html", self.atlas_summary, label, image_count, base_rate, self._label_units(images), images
+        )  # fmt: skip
 
-    def words(self) -> WordsPage:
-        return WordsPage("words.html", self.about)
+    def glossary_page(self) -> GlossaryPage:
+        return GlossaryPage("glossary.html", self.atlas_summary)
 
-    def all_of_them(self) -> Iterator[Callable[[], Page | None]]:
-        """Every page of an exported site, to be made when it is its turn."""
-        yield self.network
-        yield self.words
-        for layer in self.catalogue.layers:
-            name = slug(layer.name)
-            yield partial(self.layer, name)
+    def every_page(self) -> Iterator[Callable[[], Page | None]]:
+        """Every page of an exported site, each to be built when it is its turn."""
+        yield self.network_page
+        yield self.glossary_page
+        for layer in self.queries.layers:
+            layer_slug = slug(layer.name)
+            yield partial(self.layer_page, layer_slug)
             for unit in range(layer.units):
-                yield partial(self.unit, name, unit)
-        for image in self.catalogue.images:
-            yield partial(self.image, image)
-        for label in self._labels:
-            yield partial(self.label, label)
+                yield partial(self.unit_page, layer_slug, unit)
+        for image in self.queries.images:
+            yield partial(self.image_page, image)
+        for label_slug in self._labels_by_slug:
+            yield partial(self.label_page, label_slug)
 
-    def record(self, layer: Layer) -> LayerRecord:
-        """The layer in short."""
-        if layer.name not in self._records:
-            atlas = self.catalogue.atlas
-            drawn = resolve_patch_kind(atlas, layer, "auto")
-            self._records[layer.name] = LayerRecord(
-                layer.name, layer.kind, layer.units, layer.map_height, layer.map_width, layer.receptive_field_height, layer.receptive_field_width,
-                layer.activation, drawn, *patch_size(atlas, layer, drawn), self.catalogue.dead.get(layer.name, 0),
-                len(self.catalogue.no_preference(layer.name)),
-            )  # fmt: skip
-        return self._records[layer.name]
-
-    def search(self) -> dict[str, Any]:
+    def search_index(self) -> dict[str, Any]:
         """What the search box looks through."""
         return {
-            "layers": [[layer.name, slug(layer.name), layer.units] for layer in self.catalogue.layers],
-            "labels": [[label, name] for name, label in self._labels.items()],
-            "images": [[image.key, number] for number, image in self.catalogue.images.items()],
+            "layers": [[layer.name, slug(layer.name), layer.units] for layer in self.queries.layers],
+            "labels": [[label, label_slug] for label_slug, label in self._labels_by_slug.items()],
+            "images": [[image.key, image.image] for image in self.queries.images.values()],
         }
 
-    def _glance(self, row: Row) -> Row:
-        """The row with the units that stand out most among those of its strip."""
-        units = self.catalogue.units(row.layer.name)
-        return Row(row.layer, sorted(row.strip, key=lambda unit: -(units[unit].standing or 0))[:GLANCE_UNITS])
+    def _layer_row(self, layer: Layer) -> LayerRow:
+        """The layer with up to nine of its units, drawn at random among those that show a preference."""
+        counts, no_preference = self.queries.peak_counts(layer.name), self.queries.no_preference(layer.name)
+        counts[list(no_preference)] = 0
+        units = draw_units(counts, layer.name, seed=0) if counts.any() else []
+        dead_units = self.queries.dead_counts[layer.name]
+        return LayerRow(layer, self.queries.patch_size(layer.name), dead_units, len(no_preference), units)
 
-    def _strip(self, layer: Layer) -> list[int]:
-        counts = self.catalogue.peaks_a_unit(layer.name)
-        counts[list(self.catalogue.no_preference(layer.name))] = 0
-        return draw_units(counts, layer.name, seed=0) if counts.any() else []
+    def _overview_row(self, row: LayerRow) -> LayerRow:
+        """The row with those of its units whose highest values lie highest above the sample's median."""
+        statistics = self.queries.unit_statistics(row.layer.name)
+        units = sorted(row.units, key=lambda unit: -(statistics[unit].standing or 0))[:OVERVIEW_UNITS]
+        return LayerRow(row.layer, row.patch, row.dead_units, row.no_preference_units, units)
 
-    def _shares(self, layer: str, unit: int) -> list[LabelShare]:
-        found, known = self.catalogue.labels_of(layer, unit), self.catalogue.labels
-        every, peaks = sum(known.values()), sum(found.values())
+    def _label_shares(self, layer: str, unit: int) -> list[LabelShare]:
+        image_counts, peak_counts = self.queries.labels, self.queries.label_counts(layer, unit)
+        all_images, all_peaks = sum(image_counts.values()), sum(peak_counts.values())
         return [
-            LabelShare(label, count, count / peaks, known[label] / every if label in known else None)
-            for label, count in sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))
+            LabelShare(label, peaks, peaks / all_peaks, image_counts[label] / all_images if label in image_counts else None)
+            for label, peaks in sorted(peak_counts.items(), key=lambda entry: (-entry[1], entry[0]))
         ]
 
-    def _fond(self, images: list[ImageRecord]) -> list[Fond]:
+    def _label_units(self, images: list[ImageRecord]) -> list[LabelUnit]:
         """The units with most peaks in these images."""
-        found: dict[tuple[str, int], int] = {}
-        for image in images:
-            for layer, unit in self.catalogue.excited_by(image.image):
-                found[layer, unit] = found.get((layer, unit), 0) + 1
-        best = sorted(found.items(), key=lambda pair: (-pair[1], self.catalogue.place(pair[0][0]), pair[0][1]))[:LABEL_UNITS]
-        return [Fond(layer, unit, count, len(self.catalogue.peak_images(layer, unit))) for (layer, unit), count in best]
+        peak_counts = Counter(unit for image in images for unit in self.queries.units_with_peaks_in(image.image))
+        ranked = sorted(peak_counts, key=lambda unit: (-peak_counts[unit], self.queries.layer_index(unit[0]), unit[1]))
+        return [
+            LabelUnit(layer, unit, peak_counts[layer, unit], len(self.queries.peak_rows(layer, unit)))
+            for layer, unit in ranked[:MAX_LABEL_UNITS]
+        ]
 
 
-def _histogram(values: NDArray[np.float32], highest: float | None) -> Histogram | None:
-    """Of the sample's finite values; it reaches up to the highest value that the unit has anywhere."""
-    finite = values[np.isfinite(values)].astype(np.float64)
+def _histogram(sample: NDArray[np.float32], highest: float | None) -> Histogram | None:
+    """Of the sample's finite values; it reaches up to the highest value that the unit has in any image."""
+    finite = sample[np.isfinite(sample)].astype(np.float64)
     if not len(finite):
         return None
-    low, high = float(finite.min()), max(float(finite.max()), highest if highest is not None else -np.inf)
-    counts, _ = np.histogram(finite, BINS, (low, high if high > low else low + 1))
-    return Histogram(low, high, counts.tolist())
+    start, stop = float(finite.min()), max(float(finite.max()), -np.inf if highest is None else highest)
+    counts, _ = np.histogram(finite, BINS, (start, stop if stop > start else start + 1))
+    return Histogram(start, stop, counts.tolist())
 
 
-def _about(catalogue: Catalogue) -> About:
-    atlas, said = catalogue.atlas, catalogue.atlas.manifest
+def _atlas_summary(queries: AtlasQueries) -> AtlasSummary:
+    atlas, manifest = queries.atlas, queries.atlas.manifest
     written = datetime.fromtimestamp((atlas.folder / MANIFEST).stat().st_mtime, UTC)
-    network, images = said["network"], said["images"]
-    height, width = atlas.input_size
-    return About(
-        atlas.folder.absolute().name, str(network["model"]), str(network.get("weights")), str(network.get("hash", ""))[:16],
-        _images_in_words(images), str(images.get("hash", ""))[:16], int(said["read"]), int(said.get("skipped", 0)), atlas.k,
-        int(said.get("sample", 0)), str(said.get("precision", "fp32")), height, width, written.strftime("%Y-%m-%d %H:%M"), catalogue.missing,
-    )  # fmt: skip
+    network, images = manifest["network"], manifest["images"]
+    input_height, input_width = atlas.input_size
+    return AtlasSummary(
+        name=atlas.folder.absolute().name,
+        model=str(network["model"]),
+        weights=str(network.get("weights")),
+        network_hash=str(network.get("hash", ""))[:16],
+        image_source=_describe_source(images),
+        image_list_hash=str(images.get("hash", ""))[:16],
+        read_images=int(manifest["read"]),
+        skipped_images=int(manifest.get("skipped", 0)),
+        k=atlas.k,
+        sample_size=int(manifest.get("sample", 0)),
+        precision=str(manifest.get("precision", "fp32")),
+        input_height=input_height,
+        input_width=input_width,
+        written=written.strftime("%Y-%m-%d %H:%M"),
+        images_error=queries.images_error,
+    )
 
 
-def _images_in_words(said: dict[str, Any]) -> str:
-    """Where the images were, without the machine's own folders: an exported site is for everybody."""
-    kind = said.get("kind")
+def _describe_source(images: dict[str, Any]) -> str:
+    """Where the images were, without the machine's own folders, since an exported site is for everybody."""
+    kind = images.get("kind")
     if kind == "folder":
-        return f"folder {str(said.get('folder', '')).rstrip('/').rpartition('/')[2]}"
+        return f"folder {str(images.get('folder', '')).rstrip('/').rpartition('/')[2]}"
     if kind == "list":
-        return f"a list of {len(said.get('paths', ())):,} files"
+        return f"a list of {len(images.get('paths', ())):,} files"
     if kind == "files":
-        return f"{len(said.get('files', ())):,} files of many images"
-    return str(said.get("name") or said.get("type") or kind)
+        return f"{len(images.get('files', ())):,} files of many images"
+    return str(images.get("name") or images.get("type") or kind)

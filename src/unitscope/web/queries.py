@@ -1,11 +1,10 @@
-"""An atlas made ready for questions from pages: which peaks a unit has, which units an image excites, which units are alike."""
+"""An atlas made ready for questions from pages: which peaks a unit has, which units an image excites, which units are similar."""
 
+import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import astuple, dataclass
+from collections.abc import Iterator
+from dataclasses import astuple
 from functools import cached_property, lru_cache
-from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -14,363 +13,305 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from unitscope.atlas import Atlas
-from unitscope.atlas.patches import patch_crop, resolve_patch_kind
+from unitscope.atlas.patches import patch_crop, patch_size, resolve_patch_kind
+from unitscope.atlas.tables import ATTRIBUTION_METHODS
 from unitscope.atlas.ties import Tie, find_ties, units_without_preference
 from unitscope.errors import AtlasError, ImagesError
 from unitscope.images import Geometry
 from unitscope.records import Box, Layer, Peak
 from unitscope.web.addresses import slug
 from unitscope.web.checked_tables import (
-    Columns,
     ImageRecord,
-    images_of,
-    layers_of,
-    peaks_of,
-    sample_of,
-    units_of,
+    read_attributed_units,
+    read_images,
+    read_layers,
+    read_peaks,
+    read_sample,
+    read_units,
 )
+from unitscope.web.page_records import Example, PatchSize, SimilarUnit, UnitStatistics
+from unitscope.web.peak_table import PeakTable
+from unitscope.web.samples import BANDS, LayerSample, SampleStatistics
+from unitscope.web.unit_statistics import describe_units
 
-BANDS = {"99 %": 0.99, "90 %": 0.9, "50 %": 0.5, "lowest": 0.0}
-EXAMPLES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A value of a unit in an image, and where it stands; boxes in pixels of the source image as displayed, unclipped.
-
-    `rank` is None for an image of the sample. `drawn` is the box that a patch shows: the field or, where that is
-    large, the effective field; `seen` is what of that lies on the image and was part of the network's input.
-    """
-
-    layer: str
-    unit: int
-    rank: int | None
-    value: float
-    y: int
-    x: int
-    source: ImageRecord
-    field: Box
-    drawn: Box
-    seen: Box
+LOG = logging.getLogger(__name__)
+SAMPLES_KEPT = 4
+"""Layers whose samples stay in memory: 40 bytes a value, so 16 MB for 2,048 units and 200 images."""
+UNITS_KEPT = 16
+"""Layers whose unit statistics stay in memory: some 380 bytes a unit, so 0.8 MB for 2,048 units."""
 
 
-@dataclass(frozen=True, slots=True)
-class UnitRecord:
-    """A unit's statistics; `median` is that of the sample, `standing` how many standard deviations its highest value lies
-    above that; `tied` is how many images share the value of its last peak, where there are as many peaks as may be."""
+class AtlasQueries:
+    """Answers questions about one atlas. Its peaks stay in memory, the samples of a few layers too.
 
-    layer: str
-    unit: int
-    images: int
-    activation_rate: float
-    mean: float | None
-    std: float | None
-    lowest: float | None
-    highest: float | None
-    nan_images: int
-    dead: bool
-    median: float | None
-    standing: float | None
-    tied: int
-    tie: Tie | None
-    """Which of its ranks tie with images that the peaks don't show; None where there are no such."""
-
-
-METHOD_WORDS = {
-    "deconvnet": "The peak brought down by a deconvnet: through the filters turned over, the switches of the pooling, and a rectifier wherever the network has one",
-    "guided_backprop": "Guided backpropagation: the gradient, where it is positive on both sides of every rectifier",
-    "gradient": "The gradient of the peak with respect to the pixels",
-    "integrated_gradients": "Integrated gradients: the peak's value, shared out among the pixels from the mean colour on",
-    "occlusion": "How far the peak drops where a grey square covers the image: light where it matters",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Marks:
-    """What values are held against: the value of every peak of a layer with its `unit`, by unit and rank; and of each unit the median,
-    highest value and standard deviation of the sample (NaN where a unit has none)."""
-
-    unit: NDArray[np.int64]
-    peaks: NDArray[np.float64]
-    median: NDArray[np.float64]
-    highest: NDArray[np.float64]
-    spread: NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Alike:
-    """A unit whose peaks lie in the same images: how many of them."""
-
-    layer: str
-    unit: int
-    shared: int
-
-
-class Catalogue:
-    """One atlas, its peaks in memory, its sample read a layer at a time.
-
-    Raises `AtlasError` where tables contradict each other or hold what can't be.
+    Tables are read when a question needs them first. Every method raises `AtlasError` where they contradict each other or hold
+    impossible values.
     """
 
     def __init__(self, atlas: Atlas) -> None:
         self.atlas = atlas
-        self.layers = layers_of(atlas)
-        self._slugs = {slug(layer.name): layer for layer in self.layers}
-        self._places = {layer.name: place for place, layer in enumerate(self.layers)}
-        self.units = lru_cache(maxsize=16)(self._units)
-        self.marks = lru_cache(maxsize=None)(self._marks)
+        self.sample = lru_cache(maxsize=SAMPLES_KEPT)(self._sample)
+        self.sample_statistics = lru_cache(maxsize=None)(self._sample_statistics)
+        self.unit_statistics = lru_cache(maxsize=UNITS_KEPT)(self._unit_statistics)
         self.ties = lru_cache(maxsize=None)(self._ties)
-        self._drawn = {layer.name: resolve_patch_kind(atlas, layer, "auto") for layer in self.layers}
-        self._sample = lru_cache(maxsize=4)(lambda layer: sample_of(atlas, atlas.layer(layer)))
 
-    def layer(self, name: str) -> Layer | None:
-        """The layer of that slug, if there is one."""
-        return self._slugs.get(name)
+    def check(self) -> None:
+        """Raises `AtlasError` where the tables that every page needs are broken."""
+        _ = self.layers, self.labels
 
-    def place(self, layer: str) -> int:
-        """The layer's place in call order, from 0."""
-        return self._places[layer]
+    def read_ahead(self) -> None:
+        """Read what every page needs, before somebody waits for it. Errors are left to the pages, which show them."""
+        try:
+            _ = self._peaks, self._shows_preference, self.images_error
+        except AtlasError:
+            LOG.debug("the tables of %s can't be read ahead", self.atlas.folder, exc_info=True)
+
+    # ── layers, images, labels ───────────────────────────────────────────────────────────────────────────────────
+
+    @cached_property
+    def layers(self) -> list[Layer]:
+        """All layers in call order."""
+        return read_layers(self.atlas)
+
+    @cached_property
+    def _layers_by_slug(self) -> dict[str, Layer]:
+        return {slug(layer.name): layer for layer in self.layers}
+
+    @cached_property
+    def _layer_indices(self) -> dict[str, int]:
+        return {layer.name: index for index, layer in enumerate(self.layers)}
+
+    @cached_property
+    def _patch_sizes(self) -> dict[str, PatchSize]:
+        return {layer.name: _patch_size(self.atlas, layer) for layer in self.layers}
+
+    def layer_by_slug(self, layer_slug: str) -> Layer | None:
+        """The layer of that slug; None where there is none."""
+        return self._layers_by_slug.get(layer_slug)
+
+    def layer_index(self, layer: str) -> int:
+        """The layer's index in call order, from 0."""
+        return self._layer_indices[layer]
+
+    def _layer(self, name: str) -> Layer:
+        return self.layers[self.layer_index(name)]
+
+    def neighbours(self, layer: str) -> tuple[str | None, str | None]:
+        """The names of the layers before and after one in call order."""
+        index = self.layer_index(layer)
+        previous_layer = self.layers[index - 1].name if index else None
+        return previous_layer, self.layers[index + 1].name if index + 1 < len(self.layers) else None
+
+    def patch_size(self, layer: str) -> PatchSize:
+        """What a layer's patches show, and how large that is."""
+        return self._patch_sizes[layer]
 
     @cached_property
     def images(self) -> dict[int, ImageRecord]:
         """All images that the atlas mentions, by number."""
-        return images_of(self.atlas)
+        return read_images(self.atlas)
 
     @cached_property
-    def labels(self) -> dict[str, int]:
-        """How many images had each label."""
-        rows = self.atlas.table("labels").to_pylist()
-        return {row["label"]: row["images"] for row in rows if row["label"] is not None and (row["images"] or 0) > 0}
-
-    @cached_property
-    def dead(self) -> Counter[str]:
-        """How many dead units each layer has."""
-        table = self._every_unit
-        return Counter(table.filter(table["dead"])["layer"].to_pylist())
-
-    @cached_property
-    def _every_unit(self) -> pa.Table:
-        return self.atlas.table("units").select(["layer", "unit", "dead", "tied"])
-
-    @cached_property
-    def attributed(self) -> dict[str, set[tuple[str, int]]]:
-        """Layer and number of the units that each method was used on, of those methods whose tables can be read."""
-        return {method: units for method, units in self._attributed.items() if not isinstance(units, AtlasError)}
-
-    @cached_property
-    def unreadable(self) -> dict[str, str]:
-        """The methods whose tables can't be read, and why."""
-        return {method: str(units) for method, units in self._attributed.items() if isinstance(units, AtlasError)}
-
-    @cached_property
-    def _attributed(self) -> dict[str, set[tuple[str, int]] | AtlasError]:
-        return {method: self._units_of(method) for method in self.atlas.methods if method in METHOD_WORDS}
-
-    def _units_of(self, method: str) -> set[tuple[str, int]] | AtlasError:
-        try:
-            found = self.atlas.attributed(method)
-        except AtlasError as error:
-            return error
-        units = {layer.name: range(layer.units) for layer in self.layers}
-        return {(layer, unit) for layer, unit in found if unit in units.get(layer, ())}
-
-    @cached_property
-    def missing(self) -> str | None:
-        """Why the source images can't be had, if they can't."""
+    def images_error(self) -> str | None:
+        """Why the source images can't be shown; None where they can."""
         try:
             _ = self.atlas.source
         except ImagesError as error:
             return str(error)
         return None
 
-    def read_ahead(self) -> None:
-        """Read what every page needs, before somebody waits for it; what is wrong with it is said to who asks."""
-        with suppress(AtlasError):
-            _ = self._by_image, self._starts, self._telling, self.missing
+    @cached_property
+    def labels(self) -> dict[str, int]:
+        """How many images have each label."""
+        rows = self.atlas.table("labels").to_pylist()
+        return {row["label"]: row["images"] for row in rows if row["label"] is not None and (row["images"] or 0) > 0}
+
+    # ── attribution ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    @cached_property
+    def attributed_units(self) -> dict[str, set[tuple[str, int]]]:
+        """Layer and number of the units that each method was used on, of those methods whose tables can be read."""
+        return {method: units for method, units in self._attributions.items() if not isinstance(units, AtlasError)}
+
+    @cached_property
+    def attribution_errors(self) -> dict[str, str]:
+        """The methods whose tables can't be read, and why."""
+        return {method: str(error) for method, error in self._attributions.items() if isinstance(error, AtlasError)}
+
+    @cached_property
+    def _attributions(self) -> dict[str, set[tuple[str, int]] | AtlasError]:
+        return {method: self._read_attributed(method) for method in self.atlas.methods if method in ATTRIBUTION_METHODS}
+
+    def _read_attributed(self, method: str) -> set[tuple[str, int]] | AtlasError:
+        try:
+            return read_attributed_units(self.atlas, method)
+        except AtlasError as error:  # the pages show it
+            return error
 
     # ── peaks ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @cached_property
-    def _peaks(self) -> Columns:
-        return peaks_of(self.atlas, self.images)
+    def _peaks(self) -> PeakTable:
+        return PeakTable.of(read_peaks(self.atlas, self.images), len(self.layers))
 
-    @cached_property
-    def _starts(self) -> NDArray[np.int64]:
-        """Where each layer's rows begin among the peaks, and where the last one's end."""
-        return np.searchsorted(self._peaks["place"], np.arange(len(self.layers) + 1))
+    def peak_rows(self, layer: str, unit: int) -> range:
+        """The rows of a unit's peaks, strongest first; `peak` and `peak_image` take them."""
+        return self._peaks.rows_of_unit(self.layer_index(layer), unit)
 
-    def _span(self, layer: str) -> slice:
-        """The rows of a layer's peaks."""
-        return slice(int(self._starts[self.place(layer)]), int(self._starts[self.place(layer) + 1]))
+    def peak(self, row: int) -> Example:
+        """The peak of that row, with its boxes."""
+        columns = self._peaks.row(row)
+        return self._with_boxes(Peak(layer=self.layers[columns.pop("layer")].name, **columns), columns["rank"])
 
-    def rows(self, layer: str, unit: int) -> range:
-        """The rows of a unit's peaks, strongest first."""
-        span = self._span(layer)
-        within = self._peaks["unit"][span]
-        return range(
-            span.start + int(np.searchsorted(within, unit)), span.start + int(np.searchsorted(within, unit, side="right"))
-        )
+    def peak_image(self, row: int) -> int:
+        """The image of the peak of that row."""
+        return self._peaks.image(row)
 
     def peaks(self, layer: str, unit: int) -> list[Example]:
         """A unit's peaks, strongest first."""
-        return [self.example(row) for row in self.rows(layer, unit)]
+        return [self.peak(row) for row in self.peak_rows(layer, unit)]
 
-    def peak_images(self, layer: str, unit: int) -> NDArray[np.int64]:
+    def peak_images(self, layer: str, unit: int) -> list[int]:
         """The images of a unit's peaks, strongest first."""
-        rows = self.rows(layer, unit)
-        return np.asarray(self._peaks["image"][rows.start : rows.stop])
+        return [self.peak_image(row) for row in self.peak_rows(layer, unit)]
 
-    def peaks_a_unit(self, layer: str) -> NDArray[np.int64]:
-        """How many peaks each unit of a layer has."""
-        return np.bincount(self._peaks["unit"][self._span(layer)], minlength=self.atlas.layer(layer).units)
+    def peak_units_and_values(self, layer: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Unit and value of each peak of a layer, by unit and rank. Shapes are (peak,)."""
+        unit, value = (self._peaks.column_of_layer(name, self.layer_index(layer)) for name in ("unit", "value"))
+        return unit.astype(np.int64), value.astype(np.float64)
+
+    def peak_counts(self, layer: str) -> NDArray[np.int64]:
+        """How many peaks each unit of a layer has. The shape is (unit,)."""
+        unit_of_peak = self._peaks.column_of_layer("unit", self.layer_index(layer))
+        return np.bincount(unit_of_peak, minlength=self._layer(layer).units)
+
+    def _with_boxes(self, peak: Peak, rank: int | None) -> Example:
+        image = self.images[peak.image]
+        size = image.height, image.width
+        crop = patch_crop(self.atlas, peak, self.patch_size(peak.layer).kind, size)
+        return Example(
+            peak.layer, peak.unit, rank, peak.value, peak.y, peak.x, image, peak.source_box, crop.box, crop.visible
+        )  # fmt: skip
+
+    # ── ties ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @cached_property
+    def _dead_and_tied(self) -> pa.Table:
+        return self.atlas.table("units").select(["layer", "unit", "dead", "tied"])
+
+    @cached_property
+    def dead_counts(self) -> Counter[str]:
+        """How many dead units each layer has."""
+        table = self._dead_and_tied
+        return Counter(table.filter(table["dead"])["layer"].to_pylist())
 
     def _ties(self, layer: str) -> dict[int, Tie]:
-        span, table = self._span(layer), self._every_unit
-        rows = table.filter(pc.equal(table["layer"], layer)).drop_null()
-        tied = np.zeros(self.atlas.layer(layer).units, dtype=np.int64)
+        """The units of a layer some of whose peaks tie with images that the peaks don't show."""
+        rows = self._dead_and_tied.filter(pc.equal(self._dead_and_tied["layer"], layer)).drop_null()
         unit, images = rows["unit"].to_numpy(), rows["tied"].to_numpy()
-        known = (unit >= 0) & (unit < len(tied))
-        tied[unit[known]] = images[known]
-        return find_ties({name: self._peaks[name][span] for name in ("unit", "value", "image")}, tied)
+        tied = np.zeros(self._layer(layer).units, dtype=np.int64)
+        is_unit = (unit >= 0) & (unit < len(tied))
+        tied[unit[is_unit]] = images[is_unit]
+        index = self.layer_index(layer)
+        return find_ties({name: self._peaks.column_of_layer(name, index) for name in ("unit", "value", "image")}, tied)
 
     def no_preference(self, layer: str) -> set[int]:
         """The units of a layer that show no preference: all their peaks tie with images beyond them."""
         return set(units_without_preference(self.ties(layer)))
 
     @cached_property
-    def _telling(self) -> NDArray[np.bool_]:
+    def _shows_preference(self) -> NDArray[np.bool_]:
         """Of each peak, whether its unit shows a preference."""
-        found = np.ones(len(self._peaks["unit"]), dtype=np.bool_)
-        for layer in self.layers:
-            span = self._span(layer.name)
-            found[span] = ~np.isin(self._peaks["unit"][span], list(self.no_preference(layer.name)))
-        return found
+        by_layer = [
+            ~np.isin(self._peaks.column_of_layer("unit", index), list(self.no_preference(layer.name)))
+            for index, layer in enumerate(self.layers)
+        ]
+        return np.concatenate([*by_layer, np.zeros(0, dtype=np.bool_)])
 
-    def image_of(self, row: int) -> int:
-        """The image of one peak."""
-        return int(self._peaks["image"][row])
+    # ── images and similar units ─────────────────────────────────────────────────────────────────────────────────
 
-    def example(self, row: int) -> Example:
-        """One peak with all a page shows of it."""
-        held = {name: column[row].item() for name, column in self._peaks.items()}
-        return self._with_boxes(Peak(layer=self.layers[held.pop("place")].name, **held))
+    def _preferring_rows(self, image: int) -> NDArray[np.int64]:
+        """The rows of the peaks in an image of units that show a preference."""
+        rows = self._peaks.rows_of_image(image)
+        return rows[self._shows_preference[rows]]
 
-    def _with_boxes(self, peak: Peak, ranked: bool = True) -> Example:
-        source = self.images[peak.image]
-        crop = patch_crop(self.atlas, peak, self._drawn[peak.layer], (source.height, source.width))
-        rank = peak.rank if ranked else None
-        return Example(peak.layer, peak.unit, rank, peak.value, peak.y, peak.x, source, peak.source_box, crop.box, crop.visible)
-
-    @cached_property
-    def _by_image(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The rows of the peaks sorted by image, and the images in that order."""
-        order = np.argsort(self._peaks["image"], kind="stable")
-        return order, self._peaks["image"][order]
-
-    def _rows_of_image(self, image: int) -> NDArray[Any]:
-        order, images = self._by_image
-        return order[np.searchsorted(images, image) : np.searchsorted(images, image, side="right")]
-
-    def of_image(self, image: int) -> Iterator[Example]:
+    def peaks_in_image(self, image: int) -> list[Example]:
         """The peaks in an image of units that show a preference, by layer, unit and rank."""
-        return (self.example(int(row)) for row in self._telling_rows(image))
+        return [self.peak(int(row)) for row in self._preferring_rows(image)]
 
-    def _telling_rows(self, image: int) -> NDArray[Any]:
-        rows = self._rows_of_image(image)
-        return np.asarray(rows[self._telling[rows]])
-
-    def ties_in(self, image: int) -> int:
+    def no_preference_peaks(self, image: int) -> int:
         """How many peaks in an image are of units that show no preference."""
-        return len(self._rows_of_image(image)) - len(self._telling_rows(image))
+        return len(self._peaks.rows_of_image(image)) - len(self._preferring_rows(image))
 
-    def excited_by(self, image: int) -> Iterator[tuple[str, int]]:
-        """Layer and unit of all peaks in an image, of units that show a preference."""
-        rows = self._telling_rows(image)
-        for place, unit in zip(self._peaks["place"][rows].tolist(), self._peaks["unit"][rows].tolist(), strict=True):
-            yield self.layers[place].name, unit
+    def units_with_peaks_in(self, image: int) -> Iterator[tuple[str, int]]:
+        """Layer and unit of every peak in an image, of units that show a preference."""
+        rows = self._preferring_rows(image)
+        layers, units = self._peaks.columns["layer"][rows], self._peaks.columns["unit"][rows]
+        return ((self.layers[layer].name, unit) for layer, unit in zip(layers.tolist(), units.tolist(), strict=True))
 
-    def alike(self, layer: str, unit: int, most: int) -> list[Alike]:
-        """The units that share most images with one among their peaks; at least two, and those of the same layer first among equals.
+    def similar_units(self, layer: str, unit: int, max_units: int) -> list[SimilarUnit]:
+        """The units whose peaks share most images with a unit's, at least two; among equals those of near layers first.
 
-        Units that show no preference are like nothing.
+        Units that show no preference are similar to none.
         """
-        images = np.unique(self.peak_images(layer, unit))
-        if not len(images) or unit in self.no_preference(layer):
+        images = sorted(set(self.peak_images(layer, unit)))
+        if not images or unit in self.no_preference(layer):
             return []
-        rows = np.concatenate([self._telling_rows(int(image)) for image in images])
-        own, wide = self.place(layer), int(self._peaks["unit"].max()) + 1
-        pairs = self._peaks["place"][rows].astype(np.int64) * wide + self._peaks["unit"][rows]
-        found, shared = np.unique(pairs[pairs != own * wide + unit], return_counts=True)
-        far = np.abs(found // wide - own)
-        order = np.lexsort((found, far, -shared))[:most]
+        rows = np.concatenate([self._preferring_rows(image) for image in images])
+        own_layer, layers, units = self.layer_index(layer), self._peaks.columns["layer"][rows], self._peaks.columns["unit"][rows]
+        is_other = (layers != own_layer) | (units != unit)
+        pairs, shared = np.unique(np.stack([layers[is_other], units[is_other]]), axis=1, return_counts=True)
+        order = np.lexsort((pairs[1], pairs[0], np.abs(pairs[0] - own_layer), -shared))[:max_units]
         return [
-            Alike(self.layers[int(found[n] // wide)].name, int(found[n] % wide), int(shared[n])) for n in order if shared[n] > 1
+            SimilarUnit(self.layers[pairs[0, index]].name, int(pairs[1, index]), int(shared[index]))
+            for index in order
+            if shared[index] > 1
         ]
 
-    def labels_of(self, layer: str, unit: int) -> Counter[str]:
+    def label_counts(self, layer: str, unit: int) -> Counter[str]:
         """How many of a unit's peaks have each label; none where it shows no preference."""
         if unit in self.no_preference(layer):
             return Counter()
-        said = (self.images[int(image)].label for image in self.peak_images(layer, unit))
-        return Counter(label for label in said if label is not None)
+        labels = (self.images[image].label for image in self.peak_images(layer, unit))
+        return Counter(label for label in labels if label is not None)
 
-    # ── statistics and the sample ─────────────────────────────────────────────────────────────────────
+    # ── statistics and the sample ────────────────────────────────────────────────────────────────────────────────
 
-    def _units(self, layer: str) -> list[UnitRecord]:
-        medians, known, tied = self.marks(layer).median, self.atlas.layer(layer), self.ties(layer)
-        rows = zip(units_of(self.atlas, known), medians.tolist(), strict=True)
-        return [_unit_record(row, median, tied.get(row["unit"])) for row, median in rows]
+    def _sample(self, layer: str) -> LayerSample:
+        """A layer's values in the sample."""
+        record = self._layer(layer)
+        return LayerSample.of(read_sample(self.atlas, record), record.units)
 
-    def sample(self, layer: str, unit: int) -> NDArray[np.float32]:
-        """A unit's values in the sample, from the lowest to the highest."""
-        return np.asarray(self._sample(layer)["value"][self._sampled(layer, unit)])
+    def _sample_statistics(self, layer: str) -> SampleStatistics:
+        """Median, standard deviation and highest value of each unit's sample."""
+        return self.sample(layer).statistics()
 
-    def _marks(self, layer: str) -> Marks:
-        units, span, held = self.atlas.layer(layer).units, self._span(layer), self._sample(layer)
-        unit_of_peak, peaks = self._peaks["unit"][span].astype(np.int64), self._peaks["value"][span].astype(np.float64)
-        median, highest, spread = (np.full(units, np.nan) for _ in range(3))
-        starts = np.searchsorted(held["unit"], np.arange(units + 1))
-        for unit in np.flatnonzero(starts[1:] > starts[:-1]):
-            values = held["value"][starts[unit] : starts[unit + 1]].astype(np.float64)
-            median[unit], highest[unit], spread[unit] = np.median(values), values[-1], values.std()
-        return Marks(unit_of_peak, peaks, median, highest, spread)
-
-    def _sampled(self, layer: str, unit: int) -> slice:
-        units = self._sample(layer)["unit"]
-        return slice(int(np.searchsorted(units, unit)), int(np.searchsorted(units, unit, side="right")))
+    def _unit_statistics(self, layer: str) -> list[UnitStatistics]:
+        """The statistics of a layer's units, by unit."""
+        rows = read_units(self.atlas, self._layer(layer))
+        return describe_units(rows, self.sample_statistics(layer), self.ties(layer))
 
     def bands(self, layer: str, unit: int) -> dict[str, list[Example]]:
-        """Images of the sample around its 99, 90 and 50 per cent quantile and at its lowest, for a unit."""
-        held = {name: column[self._sampled(layer, unit)] for name, column in self._sample(layer).items()}
-        count = len(held["value"])
-        if not count:
+        """Images of the sample around its 99, 90 and 50 per cent quantile and at its lowest, for a unit; none without a sample."""
+        sample = self.sample(layer)
+        if not sample.rows(unit):
             return {}
-        found = {}
-        for name, quantile in BANDS.items():
-            start = min(max(round(quantile * (count - 1)) - EXAMPLES // 2, 0), max(count - EXAMPLES, 0))
-            rows = sorted(range(start, min(start + EXAMPLES, count)), reverse=quantile > 0)
-            found[name] = [self._sampled_example(layer, unit, {k: v[row].item() for k, v in held.items()}) for row in rows]
-        return found
+        return {
+            name: [self._sampled(layer, unit, sample.row(row)) for row in sample.band_rows(unit, quantile)]
+            for name, quantile in BANDS.items()
+        }
 
-    def _sampled_example(self, layer: str, unit: int, row: Mapping[str, Any]) -> Example:
-        if row["image"] not in self.images:
+    def _sampled(self, layer: str, unit: int, row: dict[str, Any]) -> Example:
+        """A row of the sample with its boxes."""
+        image = self.images.get(row["image"])
+        if image is None:
             raise self.atlas.broken(f"its sample names image {row['image']}, which its images table lacks")
-        source = self.images[row["image"]]
         box = Box(*(row[side] for side in ("top", "left", "bottom", "right")))
-        field = Geometry.of(self.atlas.preprocessing, source.height, source.width).to_source(box)
-        where = (row["image"], row["y"], row["x"], *astuple(box), field.top, field.left, field.bottom, field.right)
-        return self._with_boxes(Peak(layer, unit, 0, row["value"], *where), ranked=False)
+        source_box = Geometry.of(self.atlas.preprocessing, image.height, image.width).to_source(box)
+        peak = Peak(layer, unit, 0, row["value"], row["image"], row["y"], row["x"], *astuple(box), *astuple(source_box))
+        return self._with_boxes(peak, rank=None)
 
 
-def _unit_record(row: Mapping[str, Any], median: float | None, tie: Tie | None) -> UnitRecord:
-    std, highest = _finite(row["std"]), _finite(row["highest"])
-    standing = (highest - median) / std if median is not None and highest is not None and std else None
-    return UnitRecord(
-        row["layer"], row["unit"], int(row["images"] or 0), _finite(row["activation_rate"]) or 0.0, _finite(row["mean"]), std,
-        _finite(row["lowest"]), highest, int(row["nan_images"] or 0), bool(row["dead"]), _finite(median), _finite(standing),
-        int(row["tied"] or 0), tie,
-    )  # fmt: skip
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and isfinite(value) else None
+def _patch_size(atlas: Atlas, layer: Layer) -> PatchSize:
+    kind = resolve_patch_kind(atlas, layer, "auto")
+    return PatchSize(kind, *patch_size(atlas, layer, kind))

@@ -1,5 +1,6 @@
 """From a page to HTML or JSON."""
 
+from dataclasses import dataclass
 from functools import cache
 from math import isfinite
 from typing import Any
@@ -8,26 +9,41 @@ import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from unitscope.web.addresses import Addresses
-from unitscope.web.page_records import Histogram
+from unitscope.web.page_records import Histogram, Page
 
 
-def html(page: Any, **site: Any) -> str:
-    """The page as HTML. `site` is what the site has besides: `compared` and `fires`."""
-    return _templates().get_template(page.template).render(page=page, to=Addresses.seen_from(page.path), **site)
+@dataclass(frozen=True, slots=True)
+class Navigation:
+    """Which links the head of every page has besides network and glossary."""
+
+    comparison: bool = False
+    image_search: bool = False
 
 
-def json(page: Any) -> bytes:
+def render_html(page: Page, navigation: Navigation) -> str:
+    """The page as HTML."""
+    template = _environment().get_template(page.template)
+    return template.render(page=page, to=Addresses.seen_from(page.path), navigation=navigation)
+
+
+def encode_json(page: Page) -> bytes:
     """The page as JSON."""
     return msgspec.json.encode(page)
 
 
+def render_error(path: str, status: int, message: str) -> str:
+    """The page that says why there is no page at that path."""
+    return _environment().get_template("error.html").render(to=Addresses.seen_from(path), status=status, message=message)
+
+
 @cache
-def _templates() -> Environment:
-    found = Environment(
+def _environment() -> Environment:
+    environment = Environment(
         loader=PackageLoader("unitscope.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    found.filters |= {"number": number, "percent": percent, "px": px, "bars": bars}
-    return found
+    filters: dict[str, Any] = {"number": number, "percent": percent, "px": px, "bar_path": bar_path}
+    environment.filters |= filters
+    return environment
 
 
 def number(value: float | None) -> str:
@@ -42,7 +58,7 @@ def number(value: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share in per cent, with no more digits than tell something.
+    """A share in per cent, in two digits at most.
 
     >>> percent(0.25), percent(0.0004), percent(0)
     ('25 %', '0.04 %', '0 %')
@@ -57,17 +73,12 @@ def px(length: float) -> str:
     return f"{length:.2f}".rstrip("0").rstrip(".")
 
 
-def bars(histogram: Histogram) -> str:
-    """The path of a histogram's bars in a box of 100 × 40."""
-    most, width = max(histogram.counts), 100 / len(histogram.counts)
-    heights = [38 * count / most for count in histogram.counts]
+def bar_path(histogram: Histogram) -> str:
+    """The SVG path of a histogram's bars in a box of 100 × 40."""
+    highest_count, width = max(histogram.counts), 100 / len(histogram.counts)
+    heights = [38 * count / highest_count for count in histogram.counts]
     return "".join(
-        f"M{px(place * width + 0.2)} 40v-{px(height)}h{px(width - 0.4)}v{px(height)}z"
-        for place, height in enumerate(heights)
+        f"M{px(index * width + 0.2)} 40v-{px(height)}h{px(width - 0.4)}v{px(height)}z"
+        for index, height in enumerate(heights)
         if height
     )
-
-
-def problem(path: str, status: int, said: str) -> str:
-    """The page that says why there is no other at that path."""
-    return _templates().get_template("problem.html").render(to=Addresses.seen_from(path), status=status, said=said)

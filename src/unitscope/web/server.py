@@ -1,4 +1,4 @@
-"""The server that the explorer's pages come from, with an end to connections on which nothing happens."""
+"""The server of the explorer's pages, which closes connections on which nothing happens."""
 
 from asyncio import TimerHandle
 from typing import Any
@@ -7,39 +7,42 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-WAIT_S = 20
+IDLE_TIMEOUT_S = 20
+"""uvicorn's own default for idle connections, 5 seconds, is short for slow networks."""
 
 
-def server(application: ASGIApp, wait_s: int = WAIT_S) -> uvicorn.Server:
-    """A server of these pages; a connection that hasn't sent the whole head of a request after `wait_s` seconds is closed."""
-    how = uvicorn.Config(application, http=Patient, ws="none", timeout_keep_alive=wait_s, log_level="warning", lifespan="off")
-    return uvicorn.Server(how)
+def create_server(application: ASGIApp, idle_timeout_s: int = IDLE_TIMEOUT_S) -> uvicorn.Server:
+    """A server of these pages; a connection that hasn't sent the whole head of a request after `idle_timeout_s` seconds is closed."""
+    config = uvicorn.Config(
+        application, http=IdleTimeoutProtocol, ws="none", timeout_keep_alive=idle_timeout_s, log_level="warning", lifespan="off"
+    )
+    return uvicorn.Server(config)
 
 
-class Patient(H11Protocol):
-    """HTTP as uvicorn speaks it, with a clock that runs while no request is being answered: uvicorn's own runs only after one."""
+class IdleTimeoutProtocol(H11Protocol):
+    """uvicorn's HTTP, with a timer that runs while no request is being answered: uvicorn's own runs only after the first request."""
 
-    _clock: TimerHandle | None = None
+    _timer: TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._start()
+        self._start_timer()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
-            self._stop()
-        elif self._clock is None:  # what came is no whole head yet; more of it doesn't put the clock back
-            self._start()
+            self._stop_timer()
+        elif self._timer is None:  # the head of a request isn't whole yet; more of it doesn't start the timer again
+            self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop()
+        self._stop_timer()
         super().connection_lost(exc)
 
-    def _start(self) -> None:
-        self._clock = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+    def _start_timer(self) -> None:
+        self._timer = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
-    def _stop(self) -> None:
-        if self._clock is not None:
-            self._clock.cancel()
-            self._clock = None
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

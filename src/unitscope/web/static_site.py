@@ -1,13 +1,12 @@
 """The explorer as files, for any static host or to be opened from a disk."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -15,112 +14,130 @@ from unitscope.atlas import Atlas
 from unitscope.errors import WHERE_IMAGES_ARE, AtlasError, ImagesError
 from unitscope.files import atomic_write
 from unitscope.images import Skipped
-from unitscope.web import rendering
 from unitscope.web.addresses import Addresses, json_path
-from unitscope.web.blocks import UNITS_AT_ONCE, Pictures
+from unitscope.web.blocks import UNITS_PER_BATCH, BlockDrawer, Unit
 from unitscope.web.comparison import Comparison
-from unitscope.web.openapi import openapi
-from unitscope.web.page_records import WordsPage
-from unitscope.web.pages import Pages
-from unitscope.web.queries import Catalogue
+from unitscope.web.openapi import describe_api
+from unitscope.web.page_records import GlossaryPage, Page
+from unitscope.web.pages import PageBuilder
+from unitscope.web.pictures import draw_attributions, draw_image
+from unitscope.web.queries import AtlasQueries
+from unitscope.web.rendering import Navigation, encode_json, render_html
 
+LOG = logging.getLogger(__name__)
 STATIC = Path(__file__).parent / "static"
+
+OnUnits = Callable[[int], None]
+"""Gets how many units more are done."""
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
-    """How much was written; `lacking` says for each of the images that could not be drawn why."""
+class ExportSummary:
+    """How much was written; `undrawn_images` gives, for each image that could not be drawn, its key and the reason."""
 
-    files: int
-    bytes: int
-    lacking: dict[str, str]
+    file_count: int
+    size_bytes: int
+    undrawn_images: dict[str, str]
 
 
 def export(
-    atlas: Atlas,
-    site: str | os.PathLike[str],
-    beside: Atlas | None = None,
-    on_units: Callable[[int], None] | None = None,
-) -> Exported:
+    atlas: Atlas, site: str | os.PathLike[str], compared_atlas: Atlas | None = None, on_units: OnUnits | None = None
+) -> ExportSummary:
     """Write every page of an atlas, its JSON and its pictures below a new folder, whole or not at all.
 
-    `on_units` is told how many units are done. Raises `AtlasError` where the folder is not empty or can't be written, `ImagesError`
+    `on_units` gets how many units more are done. Raises `AtlasError` where the folder is not empty or can't be written, `ImagesError`
     where the images are gone, or none of them can be drawn.
     """
-    _ = atlas.source, beside.source if beside is not None else None
-    place = Path(os.path.realpath(site))
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+    _ = atlas.source, compared_atlas.source if compared_atlas is not None else None
+    path = Path(os.path.realpath(site))
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise AtlasError(f"{str(site)!r} is there already and not empty; give another folder")
-    lacking: dict[str, str] = {}
-    with atomic_write(place, f"the site {str(site)!r}") as folder:
+    with atomic_write(path, f"the site {str(site)!r}") as folder:
         folder.mkdir()
-        first = Pages(Catalogue(atlas))
-        second = Pages(Catalogue(beside)) if beside is not None else None
-        lacking |= _write_atlas(first, folder, second, on_units)
-        if second is not None:
-            lacking |= _write_atlas(second, folder / "beside", None, on_units)
+        pages = PageBuilder(AtlasQueries(atlas))
+        compared_pages = PageBuilder(AtlasQueries(compared_atlas)) if compared_atlas is not None else None
+        undrawn_images = _write_atlas(pages, folder, compared_pages, on_units)
+        if compared_pages is not None:
+            undrawn_images |= _write_atlas(compared_pages, folder / "compared", None, on_units)
         sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
-    return Exported(len(sizes), sum(sizes), lacking)
+    return ExportSummary(len(sizes), sum(sizes), undrawn_images)
 
 
-def search_script(pages: Pages) -> bytes:
-    """What the search box looks through, as a script: a page that lies on a disk may load one, but no JSON."""
-    return b"window.unitscopeSearch = " + msgspec.json.encode(pages.search()) + b";\n"
+def search_index_script(pages: PageBuilder) -> bytes:
+    """What the search box looks through, as a script: a page that lies on a disk may load a script, but no JSON."""
+    return b"window.unitscopeSearchIndex = " + msgspec.json.encode(pages.search_index()) + b";\n"
 
 
-def _write_atlas(pages: Pages, folder: Path, beside: Pages | None, on_units: Callable[[int], None] | None) -> dict[str, str]:
-    """Everything of one atlas; the images that could not be drawn, with the reasons."""
+def _write_atlas(
+    pages: PageBuilder, folder: Path, compared_pages: PageBuilder | None, on_units: OnUnits | None
+) -> dict[str, str]:
+    """Everything of one atlas; gives the images that could not be drawn, with the reasons."""
     for path in STATIC.rglob("*"):
         if path.is_file():
             _write(folder / "static" / path.relative_to(STATIC), path.read_bytes())
-    (folder / "search.js").write_bytes(search_script(pages))
-    site = {"fires": False, "compared": beside is not None}
-    _write(folder / "api/openapi.json", msgspec.json.encode(openapi(beside is not None)))
-    with ThreadPoolExecutor(1) as aside:
-        pictures = aside.submit(_write_pictures, pages.catalogue, folder, on_units)
-        for page in pages.all_of_them():
-            _write_page(page(), folder, site)
-        if beside is not None:
-            comparison = Comparison(pages, beside)
-            _write_page(comparison.network(), folder, site)
-            for name in comparison.layer_names():
-                _write_page(comparison.layer(name), folder, site)
+    _write(folder / "search-index.js", search_index_script(pages))
+    comparison = Comparison(pages, compared_pages) if compared_pages is not None else None
+    _write(folder / "api/openapi.json", msgspec.json.encode(describe_api(has_comparison=comparison is not None)))
+    navigation = Navigation(comparison=comparison is not None)
+    with ThreadPoolExecutor(1) as pool:
+        pictures = pool.submit(_write_pictures, pages.queries, folder, on_units)
+        for build_page in chain(pages.every_page(), comparison.every_page() if comparison is not None else ()):
+            if (page := build_page()) is not None:
+                _write_page(page, folder, navigation)
         return pictures.result()
 
 
-def _write_page(page: Any, folder: Path, site: dict[str, bool]) -> None:
-    _write(folder / page.path, rendering.html(page, **site).encode())
-    if not isinstance(page, WordsPage):
-        _write(folder / json_path(page.path), rendering.json(page))
+def _write_page(page: Page, folder: Path, navigation: Navigation) -> None:
+    _write(folder / page.path, render_html(page, navigation).encode())
+    if not isinstance(page, GlossaryPage):
+        _write(folder / json_path(page.path), encode_json(page))
 
 
-def _write_pictures(catalogue: Catalogue, folder: Path, on_units: Callable[[int], None] | None) -> dict[str, str]:
-    pictures, to = Pictures(catalogue), Addresses()
-    lacking = {}
-    for image in catalogue.images:
+def _write_pictures(queries: AtlasQueries, folder: Path, on_units: OnUnits | None) -> dict[str, str]:
+    """All pictures of one atlas; gives the images that could not be drawn, with the reasons."""
+    undrawn_images = _write_images(queries, folder)
+    _write_attributions(queries, folder)
+    _write_blocks(queries, folder, on_units)
+    return undrawn_images
+
+
+def _write_images(queries: AtlasQueries, folder: Path) -> dict[str, str]:
+    undrawn_images = {}
+    for image in queries.images.values():
         try:
-            _write(folder / to.picture(image), pictures.picture(image))
+            _write(folder / Addresses().image_file(image.image), draw_image(queries.atlas, image.image))
         except Skipped as reason:
-            lacking[catalogue.atlas.key(image)] = str(reason)  # the page says so too
-    if lacking and len(lacking) == len(catalogue.images):
-        key = next(iter(lacking))
-        raise ImagesError(f"none of {len(lacking):,} images can be drawn: {key!r} {lacking[key]}; {WHERE_IMAGES_ARE}")
-    for method, units in catalogue.attributed.items():
+            undrawn_images[image.key] = str(reason)  # the page says so too
+    if undrawn_images and len(undrawn_images) == len(queries.images):
+        key, reason_text = next(iter(undrawn_images.items()))
+        raise ImagesError(f"none of {len(undrawn_images):,} images can be drawn: {key!r} {reason_text}; {WHERE_IMAGES_ARE}")
+    return undrawn_images
+
+
+def _write_attributions(queries: AtlasQueries, folder: Path) -> None:
+    for method, units in queries.attributed_units.items():
         for layer, unit in sorted(units):
-            with suppress(AtlasError):  # one whose attributions are broken goes without
-                _write(folder / to.projections(method, layer, unit), pictures.projections(method, (layer, unit)))
-    every = ((layer.name, unit) for layer in catalogue.layers for unit in range(layer.units))
-    for run in _runs(every, UNITS_AT_ONCE):
-        for (layer, unit), block in pictures.draw(run).items():
-            _write(folder / to.block(layer, unit), block.result())
+            try:
+                picture = draw_attributions(queries.atlas, method, layer, unit)
+            except AtlasError:  # the unit's page goes without them
+                LOG.debug("the attributions of layer %r unit %d by %s can't be drawn", layer, unit, method, exc_info=True)
+            else:
+                _write(folder / Addresses().attributions(method, layer, unit), picture)
+
+
+def _write_blocks(queries: AtlasQueries, folder: Path, on_units: OnUnits | None) -> None:
+    blocks = BlockDrawer(queries)
+    all_units = ((layer.name, unit) for layer in queries.layers for unit in range(layer.units))
+    for units in _batches(all_units, UNITS_PER_BATCH):
+        for (layer, unit), block in blocks.draw(units).items():
+            _write(folder / Addresses().block(layer, unit), block.result())
         if on_units is not None:
-            on_units(len(run))
-    return lacking
+            on_units(len(units))
 
 
-def _runs(units: Iterator[tuple[str, int]], length: int) -> Iterator[Sequence[tuple[str, int]]]:
-    while run := list(islice(units, length)):
-        yield run
+def _batches(units: Iterator[Unit], length: int) -> Iterator[Sequence[Unit]]:
+    while batch := list(islice(units, length)):
+        yield batch
 
 
 def _write(path: Path, content: bytes) -> None:

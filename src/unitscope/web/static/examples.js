@@ -3,43 +3,51 @@
 {
   const SVG = "http://www.w3.org/2000/svg";
   const root = document.documentElement.dataset.root;
-  const place = document.getElementById("source");
+  const source = document.getElementById("source");
 
-  function element(name, attributes) {
-    const made = document.createElementNS(SVG, name);
-    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-    return made;
+  function svgElement(name, attributes) {
+    const element = document.createElementNS(SVG, name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    return element;
   }
 
-  function box(text, kind) {
-    const [x, y, width, height] = text.split(" ");
-    return element("rect", { class: kind, x, y, width, height });
+  function rectangle(coordinates, kind) {
+    const [x, y, width, height] = coordinates.split(" ");
+    return svgElement("rect", { class: kind, x, y, width, height });
   }
 
-  function line(parts) {
-    const paragraph = document.createElement("p");
-    paragraph.append(...parts);
-    return paragraph;
+  function paragraph(parts) {
+    const element = document.createElement("p");
+    element.append(...parts);
+    return element;
+  }
+
+  function sourceImage(button) {
+    const { image, size, key, receptiveField } = button.dataset;
+    const [width, height] = size.split(" ");
+    const patchBox = button.querySelector(".patch").getAttribute("viewBox");
+    const svg = svgElement("svg", { viewBox: `0 0 ${size}`, role: "img", class: "source-image", width, height });
+    svg.setAttribute("aria-label", `Image ${key} with the receptive field of the cell`);
+    svg.append(svgElement("image", { href: `${root}images/${image}.jpg`, width, height, preserveAspectRatio: "none" }));
+    if (receptiveField) svg.append(rectangle(receptiveField, "receptive-field"));
+    svg.append(rectangle(patchBox, "halo"), rectangle(patchBox, "patch-box"));
+    return svg;
+  }
+
+  function caption(button, example) {
+    const link = document.createElement("a");
+    link.href = `${root}images/${button.dataset.image}.html`;
+    link.textContent = button.dataset.key;
+    const value = document.createElement("b");
+    value.textContent = example.querySelector(".value").textContent;
+    const label = example.querySelector("figcaption a")?.textContent;
+    return paragraph(["Value ", value, label ? ` in ${label}, ` : " in ", link]);
   }
 
   function show(button) {
-    const { image, size, key, field } = button.dataset;
-    const [width, height] = size.split(" ");
     const example = button.closest(".example");
-    const drawn = button.querySelector(".patch").getAttribute("viewBox");
-    const whole = element("svg", { viewBox: `0 0 ${size}`, role: "img", class: "whole", width, height });
-    whole.setAttribute("aria-label", `Image ${key} with the field of the cell`);
-    whole.append(element("image", { href: `${root}images/${image}.jpg`, width, height, preserveAspectRatio: "none" }));
-    if (field) whole.append(box(field, "wide"));
-    whole.append(box(drawn, "halo"), box(drawn, "field"));
-    const link = document.createElement("a");
-    link.href = `${root}images/${image}.html`;
-    link.textContent = key;
-    const value = document.createElement("b");
-    value.textContent = example.querySelector(".v").textContent;
-    const label = example.querySelector("figcaption a")?.textContent;
-    place.replaceChildren(whole, line(["Value ", value, label ? ` in ${label}, ` : " in ", link]));
-    document.querySelectorAll(".example[data-chosen]").forEach((one) => delete one.dataset.chosen);
+    source.replaceChildren(sourceImage(button), caption(button, example));
+    document.querySelectorAll(".example[data-chosen]").forEach((chosen) => delete chosen.dataset.chosen);
     example.dataset.chosen = "";
   }
 

@@ -1,0 +1,124 @@
+// The search box: `/` opens it. It finds a layer and a unit, a label, or an image's key.
+"use strict";
+{
+  const root = document.documentElement.dataset.root;
+  const dialog = document.getElementById("search-box");
+  const input = document.getElementById("search-text");
+  const list = document.getElementById("search-results");
+  const MAX_RESULTS = 12;
+  let chosenIndex = 0;
+
+  function loadIndex() {
+    if (window.unitscopeSearchIndex) return Promise.resolve(window.unitscopeSearchIndex);
+    return new Promise((resolve, reject) => {
+      const script = document.createElement("script");
+      script.src = `${root}search-index.js`;
+      script.onload = () => resolve(window.unitscopeSearchIndex);
+      script.onerror = () => reject(new Error("search-index.js can't be loaded"));
+      document.head.append(script);
+    });
+  }
+
+  const layerResult = ([name, slug, units]) => ({ text: name, note: `${units} units`, href: `layers/${slug}.html` });
+
+  // The rows whose first column holds all words; a row whose first column is those words comes first.
+  function matching(rows, words) {
+    const isExact = (row) => row[0].toLowerCase() === words.join(" ");
+    return rows.filter((row) => words.every((word) => row[0].toLowerCase().includes(word))).sort((a, b) => isExact(b) - isExact(a));
+  }
+
+  function* results(query, index) {
+    const words = query.toLowerCase().split(/\s+/).filter(Boolean);
+    if (!words.length) {
+      yield* index.layers.map(layerResult);
+      return;
+    }
+    const lastWord = words[words.length - 1];
+    if (/^\d+$/.test(lastWord) && words.length > 1) {
+      const unit = Number(lastWord);
+      for (const [name, slug, units] of matching(index.layers, words.slice(0, -1))) {
+        if (unit < units) yield { text: `${name} ${unit}`, note: "unit", href: `units/${slug}/${unit}.html` };
+      }
+    }
+    yield* matching(index.layers, words).map(layerResult);
+    for (const [name, slug] of matching(index.labels, words)) yield { text: name, note: "label", href: `labels/${slug}.html` };
+    for (const [key, number] of matching(index.images, words)) yield { text: key, note: "image", href: `images/${number}.html` };
+  }
+
+  function resultLink(result, position) {
+    const link = document.createElement("a");
+    link.href = root + result.href;
+    link.id = `search-result-${position}`;
+    link.role = "option";
+    link.tabIndex = -1;
+    const note = document.createElement("span");
+    note.textContent = result.note;
+    link.append(result.text, note);
+    return link;
+  }
+
+  function show(shownResults) {
+    list.replaceChildren(...shownResults.map(resultLink));
+    if (!shownResults.length) {
+      const message = document.createElement("p");
+      message.textContent = "Nothing of that name.";
+      list.append(message);
+    }
+    choose(0);
+  }
+
+  function choose(index) {
+    const links = list.querySelectorAll("a");
+    chosenIndex = links.length ? (index + links.length) % links.length : 0;
+    links.forEach((link, position) => link.setAttribute("aria-selected", String(position === chosenIndex)));
+    if (links[chosenIndex]) {
+      input.setAttribute("aria-activedescendant", links[chosenIndex].id);
+      links[chosenIndex].scrollIntoView({ block: "nearest" });
+    } else input.removeAttribute("aria-activedescendant");
+  }
+
+  async function search() {
+    const query = input.value;
+    let index;
+    try {
+      index = await loadIndex();
+    } catch {
+      index = { layers: [], labels: [], images: [] };
+    }
+    if (query !== input.value) return; // a person typed on meanwhile
+    const shownResults = [];
+    for (const result of results(query, index)) {
+      if (shownResults.push(result) === MAX_RESULTS) break;
+    }
+    show(shownResults);
+  }
+
+  function open() {
+    dialog.showModal();
+    input.select();
+    search();
+  }
+
+  document.getElementById("search-open").addEventListener("click", open);
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "/" || dialog.open || event.ctrlKey || event.metaKey || event.target.closest("input, select, textarea")) return;
+    event.preventDefault();
+    open();
+  });
+  input.addEventListener("input", search);
+  input.addEventListener("keydown", (event) => {
+    if (event.key === "ArrowDown" || event.key === "ArrowUp") {
+      event.preventDefault();
+      choose(chosenIndex + (event.key === "ArrowDown" ? 1 : -1));
+    } else if (event.key === "Enter") {
+      event.preventDefault();
+      list.querySelectorAll("a")[chosenIndex]?.click();
+    } else if (event.key === "Escape") {
+      event.preventDefault(); // a search field would only empty itself
+      dialog.close();
+    }
+  });
+  dialog.addEventListener("click", (event) => {
+    if (event.target === dialog) dialog.close();
+  });
+}

@@ -1,0 +1,75 @@
+// A grid of units: their order, choice and size. What is chosen stays in the address, so that a link shows the same.
+"use strict";
+{
+  const FIELDS = ["sort", "show", "label", "size"];
+  const form = document.getElementById("grid-choice");
+  const grid = document.getElementById("units");
+  const blocks = [...grid.children];
+  const fields = FIELDS.filter((name) => form[name]);
+  const defaults = Object.fromEntries(fields.map((name) => [name, form[name].defaultValue ?? form[name].options[0].value]));
+
+  const number = (block, name) => (block.dataset[name] === "" || block.dataset[name] === undefined ? -Infinity : Number(block.dataset[name]));
+  const labels = new Map(blocks.map((block) => [block, (block.dataset.labels ?? "").split("\n")]));
+
+  const isShown = {
+    all: () => true,
+    "not-dead": (block) => !block.dataset.dead,
+    dead: (block) => Boolean(block.dataset.dead),
+    "no-preference": (block) => Boolean(block.dataset.noPreference),
+    "always-active": (block) => Number(block.dataset.activation_rate) === 1,
+  };
+
+  function sort() {
+    const column = form.sort.value;
+    const sorted = [...blocks];
+    if (column !== "unit") {
+      const values = new Map(blocks.map((block) => [block, number(block, column)]));
+      sorted.sort((a, b) => values.get(b) - values.get(a) || number(a, "unit") - number(b, "unit"));
+    }
+    grid.replaceChildren(...sorted);
+  }
+
+  function choose() {
+    const isChosen = isShown[form.show?.value ?? "all"];
+    const label = form.label?.value.trim().toLowerCase() ?? "";
+    let count = 0;
+    for (const block of blocks) {
+      const stays = isChosen(block) && (!label || labels.get(block).some((name) => name.toLowerCase().includes(label)));
+      block.hidden = !stays;
+      count += stays;
+    }
+    form.count.value = count === blocks.length ? `${count.toLocaleString("en")} units` : `${count.toLocaleString("en")} of ${blocks.length.toLocaleString("en")} units`;
+  }
+
+  function resize() {
+    grid.style.setProperty("--block", `${form.size.value}px`);
+  }
+
+  function readAddress() {
+    const choice = new URLSearchParams(location.hash.slice(1));
+    for (const name of fields) {
+      if (choice.has(name)) form[name].value = choice.get(name);
+    }
+    if (form.sort.selectedIndex < 0) form.sort.selectedIndex = 0;
+    if (form.show && form.show.selectedIndex < 0) form.show.selectedIndex = 0;
+  }
+
+  function writeAddress() {
+    const changed = fields.filter((name) => form[name].value !== defaults[name]);
+    const choice = new URLSearchParams(changed.map((name) => [name, form[name].value])).toString();
+    history.replaceState(null, "", choice ? `#${choice}` : location.pathname + location.search);
+  }
+
+  readAddress();
+  resize();
+  if (form.sort.value !== "unit") sort();
+  choose();
+
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.addEventListener("input", (event) => {
+    if (event.target.name === "sort") sort();
+    else if (event.target.name === "size") resize();
+    else choose();
+    writeAddress();
+  });
+}

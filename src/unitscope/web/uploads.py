@@ -1,0 +1,54 @@
+"""The address that takes an uploaded image, and answers with the units that it excites."""
+
+import logging
+from asyncio import Lock, timeout
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, Response
+
+from unitscope.images import Skipped
+from unitscope.web.image_search import MAX_UPLOAD_MB, ImageSearchResults, RunNetwork, decode_upload, search_by_image
+from unitscope.web.pages import PageBuilder
+from unitscope.web.rendering import Navigation, render_html
+
+LOG = logging.getLogger(__name__)
+
+
+class UploadEndpoint:
+    """Answers an upload with a piece of a page. The image is neither kept nor written. An upload may take `upload_s` seconds."""
+
+    def __init__(self, pages: PageBuilder, run_network: RunNetwork, upload_s: float) -> None:
+        self._pages, self._run_network, self._upload_s = pages, run_network, upload_s
+        self._lock = Lock()
+
+    async def answer(self, request: Request) -> Response:
+        """The results as HTML; 400, 408, 413 and 422 where no image comes, it comes too slowly, is too large, or can't be read."""
+        try:
+            async with timeout(self._upload_s):
+                content = await _receive(request)
+        except TimeoutError as error:
+            raise HTTPException(408, f"The image didn't come within {self._upload_s:g} seconds.") from error
+        except ClientDisconnect:
+            LOG.warning("an upload from %s ended before the whole image was there", request.client and request.client.host)
+            return Response(status_code=400)  # nobody is there to read it
+        async with self._lock:  # one image at a time: decoded, it may take many times the memory of its file
+            results = await run_in_threadpool(self._search, content)
+        return HTMLResponse(await run_in_threadpool(render_html, results, Navigation()))
+
+    def _search(self, content: bytes) -> ImageSearchResults:
+        try:
+            image = decode_upload(content)
+            return search_by_image(self._pages, image, self._run_network(image))
+        except Skipped as reason:
+            raise HTTPException(422, f"The image {reason}.") from reason
+
+
+async def _receive(request: Request) -> bytes:
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > MAX_UPLOAD_MB << 20:
+            raise HTTPException(413, f"The image is larger than {MAX_UPLOAD_MB} MB.")
+    return bytes(content)
