@@ -217,12 +217,32 @@ def test_similar_units_are_those_that_share_most_images(atlas: Atlas) -> None:
         assert all(len(own & images[similar.layer, similar.unit]) == similar.shared_images for similar in similar_units)
 
 
+def sample_values(atlas: Atlas, layer: str, unit: int) -> np.ndarray:
+    return np.array([row["value"] for row in atlas.sample(layer).to_pylist() if row["unit"] == unit], dtype=np.float64)
+
+
+def test_z_scores_are_standard_deviations_from_the_mean_of_the_sample(site: TestClient, atlas: Atlas) -> None:
+    for layer in atlas.layers:
+        entries = site.get(f"/api/layers/{slug(layer.name)}.json").json()["units"]
+        for row, entry in zip(atlas.units(layer.name).to_pylist(), entries, strict=True):
+            values, statistics = sample_values(atlas, layer.name, row["unit"]), entry["statistics"]
+            assert (statistics["sample_mean"], statistics["sample_std"]) == pytest.approx((values.mean(), values.std()))
+            assert statistics["z_score"] == pytest.approx((row["highest"] - values.mean()) / values.std())
+
+
+def test_a_unit_whose_sample_is_all_equal_has_no_z_score(atlas: Atlas, tmp_path: Path) -> None:
+    page = client(changed(atlas, tmp_path / "atlas", "sample", value=lambda value: 2.0)).get("/api/units/relu/0.json").json()
+    assert page["statistics"]["sample_mean"] == 2
+    assert page["statistics"]["sample_std"] == 0
+    assert page["statistics"]["z_score"] is None
+
+
 def test_units_of_a_layer_carry_what_they_can_be_sorted_by(site: TestClient) -> None:
     page = site.get("/api/layers/relu.json").json()
     html = site.get("/layers/relu.html").text
     units = [attributes for tag, attributes in tags_of(html) if tag == "li" and "data-unit" in attributes]
     options = [attributes["value"] for tag, attributes in tags_of(html) if tag == "option" and "title" in attributes]
-    assert options == [key["column"] for key in page["sort_keys"]] == ["highest", "activation_rate", "standing"]
+    assert options == [key["column"] for key in page["sort_keys"]] == ["highest", "activation_rate", "z_score"]
     for entry, attributes in zip(page["units"], units, strict=True):
         assert [float(attributes[f"data-{name}"] or "") for name in options] == [entry["statistics"][name] for name in options]
 
@@ -589,6 +609,17 @@ def test_an_image_of_the_data_set_takes_its_own_rank(atlas: Atlas) -> None:
     expected = [row["source_left"], row["source_top"], row["source_right"] - row["source_left"]]
     assert box[:3] == pytest.approx(expected, abs=0.01)
     assert "rank 1" in answer.text
+
+
+def test_an_image_finds_units_in_the_order_of_its_z_scores(atlas: Atlas) -> None:
+    layer = atlas.layer("relu#2")
+    samples = [sample_values(atlas, layer.name, unit) for unit in range(layer.units)]
+    z_scores = [11.0, 14.0, 12.0, 13.0]
+    values = [sample.mean() + z * sample.std() for sample, z in zip(samples, z_scores, strict=True)]
+    response = Response(layer.name, np.array(values, np.float32), np.zeros((layer.units, 4), np.int64))
+    answer = client(atlas, run_network=lambda image: [response]).post("/image-search", content=png(Image.new("RGB", (20, 20))))
+    assert [int(unit) for unit in re.findall(r'href="units/relu@2/(\d)\.html"', answer.text)] == [1, 3, 2, 0]
+    assert answer.text.count("rank 1") == 4
 
 
 def test_silent_units_are_not_found_by_an_image(atlas: Atlas) -> None:

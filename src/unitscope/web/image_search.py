@@ -15,6 +15,7 @@ from unitscope.records import Box, Layer, Response
 from unitscope.web.page_records import AtlasSummary
 from unitscope.web.pages import PageBuilder
 from unitscope.web.queries import AtlasQueries
+from unitscope.web.samples import z_scores
 
 MAX_UPLOAD_MB, MAX_UPLOAD_PIXELS = 20, 50_000_000
 """An image of 50 million pixels takes 150 MB when it is decoded."""
@@ -90,15 +91,14 @@ def search_by_image(pages: PageBuilder, image: Image.Image, responses: Sequence[
 
 
 def _excited_units(queries: AtlasQueries, layer: Layer, response: Response, geometry: Geometry) -> list[ExcitedUnit]:
-    """The units that lie highest above the sample's median among those for which the image would be a peak, or lies above the whole sample."""
+    """The units with the highest z-scores among those for which the image would be a peak, or lies above the whole sample."""
     values, sample = response.values.astype(np.float64), queries.sample_statistics(layer.name)
     ranks = _ranks(queries, layer, values)
     is_above_sample = values > sample.highest
     is_above_sample[list(queries.no_preference(layer.name))] = False  # the sample reaches no more than the peaks do
     responds = np.isfinite(values) & ((values > 0) | (not layer.rectified))
     candidates = np.flatnonzero(responds & ((ranks > 0) | is_above_sample))
-    standing = np.nan_to_num((values - sample.median) / np.where(sample.std > 0, sample.std, 1))
-    by_standing = candidates[np.argsort(-standing[candidates], kind="stable")]
+    by_z_score = candidates[np.argsort(-z_scores(values, sample)[candidates], kind="stable")]  # NaN comes last
     return [
         ExcitedUnit(
             layer.name,
@@ -108,7 +108,7 @@ def _excited_units(queries: AtlasQueries, layer: Layer, response: Response, geom
             _share_below(queries.sample(layer.name).values(unit), values[unit]),
             geometry.to_source(Box(*(float(side) for side in response.boxes[unit]))),
         )
-        for unit in by_standing[:MAX_UNITS_PER_LAYER].tolist()
+        for unit in by_z_score[:MAX_UNITS_PER_LAYER].tolist()
     ]
 
 

@@ -77,8 +77,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class UnitStatistics:
-    """A row of the `units` table, with the median of the unit's sample; `standing` is how many standard deviations (over all images) the
-    highest value lies above it.
+    """A row of the `units` table, with the mean and standard deviation of the unit's sample, and the z-score of its highest value.
 
     What isn't finite is None. `tie` says which of the unit's ranks tie with images that the peaks don't show; None where none does.
     """
@@ -94,8 +93,9 @@ class UnitStatistics:
     nan_images: int
     dead: bool
     tied: int
-    median: float | None
-    standing: float | None
+    sample_mean: float | None
+    sample_std: float | None
+    z_score: float | None
     tie: Tie | None
 
 
@@ -146,7 +146,9 @@ SORT_KEYS = (
     SortKey("highest", "highest value", "The unit's highest value over all images"),
     SortKey("activation_rate", "activation rate", "The share of images in which the unit's spatial maximum is above zero"),
     SortKey(
-        "standing", "highest above the median", "How many standard deviations the highest value lies above the sample's median"
+        "z_score",
+        "z-score of the highest value",
+        "The highest value less the sample's mean, over the sample's standard deviation",
     ),
 )
 """How the layer page can sort its units, besides by number."""

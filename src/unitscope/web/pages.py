@@ -156,9 +156,9 @@ class PageBuilder:
         return LayerRow(layer, self.queries.patch_size(layer.name), dead_units, len(no_preference), units)
 
     def _overview_row(self, row: LayerRow) -> LayerRow:
-        """The row with those of its units whose highest values lie highest above the sample's median."""
+        """The row with those of its units whose highest values have the highest z-scores."""
         statistics = self.queries.unit_statistics(row.layer.name)
-        units = sorted(row.units, key=lambda unit: -(statistics[unit].standing or 0))[:OVERVIEW_UNITS]
+        units = sorted(row.units, key=lambda unit: -(statistics[unit].z_score or 0))[:OVERVIEW_UNITS]
         return LayerRow(row.layer, row.patch, row.dead_units, row.no_preference_units, units)
 
     def _label_shares(self, layer: str, unit: int) -> list[LabelShare]:

@@ -283,7 +283,7 @@ class AtlasQueries:
         return LayerSample.of(read_sample(self.atlas, record), record.units)
 
     def _sample_statistics(self, layer: str) -> SampleStatistics:
-        """Median, standard deviation and highest value of each unit's sample."""
+        """Mean, standard deviation and highest value of each unit's sample."""
         return self.sample(layer).statistics()
 
     def _unit_statistics(self, layer: str) -> list[UnitStatistics]:

@@ -1,4 +1,4 @@
-"""A layer's values in the sample of images: quantiles, medians and standard deviations."""
+"""A layer's values in the sample of images: quantiles, means and standard deviations, and the z-scores of other values."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +15,9 @@ BAND_EXAMPLES = 3
 
 @dataclass(frozen=True, slots=True)
 class SampleStatistics:
-    """Median, standard deviation and highest value of every unit's sample; NaN for a unit that has none. Shapes are (unit,)."""
+    """Mean, standard deviation and highest value of every unit's sample; NaN for a unit that has none. Shapes are (unit,)."""
 
-    median: NDArray[np.float64]
+    mean: NDArray[np.float64]
     std: NDArray[np.float64]
     highest: NDArray[np.float64]
 
@@ -57,11 +57,21 @@ class LayerSample:
         return sorted(rows[start : start + BAND_EXAMPLES], reverse=quantile > 0)
 
     def statistics(self) -> SampleStatistics:
-        """Median, standard deviation and highest value of every unit."""
-        unit_count = len(self.unit_starts) - 1
-        median, highest, std = (np.full(unit_count, np.nan) for _ in range(3))
-        for unit in range(unit_count):
-            values = self.values(unit).astype(np.float64)
-            if len(values):
-                median[unit], highest[unit], std[unit] = np.median(values), values[-1], values.std()
-        return SampleStatistics(median, std, highest)
+        """Mean, standard deviation and highest value of every unit."""
+        unit, value = self.columns["unit"], self.columns["value"].astype(np.float64)
+        counts, unit_count = np.diff(self.unit_starts), len(self.unit_starts) - 1
+        highest = np.full(unit_count, np.nan)
+        highest[counts > 0] = value[self.unit_starts[1:][counts > 0] - 1]
+        with np.errstate(invalid="ignore"):  # no images give 0 / 0, infinite values inf - inf
+            mean = np.bincount(unit, value, unit_count) / counts
+            std = np.sqrt(np.bincount(unit, (value - mean[unit]) ** 2, unit_count) / counts)
+        return SampleStatistics(mean, std, highest)
+
+
+def z_scores(values: NDArray[np.floating[Any]], sample: SampleStatistics) -> NDArray[np.float64]:
+    """One value of each unit, less the sample's mean, over the sample's standard deviation. Shapes are (unit,).
+
+    NaN for a unit that has no sample, or the same value in all images of it.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(sample.std > 0, (values - sample.mean) / sample.std, np.nan)
