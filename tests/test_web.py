@@ -891,6 +891,23 @@ def test_other_weights_are_refused(atlas: Atlas) -> None:
         pass
 
 
+def test_tables_are_read_when_the_application_starts(atlas: Atlas, tmp_path: Path) -> None:
+    shutil.copytree(atlas.folder, tmp_path / "atlas")
+    with client(Atlas(tmp_path / "atlas")) as served:
+        for thread in threading.enumerate():
+            if thread.name == "read ahead":
+                thread.join(timeout=60)
+        (tmp_path / "atlas" / "peaks.parquet").unlink()
+        assert served.get("/images/1.html").status_code == 200
+
+
+def test_nothing_is_read_before_the_application_starts(atlas: Atlas, tmp_path: Path) -> None:
+    shutil.copytree(atlas.folder, tmp_path / "atlas")
+    served = client(Atlas(tmp_path / "atlas"))
+    (tmp_path / "atlas" / "peaks.parquet").unlink()
+    assert served.get("/images/1.html").status_code == 500
+
+
 # ── two atlases ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -2,7 +2,8 @@
 
 import logging
 from asyncio import CancelledError, shield, wrap_future
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -76,7 +77,7 @@ register_url_convertor("number", _Number())
 
 
 def create_explorer(atlas: Atlas, options: ExplorerOptions | None = None) -> Starlette:
-    """The pages of an atlas as an ASGI application.
+    """The pages of an atlas as an ASGI application, which reads the tables when it starts up.
 
     Raises `AtlasError` where the atlas is broken.
     """
@@ -93,13 +94,22 @@ def create_explorer(atlas: Atlas, options: ExplorerOptions | None = None) -> Sta
         Middleware(GZipMiddleware, minimum_size=2000, compresslevel=3),
     ]
     error_handlers: Any = {HTTPException: _answer_error, UnitscopeError: _answer_error}
-    return Starlette(routes=routes, middleware=middleware, exception_handlers=error_handlers)
+    lifespan = partial(_read_ahead, [site.queries for site in (pages, compared_pages) if site is not None])
+    return Starlette(routes=routes, middleware=middleware, exception_handlers=error_handlers, lifespan=lifespan)
 
 
 def _open_pages(atlas: Atlas) -> PageBuilder:
     queries = AtlasQueries(atlas)
     queries.check()
     return PageBuilder(queries)
+
+
+@asynccontextmanager
+async def _read_ahead(all_queries: Sequence[AtlasQueries], app: Starlette) -> AsyncIterator[None]:
+    """While the application runs; a thread for each atlas reads its tables from the start-up on."""
+    for queries in all_queries:
+        Thread(target=queries.read_ahead, daemon=True, name="read ahead").start()
+    yield
 
 
 class AtlasRoutes:
@@ -112,7 +122,6 @@ class AtlasRoutes:
         self._navigation = Navigation(comparison=self._comparison is not None, image_search=has_search)
         self._blocks = BlockDrawer(pages.queries)
         self._block_tag = _block_tag(pages.queries.atlas)
-        Thread(target=pages.queries.read_ahead, daemon=True, name="read ahead").start()
 
     def every_route(self) -> list[BaseRoute]:
         pages = self._pages

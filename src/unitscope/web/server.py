@@ -14,7 +14,7 @@ IDLE_TIMEOUT_S = 20
 def create_server(application: ASGIApp, idle_timeout_s: int = IDLE_TIMEOUT_S) -> uvicorn.Server:
     """A server of these pages; a connection that hasn't sent the whole head of a request after `idle_timeout_s` seconds is closed."""
     config = uvicorn.Config(
-        application, http=IdleTimeoutProtocol, ws="none", timeout_keep_alive=idle_timeout_s, log_level="warning", lifespan="off"
+        application, http=IdleTimeoutProtocol, ws="none", timeout_keep_alive=idle_timeout_s, log_level="warning", lifespan="on"
     )
     return uvicorn.Server(config)
 
