@@ -12,6 +12,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from threading import Condition, Lock, Thread
 
+from cachetools import LRUCache
 from PIL import Image
 
 from unitscope.atlas.figures import block_notice
@@ -38,8 +39,7 @@ class BlockDrawer:
     def __init__(self, queries: AtlasQueries) -> None:
         self._queries = queries
         self._batches: list[BlockBatch] = []
-        self._cache: OrderedDict[Unit, bytes] = OrderedDict()
-        self._cache_bytes = 0
+        self._cache: LRUCache[Unit, bytes] = LRUCache(CACHE_BYTES, getsizeof=len)
         self._changed = Condition()
         self._threads: list[Thread] = []
 
@@ -47,7 +47,6 @@ class BlockDrawer:
         """A unit's patches in a square, as WebP. The future is cancelled where its batch is given up."""
         with self._changed:
             if unit in self._cache:
-                self._cache.move_to_end(unit)
                 return _finished_future(self._cache[unit])
             batch = next((batch for batch in self._batches if unit in batch.blocks), None)
             if batch is not None:
@@ -104,19 +103,12 @@ class BlockDrawer:
     def _store(self, batch: "BlockBatch", blocks: Mapping[Unit, bytes]) -> None:
         """Keep finished blocks, and give them to whoever waits."""
         with self._changed:
-            for unit, block in blocks.items():
-                self._keep(unit, block)
+            self._cache.update(blocks)
             if batch.is_finished and batch in self._batches:
                 self._batches.remove(batch)
         for unit, block in blocks.items():
             with suppress(InvalidStateError):  # the batch was given up meanwhile
                 batch.blocks[unit].set_result(block)
-
-    def _keep(self, unit: Unit, block: bytes) -> None:
-        self._cache_bytes += len(block) - len(self._cache.pop(unit, b""))
-        self._cache[unit] = block
-        while self._cache_bytes > CACHE_BYTES:
-            self._cache_bytes -= len(self._cache.popitem(last=False)[1])
 
     def _give_up(self, batch: "BlockBatch", error: Exception | None = None) -> None:
         """Draw no more of a batch: its futures are cancelled, or raise the error. The lock is held."""

@@ -3,8 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
-from typing import ClassVar
+from functools import cached_property, partial
+from operator import attrgetter
+from threading import Lock
+from typing import Any, ClassVar
+
+from cachetools import cachedmethod
 
 from unitscope.records import Layer
 from unitscope.web.addresses import slug
@@ -72,7 +76,8 @@ class Comparison:
 
     def __init__(self, first: PageBuilder, second: PageBuilder) -> None:
         self._first, self._second = first, second
-        self._unit_pairs = lru_cache(maxsize=None)(self._pair_units)
+        self._lock = Lock()
+        self._unit_pairs: dict[Any, list[UnitPair]] = {}
 
     def network_page(self) -> ComparisonPage:
         pairs = [self._pair_layer(layer) for layer in self._first.queries.layers]
@@ -88,7 +93,7 @@ class Comparison:
             return None
         return LayerComparisonPage(
             f"compare/{layer_slug}.html", self._first.atlas_summary, self._second.atlas_summary, self._pair_layer(layer),
-            *self._first.queries.neighbours(layer.name), len(self._common_images), self._unit_pairs(layer.name),
+            *self._first.queries.neighbours(layer.name), len(self._common_images), self._pair_units(layer.name),
         )  # fmt: skip
 
     def every_page(self) -> Iterator[Callable[[], Page | None]]:
@@ -106,7 +111,7 @@ class Comparison:
 
     def _pair_layer(self, layer: Layer) -> LayerPair:
         second = self._compared_layer(layer)
-        overlaps = [pair.shared_images / pair.images for pair in self._unit_pairs(layer.name) if pair.images]
+        overlaps = [pair.shared_images / pair.images for pair in self._pair_units(layer.name) if pair.images]
         overlap = sum(overlaps) / len(overlaps) if overlaps and self._common_images else None
         return LayerPair(layer, second, second is not None and _same_units(layer, second), overlap)
 
@@ -119,6 +124,7 @@ class Comparison:
         depth = self._first.queries.layer_index(layer.name) / max(len(layers) - 1, 1)
         return compared_layers[round(depth * (len(compared_layers) - 1))]
 
+    @cachedmethod(attrgetter("_unit_pairs"), lock=attrgetter("_lock"))
     def _pair_units(self, layer_name: str) -> list[UnitPair]:
         layer = self._first.queries.atlas.layer(layer_name)
         second = self._compared_layer(layer)

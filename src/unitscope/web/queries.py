@@ -2,14 +2,17 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from dataclasses import astuple
-from functools import cached_property, lru_cache
+from functools import cached_property
+from operator import attrgetter
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from cachetools import LRUCache, cachedmethod
 from numpy.typing import NDArray
 
 from unitscope.atlas import Atlas
@@ -50,10 +53,11 @@ class AtlasQueries:
 
     def __init__(self, atlas: Atlas) -> None:
         self.atlas = atlas
-        self.sample = lru_cache(maxsize=SAMPLES_KEPT)(self._sample)
-        self.sample_statistics = lru_cache(maxsize=None)(self._sample_statistics)
-        self.unit_statistics = lru_cache(maxsize=UNITS_KEPT)(self._unit_statistics)
-        self.ties = lru_cache(maxsize=None)(self._ties)
+        self._lock = Lock()
+        self._samples: MutableMapping[Any, LayerSample] = LRUCache(SAMPLES_KEPT)
+        self._statistics: MutableMapping[Any, list[UnitStatistics]] = LRUCache(UNITS_KEPT)
+        self._sample_statistics: dict[Any, SampleStatistics] = {}
+        self._ties: dict[Any, dict[int, Tie]] = {}
 
     def check(self) -> None:
         """Raises `AtlasError` where the tables that every page needs are broken."""
@@ -205,7 +209,8 @@ class AtlasQueries:
         table = self._dead_and_tied
         return Counter(table.filter(table["dead"])["layer"].to_pylist())
 
-    def _ties(self, layer: str) -> dict[int, Tie]:
+    @cachedmethod(attrgetter("_ties"), lock=attrgetter("_lock"))
+    def ties(self, layer: str) -> dict[int, Tie]:
         """The units of a layer some of whose peaks tie with images that the peaks don't show."""
         rows = self._dead_and_tied.filter(pc.equal(self._dead_and_tied["layer"], layer)).drop_null()
         unit, images = rows["unit"].to_numpy(), rows["tied"].to_numpy()
@@ -277,16 +282,19 @@ class AtlasQueries:
 
     # ── statistics and the sample ────────────────────────────────────────────────────────────────────────────────
 
-    def _sample(self, layer: str) -> LayerSample:
+    @cachedmethod(attrgetter("_samples"), lock=attrgetter("_lock"))
+    def sample(self, layer: str) -> LayerSample:
         """A layer's values in the sample."""
         record = self._layer(layer)
         return LayerSample.of(read_sample(self.atlas, record), record.units)
 
-    def _sample_statistics(self, layer: str) -> SampleStatistics:
+    @cachedmethod(attrgetter("_sample_statistics"), lock=attrgetter("_lock"))
+    def sample_statistics(self, layer: str) -> SampleStatistics:
         """Mean, standard deviation and highest value of each unit's sample."""
         return self.sample(layer).statistics()
 
-    def _unit_statistics(self, layer: str) -> list[UnitStatistics]:
+    @cachedmethod(attrgetter("_statistics"), lock=attrgetter("_lock"))
+    def unit_statistics(self, layer: str) -> list[UnitStatistics]:
         """The statistics of a layer's units, by unit."""
         rows = read_units(self.atlas, self._layer(layer))
         return describe_units(rows, self.sample_statistics(layer), self.ties(layer))
