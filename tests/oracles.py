@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unitscope.receptive_fields import Fields
+from unitscope.receptive_fields import ReceptiveFields
 
 
 def make_transparent(network: nn.Module, spread: float = 0.5) -> nn.Module:
@@ -79,7 +79,7 @@ def moved_cells(network: nn.Module, read, size: tuple[int, int], base: float = 0
     return result
 
 
-def assert_boxes_equal(fields: Fields, moved: Sequence[Moved], size: tuple[int, int], where: str = "") -> None:
+def assert_boxes_equal(fields: ReceptiveFields, moved: Sequence[Moved], size: tuple[int, int], where: str = "") -> None:
     """The clipped box of every cell is what perturbation found, `moved` for rows and for columns.
 
     A cell that nothing moves sees padding alone: its box must lie beyond the input, or have no rows or no columns.

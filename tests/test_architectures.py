@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from unitscope.layers import trace
 from unitscope.networks import load_network
-from unitscope.receptive_fields import FieldMode, Fields, fields_of
+from unitscope.receptive_fields import DependencyMode, ReceptiveFields
 
 PLAIN = {
     "alexnet": (96, 80),
@@ -45,12 +45,12 @@ def leaf_outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
     return result
 
 
-def leaf_fields(network: nn.Module, size: tuple[int, int]) -> list[Fields]:
-    mode, images, result = FieldMode(), torch.zeros(1, 3, *size, dtype=torch.float64), []
+def leaf_fields(network: nn.Module, size: tuple[int, int]) -> list[ReceptiveFields]:
+    mode, images, result = DependencyMode(), torch.zeros(1, 3, *size, dtype=torch.float64), []
 
     def keep(_: nn.Module, __: object, output: object) -> None:
         if isinstance(output, Tensor) and output.dim() in (2, 4):
-            result.append(fields_of(mode.planes(output), *size))
+            result.append(ReceptiveFields.from_bounds(mode.bounds(output), *size))
 
     handles = [m.register_forward_hook(keep) for m in network.modules() if next(m.children(), None) is None]
     with torch.no_grad(), mode:
@@ -58,7 +58,7 @@ def leaf_fields(network: nn.Module, size: tuple[int, int]) -> list[Fields]:
         network(images)
     for handle in handles:
         handle.remove()
-    assert not mode.unknown
+    assert not mode.unknown_operators
     return result
 
 

@@ -11,7 +11,7 @@ from oracles import assert_boxes_equal, make_transparent, moved_cells
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unitscope.receptive_fields import FieldMode, Fields, fields_of
+from unitscope.receptive_fields import DependencyMode, ReceptiveFields
 from unitscope.records import Box
 
 CHAINS: dict[str, Callable[[], nn.Module]] = {
@@ -149,14 +149,14 @@ def outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
     return result
 
 
-def fields(network: nn.Module, size: tuple[int, int]) -> tuple[list[Fields], set[str]]:
+def fields(network: nn.Module, size: tuple[int, int]) -> tuple[list[ReceptiveFields], set[str]]:
     """The fields of each child's output, and the operators that had no rule."""
-    mode, images = FieldMode(), torch.zeros(1, 3, *size, dtype=torch.float64)
+    mode, images = DependencyMode(), torch.zeros(1, 3, *size, dtype=torch.float64)
     with torch.no_grad(), mode:
         mode.start(images)
-        planes = [mode.planes(maps) for maps in outputs(network.double(), images)]
+        planes = [mode.bounds(maps) for maps in outputs(network.double(), images)]
     assert all(p is not None for p in planes)
-    return [fields_of(p, *size) for p in planes if p is not None], mode.unknown
+    return [ReceptiveFields.from_bounds(p, *size) for p in planes if p is not None], mode.unknown_operators
 
 
 def assert_fields_are_exact(network: nn.Module, size: tuple[int, int], base: float = 0.0) -> None:
@@ -220,7 +220,7 @@ def test_unclipped_boxes_count_the_padding() -> None:
     assert known[0].box(0, 0, 0) == Box(-1, -1, 2, 2)
     assert known[1].box(0, 0, 0) == Box(-3, -3, 4, 4)
     assert known[1].box(0, 4, 2) == Box(5, 1, 12, 8)
-    assert known[1].inner_size() == (7, 7)
+    assert known[1].middle_size() == (7, 7)
 
 
 def test_a_global_operation_sees_the_input_and_no_padding() -> None:
@@ -241,13 +241,13 @@ def test_a_global_operation_sees_the_input_and_no_padding() -> None:
 def test_operators_that_take_everything_for_want_of_a_rule_are_named(
     function: Callable[[Tensor], Tensor], names: set[str]
 ) -> None:
-    mode, images = FieldMode(), torch.rand(1, 3, 8, 6, dtype=torch.float64)
+    mode, images = DependencyMode(), torch.rand(1, 3, 8, 6, dtype=torch.float64)
     with torch.no_grad(), mode:
         mode.start(images)
-        planes = mode.planes(function(images))
-    assert mode.unknown == names
+        planes = mode.bounds(function(images))
+    assert mode.unknown_operators == names
     if names:
-        assert fields_of(planes, 8, 6).box(0, 3, 3) == Box(0, 0, 8, 6)
+        assert ReceptiveFields.from_bounds(planes, 8, 6).box(0, 3, 3) == Box(0, 0, 8, 6)
 
 
 class InferenceMode(nn.Module):

@@ -12,7 +12,7 @@ from oracles import assert_moved
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unitscope.receptive_fields import FieldMode, fields_of
+from unitscope.receptive_fields import DependencyMode, ReceptiveFields
 
 SIZE = (8, 12)
 Function = Callable[[Tensor], Tensor]
@@ -382,15 +382,15 @@ class Kept(nn.Module):
 
 def boxes(function: Function, size: tuple[int, int] = SIZE) -> tuple[list[np.ndarray], set[str]]:
     """First and last-but-one row, and the same for columns, that each number of the output can see; operators without a rule."""
-    mode, images = FieldMode(), picture(0, size)
+    mode, images = DependencyMode(), picture(0, size)
     with torch.no_grad(), mode:
         mode.start(images)
-        planes = mode.planes(Kept(function)(images))
+        planes = mode.bounds(Kept(function)(images))
     assert planes is not None
-    found = fields_of(planes, *size)
+    found = ReceptiveFields.from_bounds(planes, *size)
     return [
         np.clip(bounds[:, :, 0, 0], 0, length) for bounds, length in zip((found.rows, found.columns), size, strict=True)
-    ], mode.unknown
+    ], mode.unknown_operators
 
 
 def picture(seed: int, size: tuple[int, int] = SIZE) -> Tensor:
@@ -425,7 +425,7 @@ def test_what_an_operator_without_a_rule_writes_depends_on_everything(name: str)
 def test_following_an_operator_leaves_what_it_writes_as_it_is(name: str) -> None:
     images = picture(0)
     plain = OPERATORS[name](images)
-    with FieldMode() as mode:
+    with DependencyMode() as mode:
         mode.start(images)
         torch.testing.assert_close(OPERATORS[name](images), plain, rtol=0, atol=0)
 
@@ -481,13 +481,15 @@ STEPS: dict[str, Function] = {
 def test_a_recurrent_layer_in_float32_depends_on_what_came_before(reverse: bool) -> None:
     """torch has a fused operator for it, in single precision alone; its fields are those of the layer taken apart."""
     torch.manual_seed(0)
-    layer, mode, images = nn.LSTM(12, 3, bidirectional=reverse), FieldMode(), torch.rand(1, 3, *SIZE)
+    layer, mode, images = nn.LSTM(12, 3, bidirectional=reverse), DependencyMode(), torch.rand(1, 3, *SIZE)
     with torch.no_grad(), mode:
         mode.start(images)
-        planes = mode.planes(layer(images[0])[0].reshape(1, -1))
-    assert not mode.unknown
+        planes = mode.bounds(layer(images[0])[0].reshape(1, -1))
+    assert not mode.unknown_operators
     apart, _ = boxes(lambda x: layer.double()(x[0])[0])
-    for bounds, expected in zip((fields_of(planes, *SIZE).rows, fields_of(planes, *SIZE).columns), apart, strict=True):
+    for bounds, expected in zip(
+        (ReceptiveFields.from_bounds(planes, *SIZE).rows, ReceptiveFields.from_bounds(planes, *SIZE).columns), apart, strict=True
+    ):
         np.testing.assert_array_equal(np.broadcast_to(bounds[:, :, 0, 0], expected.shape), expected)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unitscope.receptive_fields import FieldMode, Planes, operator_name, tensors_in
+from unitscope.receptive_fields import DependencyBounds, DependencyMode, operator_name, tensors_in
 
 SAME_VALUES = {
     "view",
@@ -50,7 +50,7 @@ class Operator:
 class Call:
     """One call of one module; `count` is 1 for the first call of that module.
 
-    `read` and `made` are the values of its first input and of its output, None where that isn't a tensor. The planes and shapes
+    `read` and `made` are the values of its first input and of its output, None where that isn't a tensor. The bounds and shapes
     are those of the same moments.
     """
 
@@ -60,8 +60,8 @@ class Call:
     number: int
     read: int | None = None
     made: int | None = None
-    read_planes: Planes | None = None
-    made_planes: Planes | None = None
+    read_bounds: DependencyBounds | None = None
+    made_bounds: DependencyBounds | None = None
     read_shape: tuple[int, ...] = ()
     made_shape: tuple[int, ...] = ()
     output_type: str = ""
@@ -89,11 +89,11 @@ class FlowMode(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # or torch loads its compiler, in over a second, to keep it away from this mode
 
-    def __init__(self, fields: FieldMode) -> None:
+    def __init__(self, dependencies: DependencyMode) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
         self.operators: list[Operator] = []
-        self._fields = fields
+        self._dependencies = dependencies
         self._values: dict[int, tuple[Tensor, int]] = {}
         self._running: list[Call] = []
         self._counts: dict[str, int] = {}
@@ -126,7 +126,7 @@ class FlowMode(TorchDispatchMode):
     @property
     def constants(self) -> set[int]:
         """The values of tensors that hold nothing of the images."""
-        depend = {value for tensor, value in self._values.values() if self._fields.planes(tensor) is not None}
+        depend = {value for tensor, value in self._values.values() if self._dependencies.bounds(tensor) is not None}
         return {value for _, value in self._values.values()} - depend
 
     def _enter(self, name: str) -> Any:
@@ -136,7 +136,11 @@ class FlowMode(TorchDispatchMode):
             self._started += 1
             given = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
             if given is not None:
-                call.read, call.read_planes, call.read_shape = self.value(given), self._fields.planes(given), tuple(given.shape)
+                call.read, call.read_bounds, call.read_shape = (
+                    self.value(given),
+                    self._dependencies.bounds(given),
+                    tuple(given.shape),
+                )
             self._running.append(call)
 
         return enter
@@ -145,7 +149,11 @@ class FlowMode(TorchDispatchMode):
         call = self._running.pop()
         call.output_type = type(output).__name__
         if isinstance(output, Tensor):
-            call.made, call.made_planes, call.made_shape = self.value(output), self._fields.planes(output), tuple(output.shape)
+            call.made, call.made_bounds, call.made_shape = (
+                self.value(output),
+                self._dependencies.bounds(output),
+                tuple(output.shape),
+            )
         call.finished = len(self.calls)
         self.calls.append(call)
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unitscope.receptive_fields import COLUMNS, PLACE, ROWS, UNIT, Array, Planes, runs_along, varying
+from unitscope.receptive_fields import Array, DependencyBounds, runs_along, unexpand
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +40,15 @@ class Layout:
         return maps
 
 
-def layout_of(shape: tuple[int, ...], planes: Planes) -> Layout | str:
-    """The layout of an output, or why it can't be told. Units and places are where the planes say."""
+def layout_of(shape: tuple[int, ...], bounds: DependencyBounds) -> Layout | str:
+    """The layout of an output, or why it can't be told. Units and places are where the bounds say."""
     if len(shape) not in (2, 3, 4):
         return f"its output has shape {shape}, which is neither one of maps, (image, unit, y, x), nor one of tokens, (image, token, unit)"
-    unit_axis = _unit_axis(shape, planes)
+    unit_axis = _unit_axis(shape, bounds)
     if isinstance(unit_axis, str) or len(shape) == 2:
         return Layout() if isinstance(unit_axis, int) else unit_axis
     of_cells = [n for d, n in enumerate(shape) if d not in (0, unit_axis)]
-    places = [varying(planes[axis + PLACE])[0].amax(unit_axis - 1).expand(of_cells) for axis in (ROWS, COLUMNS)]
+    places = [unexpand(axis.position)[0].amax(unit_axis - 1).expand(of_cells) for axis in bounds.axes]
     if len(shape) == 4 and _in_order(places):
         return Layout(unit_axis)
     grid = _grid(*(p.flatten().numpy() for p in places))
@@ -58,13 +58,13 @@ def layout_of(shape: tuple[int, ...], planes: Planes) -> Layout | str:
     return Layout(unit_axis, grid)
 
 
-def _unit_axis(shape: tuple[int, ...], planes: Planes) -> int | str:
+def _unit_axis(shape: tuple[int, ...], bounds: DependencyBounds) -> int | str:
     """The axis along which units were followed from what made them or, where there is one unit, one of length 1."""
     axes = range(1, len(shape))
-    units = [d for d in axes if runs_along(planes[UNIT], d)]
+    units = [d for d in axes if runs_along(bounds.unit_number, d)]
     if len(units) == 1:
         return units[0]
-    placeless = [d for d in axes if not any(runs_along(planes[axis + PLACE], d) for axis in (ROWS, COLUMNS))]
+    placeless = [d for d in axes if not any(runs_along(axis.position, d) for axis in bounds.axes)]
     if units and len(shape) > 2:  # as after pixel shuffle, where units take turns along rows and columns
         candidates = [d for d in units if d in placeless]
         return candidates[0] if len(candidates) == 1 else f"units run along several axes of its output of shape {shape}"

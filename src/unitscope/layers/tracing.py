@@ -22,17 +22,16 @@ from unitscope.networks.class_variables import restore_class_variables
 from unitscope.networks.isolation import has_hooks, isolated_copy, needs_hooks
 from unitscope.networks.precision import exact_inference, fork_random_states
 from unitscope.receptive_fields import (
-    UNIT,
     Array,
-    FieldMode,
-    Fields,
-    Planes,
-    fields_of,
+    DependencyBounds,
+    DependencyMode,
+    ReceptiveFields,
+    decompose,
+    depends_on_images,
     is_composite,
-    is_of_lists,
+    is_foreach,
     named_arguments,
-    sees_nothing,
-    taken_apart,
+    no_dependencies,
     tensors_in,
     written_arguments,
 )
@@ -72,7 +71,7 @@ class TracedLayer:
     count: int
     reads_input: bool
     default: bool
-    receptive_fields: Fields
+    receptive_fields: ReceptiveFields
     layout: Layout
 
     @property
@@ -181,9 +180,9 @@ class _WeightsKept(TorchDispatchMode):
         self._names = {p.untyped_storage()._cdata: name for name, p in network.named_parameters()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if is_composite(func) or is_of_lists(func):
+        if is_composite(func) or is_foreach(func):
             with self:
-                return taken_apart(func, args, kwargs or {})
+                return decompose(func, args, kwargs or {})
         given = named_arguments(func, args, kwargs or {})
         for tensor in tensors_in(given[argument] for argument in written_arguments(func, given)):
             name = self._names.get(tensor.untyped_storage()._cdata)
@@ -196,13 +195,13 @@ class _WeightsKept(TorchDispatchMode):
 
 
 def _traced(network: nn.Module, images: Tensor, input_format: InputFormat, hooks: bool) -> Trace:
-    fields = FieldMode()
-    flow = FlowMode(fields)
+    dependencies = DependencyMode()
+    flow = FlowMode(dependencies)
     with torch.no_grad(), exact_inference(network, input_format.device), unfused():
         images = input_format.convert(images)
         of_two = _shapes_of_two(network, images, input_format)
-        with fields, flow.watching(network), _WeightsKept(network):
-            fields.start(images)
+        with dependencies, flow.watching(network), _WeightsKept(network):
+            dependencies.start(images)
             network(images)
         reading = CallLog(flow, images, of_two)
     layers: list[TracedLayer] = []
@@ -214,7 +213,15 @@ def _traced(network: nn.Module, images: Tensor, input_format: InputFormat, hooks
         else:
             layers.append(_described(call, reading, layout, len(layers)))
     channels, height, width = images.shape[1:]
-    return Trace(layers, unreadable, input_format, (channels, height, width), frozenset(fields.unknown), reading.folds(), hooks)
+    return Trace(
+        layers,
+        unreadable,
+        input_format,
+        (channels, height, width),
+        frozenset(dependencies.unknown_operators),
+        reading.folds(),
+        hooks,
+    )
 
 
 @contextmanager
@@ -286,18 +293,23 @@ def _images_elsewhere(shape: tuple[int, ...], of_two: tuple[int, ...] | None) ->
 
 def _described(call: Call, reading: "CallLog", layout: Layout, order: int) -> TracedLayer:
     inward = reading.reads_input(call)
-    planes = [layout.maps(plane) for plane in (_found(call, inward)[0] or [])[:UNIT]]
-    _, units, height, width = planes[0].shape
-    fields = fields_of(planes, *reading.input_size)
+    maps = _read_bounds(call, inward).map(layout.maps)
+    _, units, height, width = maps.shape
+    fields = ReceptiveFields.from_bounds(maps, *reading.input_size)
     steps = _step(fields.centres_y), _step(fields.centres_x)
     kind = type(call.module).__name__
-    layer = Layer(call.layer_name, kind, units, height, width, *fields.inner_size(), *steps, reading.activation(call), order)
+    layer = Layer(call.layer_name, kind, units, height, width, *fields.middle_size(), *steps, reading.activation(call), order)
     return TracedLayer(layer, call.name, call.count, inward, reading.default(call), fields, layout)
 
 
-def _found(call: Call, inward: bool) -> tuple[Planes | None, tuple[int, ...]]:
-    """Planes and shape of what is read of a call: what goes in, or what comes out."""
-    return (call.read_planes, call.read_shape) if inward else (call.made_planes, call.made_shape)
+def _read_bounds(call: Call, inward: bool) -> DependencyBounds:
+    bounds, shape = _found(call, inward)
+    return bounds or no_dependencies(shape)
+
+
+def _found(call: Call, inward: bool) -> tuple[DependencyBounds | None, tuple[int, ...]]:
+    """Bounds and shape of what is read of a call: what goes in, or what comes out."""
+    return (call.read_bounds, call.read_shape) if inward else (call.made_bounds, call.made_shape)
 
 
 def _step(centres: Array) -> int:
@@ -370,23 +382,23 @@ class CallLog:
         given = {value for o in call.operators for value in o.read if value not in made and value not in self._constants}
         return (
             given == {call.read}
-            and _same(call.read_planes, call.made_planes)
+            and _same(call.read_bounds, call.made_bounds)
             and bends(call.module, call.read_shape, self._images)
         )
 
     def layout(self, call: Call) -> Layout | str:
         """How what is read of the call holds units and places, or why it can't be scanned."""
         inward = self.reads_input(call)
-        planes, shape = _found(call, inward)
+        bounds, shape = _found(call, inward)
         if call.made is None and not inward:
             return f"its output is a {call.output_type}, not a tensor"
-        if not _sees(planes):
+        if not _sees(bounds):
             return "it doesn't depend on the images"
-        return _images_elsewhere(shape, self._of_two.get((call.layer_name, inward))) or layout_of(shape, planes)
+        return _images_elsewhere(shape, self._of_two.get((call.layer_name, inward))) or layout_of(shape, bounds)
 
     def depends(self, call: Call) -> bool:
         """True where what the call reads or makes depends on the images."""
-        return _sees(call.read_planes) or _sees(call.made_planes)
+        return _sees(call.read_bounds) or _sees(call.made_bounds)
 
     def reads_input(self, call: Call) -> bool:
         """True for activations that increase: what goes in ranks as what comes out, and doesn't saturate (rule 1)."""
@@ -447,14 +459,16 @@ class CallLog:
         return end
 
 
-def _sees(planes: Planes | None) -> TypeGuard[Planes]:
+def _sees(bounds: DependencyBounds | None) -> TypeGuard[DependencyBounds]:
     """True where anything depends on the images; a class token, before it attends to the others, doesn't."""
-    return planes is not None and not sees_nothing(planes)
+    return bounds is not None and depends_on_images(bounds)
 
 
-def _same(planes: Planes | None, others: Planes | None) -> bool:
+def _same(first: DependencyBounds | None, second: DependencyBounds | None) -> bool:
     """True where every number depends on the same pixels."""
-    return planes is not None and others is not None and all(torch.equal(p, o) for p, o in zip(planes, others, strict=True))
+    if first is None or second is None:
+        return False
+    return all(torch.equal(a, b) for a, b in zip(first.tensors(), second.tensors(), strict=True))
 
 
 def _weighs(call: Call) -> bool:

@@ -1,53 +1,53 @@
 """Receptive fields: which input pixels every cell of every tensor can depend on.
 
-A `FieldMode` watches one forward pass. For every tensor that derives from the images it keeps, for every element, the first and
-last input row and column that the element depends on. These bounds travel as ordinary tensors ("planes") beside the real ones:
-moving data moves the planes in the same way, arithmetic unites them, convolution and pooling take the union over a window.
-Rows and columns are independent, since fields are boxes. Where a plane doesn't vary along a dimension that dimension has
+A `DependencyMode` follows one forward pass. For every tensor that derives from the images it keeps, for every element, the first and
+last input row and column that the element depends on. These *dependency bounds* travel as ordinary tensors beside the real ones:
+moving data moves its bounds in the same way, arithmetic unites them, convolution and pooling take the union over a window.
+Rows and columns are independent, since receptive fields are boxes. Where a bound doesn't vary along a dimension that dimension has
 stride 0 and costs nothing, so a pass takes little more time than the network's own.
 
-One more plane holds the number of the unit that an element belongs to, so that the axis of units can be told wherever it is moved.
+One more tensor holds the number of the unit that an element belongs to, so that the axis of units can be told wherever it is moved.
 
-Composite operators are taken apart. One that the mode doesn't know makes every output depend on the whole of its inputs, and its
-name is kept in `unknown`.
+Composite operators are decomposed. One that the mode doesn't know makes every output depend on the whole of its inputs, and its
+name is kept in `unknown_operators`.
 
 Two kinds of bounds are kept. The *inner* ones count real pixels alone and are the smallest possible. The *outer* ones count
 padding too, as if the map went on beyond its border, so that all cells of a convolution have fields of one size.
 
-`watching` follows the pass; `rules` says what each operator does, with those of `windows`, `products`, `reductions` and `indexing`;
-`planes` is the arithmetic, `memory` follows what is written, `boxes` is the result.
+- `bounds`: dependency bounds, and how they unite.
+- `rules`: the table of what each operator's outputs depend on, with the rules of `elementwise`, `indexing`, `windows` (which stands on
+  the arithmetic of `sliding`), `products` and `reductions`; `operators`: one call of an operator, as a rule gets it.
+- `tracing`: the pass is followed; `memory`: where tensors share memory that is written into.
+- `fields`: the result, a box for every cell.
 """
 
-from unitscope.receptive_fields.bounds import COLUMNS, PLACE, ROWS, UNIT, Array, Planes, runs_along, sees_nothing, varying
-from unitscope.receptive_fields.fields import Fields, fields_of
-from unitscope.receptive_fields.operations import operator_name, tensors_in
-from unitscope.receptive_fields.tracing import (
-    FieldMode,
+from unitscope.receptive_fields.bounds import Array, DependencyBounds, depends_on_images, no_dependencies, runs_along, unexpand
+from unitscope.receptive_fields.fields import ReceptiveFields
+from unitscope.receptive_fields.operators import (
+    decompose,
     is_composite,
-    is_of_lists,
+    is_foreach,
     named_arguments,
-    taken_apart,
+    operator_name,
+    tensors_in,
     written_arguments,
 )
+from unitscope.receptive_fields.tracing import DependencyMode
 
 __all__ = [
-    "COLUMNS",
-    "PLACE",
-    "ROWS",
-    "UNIT",
     "Array",
-    "FieldMode",
-    "Fields",
-    "Planes",
-    "fields_of",
+    "DependencyBounds",
+    "DependencyMode",
+    "ReceptiveFields",
+    "decompose",
+    "depends_on_images",
     "is_composite",
-    "is_of_lists",
+    "is_foreach",
     "named_arguments",
+    "no_dependencies",
     "operator_name",
     "runs_along",
-    "sees_nothing",
-    "taken_apart",
     "tensors_in",
-    "varying",
+    "unexpand",
     "written_arguments",
 ]  # fmt: skip

@@ -1,6 +1,7 @@
-"""Planes: for every element of a tensor the first and last input row and column that it depends on, and how they unite."""
+"""Dependency bounds: the first and last input row and column that every element of a tensor depends on, and how bounds unite."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -10,268 +11,255 @@ from torch import Tensor
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# The planes of one axis: the interval of real pixels, the one that counts padding, whether a global operation came before (then
-# padding no longer counts), and where an element itself stands, as far as that can be told. Starts are kept negated, so that every
-# union is a maximum. One more plane is no bound: the number of the unit that an element belongs to.
-INNER_START, INNER_STOP, OUTER_START, OUTER_STOP, WHOLE, PLACE = range(6)
-ROWS, COLUMNS, UNIT = 0, 6, 12
 NOTHING = -torch.inf
-OUTER_PLANES = {ROWS + OUTER_START, ROWS + OUTER_STOP, COLUMNS + OUTER_START, COLUMNS + OUTER_STOP}
-PLACE_PLANES = {ROWS + PLACE, COLUMNS + PLACE}
-
-Planes = list[Tensor]
-"""Thirteen tensors of the watched tensor's shape: six for rows, six for columns, one for units."""
-
-MISSING = -(1 << 40)
-"""A tap that reads nothing at all, neither a pixel nor padding."""
+"""The bound of an element that depends on no pixel, the position of one that stands nowhere, the unit number of one that belongs to
+no unit. It is the lowest number, so a union (a maximum) ignores it."""
 
 
-def window_taps(cells: int, kernel: int, stride: int, padding: int, dilation: int) -> list[Array]:
-    """For every place in a window, the input cell that each output cell reads there; outside the map it is padding."""
-    return [np.arange(cells) * stride - padding + tap * dilation for tap in range(kernel)]
+@dataclass(frozen=True, slots=True)
+class AxisBounds:
+    """What every element of a tensor depends on along one axis of the images: their rows, or their columns.
 
+    Each field is a float32 tensor of the tensor's shape; a dimension along which it doesn't vary has stride 0. Stops are
+    exclusive. Starts are kept negated, so that every union is a maximum.
 
-def transposed_taps(cells: int, kernel: int, stride: int, padding: int, dilation: int) -> list[Array]:
-    spread = [np.arange(cells) + padding - tap * dilation for tap in range(kernel)]
-    return [np.where(s % stride == 0, s // stride, MISSING) for s in spread]
-
-
-def windowed(plane: Tensor, number: int, dim: int, taps: list[Array]) -> Tensor:
-    """The union along `dim` over the cells that each output cell reads; of places, their middle."""
-    if number in PLACE_PLANES:
-        return placed_at(plane, dim, middle_of(taps))
-    shape, cells = _resized(plane, dim, len(taps[0])), plane.shape[dim]
-    plane = varying(plane)
-    length = plane.shape[dim]
-    if length == 1:
-        return _blinded(plane, dim, _reaches(taps, cells if number not in OUTER_PLANES else None)).expand(shape)
-    before = max(0, -min(int(t[t != MISSING].min(initial=0)) for t in taps))
-    after = max(0, max(int(t.max(initial=0)) for t in taps) - length + 1)
-    padded = _continued(plane, number, dim, before, after)
-    nowhere = padded.shape[dim] - 1
-    index = [torch.from_numpy(np.where(t == MISSING, nowhere, t + before)) for t in taps]
-    return reduce(torch.maximum, (padded.index_select(dim, i) for i in index)).expand(shape)
-
-
-def middle_of(taps: list[Array]) -> Array:
-    """The middle of the cells that each output cell reads, padding included; cells that read nothing stand between their neighbours."""
-    read = np.stack(taps)
-    count = (read != MISSING).sum(0)
-    middle: Array = np.where(read == MISSING, 0, read).sum(0) / np.maximum(count, 1)
-    known = np.flatnonzero(count)
-    if 0 < len(known) < len(count):
-        middle = np.interp(np.arange(len(count)), known, middle[known])
-    return middle
-
-
-def placed_at(plane: Tensor, dim: int, numbers: Array) -> Tensor:
-    """The places along `dim` at those numbers of cells, between two cells or beyond the border too."""
-    shape, plane = _resized(plane, dim, len(numbers)), varying(plane)
-    if plane.shape[dim] == 1:
-        return plane.expand(shape)
-    below = np.clip(np.floor(numbers), 0, plane.shape[dim] - 2).astype(np.int64)
-    share = torch.from_numpy((numbers - below).astype(np.float32)).reshape([-1 if d == dim else 1 for d in range(plane.dim())])
-    low, high = (plane.index_select(dim, torch.from_numpy(cells)) for cells in (below, below + 1))
-    between = low + (high - low) * share
-    return torch.where(low == NOTHING, high, torch.where(high == NOTHING, low, between)).expand(shape)
-
-
-def _reaches(taps: list[Array], cells: int | None) -> Array:
-    """Which output cells read any of the input's `cells` or, where that is None, of a map without end."""
-    reached: Array = np.any([(t != MISSING) if cells is None else (t >= 0) & (t < cells) for t in taps], axis=0)
-    return reached
-
-
-def _blinded(plane: Tensor, dim: int, reaching: Array) -> Tensor:
-    """A plane of length 1 along `dim`, spread over cells; those that reach nothing see nothing."""
-    if reaching.all():
-        return plane
-    shape = [-1 if d == dim else 1 for d in range(plane.dim())]
-    return torch.where(torch.from_numpy(reaching).reshape(shape), plane, NOTHING)
-
-
-def _continued(plane: Tensor, number: int, dim: int, before: int, after: int) -> Tensor:
-    """The plane with `before` and `after` more cells, and one cell that sees nothing at the very end.
-
-    Inner bounds see nothing beyond the border; outer ones go on with the step of the cells at the border.
+    The *inner* bounds count real pixels alone and are the smallest possible. The *outer* ones count padding too, as if the map went on
+    beyond its border. `is_global` is 1 where an operation over the whole axis came before: then padding no longer counts. `position`
+    is the row or column of the images where the element itself stands, as far as that can be told.
     """
-    low, high = plane.narrow(dim, 0, 1), plane.narrow(dim, plane.shape[dim] - 1, 1)
-    nowhere = torch.full_like(low, NOTHING)
-    if number not in OUTER_PLANES:
-        return torch.cat([nowhere] * before + [plane] + [nowhere] * (after + 1), dim)
-    first_step = _step(low, plane.narrow(dim, 1, 1))
-    last_step = _step(plane.narrow(dim, plane.shape[dim] - 2, 1), high)
-    head = [low - first_step * i for i in range(before, 0, -1)]
-    tail = [high + last_step * i for i in range(1, after + 1)]
-    return torch.cat([*head, plane, *tail, nowhere], dim)
+
+    negated_inner_start: Tensor
+    inner_stop: Tensor
+    negated_outer_start: Tensor
+    outer_stop: Tensor
+    is_global: Tensor
+    position: Tensor
+
+    def bounds(self) -> tuple[Tensor, ...]:
+        """All tensors but the position, in the order of the fields."""
+        return self.negated_inner_start, self.inner_stop, self.negated_outer_start, self.outer_stop, self.is_global
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors, in the order of the fields."""
+        return *self.bounds(), self.position
+
+    def map(self, function: Callable[..., Tensor], *others: "AxisBounds") -> "AxisBounds":
+        """Apply the function to each tensor, together with the same tensors of `others`."""
+        return AxisBounds(*map(function, self.tensors(), *(other.tensors() for other in others)))
+
+    def map_bounds(self, function: Callable[[Tensor], Tensor], position: Tensor) -> "AxisBounds":
+        """Apply the function to each tensor but the position, which is given."""
+        return AxisBounds(*[*map(function, self.bounds()), position])
 
 
-def _step(before: Tensor, after: Tensor) -> Tensor:
-    """The difference of neighbouring cells; none where one of them sees nothing, as between strides of a transposed convolution."""
-    return (after - before).nan_to_num(0, 0, 0)
+@dataclass(frozen=True, slots=True)
+class DependencyBounds:
+    """What every element of a tensor depends on, and the number of the unit that it belongs to, so that the axis of units can be told
+    wherever it is moved."""
+
+    rows: AxisBounds
+    columns: AxisBounds
+    unit_number: Tensor
+
+    @property
+    def axes(self) -> tuple[AxisBounds, AxisBounds]:
+        return self.rows, self.columns
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.rows.inner_stop.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.rows.inner_stop.dim()
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors: those of the rows, those of the columns, the unit numbers."""
+        yield from self.rows.tensors()
+        yield from self.columns.tensors()
+        yield self.unit_number
+
+    def map(self, function: Callable[..., Tensor], *others: "DependencyBounds") -> "DependencyBounds":
+        """Apply the function to each tensor, together with the same tensors of `others`."""
+        return DependencyBounds(
+            self.rows.map(function, *(other.rows for other in others)),
+            self.columns.map(function, *(other.columns for other in others)),
+            function(self.unit_number, *(other.unit_number for other in others)),
+        )
+
+    def map_to_several(self, function: Callable[[Tensor], Sequence[Tensor]]) -> "list[DependencyBounds]":
+        """Apply a function that gives several tensors, as `split` does: bounds for each of them."""
+        rows, columns = (zip(*map(function, axis.tensors()), strict=True) for axis in self.axes)
+        parts = zip(rows, columns, function(self.unit_number), strict=True)
+        return [DependencyBounds(AxisBounds(*of_rows), AxisBounds(*of_columns), unit) for of_rows, of_columns, unit in parts]
+
+    def expand(self, shape: Sequence[int]) -> "DependencyBounds":
+        return self.map(lambda tensor: tensor.expand(shape))
+
+    def with_positions(self, rows: Tensor, columns: Tensor) -> "DependencyBounds":
+        """The same bounds, of elements that stand elsewhere."""
+        return replace(self, rows=replace(self.rows, position=rows), columns=replace(self.columns, position=columns))
 
 
-def masked(plane: Tensor, dim: int, mixed: Tensor) -> Tensor:
-    """The union along `dim` over the cells that are True in `mixed`, of shape (after, before)."""
-    shape = _resized(plane, dim, len(mixed))
-    plane = varying(plane)
-    if plane.shape[dim] == 1:
-        return plane.expand(shape)
-    last = plane.movedim(dim, -1)
-    rows = [torch.where(row, last, NOTHING).amax(-1) for row in mixed]
-    return torch.stack(rows, -1).movedim(-1, dim).expand(shape)
+def no_dependencies(shape: Sequence[int]) -> DependencyBounds:
+    """The bounds of a tensor that depends on no pixel."""
+    nothing = filled_with_nothing(shape)
+    axis = AxisBounds(nothing, nothing, nothing, nothing, nothing, nothing)
+    return DependencyBounds(axis, axis, nothing)
 
 
-def mixed_channels(plane: Tensor, groups: int, units: int) -> Tensor:
-    """What a convolution's outputs see at one place: the union over the channels of their group."""
-    shape = _resized(plane, 1, units)
-    plane = varying(plane)
-    if plane.shape[1] == 1 or groups == 1:
-        return plane.amax(1, keepdim=True).expand(shape)
-    grouped = plane.reshape(plane.shape[0], groups, -1, *plane.shape[2:]).amax(2)
-    return grouped.repeat_interleave(units // groups, 1).expand(shape)
-
-
-def global_along(planes: Planes, dims: Sequence[int]) -> Planes:
-    """The union along `dims`, kept with length 1. Where it leaves an axis with nothing that varies, that axis is whole."""
-    result = []
-    for before in (planes[ROWS:COLUMNS], planes[COLUMNS:UNIT]):
-        after = [varying(p).amax(list(dims), keepdim=True) for p in before[:PLACE]]
-        after.append(shared(before[PLACE], dims))
-        starts = before[OUTER_START]
-        joined = any(differs(starts, d) for d in dims)
-        left = any(differs(after[OUTER_START], d) for d in range(starts.dim()))
-        result += [*_axis_as_global(after)[:PLACE], after[PLACE]] if joined and not left else after
-    result.append(shared(planes[UNIT], dims))
-    return [p.expand([1 if d in dims else n for d, n in enumerate(planes[0].shape)]) for p in result]
-
-
-def shared(plane: Tensor, dims: Sequence[int]) -> Tensor:
-    """The place (or unit) that all elements along `dims` have in common, kept with length 1: a mixture of places stands at none."""
-    plane = varying(plane)
-    highest = plane.amax(list(dims), keepdim=True)
-    if highest.shape == plane.shape:
-        return highest
-    lowest = plane.masked_fill(plane == NOTHING, torch.inf).amin(list(dims), keepdim=True)
-    return torch.where(lowest == highest, highest, NOTHING)
-
-
-def as_global(planes: Planes) -> Planes:
-    """Planes of something that depends on everything that these depend on."""
-    return [*_axis_as_global(planes[ROWS:COLUMNS]), *_axis_as_global(planes[COLUMNS:UNIT]), nothing(planes[UNIT].shape)]
-
-
-def _axis_as_global(axis: Planes) -> Planes:
-    nowhere = nothing(axis[PLACE].shape)
-    return [axis[INNER_START], axis[INNER_STOP], axis[INNER_START], axis[INNER_STOP], torch.ones_like(axis[WHOLE]), nowhere]
-
-
-def no_planes(shape: torch.Size) -> Planes:
-    """The planes of a tensor that holds nothing of the images."""
-    return [nothing(shape)] * (UNIT + 1)
-
-
-def nothing(shape: Sequence[int]) -> Tensor:
-    """A plane of elements that see nothing. Planes are in float32, whatever the caller's default type is."""
+def filled_with_nothing(shape: Sequence[int]) -> Tensor:
+    """A tensor of a bound, in float32 whatever the caller's default type is."""
     return torch.full((), NOTHING, dtype=torch.float32).expand(shape)
 
 
-def whole(planes: Planes) -> Planes:
-    """The union over all elements, as scalars."""
-    return [varying(p).amax() if p.numel() else nothing(()) for p in planes]
+def image_bounds(shape: torch.Size) -> DependencyBounds:
+    """The bounds of the images themselves, of shape (image, channel, y, x): each pixel depends on itself alone."""
+    channels, height, width = shape[1:]
+    rows = torch.arange(height, dtype=torch.float32)[:, None]
+    columns = torch.arange(width, dtype=torch.float32)
+    not_global = torch.zeros(1, dtype=torch.float32)
+    of_rows, of_columns = (AxisBounds(-line, line + 1, -line, line + 1, not_global, line) for line in (rows, columns))
+    return DependencyBounds(of_rows, of_columns, torch.arange(channels, dtype=torch.float32)[:, None, None]).expand(shape)
 
 
-def union(several: Sequence[Planes]) -> Planes:
-    """The union of planes of one shape."""
-    if len(several) == 1:
-        return several[0]
-    shape = several[0][0].shape
-    return [reduce(torch.maximum, map(varying, same)).expand(shape) for same in zip(*several, strict=True)]
+# ── what bounds say ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def expanded(planes: Planes, shape: torch.Size) -> Planes:
-    return [p.expand(shape) for p in planes]
+def depends_on_images(bounds: DependencyBounds) -> bool:
+    """True where any element depends on the images."""
+    return any(bool((unexpand(axis.inner_stop) != NOTHING).any()) for axis in bounds.axes)
 
 
-def dropped_to(planes: Planes, dims: Sequence[int], shape: torch.Size) -> Planes:
-    if planes[0].dim() != len(shape):
-        planes = [p.squeeze(tuple(dims)) for p in planes]
-    return expanded(planes, shape)
-
-
-def cat_varying(planes: Sequence[Tensor], dim: int) -> Tensor:
-    """`torch.cat` that leaves dimensions alone along which none of the planes varies."""
-    constant = [d for d in range(planes[0].dim()) if d != dim and all(p.shape[d] == 1 or p.stride(d) == 0 for p in planes)]
-    for d in constant:
-        planes = [p.narrow(d, 0, 1) for p in planes]
-    return torch.cat(list(planes), dim)
-
-
-def _resized(plane: Tensor, dim: int, length: int) -> list[int]:
-    return [length if d == dim else n for d, n in enumerate(plane.shape)]
-
-
-def varying(plane: Tensor) -> Tensor:
-    """The plane without its copies: dimensions of stride 0 get length 1."""
-    for dim in range(plane.dim()):
-        if plane.stride(dim) == 0 and plane.shape[dim] > 1:
-            plane = plane.narrow(dim, 0, 1)
-    return plane
-
-
-def differs(plane: Tensor, dim: int) -> bool:
-    """True where the plane really varies along the dimension."""
-    plane = varying(plane)
-    return plane.shape[dim] > 1 and bool((plane.amax(dim) != plane.amin(dim)).any())
-
-
-def runs_along(plane: Tensor, dim: int) -> bool:
-    """True where places (or units) differ along the dimension; elements that have none don't count."""
-    if plane.stride(dim) == 0 or plane.shape[dim] == 1:
-        return False
-    plane = varying(plane)
-    lowest = plane.masked_fill(plane == NOTHING, torch.inf).amin(dim)
-    return bool(((lowest < plane.amax(dim)) & (lowest != torch.inf)).any())
-
-
-def sees_nothing(planes: Planes) -> bool:
-    """True where no element depends on the images."""
-    return all(bool((varying(planes[axis + INNER_STOP]) == NOTHING).all()) for axis in (ROWS, COLUMNS))
-
-
-def constant_elements(planes: Planes) -> Tensor | None:
-    """Which elements of a tensor depend on nothing of the images, where others do; None where there are none."""
-    constant = reduce(torch.logical_and, (varying(planes[axis + INNER_STOP]) == NOTHING for axis in (ROWS, COLUMNS)))
+def constant_elements(bounds: DependencyBounds) -> Tensor | None:
+    """Which elements of a tensor depend on no pixel, where others do; None where there are none."""
+    constant = reduce(torch.logical_and, (unexpand(axis.inner_stop) == NOTHING for axis in bounds.axes))
     return constant if bool(constant.any()) else None
 
 
-def cleared(planes: Planes, where: Tensor) -> Planes:
-    """The planes with nothing seen where `where` is True."""
-    shape = torch.broadcast_shapes(planes[0].shape, where.shape)
-    return [torch.where(where, NOTHING, varying(p)).expand(shape) for p in planes]
+def unexpand(tensor: Tensor) -> Tensor:
+    """The tensor without its copies: dimensions of stride 0 get length 1."""
+    for dim in range(tensor.dim()):
+        if tensor.stride(dim) == 0 and tensor.shape[dim] > 1:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
 
 
-def with_units_along(planes: Planes, dim: int) -> Planes:
-    """The planes of a tensor whose units are numbered along `dim`."""
-    shape = planes[UNIT].shape
-    numbers = torch.arange(shape[dim], dtype=torch.float32)
-    return [*planes[:UNIT], numbers.reshape([-1 if d == dim % len(shape) else 1 for d in range(len(shape))]).expand(shape)]
+def runs_along(numbers: Tensor, dim: int) -> bool:
+    """True where positions (or unit numbers) differ along the dimension; elements that have none don't count."""
+    if numbers.stride(dim) == 0 or numbers.shape[dim] == 1:
+        return False
+    numbers = unexpand(numbers)
+    lowest = numbers.masked_fill(numbers == NOTHING, torch.inf).amin(dim)
+    return bool(((lowest < numbers.amax(dim)) & (lowest != torch.inf)).any())
 
 
-def with_map_places(planes: Planes) -> Planes:
-    """The planes of maps, of shape (image, unit, y, x), that an operator of two dimensions made: where nothing tells any more which
-    rows or columns cells stand at, as after attention, they are numbered as the operator takes them."""
-    planes, shape = list(planes), planes[0].shape
-    for number, other, dim in ((ROWS + PLACE, COLUMNS + PLACE, len(shape) - 2), (COLUMNS + PLACE, ROWS + PLACE, len(shape) - 1)):
-        if shape[dim] > 1 and _placeless(planes[number]) and not runs_along(planes[other], dim):
-            numbers = torch.arange(shape[dim], dtype=torch.float32)
-            planes[number] = numbers.reshape([-1 if d == dim else 1 for d in range(len(shape))]).expand(shape)
-    return planes
+def _varies(tensor: Tensor) -> bool:
+    """True where the tensor really varies along any dimension."""
+    return any(_varies_along(tensor, dim) for dim in range(tensor.dim()))
 
 
-def _placeless(plane: Tensor) -> bool:
-    values = varying(plane)
-    if values.numel() == 1:
+def _varies_along(tensor: Tensor, dim: int) -> bool:
+    tensor = unexpand(tensor)
+    return tensor.shape[dim] > 1 and bool((tensor.amax(dim) != tensor.amin(dim)).any())
+
+
+# ── how bounds unite ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def unite(several: Sequence[DependencyBounds]) -> DependencyBounds:
+    """The union of bounds of one shape, element by element."""
+    first, *others = several
+    return first.map(maximum, *others) if others else first
+
+
+def maximum(*tensors: Tensor) -> Tensor:
+    """The highest of several tensors of one shape, element by element."""
+    return reduce(torch.maximum, map(unexpand, tensors)).expand(tensors[0].shape)
+
+
+def unite_all(bounds: DependencyBounds) -> DependencyBounds:
+    """The union over all elements, as scalars."""
+    return bounds.map(lambda tensor: unexpand(tensor).amax() if tensor.numel() else filled_with_nothing(()))
+
+
+def unite_along(bounds: DependencyBounds, dims: Sequence[int]) -> DependencyBounds:
+    """The union along `dims`, kept with length 1. Where it leaves an axis with nothing that varies, that axis is global."""
+    rows, columns = (_unite_axis_along(axis, list(dims)) for axis in bounds.axes)
+    united = DependencyBounds(rows, columns, common_number(bounds.unit_number, dims))
+    return united.expand([1 if dim in dims else length for dim, length in enumerate(bounds.shape)])
+
+
+def _unite_axis_along(axis: AxisBounds, dims: list[int]) -> AxisBounds:
+    position = common_number(axis.position, dims)
+    united = axis.map_bounds(lambda tensor: unexpand(tensor).amax(dims, keepdim=True), position)
+    differed = any(_varies_along(axis.negated_outer_start, dim) for dim in dims)
+    return _axis_as_global(united) if differed and not _varies(united.negated_outer_start) else united
+
+
+def common_number(numbers: Tensor, dims: Sequence[int]) -> Tensor:
+    """The position (or unit number) that all elements along `dims` have in common, kept with length 1; `NOTHING` for a mixture."""
+    numbers = unexpand(numbers)
+    highest = numbers.amax(list(dims), keepdim=True)
+    if highest.shape == numbers.shape:
+        return highest
+    lowest = numbers.masked_fill(numbers == NOTHING, torch.inf).amin(list(dims), keepdim=True)
+    return torch.where(lowest == highest, highest, NOTHING)
+
+
+def as_global(bounds: DependencyBounds) -> DependencyBounds:
+    """The bounds of something that depends on everything that these depend on."""
+    nowhere = filled_with_nothing(bounds.shape)
+    united = DependencyBounds(_axis_as_global(bounds.rows), _axis_as_global(bounds.columns), nowhere)
+    return united.with_positions(nowhere, nowhere)
+
+
+def _axis_as_global(axis: AxisBounds) -> AxisBounds:
+    return replace(
+        axis,
+        negated_outer_start=axis.negated_inner_start,
+        outer_stop=axis.inner_stop,
+        is_global=torch.ones_like(axis.is_global),
+    )
+
+
+# ── how bounds change otherwise ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def clear(bounds: DependencyBounds, mask: Tensor) -> DependencyBounds:
+    """The bounds where elements depend on nothing any more for which `mask` is True."""
+    shape = torch.broadcast_shapes(bounds.shape, mask.shape)
+    return bounds.map(lambda tensor: torch.where(mask, NOTHING, unexpand(tensor)).expand(shape))
+
+
+def number_units(bounds: DependencyBounds, dim: int) -> DependencyBounds:
+    """The bounds of a tensor whose units are numbered along `dim`."""
+    return replace(bounds, unit_number=_numbers_along(dim % bounds.ndim, bounds.shape))
+
+
+def number_map_positions(bounds: DependencyBounds) -> DependencyBounds:
+    """The bounds of maps, of shape (image, unit, y, x), that a two-dimensional operator made. Where nothing tells any more which rows or
+    columns cells stand at, as after attention, they are numbered as the operator takes them."""
+    rows = _number_positions(bounds.rows, bounds.columns, bounds.ndim - 2)
+    return replace(bounds, rows=rows, columns=_number_positions(bounds.columns, rows, bounds.ndim - 1))
+
+
+def _number_positions(axis: AxisBounds, other_axis: AxisBounds, dim: int) -> AxisBounds:
+    shape = axis.position.shape
+    if shape[dim] > 1 and _has_no_positions(axis.position) and not runs_along(other_axis.position, dim):
+        return replace(axis, position=_numbers_along(dim, shape))
+    return axis
+
+
+def _has_no_positions(position: Tensor) -> bool:
+    position = unexpand(position)
+    if position.numel() == 1:
         return True
-    lowest, highest = values.masked_fill(values == NOTHING, torch.inf).amin(), values.amax()
+    lowest, highest = position.masked_fill(position == NOTHING, torch.inf).amin(), position.amax()
     return not bool(lowest < highest)
+
+
+def _numbers_along(dim: int, shape: torch.Size) -> Tensor:
+    """0, 1, 2, … along the dimension."""
+    numbers = torch.arange(shape[dim], dtype=torch.float32)
+    return numbers.reshape([-1 if d == dim else 1 for d in range(len(shape))]).expand(shape)

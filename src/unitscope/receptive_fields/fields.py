@@ -1,19 +1,20 @@
-"""From planes to boxes: the field of every cell of one layer."""
+"""The receptive field of every cell of one layer, from its dependency bounds."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from unitscope.receptive_fields.bounds import COLUMNS, PLACE, ROWS, UNIT, Array, Planes, varying
+from unitscope.receptive_fields.bounds import Array, AxisBounds, DependencyBounds, unexpand
 from unitscope.records import Box
 
 
 @dataclass(frozen=True, slots=True)
-class Fields:
-    """The field of every cell of one layer.
+class ReceptiveFields:
+    """The receptive field of every cell of one layer.
 
-    `rows` holds first and last-but-one row, `columns` the same for columns: integers of shape `(2, unit, y, x)`, where a
+    `rows` holds the first row and the exclusive stop, `columns` the same for columns: integers of shape `(2, unit, y, x)`, where a
     dimension along which nothing varies has length 1. Unclipped; clipped to the input a box is exact. `centres_y` and
     `centres_x`, of shape `(y,)` and `(x,)`, are where cells stand on the input.
     """
@@ -23,6 +24,19 @@ class Fields:
     centres_y: Array
     centres_x: Array
 
+    @classmethod
+    def from_bounds(cls, bounds: DependencyBounds, height: int, width: int) -> "ReceptiveFields":
+        """The fields of a layer from its bounds, of shape (1, unit, y, x) or (1, unit), on an input of that size.
+
+        Padding counts only on a side where the field touches the border of the input: so the clipped box is always the exact one.
+        """
+        if bounds.ndim == 2:
+            bounds = bounds.map(lambda tensor: tensor[..., None, None])
+        rows, columns = _intervals(bounds.rows, height), _intervals(bounds.columns, width)
+        map_height, map_width = bounds.shape[-2:]
+        centres_y = _centres(rows[:, 0, :, 0], map_height, height)
+        return cls(rows, columns, centres_y, _centres(columns[:, 0, 0, :], map_width, width))
+
     def box(self, unit: int, y: int, x: int) -> Box:
         """The unclipped box of one cell."""
         cell = np.array([unit]), np.array([y]), np.array([x])
@@ -31,66 +45,55 @@ class Fields:
     def boxes(self, unit: Array, y: Array, x: Array) -> tuple[Array, ...]:
         """Top, left, bottom and right of many cells, each an integer array of the arguments' common shape."""
         shape = np.broadcast_shapes(unit.shape, y.shape, x.shape)
-        (top, bottom), (left, right) = (bounds[_place(bounds, unit, y, x)] for bounds in (self.rows, self.columns))
+        (top, bottom), (left, right) = (axis[_index(axis, unit, y, x)] for axis in (self.rows, self.columns))
         return tuple(np.broadcast_to(side, shape) for side in (top, left, bottom, right))
 
-    def inner_size(self) -> tuple[int, int]:
+    def middle_size(self) -> tuple[int, int]:
         """Height and width of the field of the cell in the middle; the largest among units whose fields differ.
 
         Where that cell sees nothing, as between the strides of a transposed convolution, the largest of all.
         """
-        return _middle_size(self.rows), _middle_size(self.columns)
+        return _middle_length(self.rows), _middle_length(self.columns)
 
 
-def _place(bounds: Array, *index: Array) -> tuple[Any, ...]:
-    return slice(None), *(i if n > 1 else 0 for i, n in zip(index, bounds.shape[1:], strict=True))
+def _index(intervals: Array, *cell: Array) -> tuple[Any, ...]:
+    return slice(None), *(i if n > 1 else 0 for i, n in zip(cell, intervals.shape[1:], strict=True))
 
 
-def _middle_size(bounds: Array) -> int:
-    _, _, height, width = bounds.shape
-    middle = bounds[:, :, height // 2, width // 2]
-    return int((middle[1] - middle[0]).max()) or int((bounds[1] - bounds[0]).max())
+def _middle_length(intervals: Array) -> int:
+    _, _, height, width = intervals.shape
+    start, stop = intervals[:, :, height // 2, width // 2]
+    return int((stop - start).max()) or int((intervals[1] - intervals[0]).max())
 
 
-def fields_of(planes: Planes, height: int, width: int) -> Fields:
-    """The fields of a layer from its planes, of shape (1, unit, y, x) or (1, unit), on an input of that size.
-
-    Padding counts only on a side where the field touches the border of the input: so the clipped box is always the exact one.
-    """
-    if planes[0].dim() == 2:
-        planes = [p[..., None, None] for p in planes]
-    rows = _bounds(planes[ROWS:COLUMNS], height)
-    columns = _bounds(planes[COLUMNS:UNIT], width)
-    map_height, map_width = planes[0].shape[-2:]
-    return Fields(
-        rows,
-        columns,
-        _centres(rows[:, 0, :, 0], map_height, height),
-        _centres(columns[:, 0, 0, :], map_width, width),
-    )
-
-
-def _bounds(planes: Planes, length: int) -> Array:
-    inner_start, inner_stop, outer_start, outer_stop, whole = (varying(p[0]).numpy() for p in planes[:PLACE])
-    inner_start, outer_start = -inner_start, -outer_start
+def _intervals(axis: AxisBounds, length: int) -> Array:
+    """Start and stop of every cell's field along one axis of an input of that length."""
+    inner_start, inner_stop = -_as_array(axis.negated_inner_start), _as_array(axis.inner_stop)
+    outer_start, outer_stop = -_as_array(axis.negated_outer_start), _as_array(axis.outer_stop)
     nowhere = ~np.isfinite(inner_start) & ~np.isfinite(outer_start)
     outer_start, outer_stop = (
         np.where(nowhere, 0, np.where(np.isfinite(outer), outer, inner))
         for outer, inner in ((outer_start, inner_start), (outer_stop, inner_stop))
     )
-    inner_only = whole > 0
-    start = np.where((inner_start <= 0) & ~inner_only, np.minimum(outer_start, 0), inner_start)
-    stop = np.where((inner_stop >= length) & ~inner_only, np.maximum(outer_stop, length), inner_stop)
-    blind = inner_start >= inner_stop  # sees padding alone, or nothing at all: its box is moved off the input
-    before = outer_start + outer_stop < length
-    away = np.where(before, np.minimum(0, -outer_stop), np.maximum(0, length - outer_start))
-    start, stop = np.where(blind, outer_start + away, start), np.where(blind, outer_stop + away, stop)
+    counts_padding = _as_array(axis.is_global) <= 0
+    start = np.where((inner_start <= 0) & counts_padding, np.minimum(outer_start, 0), inner_start)
+    stop = np.where((inner_stop >= length) & counts_padding, np.maximum(outer_stop, length), inner_stop)
+    sees_no_pixel = inner_start >= inner_stop  # but padding, or nothing at all: the box is moved off the input
+    nearer_start = outer_start + outer_stop < length
+    shift = np.where(nearer_start, np.minimum(0, -outer_stop), np.maximum(0, length - outer_start))
+    start, stop = np.where(sees_no_pixel, outer_start + shift, start), np.where(sees_no_pixel, outer_stop + shift, stop)
     return np.stack([start, stop]).astype(np.int64)
 
 
-def _centres(bounds: Array, cells: int, length: int) -> Array:
+def _as_array(bound: Tensor) -> Array:
+    """A bound of the one image, without copies."""
+    array: Array = unexpand(bound[0]).numpy()
+    return array
+
+
+def _centres(intervals: Array, cells: int, length: int) -> Array:
     """Where cells stand: the middles of their fields or, where several have the same one, spread evenly over the input."""
-    middles = np.asarray(bounds.mean(axis=0))
+    middles = np.asarray(intervals.mean(axis=0))
     if cells > 1 and (len(middles) == 1 or (np.diff(middles) == 0).any()):
         return (np.arange(cells) + 0.5) * length / cells
     return np.broadcast_to(middles, cells)

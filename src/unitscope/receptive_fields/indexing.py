@@ -1,4 +1,4 @@
-"""Rules for operators that choose elements, or write some into others, by index or mask."""
+"""Rules for operators that choose elements, or write some into others, by index or mask. A rule is named for its operators."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,149 +7,153 @@ import torch
 from torch import Tensor
 
 from unitscope.receptive_fields.bounds import (
-    COLUMNS,
     NOTHING,
-    PLACE,
-    ROWS,
-    UNIT,
-    Planes,
-    cat_varying,
-    cleared,
-    expanded,
-    global_along,
-    no_planes,
+    DependencyBounds,
+    clear,
+    no_dependencies,
+    number_units,
     runs_along,
-    union,
-    varying,
-    with_units_along,
+    unexpand,
+    unite,
+    unite_along,
 )
-from unitscope.receptive_fields.operations import NoRule, Operation, movement, pointwise, tensors_in
+from unitscope.receptive_fields.elementwise import movement, pointwise
+from unitscope.receptive_fields.operators import NoRule, OperatorCall, tensors_in
 
 
-def concatenation(op: Operation) -> list[Planes]:
+def concatenation(op: OperatorCall) -> list[DependencyBounds]:
     """`cat` and `stack`: tensors that don't depend on the images see nothing."""
     tensors = op.get("tensors")
-    planes = [op.planes.get(id(t)) or no_planes(t.shape) for t in tensors]
+    first, *others = (op.bounds_by_id.get(id(tensor)) or no_dependencies(tensor.shape) for tensor in tensors)
     dim = op.get("dim", 0) % len(op.shape)
-    joined = []
-    for same in zip(*planes, strict=True):
+
+    def join(*parts: Tensor) -> Tensor:
         if op.name == "stack":
-            joined.append(torch.stack(same, dim))
-            continue
-        same = tuple(p for p in same if p.dim() == len(op.shape))  # cat drops empty one-dimensional tensors
-        joined.append(cat_varying(same, dim).expand(op.shape))
-    return [_with_single_units(joined, dim)]
+            return torch.stack(parts, dim)
+        parts = tuple(part for part in parts if part.dim() == len(op.shape))  # cat drops empty one-dimensional tensors
+        return _cat_unexpanded(parts, dim).expand(op.shape)
+
+    return [_number_single_units(first.map(join, *others), dim)]
 
 
-def _with_single_units(planes: Planes, dim: int) -> Planes:
-    """Where each part held a single unit, they are told apart now."""
-    units = varying(planes[UNIT])
+def _cat_unexpanded(tensors: tuple[Tensor, ...], dim: int) -> Tensor:
+    """`torch.cat` that gives length 1 to other dimensions along which none of the tensors varies."""
+    constant = [d for d in range(tensors[0].dim()) if d != dim and all(t.shape[d] == 1 or t.stride(d) == 0 for t in tensors)]
+    for d in constant:
+        tensors = tuple(tensor.narrow(d, 0, 1) for tensor in tensors)
+    return torch.cat(tensors, dim)
+
+
+def _number_single_units(bounds: DependencyBounds, dim: int) -> DependencyBounds:
+    """Where each part holds a single unit, and no row or column of its own, each part is a unit now."""
+    units = unexpand(bounds.unit_number)
     single = not any(runs_along(units, d) for d in range(units.dim()))
-    return with_units_along(planes, dim) if single and not _placed_along(planes, dim) else planes
+    return number_units(bounds, dim) if single and not _positions_run_along(bounds, dim) else bounds
 
 
-def _placed_along(planes: Planes, dim: int) -> bool:
-    return any(runs_along(planes[axis + PLACE], dim) for axis in (ROWS, COLUMNS))
+def _positions_run_along(bounds: DependencyBounds, dim: int) -> bool:
+    return any(runs_along(axis.position, dim) for axis in bounds.axes)
 
 
-def selection(op: Operation) -> list[Planes]:
-    """`where`: by a known condition one or the other, by one made from the images both."""
-    if op.planes_of("condition") or "self" not in op.arguments:
+def selection(op: OperatorCall) -> list[DependencyBounds]:
+    """`where`: one of two by a constant condition, both by one that is made from the images."""
+    if op.bounds_of("condition") or "self" not in op.arguments:
         return pointwise(op)
-    return [_chosen(op.value("condition").cpu(), _broadcast(op, "self"), _broadcast(op, "other"), op.shape)]
+    return [_chosen(op, "condition", "self", "other")]
 
 
-def masking(op: Operation) -> list[Planes]:
-    """`masked_fill`: by a known mask the fill or what was there."""
-    if op.planes_of("mask"):
+def masking(op: OperatorCall) -> list[DependencyBounds]:
+    """`masked_fill`: the fill value or the element itself by a constant mask, both by one that is made from the images."""
+    if op.bounds_of("mask"):
         return pointwise(op)
-    return [_chosen(op.value("mask").cpu(), _broadcast(op, "value"), _broadcast(op, "self"), op.shape)]
+    return [_chosen(op, "mask", "value", "self")]
 
 
-def _broadcast(op: Operation, name: str) -> Planes:
-    return expanded(op.planes_of(name) or no_planes(torch.Size([])), op.shape)
+def _chosen(op: OperatorCall, mask_name: str, true_name: str, false_name: str) -> DependencyBounds:
+    """The bounds of one argument where a constant mask is True, of another where it is False."""
+    mask, shape = op.value(mask_name).cpu(), op.shape
+    true, false = ((op.bounds_of(name) or no_dependencies(())).expand(shape) for name in (true_name, false_name))
+    return true.map(lambda t, f: torch.where(mask, unexpand(t), unexpand(f)).expand(shape), false)
 
 
-def _chosen(mask: Tensor, true: Planes, false: Planes, shape: torch.Size) -> Planes:
-    return [torch.where(mask, varying(t), varying(f)).expand(shape) for t, f in zip(true, false, strict=True)]
+def addition(op: OperatorCall) -> list[DependencyBounds]:
+    """Sums; what a constant mask sets to −∞ no longer depends on anything."""
+    (bounds,) = pointwise(op)
+    tensors = [tensor for name in ("self", "other") if isinstance(tensor := op.get(name), Tensor) and tensor.dim()]
+    for constant in (tensor for tensor in tensors if id(tensor) not in op.bounds_by_id and not op.overwrote(tensor)):
+        if constant.is_floating_point() and bool((masked := constant.isneginf()).any()):
+            bounds = clear(bounds, masked.cpu())
+    return [bounds]
 
 
-def addition(op: Operation) -> list[Planes]:
-    """Sums; what a known mask sets to −∞ no longer depends on anything."""
-    (result,) = pointwise(op)
-    tensors = [t for n in ("self", "other") if isinstance(t := op.get(n), Tensor) and t.dim()]
-    others = [t for t in tensors if id(t) not in op.planes and not op.overwrote(t)]
-    for other in others:
-        if other.is_floating_point() and bool((dead := other.isneginf()).any()):
-            result = cleared(result, dead.cpu())
-    return [result]
-
-
-def gathering(op: Operation) -> list[Planes]:
-    """Elements by index: those at known places; any along the dimension, and what the index depends on, where it is made from the images."""
-    if op.only("self"):
+def gathering(op: OperatorCall) -> list[DependencyBounds]:
+    """Elements by index: those at constant indices; where the index is made from the images, any along the dimension, and what the index
+    depends on."""
+    if op.depends_only_on("self"):
         return movement(op)
-    index, given = op.planes_of("index"), op.planes_of("self") or no_planes(op.get("self").shape)
-    dim = op.get("dim")
+    index = op.bounds_of("index")
     if op.name not in ("gather", "index_select") or index is None:
         raise NoRule
-    anywhere = global_along(given, [dim % given[0].dim()])
+    source, dim = op.bounds_or_nothing("self"), op.get("dim")
+    united = unite_along(source, [dim % source.ndim])
     if op.name == "gather":
-        sizes = [slice(n) if d != dim % len(op.shape) else slice(None) for d, n in enumerate(op.shape)]
-        return [union([expanded([p[tuple(sizes)] for p in anywhere], op.shape), index])]
+        slices = [slice(n) if d != dim % len(op.shape) else slice(None) for d, n in enumerate(op.shape)]
+        return [unite([united.map(lambda tensor: tensor[tuple(slices)]).expand(op.shape), index])]
     shape = [-1 if d == dim % len(op.shape) else 1 for d in range(len(op.shape))]
-    return [union([expanded(anywhere, op.shape), expanded([p.reshape(shape) for p in index], op.shape)])]
+    return [unite([united.expand(op.shape), index.map(lambda tensor: tensor.reshape(shape)).expand(op.shape)])]
 
 
-def searching(op: Operation) -> list[Planes]:
+def searching(op: OperatorCall) -> list[DependencyBounds]:
     """`bucketize` and `searchsorted`: between which boundaries a number lies, which depends on all of them, or all in its row."""
     shape = op.shape or torch.Size([1])
-    numbers = op.planes_of("self")
-    boundaries = [planes for name in ("boundaries", "sorted_sequence", "sorter") if (planes := op.planes_of(name))]
-    sources = [global_along(planes, [planes[0].dim() - 1]) for planes in boundaries] + ([numbers] if numbers else [])
-    return [[p.reshape(op.shape) for p in union([expanded(planes, shape) for planes in sources])]]
+    numbers = op.bounds_of("self")
+    boundaries = [bounds for name in ("boundaries", "sorted_sequence", "sorter") if (bounds := op.bounds_of(name))]
+    sources = [unite_along(bounds, [bounds.ndim - 1]) for bounds in boundaries] + ([numbers] if numbers else [])
+    united = unite([bounds.expand(shape) for bounds in sources])
+    return [united.map(lambda tensor: tensor.reshape(op.shape))]
 
 
-def looking_up(op: Operation) -> list[Planes]:
-    """`embedding`: rows of a table of weights, by indices that depend on the images."""
-    if not op.only("indices"):
+def embedding(op: OperatorCall) -> list[DependencyBounds]:
+    """Rows of a table of weights, by indices that depend on the images."""
+    if not op.depends_only_on("indices"):
         raise NoRule
-    return [with_units_along([p[..., None].expand(op.shape) for p in op.input()], -1)]
+    return [number_units(op.first_bounds().map(lambda tensor: tensor[..., None].expand(op.shape)), -1)]
 
 
-def scattering(op: Operation) -> list[Planes]:
-    """Elements written into a tensor, or added to it, at known places."""
-    kept, places, values = _written(op)
-    source = op.planes.get(id(values)) if isinstance(values, Tensor) else None
-    before = op.planes_of("self") or no_planes(op.shape)
-    result = []
-    for number, plane in enumerate(before):
-        flat = plane.reshape(-1).clone()
-        if not kept:
-            flat[places.flatten()] = NOTHING
-        if source is not None:
-            flat.scatter_reduce_(0, places.flatten(), _fitted(op, source[number], places), "amax")
-        result.append(flat.reshape(op.shape))
-    return [result]
+def scattering(op: OperatorCall) -> list[DependencyBounds]:
+    """Elements written into a tensor, or added to it, at constant indices."""
+    accumulates, indices, values = _written_elements(op)
+    source = op.bounds_by_id.get(id(values)) if isinstance(values, Tensor) else None
+
+    def write(tensor: Tensor, written: Tensor | None = None) -> Tensor:
+        flat = tensor.reshape(-1).clone()
+        if not accumulates:
+            flat[indices.flatten()] = NOTHING
+        if written is not None:
+            flat.scatter_reduce_(0, indices.flatten(), _fitted(op, written, indices), "amax")
+        return flat.reshape(op.shape)
+
+    old = op.bounds_of("self") or no_dependencies(op.shape)
+    return [old.map(write, *([source] if source else []))]
 
 
-def _written(op: Operation) -> tuple[bool, Tensor, Any]:
-    """Whether what was there still counts, the numbers of the elements written to, and what is written."""
+def _written_elements(op: OperatorCall) -> tuple[bool, Tensor, Any]:
+    """Whether old elements still count, the flat indices of the elements written to, and what is written."""
     numbers = torch.arange(op.shape.numel()).reshape(op.shape)
     index: Any = op.get("indices") or op.get("index") if op.name == "index_put" else op.get("index")
-    if any(id(t) in op.planes or op.overwrote(t) for t in tensors_in([index, op.get("mask")])):
+    if any(id(t) in op.bounds_by_id or op.overwrote(t) for t in tensors_in([index, op.get("mask")])):
         raise NoRule
     if op.name in ("index_put", "_index_put_impl"):
-        at = tuple(slice(None) if i is None else i.cpu() for i in op.get("indices"))
-        return bool(op.get("accumulate", False)), numbers[at], op.get("values")
+        indices = tuple(slice(None) if i is None else i.cpu() for i in op.get("indices"))
+        return bool(op.get("accumulate", False)), numbers[indices], op.get("values")
     if op.name in ("scatter", "scatter_add", "scatter_reduce"):
-        kept = op.name == "scatter_add" or op.get("reduce") is not None
-        return kept, numbers.gather(op.get("dim"), index.cpu()), op.get("src", op.get("value"))
-    return _written_whole(op, numbers)
+        accumulates = op.name == "scatter_add" or op.get("reduce") is not None
+        return accumulates, numbers.gather(op.get("dim"), index.cpu()), op.get("src", op.get("value"))
+    return _written_slices(op, numbers)
 
 
-def _written_whole(op: Operation, numbers: Tensor) -> tuple[bool, Tensor, Any]:
-    """The same for operators that write whole slices."""
+def _written_slices(op: OperatorCall, numbers: Tensor) -> tuple[bool, Tensor, Any]:
+    """The same for operators that write whole slices, given the flat indices of all elements."""
     if op.name in ("index_copy", "index_add", "index_fill"):
         values = op.get("value") if op.name == "index_fill" else op.get("source")
         return op.name == "index_add", numbers.index_select(op.get("dim"), op.get("index").cpu()), values
@@ -160,14 +164,14 @@ def _written_whole(op: Operation, numbers: Tensor) -> tuple[bool, Tensor, Any]:
         "select_scatter": torch.ops.aten.select.int,
         "diagonal_scatter": torch.ops.aten.diagonal.default,
     }
-    places = {k: v for k, v in op.arguments.items() if k not in ("self", "src")}
-    return False, views[op.name](numbers, **places), op.get("src")
+    arguments = {name: value for name, value in op.arguments.items() if name not in ("self", "src")}
+    return False, views[op.name](numbers, **arguments), op.get("src")
 
 
-def _fitted(op: Operation, plane: Tensor, places: Tensor) -> Tensor:
-    """The plane of what is written, element by element of where it goes."""
+def _fitted(op: OperatorCall, written: Tensor, indices: Tensor) -> Tensor:
+    """What is written, flat, one element for each index."""
     if op.name == "masked_scatter":
-        return plane.reshape(-1)[: places.numel()]
+        return written.reshape(-1)[: indices.numel()]
     if op.name.startswith("scatter"):
-        plane = plane[tuple(slice(n) for n in places.shape)]
-    return plane.expand(places.shape).reshape(-1)
+        written = written[tuple(slice(n) for n in indices.shape)]
+    return written.expand(indices.shape).reshape(-1)

@@ -1,113 +1,111 @@
-"""Rules for operators that reduce, accumulate or normalise along dimensions."""
+"""Rules for operators that reduce, accumulate or normalise along dimensions. A rule is named for its operators."""
+
+from dataclasses import replace
+
+import torch
 
 from unitscope.receptive_fields.bounds import (
-    UNIT,
-    Planes,
-    cleared,
+    DependencyBounds,
+    clear,
     constant_elements,
-    dropped_to,
-    expanded,
-    global_along,
-    no_planes,
+    no_dependencies,
+    number_units,
     runs_along,
-    union,
-    varying,
-    with_units_along,
+    unexpand,
+    unite,
+    unite_along,
 )
-from unitscope.receptive_fields.operations import NoRule, Operation
-from unitscope.receptive_fields.products import prefixes
+from unitscope.receptive_fields.operators import NoRule, OperatorCall
+from unitscope.receptive_fields.products import unite_prefixes
 
 
-def reduction(op: Operation) -> list[Planes]:
+def reduction(op: OperatorCall) -> list[DependencyBounds]:
     """Some dimensions are gone, or of length 1, or every element along them sees all of them."""
-    before = op.input()
-    dims = _dims(op, before[0].dim())
-    after = global_along(before, dims)
-    if any(runs_along(before[UNIT], d) for d in dims):  # of several units one is made, of each group or of all
-        groups = varying(before[UNIT]).amax(dims, keepdim=True)
-        if any(runs_along(groups, d) for d in range(groups.dim())):
-            after[UNIT] = groups.expand(after[UNIT].shape)
-    return [dropped_to(list(after), dims, out.shape) for out in op.outputs]
+    bounds = op.first_bounds()
+    dims = _dims(op, bounds.ndim)
+    united = unite_along(bounds, dims)
+    if any(runs_along(bounds.unit_number, dim) for dim in dims):  # of several units one is made, of each group or of all
+        groups = unexpand(bounds.unit_number).amax(dims, keepdim=True)
+        if any(runs_along(groups, dim) for dim in range(groups.dim())):
+            united = replace(united, unit_number=groups.expand(united.shape))
+    return [_fit(united, dims, output.shape) for output in op.outputs]
 
 
-def transform(op: Operation) -> list[Planes]:
-    """Fourier transforms: every element along the dimensions sees all of them."""
-    before = op.input()
-    after = global_along(before, _dims(op, before[0].dim()))
-    return [expanded(after, op.shape)]
+def _fit(bounds: DependencyBounds, dims: list[int], shape: torch.Size) -> DependencyBounds:
+    """The bounds, of length 1 along `dims`, in the shape of an output that has lost those dimensions or not."""
+    if bounds.ndim != len(shape):
+        bounds = bounds.map(lambda tensor: tensor.squeeze(tuple(dims)))
+    return bounds.expand(shape)
 
 
-def accumulation(op: Operation) -> list[Planes]:
+def fourier_transform(op: OperatorCall) -> list[DependencyBounds]:
+    """Every element along the dimensions sees all of them."""
+    bounds = op.first_bounds()
+    return [unite_along(bounds, _dims(op, bounds.ndim)).expand(op.shape)]
+
+
+def accumulation(op: OperatorCall) -> list[DependencyBounds]:
     """`cumsum` and its like: every element sees those before it."""
-    before = op.input()
-    return [prefixes(before, _dims(op, before[0].dim())[0])] * len(op.outputs)
+    bounds = op.first_bounds()
+    return [unite_prefixes(bounds, _dims(op, bounds.ndim)[0])] * len(op.outputs)
 
 
-def softmax(op: Operation) -> list[Planes]:
+def softmax(op: OperatorCall) -> list[DependencyBounds]:
     """Every element sees all along the dimension, but what a mask has set to −∞ stays zero and counts for none."""
-    if not op.only("self"):
+    if not op.depends_only_on("self"):
         raise NoRule
-    before = op.input()
-    after = expanded(global_along(before, _dims(op, before[0].dim())), op.shape)
-    result = union([before, after])
-    constant = constant_elements(before)
+    bounds = op.first_bounds()
+    united = unite([bounds, unite_along(bounds, _dims(op, bounds.ndim)).expand(op.shape)])
+    constant = constant_elements(bounds)
     if constant is not None and op.name != "_log_softmax":
-        result = cleared(result, constant & op.value("self").isneginf().cpu())
-    return [result]
+        united = clear(united, constant & op.value("self").isneginf().cpu())
+    return [united]
 
 
-def _dims(op: Operation, ndim: int) -> list[int]:
+def _dims(op: OperatorCall, ndim: int) -> list[int]:
+    """The dimensions that the operator works along, from 0; all where none is given."""
     dims = op.get("dim", list(range(ndim)))
-    return [d % ndim for d in ([dims] if isinstance(dims, int) else dims)] or list(range(ndim))
+    return [dim % ndim for dim in ([dims] if isinstance(dims, int) else dims)] or list(range(ndim))
 
 
-def layer_norm(op: Operation) -> list[Planes]:
+def layer_norm(op: OperatorCall) -> list[DependencyBounds]:
     """All that is normalised together depends on all of it."""
-    if not op.only("input"):
+    if not op.depends_only_on("input"):
         raise NoRule
-    before = op.input()
-    ndim, count = before[0].dim(), len(op.get("normalized_shape"))
-    result = union([before, expanded(global_along(before, list(range(ndim - count, ndim))), op.shape)])
-    return [with_units_along(result, -1) if count == 1 else result]
+    bounds, count = op.first_bounds(), len(op.get("normalized_shape"))
+    normalised_dims = range(bounds.ndim - count, bounds.ndim)
+    united = unite([bounds, unite_along(bounds, normalised_dims).expand(op.shape)])
+    return [number_units(united, -1) if count == 1 else united]
 
 
-def group_norm(op: Operation) -> list[Planes]:
+def group_norm(op: OperatorCall) -> list[DependencyBounds]:
     """Each group of units depends on all of it."""
-    if not op.only("input"):
+    if not op.depends_only_on("input"):
         raise NoRule
-    before, groups = op.input(), op.get("group")
-    apart = [p.unflatten(1, (groups, -1)) for p in before]
-    joined = expanded(global_along(apart, list(range(2, apart[0].dim()))), apart[0].shape)
-    return [with_units_along(union([before, [p.flatten(1, 2) for p in joined]]), 1)]
+    bounds, groups = op.first_bounds(), op.get("group")
+    grouped = bounds.map(lambda tensor: tensor.unflatten(1, (groups, -1)))
+    united = unite_along(grouped, range(2, grouped.ndim)).expand(grouped.shape)
+    return [number_units(unite([bounds, united.map(lambda tensor: tensor.flatten(1, 2))]), 1)]
 
 
-def batch_norm(op: Operation) -> list[Planes]:
-    """Nothing beside an element counts, unless the statistics are those of the image."""
-    if not op.only("input"):
+def batch_norm(op: OperatorCall) -> list[DependencyBounds]:
+    """An element depends on itself alone, unless the statistics are those of the image."""
+    if not op.depends_only_on("input"):
         raise NoRule
-    before = op.input()
+    bounds = op.first_bounds()
     if not (op.get("training") or op.get("train") or op.name.endswith("no_stats")):
-        return [with_units_along(before, 1), *(no_planes(o.shape) for o in op.outputs[1:])]
-    dims = [d for d in range(before[0].dim()) if d != 1]
-    return [with_units_along(union([before, expanded(global_along(before, dims), op.shape)]), 1)]
+        return [number_units(bounds, 1), *(no_dependencies(output.shape) for output in op.outputs[1:])]
+    dims = [dim for dim in range(bounds.ndim) if dim != 1]
+    return [number_units(unite([bounds, unite_along(bounds, dims).expand(op.shape)]), 1)]
 
 
-def halving(op: Operation) -> list[Planes]:
-    """A gated linear unit: one half times a gate made of the other."""
-    halves = [list(p.chunk(2, op.get("dim", -1))) for p in op.input()]
-    first, second = [a for a, _ in halves], [b for _, b in halves]
-    result = union([first, second])
-    result[UNIT] = first[UNIT]
-    return [result]
-
-
-def complex_of_pairs(op: Operation) -> list[Planes]:
+def complex_of_pairs(op: OperatorCall) -> list[DependencyBounds]:
     """`view_as_complex`: two numbers become one."""
-    before = op.input()
-    last = before[0].dim() - 1
-    return [[p.squeeze(last) for p in global_along(before, [last])]]
+    bounds = op.first_bounds()
+    last = bounds.ndim - 1
+    return [unite_along(bounds, [last]).map(lambda tensor: tensor.squeeze(last))]
 
 
-def pairs_of_complex(op: Operation) -> list[Planes]:
+def pairs_of_complex(op: OperatorCall) -> list[DependencyBounds]:
     """`view_as_real`: a number becomes two."""
-    return [[p[..., None].expand(op.shape) for p in op.input()]]
+    return [op.first_bounds().map(lambda tensor: tensor[..., None].expand(op.shape))]

@@ -1,39 +1,54 @@
-"""Following one forward pass, operator by operator."""
+"""Tracing of dependencies: one forward pass is followed, operator by operator."""
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unitscope.receptive_fields.bounds import ROWS, UNIT, Planes, no_planes, sees_nothing
-from unitscope.receptive_fields.memory import Contents, MemoryLayout, memory_layout
-from unitscope.receptive_fields.operations import NoRule, Operation, everything, operator_name, storage_of, tensors_in
+from unitscope.receptive_fields.bounds import DependencyBounds, depends_on_images, image_bounds, no_dependencies
+from unitscope.receptive_fields.elementwise import everything
+from unitscope.receptive_fields.memory import StorageBounds, StorageView, storage_view
+from unitscope.receptive_fields.operators import (
+    NoRule,
+    OperatorCall,
+    decompose,
+    is_composite,
+    is_foreach,
+    named_arguments,
+    operator_name,
+    signature_of,
+    storage_id,
+    tensors_in,
+    written_arguments,
+)
 from unitscope.receptive_fields.rules import rule_for
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What a tensor sees, where it lay when that became known, and how many writes its memory had had by then."""
+class TensorBounds:
+    """The bounds of a tensor, where it lay when they became known, and how many writes its storage had had by then."""
 
     tensor: Tensor
-    layout: MemoryLayout
-    planes: Planes
+    view: StorageView
+    bounds: DependencyBounds
     writes: int
 
 
-class FieldMode(TorchDispatchMode):
-    """Watch a forward pass; afterwards `planes(tensor)` and `fields_of(planes, …)` tell what each tensor can see.
+class DependencyMode(TorchDispatchMode):
+    """Follow a forward pass; afterwards `bounds(tensor)` says what each element of a tensor depends on.
 
     Tensors are told apart by identity and kept alive for the length of the pass, so use it on one image. Call `start` with
-    the images first.
+    the images first. `unknown_operators` are the names of operators without a rule.
 
-    An in-place operation changes what other tensors in the same memory hold, and `x.data = y` gives a tensor other memory. So writes
-    are counted for every memory; what a tensor sees that was met before the last write, or in other memory, is read from planes laid
-    out like the memory itself.
+    An in-place operation changes what other tensors in the same storage hold, and `x.data = y` gives a tensor another storage. So
+    writes are counted for every storage; for a tensor that was met before the last write, or in another storage, bounds are read from
+    those of the storage itself.
     """
 
     @classmethod
@@ -42,162 +57,99 @@ class FieldMode(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.unknown: set[str] = set()
-        self._known: dict[int, Known] = {}
-        self._contents: dict[int, Contents] = {}
+        self.unknown_operators: set[str] = set()
+        self._tensors: dict[int, TensorBounds] = {}
+        self._storages: dict[int, StorageBounds] = {}
 
     def start(self, images: Tensor) -> None:
         """Take `images`, of shape (1, channel, y, x), as the input whose pixels are counted."""
-        height, width = images.shape[-2:]
-        rows = torch.arange(height, dtype=torch.float32)[:, None]
-        columns = torch.arange(width, dtype=torch.float32)
-        not_whole = torch.zeros(1, dtype=torch.float32)
-        planes = [p for axis in (rows, columns) for p in (-axis, axis + 1, -axis, axis + 1, not_whole, axis)]
-        planes.append(torch.arange(images.shape[1], dtype=torch.float32)[:, None, None])
-        self._keep(images, [p.expand(images.shape) for p in planes])
+        self._keep(images, image_bounds(images.shape))
 
-    def planes(self, tensor: Tensor) -> Planes | None:
-        """The planes of a tensor of this pass; None where it doesn't depend on the images."""
-        contents = self._contents.get(storage_of(tensor))
-        if contents is None:
+    def bounds(self, tensor: Tensor) -> DependencyBounds | None:
+        """The bounds of a tensor of this pass; None where it doesn't depend on the images."""
+        storage = self._storages.get(storage_id(tensor))
+        if storage is None:
             return None
-        layout, known = memory_layout(tensor), self._known.get(id(tensor))
-        if known is not None and known.writes == contents.writes and known.layout == layout:
-            return known.planes
+        view, known = storage_view(tensor), self._tensors.get(id(tensor))
+        if known is not None and known.writes == storage.writes and known.view == view:
+            return known.bounds
         with _plain_tensors():
-            return contents.read(layout)
+            return storage.read(view)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if is_composite(func) or is_of_lists(func):  # in inference mode operators come before they are taken apart
+        if is_composite(func) or is_foreach(func):  # in inference mode operators come before they are decomposed
             with self:
-                return taken_apart(func, args, kwargs)
+                return decompose(func, args, kwargs)
         arguments = named_arguments(func, args, kwargs)
-        if operator_name(func) == "as_strided":  # in place it changes what `restriding` must know
+        if operator_name(func) == "as_strided":  # in place it changes what its rule must know
             arguments["strides_before"] = arguments["self"].stride()
-        seen = {id(t): p for t in tensors_in(arguments.values()) if (p := self.planes(t)) is not None}
+        bounds_by_id = {id(t): bounds for t in tensors_in(arguments.values()) if (bounds := self.bounds(t)) is not None}
         output = func(*args, **kwargs)
-        if seen and operator_name(func) != "set":  # what a tensor sees in its new memory is known from that memory
+        if bounds_by_id and operator_name(func) != "set":  # which gives a tensor a storage whose bounds are known
             with _plain_tensors():
-                self._follow(func, arguments, seen, output)
+                self._follow(func, arguments, bounds_by_id, output)
         return output
 
-    def _follow(self, func: Any, arguments: dict[str, Any], seen: dict[int, Planes], output: Any) -> None:
+    def _follow(self, func: Any, arguments: dict[str, Any], bounds_by_id: dict[int, DependencyBounds], output: Any) -> None:
+        """Note the bounds of what an operator returned and of what it wrote."""
         outputs = list(tensors_in([output]))
         written = list(tensors_in(arguments[name] for name in written_arguments(func, arguments)))
-        outputs += [t for t in written if all(t is not o for o in outputs)]
-        storages = frozenset(map(storage_of, written))
-        read = {name: value for name, value in arguments.items() if name not in _arguments_of(func).outputs}
-        operation = Operation(func, read, _given(read, seen) if written else seen, outputs, storages)
-        for tensor, planes in zip(outputs, self._followed(operation), strict=True):
-            if storage_of(tensor) not in storages:
-                self._keep(tensor, planes)
-            elif storage_of(tensor) in self._contents or not sees_nothing(planes):
-                self._write(tensor, planes)
+        outputs += [tensor for tensor in written if all(tensor is not output for output in outputs)]
+        storages = frozenset(map(storage_id, written))
+        read = {name: value for name, value in arguments.items() if name not in signature_of(func).outputs}
+        if written:
+            bounds_by_id = {id(t): bounds_by_id[id(t)] for t in tensors_in(read.values()) if id(t) in bounds_by_id}
+        call = OperatorCall(func, read, bounds_by_id, outputs, storages)
+        for tensor, bounds in zip(outputs, self._bounds_of_outputs(call), strict=True):
+            if storage_id(tensor) not in storages:
+                self._keep(tensor, bounds)
+            elif storage_id(tensor) in self._storages or depends_on_images(bounds):
+                self._write(tensor, bounds)
 
-    def _followed(self, operation: Operation) -> list[Planes]:
-        """The planes of the outputs by the operator's rule; an operator that has none, or breaks it, takes everything and is named."""
-        if not operation.outputs:
+    def _bounds_of_outputs(self, call: OperatorCall) -> list[DependencyBounds]:
+        """The bounds of the outputs by the operator's rule; an operator that has none, or breaks it, takes everything and is named."""
+        if not call.outputs:
             return []
-        rule = rule_for(operation)
-        if rule is not None and operation.planes:
+        rule = rule_for(call)
+        if rule is not None and call.bounds_by_id:
             try:
-                return _of_all_outputs(rule(operation), operation)
-            except (NoRule, RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError):
+                return _of_all_outputs(rule(call), call)
+            except NoRule:
                 pass
-        if all(map(sees_nothing, operation.inputs())):
-            return [no_planes(output.shape) for output in operation.outputs]
-        self.unknown.add(operation.name)
-        return everything(operation)
+            except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError):
+                LOG.debug("the rule of %s fails", call.name, exc_info=True)
+        if not any(map(depends_on_images, call.all_bounds())):
+            return [no_dependencies(output.shape) for output in call.outputs]
+        self.unknown_operators.add(call.name)
+        return everything(call)
 
-    def _keep(self, tensor: Tensor, planes: Planes) -> None:
-        layout = memory_layout(tensor)
-        contents = self._contents_of(tensor)
-        contents.add(layout, planes)
-        self._known[id(tensor)] = Known(tensor, layout, planes, contents.writes)
+    def _keep(self, tensor: Tensor, bounds: DependencyBounds) -> None:
+        """Note the bounds of a tensor that lies in memory of its own, or whose bounds are those of what was there."""
+        view, storage = storage_view(tensor), self._storage_of(tensor)
+        storage.add(view, bounds)
+        self._tensors[id(tensor)] = TensorBounds(tensor, view, bounds, storage.writes)
 
-    def _write(self, tensor: Tensor, planes: Planes) -> None:
-        self._contents_of(tensor).write(memory_layout(tensor), planes)
-        self._keep(tensor, planes)
+    def _write(self, tensor: Tensor, bounds: DependencyBounds) -> None:
+        """Note the bounds of a tensor that an operator wrote into."""
+        self._storage_of(tensor).write(storage_view(tensor), bounds)
+        self._keep(tensor, bounds)
 
-    def _contents_of(self, tensor: Tensor) -> Contents:
-        storage = storage_of(tensor)
-        if storage not in self._contents:
-            self._contents[storage] = Contents(tensor.untyped_storage())
-        return self._contents[storage]
-
-
-def is_composite(func: Any) -> bool:
-    """True for an operator that is made of others; outside inference mode torch takes it apart before a mode sees it."""
-    return bool(_has_kernel(func.name(), "CompositeImplicitAutograd"))
-
-
-@cache
-def is_of_lists(func: Any) -> bool:
-    """True for an operator that does the same to every tensor of a list, such as `_foreach_add_`."""
-    return operator_name(func).startswith("_foreach_") and bool(_has_kernel(func.name(), "CompositeExplicitAutograd"))
-
-
-def taken_apart(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The outputs of a composite operator, by those that it is made of: by torch's own kernel, not one of its compiler's."""
-    keys = torch._C.DispatchKey
-    return func._op_dk(keys.CompositeImplicitAutograd if is_composite(func) else keys.CompositeExplicitAutograd, *args, **kwargs)
-
-
-@cache
-def _has_kernel(name: str, key: str) -> bool:
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(name, key))
+    def _storage_of(self, tensor: Tensor) -> StorageBounds:
+        number = storage_id(tensor)
+        if number not in self._storages:
+            self._storages[number] = StorageBounds(tensor.untyped_storage())
+        return self._storages[number]
 
 
 def _plain_tensors() -> AbstractContextManager[Any]:
-    """Planes are ordinary tensors, also where a network enters inference mode: they are written to later, outside it."""
+    """Bounds are ordinary tensors, also where a network enters inference mode: they are written to later, outside it."""
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
-def _of_all_outputs(planes: list[Planes], operation: Operation) -> list[Planes]:
-    """What a rule says, checked, and for outputs that it says nothing of (statistics, counts), everything."""
-    for known, output in zip(planes, operation.outputs, strict=False):
-        if len(known) != UNIT + 1 or not known[ROWS].shape == known[UNIT].shape == output.shape:
+def _of_all_outputs(bounds: list[DependencyBounds], call: OperatorCall) -> list[DependencyBounds]:
+    """What a rule gives, checked, and for outputs that it gives nothing for (statistics, counts), everything."""
+    for given, output in zip(bounds, call.outputs, strict=False):
+        if not given.shape == given.unit_number.shape == output.shape:
             raise NoRule
-    return [*planes, *(everything(operation)[len(planes) :] if len(planes) < len(operation.outputs) else [])]
-
-
-def _given(arguments: dict[str, Any], seen: dict[int, Planes]) -> dict[int, Planes]:
-    return {id(t): seen[id(t)] for t in tensors_in(arguments.values()) if id(t) in seen}
-
-
-def named_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments by name, those that weren't given with their defaults."""
-    known = _arguments_of(func)
-    return known.defaults | dict(zip(known.names, args, strict=False)) | kwargs
-
-
-def written_arguments(func: Any, arguments: dict[str, Any]) -> tuple[str, ...]:
-    """The names of the arguments that the operator writes into."""
-    if operator_name(func) in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"):  # which don't say so
-        return ("running_mean", "running_var") if arguments["training"] else ()
-    return _arguments_of(func).written
-
-
-@dataclass(frozen=True, slots=True)
-class Arguments:
-    """The arguments that an operator takes: the names of all, the defaults of some, and the names of those that it writes into.
-
-    `outputs` are those that it writes into and never reads, as torch's own do with what is given as `out=`.
-    """
-
-    names: tuple[str, ...]
-    defaults: dict[str, Any]
-    written: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-
-@cache
-def _arguments_of(func: Any) -> Arguments:
-    arguments = func._schema.arguments
-    return Arguments(
-        tuple(a.name for a in arguments),
-        {a.name: a.default_value for a in arguments if a.has_default_value()},
-        tuple(a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write),
-        tuple(a.name for a in arguments if a.is_out and func.namespace == "aten"),
-    )
+    return [*bounds, *(everything(call)[len(bounds) :] if len(bounds) < len(call.outputs) else [])]

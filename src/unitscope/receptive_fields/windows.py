@@ -1,5 +1,8 @@
-"""Rules for operators that slide over maps: convolution, pooling, padding, interpolation and their like."""
+"""Rules for operators that slide over maps: convolution, pooling, padding, interpolation and their like. A rule is named for its
+operators."""
 
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -8,165 +11,196 @@ import torch
 from torch import Tensor
 
 from unitscope.receptive_fields.bounds import (
-    MISSING,
-    OUTER_PLANES,
-    PLACE_PLANES,
-    UNIT,
     Array,
-    Planes,
-    expanded,
-    global_along,
-    masked,
-    mixed_channels,
-    no_planes,
-    nothing,
-    placed_at,
-    transposed_taps,
-    union,
-    window_taps,
-    windowed,
-    with_map_places,
-    with_units_along,
+    AxisBounds,
+    DependencyBounds,
+    filled_with_nothing,
+    number_map_positions,
+    number_units,
+    unite,
+    unite_along,
 )
-from unitscope.receptive_fields.operations import NoRule, Operation, movement
+from unitscope.receptive_fields.elementwise import movement
+from unitscope.receptive_fields.operators import NoRule, OperatorCall
+from unitscope.receptive_fields.sliding import (
+    NO_CELL,
+    positions_at,
+    slide,
+    slide_axis,
+    transposed_window_cells,
+    unite_channels,
+    unite_selected,
+    window_cells,
+)
 
 
-def convolution(op: Operation) -> list[Planes]:
+def convolution(op: OperatorCall) -> list[DependencyBounds]:
     """What lies in the window of a cell; where weights are made from the images, what those depend on too."""
     weight, transposed = op.get("weight"), bool(op.get("transposed"))
-    sources = [_weight_planes(op, name, weight, transposed) for name in ("weight", "bias") if op.planes_of(name)]
-    given = op.planes_of("input") or op.planes_of("self")
-    if given:
-        sources.append(_through_windows(op, given, weight, transposed))
-    units_dim = 1 if len(op.shape) == weight.dim() else 0
-    result = with_units_along(union([expanded(s, op.shape) for s in sources]), units_dim)
-    return [with_map_places(result) if weight.dim() == 4 else result]
+    sources = [_weight_bounds(op, name, weight, transposed) for name in ("weight", "bias") if op.bounds_of(name)]
+    maps = op.bounds_of("input") or op.bounds_of("self")
+    if maps:
+        sources.append(_convolve(op, maps, weight, transposed))
+    unit_dim = 1 if len(op.shape) == weight.dim() else 0
+    bounds = number_units(unite([source.expand(op.shape) for source in sources]), unit_dim)
+    return [number_map_positions(bounds) if weight.dim() == 4 else bounds]
 
 
-def _through_windows(op: Operation, planes: Planes, weight: Tensor, transposed: bool) -> Planes:
+def _convolve(op: OperatorCall, maps: DependencyBounds, weight: Tensor, transposed: bool) -> DependencyBounds:
+    """What lies in the windows, of no unit yet."""
     spatial = weight.dim() - 2
-    stride, padding, dilation = (_each(op.get(n, d), spatial) for n, d in (("stride", 1), ("padding", 0), ("dilation", 1)))
-    planes = [mixed_channels(p, op.get("groups", 1), op.shape[1]) for p in planes[:UNIT]]
-    for axis in range(spatial):
-        dim = op.outputs[0].dim() - spatial + axis
-        geometry = (weight.shape[2 + axis], stride[axis], padding[axis], dilation[axis])
-        taps = (transposed_taps if transposed else window_taps)(op.shape[dim], *geometry)
-        if transposed:
-            taps = [np.where((t >= 0) & (t < planes[0].shape[dim]), t, MISSING) for t in taps]
-        before = planes
-        planes = [windowed(p, number, dim, taps) for number, p in enumerate(planes)]
-        if transposed:
-            kernel, step, pad, spread = geometry
-            middle = (np.arange(op.shape[dim]) + pad - (kernel - 1) * spread / 2) / step
-            for number in PLACE_PLANES:
-                planes[number] = placed_at(before[number], dim, middle)
-    return [*planes, nothing(planes[0].shape)]
+    defaults = (("stride", 1), ("padding", 0), ("dilation", 1))
+    strides, paddings, dilations = (_for_each_dim(op.get(name, default), spatial) for name, default in defaults)
+    groups, units = op.get("groups", 1), op.shape[1]
+    axes = [axis.map(lambda tensor: unite_channels(tensor, groups, units)) for axis in maps.axes]
+    for i in range(spatial):
+        dim = len(op.shape) - spatial + i
+        geometry = (weight.shape[2 + i], strides[i], paddings[i], dilations[i])
+        slide_dim = _slide_transposed if transposed else _slide
+        axes = [slide_dim(axis, dim, op.shape[dim], geometry) for axis in axes]
+    rows, columns = axes
+    return DependencyBounds(rows, columns, filled_with_nothing(rows.position.shape))
 
 
-def _weight_planes(op: Operation, name: str, weight: Tensor, transposed: bool) -> Planes:
+Geometry = tuple[int, int, int, int]
+"""Kernel, stride, padding and dilation along one dimension."""
+
+
+def _slide(axis: AxisBounds, dim: int, cells: int, geometry: Geometry) -> AxisBounds:
+    return slide_axis(axis, dim, window_cells(cells, *geometry))
+
+
+def _slide_transposed(axis: AxisBounds, dim: int, cells: int, geometry: Geometry) -> AxisBounds:
+    """The same for a transposed convolution, which reads no padding; a cell stands where the middle of its window does."""
+    kernel, stride, padding, dilation = geometry
+    cells_read = transposed_window_cells(cells, *geometry)
+    inside = (cells_read >= 0) & (cells_read < axis.position.shape[dim])
+    slid = slide_axis(axis, dim, np.where(inside, cells_read, NO_CELL))
+    middles = (np.arange(cells) + padding - (kernel - 1) * dilation / 2) / stride
+    return replace(slid, position=positions_at(axis.position, dim, middles))
+
+
+def _weight_bounds(op: OperatorCall, name: str, weight: Tensor, transposed: bool) -> DependencyBounds:
     """What the weights (the bias) of each unit depend on, in a shape that fits the output."""
-    planes = op.planes_or_nothing(name)
+    bounds = op.bounds_or_nothing(name)
     if name == "weight":
-        planes = global_along(planes, [d for d in range(weight.dim()) if d != int(transposed)])
-        if transposed:  # of shape (unit before, unit of a group, …): those of all groups, which is more than need be
+        bounds = unite_along(bounds, [dim for dim in range(weight.dim()) if dim != int(transposed)])
+        if transposed:  # of shape (input channel, unit of a group, …): of all groups together, which is more than need be
             if op.get("groups", 1) > 1:
                 raise NoRule
-            planes = [p.transpose(0, 1) for p in planes]
-    return [p.reshape(1, -1, *[1] * (weight.dim() - 2)) for p in planes]
+            bounds = bounds.map(lambda tensor: tensor.transpose(0, 1))
+    return bounds.map(lambda tensor: tensor.reshape(1, -1, *[1] * (weight.dim() - 2)))
 
 
-def pooling(op: Operation) -> list[Planes]:
-    spatial = _spatial(op)
-    kernel = _each(op.get("kernel_size"), spatial)
-    stride = _each(op.get("stride") or kernel, spatial)
-    padding, dilation = _each(op.get("padding", 0), spatial), _each(op.get("dilation", 1), spatial)
-    planes = op.input()
-    for axis in range(spatial):
-        dim = len(op.shape) - spatial + axis
-        if op.shape[dim] == 1 and kernel[axis] - 2 * padding[axis] >= planes[0].shape[dim]:
-            planes = global_along(planes, [dim])
-            continue
-        taps = window_taps(op.shape[dim], kernel[axis], stride[axis], padding[axis], dilation[axis])
-        planes = [windowed(p, number, dim, taps) for number, p in enumerate(planes)]
-    return [expanded(planes, op.shape)] * len(op.outputs)
+def pooling(op: OperatorCall) -> list[DependencyBounds]:
+    """What lies in the window of a cell; all of a dimension that one window covers."""
+    spatial = _spatial_dims(op)
+    kernels = _for_each_dim(op.get("kernel_size"), spatial)
+    strides = _for_each_dim(op.get("stride") or kernels, spatial)
+    paddings, dilations = _for_each_dim(op.get("padding", 0), spatial), _for_each_dim(op.get("dilation", 1), spatial)
+    bounds = op.first_bounds()
+    for i in range(spatial):
+        dim = len(op.shape) - spatial + i
+        if op.shape[dim] == 1 and kernels[i] - 2 * paddings[i] >= bounds.shape[dim]:
+            bounds = unite_along(bounds, [dim])
+        else:
+            bounds = slide(bounds, dim, window_cells(op.shape[dim], kernels[i], strides[i], paddings[i], dilations[i]))
+    return [bounds.expand(op.shape)] * len(op.outputs)
 
 
-def adaptive_pooling(op: Operation) -> list[Planes]:
-    planes, spatial = op.input(), _spatial(op)
+def adaptive_pooling(op: OperatorCall) -> list[DependencyBounds]:
+    """What lies in the windows that divide a dimension into as many cells as are asked for."""
+    bounds, spatial = op.first_bounds(), _spatial_dims(op)
     for dim in range(len(op.shape) - spatial, len(op.shape)):
-        cells, before = op.shape[dim], planes[0].shape[dim]
+        cells, input_cells = op.shape[dim], bounds.shape[dim]
         if cells == 1:
-            planes = global_along(planes, [dim])
+            bounds = unite_along(bounds, [dim])
             continue
-        starts = np.arange(cells) * before // cells
-        stops = -((np.arange(cells) + 1) * before // -cells)
-        taps = [np.where(starts + t < stops, starts + t, MISSING) for t in range((stops - starts).max())]
-        planes = [windowed(p, number, dim, taps) for number, p in enumerate(planes)]
-    return [expanded(planes, op.shape)] * len(op.outputs)
+        starts = np.arange(cells) * input_cells // cells
+        stops = -((np.arange(cells) + 1) * input_cells // -cells)
+        offsets = np.arange((stops - starts).max())[:, None]
+        bounds = slide(bounds, dim, np.where(starts + offsets < stops, starts + offsets, NO_CELL))
+    return [bounds.expand(op.shape)] * len(op.outputs)
 
 
-def padding(op: Operation) -> list[Planes]:
-    """Constant padding: real pixels end at the border, outer bounds go on beyond it."""
-    return [expanded(_padded(op.input(), op.shape, op.get("pad")), op.shape)]
+def constant_padding(op: OperatorCall) -> list[DependencyBounds]:
+    """Real pixels end at the border, outer bounds go on beyond it."""
+    return [_pad(op.first_bounds(), op.shape, op.get("pad"))]
 
 
-def _padded(planes: Planes, shape: torch.Size, pads: list[int]) -> Planes:
+def _pad(bounds: DependencyBounds, shape: torch.Size, pads: list[int]) -> DependencyBounds:
+    """The bounds of a padded tensor; `pads` are those of the last dimension, before and behind, then of the last but one …"""
     for pair in range(len(pads) // 2):
         dim = len(shape) - 1 - pair
-        taps = [np.arange(shape[dim]) - pads[2 * pair]]
-        planes = [windowed(p, number, dim, taps) for number, p in enumerate(planes)]
-    return planes
+        bounds = slide(bounds, dim, np.arange(shape[dim])[None] - pads[2 * pair])
+    return bounds.expand(shape)
 
 
-def mirroring(op: Operation) -> list[Planes]:
-    """Reflection and replication padding: inside real pixels come again; the outer bounds go on beyond the border."""
-    moved = movement(op)[0]
-    outer = expanded(_padded(op.input(), op.shape, op.get("padding")), op.shape)
-    return [[o if n in OUTER_PLANES | PLACE_PLANES else m for n, (o, m) in enumerate(zip(outer, moved, strict=True))]]
+def mirrored_padding(op: OperatorCall) -> list[DependencyBounds]:
+    """Reflection and replication padding: inside, real pixels come again; the outer bounds go on beyond the border."""
+    (moved,) = movement(op)
+    padded = _pad(op.first_bounds(), op.shape, op.get("padding"))
+    rows, columns = (
+        replace(inner, negated_outer_start=outer.negated_outer_start, outer_stop=outer.outer_stop, position=outer.position)
+        for inner, outer in zip(moved.axes, padded.axes, strict=True)
+    )
+    return [DependencyBounds(rows, columns, moved.unit_number)]
 
 
-def interpolation(op: Operation) -> list[Planes]:
+def interpolation(op: OperatorCall) -> list[DependencyBounds]:
     """Which cells an output cell is mixed from, found by giving the operator itself one lit cell at a time."""
-    planes, spatial = op.input(), _spatial(op)
+    bounds, spatial = op.first_bounds(), _spatial_dims(op)
+    for i in range(spatial):
+        dim = len(op.shape) - spatial + i
+        input_cells, cells = bounds.shape[dim], op.shape[dim]
+        selected = _interpolated_cells(op, i, spatial, input_cells)
+        middles = (np.arange(cells) + 0.5) * input_cells / cells - 0.5
+        united = bounds.map(partial(unite_selected, dim=dim, selected=selected))
+        positions = (positions_at(axis.position, dim, middles) for axis in bounds.axes)
+        bounds = united.with_positions(*positions)
+    bounds = bounds.expand(op.shape)
+    return [number_map_positions(bounds) if spatial == 2 else bounds]
+
+
+def _interpolated_cells(op: OperatorCall, axis: int, spatial: int, input_cells: int) -> Tensor:
+    """Which input cells each output cell is mixed from along one axis, of shape (output cell, input cell)."""
     names = ("scales",) if spatial == 1 else ("scales_d", "scales_h", "scales_w")[-spatial:]
-    for axis in range(spatial):
-        dim = len(op.shape) - spatial + axis
-        before, after = planes[0].shape[dim], op.shape[dim]
-        # One axis at a time stands first, in the plane of the others; antialiasing goes wrong on one column.
-        sizes = [2] * (spatial - 1)
-        lit = torch.eye(before, dtype=op.get("self").dtype)[None].reshape(1, before, before, *[1] * (spatial - 1))
-        scales = dict.fromkeys(names) | {names[0]: op.get(names[axis])}
-        arguments = dict(op.arguments, self=lit.expand(1, before, before, *sizes), output_size=[after, *sizes]) | scales
-        mixed = op.applied_to(arguments).reshape(before, after, -1)[..., 0].T != 0  # (after, before)
-        middle = (np.arange(after) + 0.5) * before / after - 0.5
-        planes = [placed_at(p, dim, middle) if n in PLACE_PLANES else masked(p, dim, mixed) for n, p in enumerate(planes)]
-    planes = expanded(planes, op.shape)
-    return [with_map_places(planes) if spatial == 2 else planes]
+    cells = op.shape[len(op.shape) - spatial + axis]
+    # The axis stands first, in the place of the others; antialiasing goes wrong on one column.
+    other_sizes = [2] * (spatial - 1)
+    lit = torch.eye(input_cells, dtype=op.get("self").dtype)[None].reshape(1, input_cells, input_cells, *[1] * (spatial - 1))
+    scales = dict.fromkeys(names) | {names[0]: op.get(names[axis])}
+    maps = lit.expand(1, input_cells, input_cells, *other_sizes)
+    arguments = dict(op.arguments, self=maps, output_size=[cells, *other_sizes]) | scales
+    mixed: Tensor = op.apply(arguments).reshape(input_cells, cells, -1)[..., 0].T != 0
+    return mixed
 
 
-def unfolding(op: Operation) -> list[Planes]:
-    """`im2col`: every window's elements in a column, padding among them."""
-    pads = _each(op.get("padding"), 2)
-    height, width = op.planes[id(op.get("self"))][0].shape[-2:]
-    shape = torch.Size([*op.get("self").shape[:-2], height + 2 * pads[0], width + 2 * pads[1]])
-    padded = expanded(_padded(op.input(), shape, [pads[1], pads[1], pads[0], pads[0]]), shape)
-    return [[op.applied_to(dict(op.arguments, self=p, padding=[0, 0])) for p in padded]]
+def unfolding(op: OperatorCall) -> list[DependencyBounds]:
+    """`im2col`: the elements of every window in a column, padding among them."""
+    pad_y, pad_x = _for_each_dim(op.get("padding"), 2)
+    bounds = op.first_bounds()
+    height, width = bounds.shape[-2:]
+    shape = torch.Size([*op.get("self").shape[:-2], height + 2 * pad_y, width + 2 * pad_x])
+    padded = _pad(bounds, shape, [pad_x, pad_x, pad_y, pad_y])
+    return [padded.map(lambda tensor: op.apply(dict(op.arguments, self=tensor, padding=[0, 0])))]
 
 
-def folding(op: Operation) -> list[Planes]:
+def folding(op: OperatorCall) -> list[DependencyBounds]:
     """`col2im`: windows are added up where they overlap."""
-    geometry = [_each(op.get(n), 2) for n in ("kernel_size", "dilation", "padding", "stride")]
-    (kernel, dilation, pads, stride), size = geometry, op.get("output_size")
-    cells = [(size[a] + 2 * pads[a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1 for a in (0, 1)]
-    taps = [[np.arange(cells[a]) * stride[a] - pads[a] + t * dilation[a] for t in range(kernel[a])] for a in (0, 1)]
-    result = []
-    for plane in op.input():
-        columns = plane.unflatten(-1, cells).unflatten(-3, (-1, *kernel))
-        maps = nothing(op.shape).clone()
-        for y, x in product(range(kernel[0]), range(kernel[1])):
-            _raise_to(maps, columns[..., y, x, :, :], taps[0][y], taps[1][x])
-        result.append(maps)
-    return [result]
+    geometry = [_for_each_dim(op.get(name), 2) for name in ("kernel_size", "stride", "padding", "dilation")]
+    (kernels, strides, paddings, dilations), size = geometry, op.get("output_size")
+    cells = [(size[i] + 2 * paddings[i] - dilations[i] * (kernels[i] - 1) - 1) // strides[i] + 1 for i in (0, 1)]
+    rows, columns = (window_cells(cells[i], kernels[i], strides[i], paddings[i], dilations[i]) for i in (0, 1))
+
+    def fold(tensor: Tensor) -> Tensor:
+        windows = tensor.unflatten(-1, cells).unflatten(-3, (-1, *kernels))
+        maps = filled_with_nothing(op.shape).clone()
+        for y, x in product(range(kernels[0]), range(kernels[1])):
+            _raise_to(maps, windows[..., y, x, :, :], rows[y], columns[x])
+        return maps
+
+    return [op.first_bounds().map(fold)]
 
 
 def _raise_to(maps: Tensor, values: Tensor, rows: Array, columns: Array) -> None:
@@ -174,51 +208,54 @@ def _raise_to(maps: Tensor, values: Tensor, rows: Array, columns: Array) -> None
     height, width = maps.shape[-2:]
     row_inside, column_inside = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
     if row_inside.any() and column_inside.any():
-        at = (..., torch.from_numpy(rows[row_inside])[:, None], torch.from_numpy(columns[column_inside]))
+        cells = (..., torch.from_numpy(rows[row_inside])[:, None], torch.from_numpy(columns[column_inside]))
         values = values[..., torch.from_numpy(row_inside), :][..., torch.from_numpy(column_inside)]
-        maps[at] = maps[at].maximum(values)
+        maps[cells] = maps[cells].maximum(values)
 
 
-def sampling(op: Operation) -> list[Planes]:
-    """`grid_sample`: the cells around a point that is known; anything where points are made from the images."""
-    given, grid = op.planes_of("input"), op.planes_of("grid")
+def grid_sampling(op: OperatorCall) -> list[DependencyBounds]:
+    """`grid_sample`: the cells around a constant point; any cell where points are made from the images."""
+    maps, grid = op.bounds_of("input"), op.bounds_of("grid")
     if grid is None:
-        return [_at_points(op, given or no_planes(op.get("input").shape))]
-    points = global_along(grid, [grid[0].dim() - 1])
-    sources = [[p.movedim(-1, 1) for p in points]]
-    if given:
-        sources.append(global_along(given, range(2, given[0].dim())))
-    return [union([expanded(s, op.shape) for s in sources])]
+        return [_at_points(op, op.bounds_or_nothing("input"))]
+    points = unite_along(grid, [grid.ndim - 1])
+    sources = [points.map(lambda tensor: tensor.movedim(-1, 1))]
+    if maps:
+        sources.append(unite_along(maps, range(2, maps.ndim)))
+    return [unite([source.expand(op.shape) for source in sources])]
 
 
-def _at_points(op: Operation, planes: Planes) -> Planes:
+def _at_points(op: OperatorCall, maps: DependencyBounds) -> DependencyBounds:
     """Which cells are mixed at each point: one cell or four, and none of what lies beyond the border."""
     mode = op.get("interpolation_mode", 0)
     if len(op.shape) != 4 or mode not in (0, 1) or op.get("padding_mode", 0) not in (0, 1):
         raise NoRule
-    height, width = planes[0].shape[-2:]
+    height, width = maps.shape[-2:]
     grid = op.get("grid").cpu()
-    x, y = (_unnormalised(grid[..., i], n, bool(op.get("align_corners"))) for i, n in ((0, width), (1, height)))
+    x, y = (_to_cells(grid[..., i], cells, bool(op.get("align_corners"))) for i, cells in ((0, width), (1, height)))
     if op.get("padding_mode", 0) == 1:
         x, y = x.clamp(0, width - 1), y.clamp(0, height - 1)
     corners = [(y.round(), x.round())] if mode == 1 else _corners(y, x)
-    result = []
-    for plane in planes:
-        shape = [*plane.shape[:2], *y.shape[1:]]
-        found = nothing(shape)
-        for row, column in corners:
-            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            cell = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).long()
-            index = cell.flatten(1)[:, None].expand(-1, plane.shape[1], -1)
-            taken = plane.flatten(2).gather(2, index).reshape(shape)
-            found = torch.where(inside[:, None], found.maximum(taken), found)
-        result.append(found)
-    return result
+    return maps.map(lambda tensor: _highest_at(tensor, corners))
 
 
-def _unnormalised(points: Tensor, cells: int, align_corners: bool) -> Tensor:
+def _highest_at(tensor: Tensor, corners: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The highest of the cells that lie at any of the corners of each point; corners hold a row and a column for every point."""
+    height, width = tensor.shape[-2:]
+    shape = [*tensor.shape[:2], *corners[0][0].shape[1:]]
+    highest = filled_with_nothing(shape)
+    for row, column in corners:
+        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        cell = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).long()
+        index = cell.flatten(1)[:, None].expand(-1, tensor.shape[1], -1)
+        values = tensor.flatten(2).gather(2, index).reshape(shape)
+        highest = torch.where(inside[:, None], highest.maximum(values), highest)
+    return highest
+
+
+def _to_cells(coordinates: Tensor, cells: int, align_corners: bool) -> Tensor:
     """From −1 to 1 to numbers of cells."""
-    return (points + 1) / 2 * (cells - 1) if align_corners else ((points + 1) * cells - 1) / 2
+    return (coordinates + 1) / 2 * (cells - 1) if align_corners else ((coordinates + 1) * cells - 1) / 2
 
 
 def _corners(y: Tensor, x: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -226,21 +263,22 @@ def _corners(y: Tensor, x: Tensor) -> list[tuple[Tensor, Tensor]]:
     return list(product((y.floor(), y.ceil()), (x.floor(), x.ceil())))
 
 
-def deformable(op: Operation) -> list[Planes]:
+def deformable_convolution(op: OperatorCall) -> list[DependencyBounds]:
     """`deform_conv2d`: windows whose cells are anywhere, by offsets that are made from the images."""
-    if op.planes_of("weight") or op.planes_of("bias") or not op.planes_of("offset"):
+    if op.bounds_of("weight") or op.bounds_of("bias") or not op.bounds_of("offset"):
         raise NoRule
-    sources = [global_along(planes, [1]) for name in ("offset", "mask") if (planes := op.planes_of(name))]
-    if given := op.planes_of("input"):
-        sources.append(global_along(given, [1, 2, 3]))
-    return [with_units_along(union([expanded(s, op.shape) for s in sources]), 1)]
+    sources = [unite_along(bounds, [1]) for name in ("offset", "mask") if (bounds := op.bounds_of(name))]
+    if maps := op.bounds_of("input"):
+        sources.append(unite_along(maps, [1, 2, 3]))
+    return [number_units(unite([source.expand(op.shape) for source in sources]), 1)]
 
 
-def _spatial(op: Operation) -> int:
+def _spatial_dims(op: OperatorCall) -> int:
     """Over how many dimensions an operator slides, by its name."""
-    return next(n for n in (1, 2, 3) if f"{n}d" in op.name)
+    return next(count for count in (1, 2, 3) if f"{count}d" in op.name)
 
 
-def _each(value: Any, count: int) -> list[int]:
-    values = [value] * count if isinstance(value, int) else list(value)
-    return values * count if len(values) == 1 else values
+def _for_each_dim(value: Any, dims: int) -> list[int]:
+    """One number for each dimension, where an operator may be given a single one for all."""
+    values = [value] * dims if isinstance(value, int) else list(value)
+    return values * dims if len(values) == 1 else values
