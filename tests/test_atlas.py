@@ -50,28 +50,34 @@ def atlas(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
 
 def test_tables_have_the_columns_of_the_contract(atlas: Atlas) -> None:
     assert {path.name for path in atlas.folder.iterdir()} == {"atlas.json", *(f"{name}.parquet" for name in CONTRACT)}
-    for name, said in CONTRACT.items():
+    for name, columns in CONTRACT.items():
         schema = pq.read_schema(atlas.folder / f"{name}.parquet")
-        wanted = [column.partition(":") for column in said.split()]
-        assert schema.names == [column for column, _, _ in wanted]
-        for column, _, kind in wanted:
-            assert not kind or str(schema.field(column).type) == kind
+        expected = [column.partition(":") for column in columns.split()]
+        assert schema.names == [column for column, _, _ in expected]
+        for column, _, column_type in expected:
+            assert not column_type or str(schema.field(column).type) == column_type
 
 
 def test_rows_are_sorted_by_layer_unit_and_rank(atlas: Atlas) -> None:
     order = {layer.name: layer.order for layer in atlas.layers}
-    places = [(order[row["layer"]], row["unit"], row["rank"]) for row in atlas.table("peaks").to_pylist()]
-    assert places == sorted(places)
-    assert len(places) == len(set(places))
+    keys = [(order[row["layer"]], row["unit"], row["rank"]) for row in atlas.table("peaks").to_pylist()]
+    assert keys == sorted(keys)
+    assert len(keys) == len(set(keys))
 
 
 def test_the_manifest_says_what_was_scanned(atlas: Atlas) -> None:
-    said = json.loads((atlas.folder / "atlas.json").read_text())
-    assert said["format"] == FORMAT
-    assert len(said["network"]["hash"]) == len(said["images"]["hash"]) == 64
-    assert (said["k"], said["read"], said["listed"], said["precision"], said["preprocessing"]) == (9, 30, 30, "fp32", None)
-    assert said["torch"] == torch.__version__
-    assert said["input"] == [3, 14, 14]
+    manifest = json.loads((atlas.folder / "atlas.json").read_text())
+    assert manifest["format"] == FORMAT
+    assert len(manifest["network"]["hash"]) == len(manifest["images"]["hash"]) == 64
+    assert (manifest["k"], manifest["read"], manifest["listed"], manifest["precision"], manifest["preprocessing"]) == (
+        9,
+        30,
+        30,
+        "fp32",
+        None,
+    )
+    assert manifest["torch"] == torch.__version__
+    assert manifest["input"] == [3, 14, 14]
 
 
 def test_layers_and_peaks_are_read_as_records(atlas: Atlas) -> None:
@@ -94,9 +100,9 @@ def test_what_is_not_in_an_atlas_is_named(atlas: Atlas, tmp_path: Path) -> None:
     (tmp_path / "atlas.json").write_text("{")
     with pytest.raises(AtlasError, match="can't be read"):
         Atlas(tmp_path)
-    for other in (1, 99):
-        (tmp_path / "atlas.json").write_text(json.dumps({"format": other}))
-        with pytest.raises(AtlasError, match=f"has format {other}; this version reads format {FORMAT}; scan again"):
+    for version in (1, 99):
+        (tmp_path / "atlas.json").write_text(json.dumps({"format": version}))
+        with pytest.raises(AtlasError, match=f"has format {version}; this version reads format {FORMAT}; scan again"):
             Atlas(tmp_path)
 
 
@@ -124,7 +130,7 @@ MANIFEST = {
     "trial": {"batch": None, "random": None, "shared": None, "rounding": {}},
 }
 
-WRONG: dict[str, dict[str, object]] = {
+BROKEN_FIELDS: dict[str, dict[str, object]] = {
     "k is infinite": {"k": float("inf")},
     "k is no number": {"k": "many"},
     "k is zero": {"k": 0},
@@ -163,12 +169,12 @@ def manifest_of(folder: Path, text: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("wrong", WRONG)
-def test_a_manifest_with_a_wrong_value_is_one_line_when_an_atlas_is_opened(tmp_path: Path, wrong: str) -> None:
-    sound = {"format": FORMAT, **MANIFEST}
-    assert Atlas(manifest_of(tmp_path / "sound", json.dumps(sound))).k == 9
+@pytest.mark.parametrize("problem", BROKEN_FIELDS)
+def test_a_manifest_with_a_wrong_value_is_one_line_when_an_atlas_is_opened(tmp_path: Path, problem: str) -> None:
+    manifest = {"format": FORMAT, **MANIFEST}
+    assert Atlas(manifest_of(tmp_path / "sound", json.dumps(manifest))).k == 9
     with pytest.raises(AtlasError, match="is broken: atlas.json holds what it can't: ") as raised:
-        Atlas(manifest_of(tmp_path / "wrong", json.dumps(sound | WRONG[wrong])))
+        Atlas(manifest_of(tmp_path / "wrong", json.dumps(manifest | BROKEN_FIELDS[problem])))
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 1000
 
@@ -198,16 +204,16 @@ def test_text_that_is_no_manifest_is_one_short_line(tmp_path: Path, text: str) -
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda held: st.lists(held, max_size=3) | st.dictionaries(st.text(max_size=5), held, max_size=3),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=5), values, max_size=3),
     max_leaves=5,
 )
 
 
-@given(held=st.dictionaries(st.sampled_from([*MANIFEST, "skipped", "per_image", "precision", "layers"]), json_values))
+@given(fields=st.dictionaries(st.sampled_from([*MANIFEST, "skipped", "per_image", "precision", "layers"]), json_values))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_manifest_of_anything_opens_or_is_one_line(tmp_path: Path, held: dict[str, object]) -> None:
+def test_a_manifest_of_anything_opens_or_is_one_line(tmp_path: Path, fields: dict[str, object]) -> None:
     try:
-        atlas = Atlas(manifest_of(tmp_path, json.dumps({"format": FORMAT, **MANIFEST, **held})))
+        atlas = Atlas(manifest_of(tmp_path, json.dumps({"format": FORMAT, **MANIFEST, **fields})))
     except AtlasError:
         return
     assert atlas.k > 0
@@ -217,7 +223,7 @@ def test_a_manifest_of_anything_opens_or_is_one_line(tmp_path: Path, held: dict[
 
 
 @pytest.mark.parametrize(
-    ("table", "column", "value", "said"),
+    ("table", "column", "value", "problem"),
     [
         ("layers", "map_height", None, "lacks its name"),
         ("layers", "receptive_field_width", -3, "sizes of"),
@@ -233,13 +239,14 @@ def test_a_manifest_of_anything_opens_or_is_one_line(tmp_path: Path, held: dict[
     ],
 )
 def test_a_figure_of_broken_tables_is_one_line(
-    atlas: Atlas, tmp_path: Path, table: str, column: str, value: object, said: str
+    atlas: Atlas, tmp_path: Path, table: str, column: str, value: object, problem: str
 ) -> None:
     shutil.copytree(atlas.folder, tmp_path / "atlas")
-    held = pq.read_table(path := tmp_path / "atlas" / f"{table}.parquet")
-    wrong = pa.array([value] * len(held), held.schema.field(column).type)
-    pq.write_table(held.set_column(held.column_names.index(column), column, wrong), path)
-    with pytest.raises(AtlasError, match=f"is broken: .*{said}"):
+    path = tmp_path / "atlas" / f"{table}.parquet"
+    rows = pq.read_table(path)
+    values = pa.array([value] * len(rows), rows.schema.field(column).type)
+    pq.write_table(rows.set_column(rows.column_names.index(column), column, values), path)
+    with pytest.raises(AtlasError, match=f"is broken: .*{problem}"):
         Atlas(tmp_path / "atlas").figure()
 
 
@@ -273,7 +280,7 @@ def test_libraries_networks_are_no_code_of_an_atlas() -> None:
 
 
 def tables(rows: int = 3) -> dict[str, pa.Table]:
-    """Tables with some made-up rows."""
+    """The core tables with some made-up rows."""
     values = {pa.string(): "a", pa.bool_(): True}
     return {
         name: pa.table({c.name: pa.array([values.get(c.type, 7)] * rows, c.type) for c in spec.columns}, schema=spec.schema)
@@ -290,20 +297,24 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["atlas"]
 
 
-@pytest.mark.parametrize("what", ["an atlas", "something else", "a file"])
-def test_nothing_is_ever_overwritten(tmp_path: Path, what: str) -> None:
-    place = tmp_path / "out"
-    if what == "an atlas":
-        write_atlas(place, tables(), {})
-    elif what == "a file":
-        place.write_text("mine")
+def files_in(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("occupant", ["an atlas", "something else", "a file"])
+def test_nothing_is_ever_overwritten(tmp_path: Path, occupant: str) -> None:
+    out = tmp_path / "out"
+    if occupant == "an atlas":
+        write_atlas(out, tables(), {})
+    elif occupant == "a file":
+        out.write_text("mine")
     else:
-        place.mkdir()
-        (place / "mine.txt").write_text("mine")
-    before = sorted((p, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file())
+        out.mkdir()
+        (out / "mine.txt").write_text("mine")
+    files = files_in(tmp_path)
     with pytest.raises(AtlasError, match="already holds an atlas|is not empty|is a file"):
-        unitscope.scan(see_through(1), torch.ones(1, 1, 1, 1), place)
-    assert sorted((p, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file()) == before
+        unitscope.scan(see_through(1), torch.ones(1, 1, 1, 1), out)
+    assert files_in(tmp_path) == files
 
 
 def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
@@ -312,13 +323,13 @@ def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
     assert Atlas(tmp_path / "out").table("skipped").num_rows == 3
 
 
-def test_the_current_folder_is_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_folder_cant_become_an_atlas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(AtlasError, match="'.' is the folder that you are in"):
         new_atlas_folder(".")
 
 
-def test_a_place_under_a_file_cannot_be_made(tmp_path: Path) -> None:
+def test_a_folder_under_a_file_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(AtlasError, match="can't be made"):
         new_atlas_folder(tmp_path / "file" / "atlas")
@@ -365,21 +376,21 @@ for number in range(1_000):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_a_kill_while_writing_leaves_a_whole_atlas_or_none(tmp_path: Path) -> None:
-    chance, halves = random.Random(0), 0
+    chance, unfinished_count = random.Random(0), 0
     for attempt in range(10):
-        place = tmp_path / f"{attempt}"
-        place.mkdir()
+        folder = tmp_path / f"{attempt}"
+        folder.mkdir()
         with subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(place)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]
+            [sys.executable, "-c", WRITER, str(folder)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]
         ) as process:
             assert process.stdout is not None
             process.stdout.readline()
             time.sleep(chance.random() * 0.3)
             os.kill(process.pid, signal.SIGKILL)
-        for found in place.glob("[0-9]*"):
-            assert all(Atlas(found).table(name).num_rows == 20_000 for name in CORE_TABLES)
-        halves += len(list(place.glob(".*.unfinished")))
-    assert halves > 0  # or no kill came while something was written
+        for atlas_folder in folder.glob("[0-9]*"):
+            assert all(Atlas(atlas_folder).table(name).num_rows == 20_000 for name in CORE_TABLES)
+        unfinished_count += len(list(folder.glob(".*.unfinished")))
+    assert unfinished_count > 0  # or no kill came while something was written
 
 
 def test_a_scan_clears_what_a_killed_one_left_and_nothing_of_one_that_runs(tmp_path: Path) -> None:
@@ -410,13 +421,13 @@ def test_a_network_without_peaks_still_makes_an_atlas(tmp_path: Path) -> None:
 
 
 def test_ties_are_those_that_counting_finds(tmp_path: Path) -> None:
-    found = planted_atlas(tmp_path)
-    known = {unit: one for unit in range(3) if (one := shared(HIGHEST[:, unit])) is not None}
-    assert {unit: one.images for unit, one in known.items()} == {0: 24, 1: 19}
+    atlas = planted_atlas(tmp_path)
+    counted = {unit: tie for unit in range(3) if (tie := shared(HIGHEST[:, unit])) is not None}
+    assert {unit: tie.images for unit, tie in counted.items()} == {0: 24, 1: 19}
     for layer in ("1", "3"):
-        ties = found.ties(layer)
+        ties = atlas.ties(layer)
         assert {unit: (tie.first, tie.last, tie.shown, tie.images) for unit, tie in ties.items()} == {
-            unit: astuple(one) for unit, one in known.items()
+            unit: astuple(tie) for unit, tie in counted.items()
         }
         assert {unit: tie.wholly for unit, tie in ties.items()} == {0: True, 1: False}
         assert str(ties[1]) == "ranks 6 to 9: 4 of 19 images that tie"

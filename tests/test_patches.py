@@ -24,7 +24,7 @@ from unitscope.web.addresses import slug
 
 SIZE_PX = 64
 """The side of a patch in a block."""
-WAYS_TO_THE_INPUT = {
+PREPROCESSINGS = {
     "a crop of the image": Preprocessing(48, (40, 40), (0.5,) * 3, (0.5,) * 3),
     "a crop that is larger than the image": Preprocessing(None, (56, 56), (0.5,) * 3, (0.5,) * 3),
     "an image squeezed": Preprocessing((40, 40), (40, 40), (0.5,) * 3, (0.5,) * 3),
@@ -42,7 +42,7 @@ def smooth_images(folder: Path, count: int = 9) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=WAYS_TO_THE_INPUT)
+@pytest.fixture(scope="module", params=PREPROCESSINGS)
 def atlas(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Atlas:
     """Three layers: small fields, fields that aren't square and reach far beyond the image, and fields drawn as effective ones."""
     torch.manual_seed(0)
@@ -51,7 +51,7 @@ def atlas(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         nn.Conv2d(4, 3, 7, padding=6), nn.ReLU(),
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("geometry")
-    preprocessing = WAYS_TO_THE_INPUT[request.param]
+    preprocessing = PREPROCESSINGS[request.param]
     return unitscope.scan(network, smooth_images(folder / "images"), folder / "atlas", preprocess=preprocessing)
 
 
@@ -91,9 +91,9 @@ def svg_patches(html: str) -> Iterator[tuple[Box, Box, Box]]:
     for tag, attributes in tags:
         if tag == "svg" and attributes.get("class") == "patch":
             view = box_of(attributes["viewbox"])
-            clip = next(held for name, held in tags if name == "svg")
+            clip = next(values for name, values in tags if name == "svg")
             assert clip["viewbox"] == " ".join(str(clip[name]) for name in ("x", "y", "width", "height"))  # so it moves nothing
-            image = next(held for name, held in tags if name == "image")
+            image = next(values for name, values in tags if name == "image")
             assert image["preserveaspectratio"] == "none"
             yield view, box_of(clip["viewbox"]), Box(0, 0, float(image["height"] or 0), float(image["width"] or 0))
 
@@ -124,12 +124,12 @@ def edge_free(is_image: np.ndarray) -> np.ndarray:
     return np.all(neighbours, axis=0) | ~np.any(neighbours, axis=0)
 
 
-def assert_same_pixels(one: Shown, two: Shown, most: float) -> None:
-    """The same padding but for a pixel at its edge; elsewhere colours that differ by no more than `most` of 255."""
-    inner = edge_free(one.is_image)
-    assert (one.is_image == two.is_image)[inner].all()
-    differences = np.abs(one.colours - two.colours)[inner & one.is_image]
-    assert differences.max(initial=0) <= most
+def assert_same_pixels(actual: Shown, expected: Shown, tolerance: float) -> None:
+    """The same padding but for a pixel at its edge; elsewhere colours that differ by no more than `tolerance` of 255."""
+    inner = edge_free(actual.is_image)
+    assert (actual.is_image == expected.is_image)[inner].all()
+    differences = np.abs(actual.colours - expected.colours)[inner & actual.is_image]
+    assert differences.max(initial=0) <= tolerance
 
 
 def test_sheets_blocks_and_pages_show_the_same_pixels(atlas: Atlas) -> None:
@@ -141,7 +141,7 @@ def test_sheets_blocks_and_pages_show_the_same_pixels(atlas: Atlas) -> None:
             on_page = svg_patches(site.get(f"/units/{slug(layer.name)}/{unit}.html").text)
             in_sheet, in_block = sheet_patches(atlas, layer, unit), block_patches(site, atlas, layer, unit)
             for peak, sheet, block, boxes in zip(peaks, in_sheet, in_block, on_page, strict=False):  # the page has more patches
-                assert_same_pixels(sheet, svg_pixels(atlas.picture(peak.image), *boxes), most=5)  # one is smoothed
+                assert_same_pixels(sheet, svg_pixels(atlas.picture(peak.image), *boxes), tolerance=5)  # one is smoothed
                 np.testing.assert_array_equal(sheet.is_image, block.is_image)
                 differences = np.abs(sheet.colours - block.colours)[sheet.is_image]
                 assert not len(differences) or differences.mean() <= 10  # what WebP leaves of the colours
@@ -169,7 +169,7 @@ def test_a_browser_shows_the_pixels_of_the_sheet(atlas: Atlas, tmp_path: Path) -
                 left = index * SIZE_PX
                 colours = np.asarray(picture.crop((left, 0, left + SIZE_PX, SIZE_PX))).astype(float)
                 is_padding = np.abs(colours - (0, 0, 255)).max(-1) < 8
-                assert_same_pixels(sheet, Shown(colours, ~is_padding), most=16)  # the pages' images are JPEG
+                assert_same_pixels(sheet, Shown(colours, ~is_padding), tolerance=16)  # the pages' images are JPEG
         browser.close()
 
 

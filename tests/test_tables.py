@@ -55,17 +55,12 @@ def some_rows(spec: TableSpec, atlas: Atlas) -> pa.Table:
     keys = [(layer.name, unit, number) for layer in atlas.layers for unit in range(layer.units) for number in (1, 2)]
     if "layer" in spec.key and len(spec.key) == 2:
         keys = [key for key in keys if key[2] == 1]
-    made: dict[str, Callable[[int, tuple[str, int, int]], Any]] = {
-        "layer": lambda row, key: key[0], "unit": lambda row, key: key[1], "rank": lambda row, key: key[2],
-    }  # fmt: skip
+    key_values = {name: [key[index] for key in keys] for index, name in enumerate(("layer", "unit", "rank"))}
     kinds: dict[pa.DataType, Callable[[int], Any]] = {
         pa.string(): str, pa.binary(): lambda row: b"%d" % row, pa.bool_(): lambda row: row % 2 == 0,
         pa.list_(pa.float32()): lambda row: [row / 2], pa.list_(pa.int32()): lambda row: [row],
     }  # fmt: skip
-    columns = {
-        c.name: [made[c.name](row, key) if c.name in made else kinds.get(c.type, int)(row) for row, key in enumerate(keys)]
-        for c in spec.columns
-    }
+    columns = {c.name: key_values.get(c.name) or [kinds.get(c.type, int)(row) for row in range(len(keys))] for c in spec.columns}
     table = pa.table({c.name: pa.array(columns[c.name], c.type) for c in spec.columns}, schema=spec.schema)
     return table.take(pa.array(sorted(range(len(keys)), key=lambda row: (row * 7) % 5)))
 
@@ -78,8 +73,8 @@ def rewrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
 def declare(path: Path, **changes: Any) -> None:
     """The file with other values in its declaration."""
     table = pq.read_table(path)
-    said = json.loads(table.schema.metadata[b"unitscope"]) | changes
-    pq.write_table(table.replace_schema_metadata({b"unitscope": json.dumps(said).encode()}), path)
+    metadata = json.loads(table.schema.metadata[b"unitscope"]) | changes
+    pq.write_table(table.replace_schema_metadata({b"unitscope": json.dumps(metadata).encode()}), path)
 
 
 def scan_other_images(atlas: Atlas) -> Atlas:
@@ -138,8 +133,8 @@ def test_a_table_of_no_single_atlas_lies_in_its_folder(tmp_path: Path, scanned: 
     assert write_table(rows, spec, tmp_path / "new").equals(rows)
     file = pq.ParquetFile(tmp_path / "new" / spec.file)
     assert file.read().replace_schema_metadata(None).equals(rows)
-    said = json.loads(file.schema_arrow.metadata[b"unitscope"])
-    assert (said["table"], said["level"], said["peaks"]) == (name, spec.level, None)
+    metadata = json.loads(file.schema_arrow.metadata[b"unitscope"])
+    assert (metadata["table"], metadata["level"], metadata["peaks"]) == (name, spec.level, None)
 
 
 def test_the_same_input_gives_the_same_bytes(atlas: Atlas) -> None:
@@ -246,13 +241,13 @@ def test_the_list_of_tables_is_json_and_says_what_each_holds(atlas: Atlas) -> No
 def test_a_page_finds_numbers_of_units_without_knowing_their_table(atlas: Atlas) -> None:
     write_table(some_rows(NAMES, atlas), NAMES, atlas)
     write_table(some_rows(ADDED_TABLES["gradient"], atlas), ADDED_TABLES["gradient"], atlas)
-    found = {
+    numeric = {
         table.name: [column.name for column in table.spec.numeric_columns]
         for table in atlas.tables()
         if table.level == "unit" and table.spec is not None and table.problem is None
     }
-    assert list(found) == ["units", "names"]
-    assert found["names"] == ["correlation"]
+    assert list(numeric) == ["units", "names"]
+    assert numeric["names"] == ["correlation"]
 
 
 # ── joined to units ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -265,17 +260,17 @@ def test_units_come_with_the_columns_of_other_tables_of_units(atlas: Atlas) -> N
     write_table(some_rows(COLOUR_OR_SHAPE, atlas), COLOUR_OR_SHAPE, atlas)
     write_table(some_rows(ADDED_TABLES["gradient"], atlas), ADDED_TABLES["gradient"], atlas)
     plain = atlas.units("4")
-    one, every = atlas.units("4", joined=["names"]), atlas.units("4", joined=True)
-    assert one.column_names == [*plain.column_names, "names.name", "names.correlation"]
-    assert every.column_names == [
+    joined, all_joined = atlas.units("4", joined=["names"]), atlas.units("4", joined=True)
+    assert joined.column_names == [*plain.column_names, "names.name", "names.correlation"]
+    assert all_joined.column_names == [
         *plain.column_names,
         *(f"colour_or_shape.{c.name}" for c in COLOUR_OR_SHAPE.columns[2:]),
-        *one.column_names[-2:],
+        *joined.column_names[-2:],
     ]
     expected = {row["unit"]: row["correlation"] for row in kept if row["layer"] == "4"}
-    assert one["names.correlation"].to_pylist() == [expected.get(unit) for unit in range(5)]
-    assert one["names.correlation"].to_pylist()[2] is None
-    assert one.select(plain.column_names).equals(plain)
+    assert joined["names.correlation"].to_pylist() == [expected.get(unit) for unit in range(5)]
+    assert joined["names.correlation"].to_pylist()[2] is None
+    assert joined.select(plain.column_names).equals(plain)
 
 
 def test_what_cant_be_joined_to_units_is_named(atlas: Atlas) -> None:

@@ -13,7 +13,8 @@ from unitscope.errors import AtlasError
 from unitscope.images.pixels import FILTERS
 from unitscope.records import MAX_SIDE_PX, Preprocessing
 
-MOST_SAID = 300
+MAX_ERROR_CHARACTERS = 300
+"""How much of what a library says of a broken manifest is passed on: it may quote the manifest."""
 
 Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
 Side = Annotated[int, Meta(ge=1, le=MAX_SIDE_PX)]
@@ -51,26 +52,28 @@ class _Manifest(Struct):
     layers: list[str] | None = None
 
 
-class _Folder(Struct):
+class _ImageFolder(Struct):
     folder: str
 
 
-class _List(Struct):
+class _ImageList(Struct):
     paths: list[str]
     folder: str
 
 
-class _Files(Struct):
+class _ImageArchives(Struct):
     files: list[str]
 
 
-class _Other(Struct):
+class _ImageSource(Struct):
+    """What every source of images says of itself."""
+
     kind: str = ""
     name: str = ""
     contents: Annotated[str, Meta(pattern="^([0-9a-f]{16})?$")] = ""
 
 
-IMAGES = {"folder": _Folder, "list": _List, "files": _Files}
+IMAGE_SOURCES = {"folder": _ImageFolder, "list": _ImageList, "files": _ImageArchives}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -81,19 +84,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise AtlasError(f"{str(folder)!r} holds no atlas: there is no {MANIFEST} in it") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise AtlasError(f"{str(path)!r} can't be read: {_short(error)}") from error
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if type(found) is not int or found != FORMAT:
-        said = repr(found) if isinstance(found, (int, float, str, type(None))) else f"of type {type(found).__name__}"
-        raise AtlasError(f"the atlas {str(folder)!r} has format {_short(said)}; this version reads format {FORMAT}; scan again")
+        raise AtlasError(f"{str(path)!r} can't be read: {_shortened(error)}") from error
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if type(version) is not int or version != FORMAT:
+        text = repr(version) if isinstance(version, (int, float, str, type(None))) else f"of type {type(version).__name__}"
+        raise AtlasError(
+            f"the atlas {str(folder)!r} has format {_shortened(text)}; this version reads format {FORMAT}; scan again"
+        )
     try:
         _check(manifest)
     except (msgspec.ValidationError, OverflowError, RecursionError) as error:
-        raise AtlasError(f"the atlas {str(folder)!r} is broken: {MANIFEST} holds what it can't: {_short(error)}") from error
+        raise AtlasError(f"the atlas {str(folder)!r} is broken: {MANIFEST} holds what it can't: {_shortened(error)}") from error
     return dict(manifest)
 
 
 def _check(manifest: Any) -> None:
+    """Raises `ValidationError` where the manifest holds what it can't."""
     checked = msgspec.convert(manifest, _Manifest)
     if prod(checked.input) > MAX_INPUT_VALUES:
         raise msgspec.ValidationError(f"an input of more than {MAX_INPUT_VALUES:,} numbers - at `$.input`")
@@ -101,11 +107,11 @@ def _check(manifest: Any) -> None:
         raise msgspec.ValidationError("an input of another size than the crop - at `$.input`")
     if checked.preprocessing is not None and checked.preprocessing.interpolation not in FILTERS:
         raise msgspec.ValidationError(f"interpolation is one of {', '.join(FILTERS)} - at `$.preprocessing`")
-    kind = msgspec.convert(checked.images, _Other).kind
-    if kind in IMAGES:
-        msgspec.convert(checked.images, IMAGES[kind])
+    kind = msgspec.convert(checked.images, _ImageSource).kind
+    if kind in IMAGE_SOURCES:
+        msgspec.convert(checked.images, IMAGE_SOURCES[kind])
 
 
-def _short(said: object) -> str:
-    line = " ".join(str(said).split())
-    return line if len(line) <= MOST_SAID else f"{line[:MOST_SAID]} …"
+def _shortened(text: object) -> str:
+    line = " ".join(str(text).split())
+    return line if len(line) <= MAX_ERROR_CHARACTERS else f"{line[:MAX_ERROR_CHARACTERS]} …"

@@ -24,7 +24,7 @@ from unitscope.images.value_ranges import Range
 from unitscope.records import Layer, Preprocessing, names_user_code
 
 MAX_LAYERS = 100_000
-MAX_SIDE_PX = 1 << 24
+MAX_BOX_SIDE_PX = 1 << 24
 """The longest side of an image or a box that a table may give: beyond any, and float32 holds it exactly."""
 
 
@@ -83,19 +83,26 @@ class AtlasReader:
         table = self.table("layers")
         if any(table[name].null_count for name in table.column_names if not name.startswith("effective")):
             raise self.broken("a layer lacks its name, kind or another column")
-        found = [Layer(name=row.pop("layer"), **row) for row in table.to_pylist()]
-        if len({layer.name for layer in found}) < len(found):
+        layers = [Layer(name=row.pop("layer"), **row) for row in table.to_pylist()]
+        if len({layer.name for layer in layers}) < len(layers):
             raise self.broken("two of its layers have the same name")
-        for layer in found:
-            sizes = (layer.map_height, layer.map_width, layer.receptive_field_height, layer.receptive_field_width)
-            effective = [size for size in (layer.effective_field_height, layer.effective_field_width) if size is not None]
-            if not all(0 < size <= MAX_SIDE_PX for size in (*sizes, *effective)) or layer.units < 0:
-                raise self.broken(f"its layer {layer.name!r} has {layer.units} units and sizes of {sizes} pixels")
-        return found
+        for layer in layers:
+            self._check_sizes(layer)
+        return layers
 
-    def broken(self, what: str) -> AtlasError:
+    @cached_property
+    def _layers_by_name(self) -> dict[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
+
+    def _check_sizes(self, layer: Layer) -> None:
+        sizes = (layer.map_height, layer.map_width, layer.receptive_field_height, layer.receptive_field_width)
+        effective_sizes = [size for size in (layer.effective_field_height, layer.effective_field_width) if size is not None]
+        if not all(0 < size <= MAX_BOX_SIDE_PX for size in (*sizes, *effective_sizes)) or layer.units < 0:
+            raise self.broken(f"its layer {layer.name!r} has {layer.units} units and sizes of {sizes} pixels")
+
+    def broken(self, problem: str) -> AtlasError:
         """The error that says what is wrong with the atlas."""
-        return AtlasError(f"the atlas {str(self.folder)!r} is broken: {what}")
+        return AtlasError(f"the atlas {str(self.folder)!r} is broken: {problem}")
 
     @cached_property
     def source(self) -> ImageSource:
@@ -108,42 +115,40 @@ class AtlasReader:
             raise ImagesError(f"{error}; {WHERE_IMAGES_ARE}") from error
 
     @cached_property
-    def _images_met(self) -> dict[int, dict[str, Any]]:
-        """The row of every image that a peak names."""
+    def _image_rows(self) -> dict[int, dict[str, Any]]:
+        """The row of every image that the atlas mentions, by number."""
         return {row["image"]: row for row in self.table("images").to_pylist()}
 
-    def _image(self, image: int) -> dict[str, Any]:
-        if image not in self._images_met:
-            raise AtlasError(
-                f"the atlas {str(self.folder)!r} is broken: a peak names image {image}, which its images table lacks"
-            )
-        return self._images_met[image]
+    def _image_row(self, image: int) -> dict[str, Any]:
+        if image not in self._image_rows:
+            raise self.broken(f"a peak names image {image}, which its images table lacks")
+        return self._image_rows[image]
 
     def key(self, image: int) -> str:
         """The key of the image with that number, of those that the atlas mentions."""
-        return str(self._image(image)["key"])
+        return str(self._image_row(image)["key"])
 
     def content(self, image: int) -> int | None:
         """The hash of what the image of that number held when it was scanned; None where that isn't known."""
-        found = self._image(image)["content"]
-        return None if found is None else int(found)
+        content = self._image_row(image)["content"]
+        return None if content is None else int(content)
 
     def open_image(self, image: int) -> Image.Image | Pixels:
         """The source image with that number, found by its key, since files may have come or gone since the scan.
 
         Raises `Skipped` where it is gone or can't be read, and `Changed`, which is one, where it isn't the image that was scanned.
         """
-        known, source = self._image(image), self.source
+        row, source = self._image_row(image), self.source
         with skipping_errors():
-            place = image if source.has(image, known["key"]) else source.find(known["key"])
-            if place is None:
+            number = image if source.has(image, row["key"]) else source.find(row["key"])
+            if number is None:
                 raise Skipped("is no longer there")
-            opened = source.read(place)
-        pixels, size = opened.pixels, (known["width"], known["height"])
-        found = pixels.size if isinstance(pixels, Image.Image) else (pixels.shape[2], pixels.shape[1])
-        if found != size:
-            raise Changed(f"has changed: it is {found[0]} x {found[1]} pixels now and was {size[0]} x {size[1]}")
-        if None not in (known["content"], opened.content) and opened.content != known["content"]:
+            opened = source.read(number)
+        pixels = opened.pixels
+        width, height = pixels.size if isinstance(pixels, Image.Image) else (pixels.shape[2], pixels.shape[1])
+        if (width, height) != (row["width"], row["height"]):
+            raise Changed(f"has changed: it is {width} x {height} pixels now and was {row['width']} x {row['height']}")
+        if None not in (row["content"], opened.content) and opened.content != row["content"]:
             raise Changed("has changed: it is not the image that was scanned")
         return pixels
 
@@ -154,13 +159,12 @@ class AtlasReader:
 
     def layer(self, name: str) -> Layer:
         """The layer of that name. Raises `LayerNotFound`."""
-        found = next((layer for layer in self.layers if layer.name == name), None)
-        if found is None:
-            names = [layer.name for layer in self.layers]
+        layers = self._layers_by_name
+        if name not in layers:
             raise LayerNotFound(
-                f"the atlas {str(self.folder)!r} has no layer {name!r}.{suggestion(name, names)} It has: {', '.join(names)}"
+                f"the atlas {str(self.folder)!r} has no layer {name!r}.{suggestion(name, layers)} It has: {', '.join(layers)}"
             )
-        return found
+        return layers[name]
 
     def table(self, name: str, layer: str | None = None, *, columns: Sequence[str] | None = None) -> pa.Table:
         """A whole table as Arrow, or the rows of one layer, or some of its columns, in stored order.
@@ -190,13 +194,13 @@ class AtlasReader:
 
         Raises `LayerNotFound`, and `AtlasError` for a unit that the layer doesn't have.
         """
-        known, table = self.layer(layer), self._of_units("peaks", layer)
+        table = self._unit_rows("peaks", layer)
         ranks = pc.min_max(table["rank"]).as_py()
         if table["rank"].null_count or (len(table) and not 1 <= ranks["min"] <= ranks["max"] <= self.k):
             raise self.broken(f"a peak of layer {layer!r} has another rank than 1 to {self.k}")
         if unit is None:
             return table
-        known.check_units([unit])
+        self.layer(layer).check_units([unit])
         return table.filter(pc.field("unit") == unit)
 
     def units(self, layer: str, joined: bool | Sequence[str] = False) -> pa.Table:
@@ -205,7 +209,7 @@ class AtlasReader:
         With `joined`, the columns of other tables with a row a unit stand beside them, as `TABLE.COLUMN`: those of the tables named, or
         of all that there are (True). They are null for units that a table doesn't have. Raises as `table` does.
         """
-        table = self._of_units("units", layer)
+        table = self._unit_rows("units", layer)
         names = [t.name for t in self.tables() if t.level == "unit" and t.name != "units"] if joined is True else joined or ()
         for name in names:
             table = self._with_columns_of(name, table, layer)
@@ -216,7 +220,7 @@ class AtlasReader:
         spec = self._tables.open(name).spec
         if set(spec.key) != {"layer", "unit"}:
             raise AtlasError(f"the table {name!r} can't be joined to units: its rows are by {', '.join(spec.key)}")
-        table = self._of_units(name, layer)
+        table = self._unit_rows(name, layer)
         if pc.count_distinct(table["unit"]).as_py() < len(table):
             raise self.broken(f"its table {name} has two rows of one unit of layer {layer!r}")
         rows = pc.index_in(units["unit"].cast(pa.int64()), table["unit"].cast(pa.int64()).combine_chunks())
@@ -225,18 +229,18 @@ class AtlasReader:
             units = units.append_column(f"{name}.{column}", table[column])
         return units
 
-    def _of_units(self, name: str, layer: str) -> pa.Table:
-        """The rows of a layer in a table of its units. Raises `AtlasError` where they are of units that it doesn't have."""
-        known, table = self.layer(layer), self.table(name, layer)
+    def _unit_rows(self, name: str, layer: str) -> pa.Table:
+        """The rows of a layer in a table with a column `unit`. Raises `AtlasError` where the layer doesn't have some of the units."""
+        unit_count, table = self.layer(layer).units, self.table(name, layer)
         numbers = pc.min_max(table["unit"]).as_py()
-        if table["unit"].null_count or not 0 <= (numbers["min"] or 0) <= (numbers["max"] or 0) < max(known.units, 1):
-            raise self.broken(f"its table {name} has other units of layer {layer!r} than 0 to {known.units - 1}")
+        if table["unit"].null_count or not 0 <= (numbers["min"] or 0) <= (numbers["max"] or 0) < max(unit_count, 1):
+            raise self.broken(f"its table {name} has other units of layer {layer!r} than 0 to {unit_count - 1}")
         return table
 
     def ties(self, layer: str) -> dict[int, Tie]:
-        """The units of a layer among whose peaks only the order chose, since more images share a value than there are places."""
-        known, peaks, units = self.layer(layer), self.peaks(layer), self.units(layer)
-        tied = np.zeros(known.units, dtype=np.int64)
+        """The units of a layer whose last peaks only the order chose, since more images share their value than there are ranks left."""
+        peaks, units = self.peaks(layer), self.units(layer)
+        tied = np.zeros(self.layer(layer).units, dtype=np.int64)
         tied[units["unit"].to_numpy()] = units["tied"].fill_null(0).to_numpy()
         return find_ties({name: peaks[name].to_numpy() for name in ("unit", "value", "image")}, tied)
 

@@ -34,9 +34,9 @@ class TableFile:
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows that the table was opened for, with the types of the declaration."""
         schema = self.spec.schema
-        if columns is not None:
-            schema = pa.schema([schema.field(name) for name in columns])
         with table_errors(self.path):
+            if columns is not None:
+                schema = pa.schema([schema.field(name) for name in columns])
             return self.dataset.read(columns=schema.names).select(schema.names).cast(schema)
 
 

@@ -19,8 +19,8 @@ from unitscope.atlas.tables import ADDED_TABLES, CORE_TABLES, TableSpec
 from unitscope.errors import AtlasError
 from unitscope.files import atomic_write, check_writable
 
-MEASURED = ("value", "mean", "std", "lowest", "highest")
-"""Columns whose values hardly ever come again, so that to look for those that do costs time and space."""
+MEASURED_COLUMNS = ("value", "mean", "std", "lowest", "highest")
+"""Columns of core tables without a dictionary: their values hardly ever repeat, so a dictionary would cost time and space."""
 
 
 def new_atlas_folder(out: str | os.PathLike[str]) -> Path:
@@ -28,22 +28,22 @@ def new_atlas_folder(out: str | os.PathLike[str]) -> Path:
 
     Raises `AtlasError` where something is there already, so that nothing is ever overwritten.
     """
-    place = Path(os.path.realpath(out))  # a link would be replaced by the folder
-    if (place / MANIFEST).exists():
+    folder = Path(os.path.realpath(out))  # a link would be replaced by the folder
+    if (folder / MANIFEST).exists():
         raise AtlasError(f"{str(out)!r} already holds an atlas; give another --out, or remove it first")
-    if place.exists() and not place.is_dir():
+    if folder.exists() and not folder.is_dir():
         raise AtlasError(f"{str(out)!r} is a file, and an atlas is a folder; give another --out")
-    if place.exists() and any(place.iterdir()):
+    if folder.exists() and any(folder.iterdir()):
         raise AtlasError(f"{str(out)!r} is not empty and holds no atlas; give another --out")
-    if os.path.ismount(place):
+    if os.path.ismount(folder):
         raise AtlasError(f"{str(out)!r} is a mount point, which can't be replaced in one step; give a folder inside it")
-    if place.exists() and place.samefile(Path.cwd()):
+    if folder.exists() and folder.samefile(Path.cwd()):
         raise AtlasError(f"{str(out)!r} is the folder that you are in; give a folder to make, such as --out atlas")
-    parent = place.absolute().parent
-    existing = next(p for p in (parent, *parent.parents) if p.exists())
+    parent = folder.absolute().parent
+    existing = next(path for path in (parent, *parent.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise AtlasError(f"{str(out)!r} can't be made: {str(existing)!r} can't be written to")
-    return place
+    return folder
 
 
 def write_atlas(out: str | os.PathLike[str], tables: Mapping[str, pa.Table], manifest: Mapping[str, Any]) -> None:
@@ -142,6 +142,6 @@ def _sorted(table: pa.Table, spec: TableSpec, atlas: Atlas) -> pa.Table:
 
 
 def _write_core_table(table: pa.Table, path: Path) -> None:
-    repeating = [name for name in table.column_names if name not in MEASURED]
+    repeating = [name for name in table.column_names if name not in MEASURED_COLUMNS]
     with path.open("wb") as file:  # a path would have to be valid text
         pq.write_table(table, file, use_dictionary=repeating)

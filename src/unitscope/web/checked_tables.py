@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from unitscope.atlas import Atlas
-from unitscope.atlas.reading import MAX_SIDE_PX
+from unitscope.atlas.reading import MAX_BOX_SIDE_PX
 from unitscope.errors import AtlasError
 from unitscope.records import Layer
 
@@ -57,7 +57,7 @@ def read_images(atlas: Atlas) -> dict[int, ImageRecord]:
     rows = table.select(ImageRecord.__slots__).to_pylist()
     images = {row["image"]: ImageRecord(**row) for row in rows}
     for image in images.values():
-        if not (0 < image.width <= MAX_SIDE_PX and 0 < image.height <= MAX_SIDE_PX):
+        if not (0 < image.width <= MAX_BOX_SIDE_PX and 0 < image.height <= MAX_BOX_SIDE_PX):
             raise atlas.broken(f"image {image.image} is {image.width} x {image.height} pixels large")
     return images
 
@@ -95,7 +95,7 @@ def _check_peak_boxes(atlas: Atlas, peaks: NumpyColumns) -> None:
     for prefix in ("", "source_"):
         for start, stop in SIDES:
             starts, stops = peaks[prefix + start].astype(np.float64), peaks[prefix + stop].astype(np.float64)
-            if not ((np.abs(starts) <= MAX_SIDE_PX) & (np.abs(stops) <= MAX_SIDE_PX)).all():
+            if not ((np.abs(starts) <= MAX_BOX_SIDE_PX) & (np.abs(stops) <= MAX_BOX_SIDE_PX)).all():
                 raise atlas.broken("a peak's box lies beyond any image")
             if not (starts < stops).all():
                 raise atlas.broken("a peak's box has no pixels")
