@@ -17,7 +17,7 @@ from explored import LABELS, explored_atlas, explored_network
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from unitscope.atlas import Atlas
-from unitscope.responses import listening
+from unitscope.responses import open_responses
 from unitscope.web import ExplorerOptions, create_explorer, export
 from unitscope.web.addresses import slug
 from unitscope.web.server import create_server
@@ -67,7 +67,7 @@ def atlas(folder: Path) -> Atlas:
 def site(folder: Path, atlas: Atlas) -> Iterator[str]:
     second_atlas = explored_atlas(folder, seed=1)
     with (
-        listening(atlas, explored_network()) as run_network,
+        open_responses(atlas, explored_network()) as run_network,
         serving(atlas, ExplorerOptions(second_atlas, run_network)) as address,
     ):
         yield address

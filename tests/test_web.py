@@ -32,12 +32,13 @@ from planted import LABELS as LABELS_PLANTED
 from starlette.testclient import TestClient
 
 import unitscope
-from unitscope.atlas import Atlas, figures
-from unitscope.drawing import FAINT, cut
+from unitscope.atlas import Atlas
+from unitscope.atlas.patches import cut_attributions, resolve_patch_kind
+from unitscope.drawing import GREY
 from unitscope.errors import AtlasError, ImagesError
 from unitscope.layers import trace
-from unitscope.records import Box, Peak, Preprocessing, Response
-from unitscope.responses import listening
+from unitscope.records import Peak, Preprocessing, Response
+from unitscope.responses import open_responses
 from unitscope.web import ExplorerOptions, create_explorer, export
 from unitscope.web.addresses import slug
 from unitscope.web.blocks import BlockDrawer
@@ -123,11 +124,12 @@ def test_a_unit_page_shows_what_attributions_there_are(site: TestClient, atlas: 
         assert drawn.size == (6 * PATCH_PX, 6 * PATCH_PX)
         pixels = np.asarray(drawn.convert("RGB"), dtype=float)
     peaks = [Peak(**row) for row in atlas.peaks("relu", 0).to_pylist()]
-    for peak, row in zip(peaks, atlas.attributions("deconvnet", "relu", 0).to_pylist(), strict=True):
+    kind = resolve_patch_kind(atlas, atlas.layer("relu"), "auto")
+    pictures = cut_attributions(atlas, peaks, kind, "deconvnet", 2 * PATCH_PX)
+    for peak in peaks:
         top, left = (peak.rank - 1) // 3 * 2 * PATCH_PX, (peak.rank - 1) % 3 * 2 * PATCH_PX
-        expected = cut(figures.on_input(atlas, row), peak.box, Box(0, 0, 40, 40), 2 * PATCH_PX)
         shown = pixels[top : top + 2 * PATCH_PX, left : left + 2 * PATCH_PX]
-        assert np.abs(shown - np.asarray(expected, dtype=float)).mean() < 12  # what WebP makes of noise
+        assert np.abs(shown - np.asarray(pictures[peak.unit, peak.rank], dtype=float)).mean() < 12  # what WebP makes of noise
     assert "attributions/" not in site.get("/units/relu/2.html").text
     for wrong in ("deconvnet/relu/2", "guided_backprop/relu/0", "deconvnet/nothing/0", "deconvnet/relu/99"):
         assert site.get(f"/attributions/{wrong}.webp").status_code == 404
@@ -136,7 +138,7 @@ def test_a_unit_page_shows_what_attributions_there_are(site: TestClient, atlas: 
 JUNK: dict[str, Any] = {
     "no table": b"nothing",
     "another table": pa.table({"layer": ["relu"], "unit": ["zero"]}),
-    "no rows": pa.table({"layer": pa.array([], pa.string()), "unit": pa.array([], pa.int32())}),
+    "no rows": None,
 }
 
 
@@ -144,9 +146,12 @@ JUNK: dict[str, Any] = {
 def test_a_broken_table_of_attributions_leaves_the_rest_of_the_page(tmp_path: Path, atlas: Atlas, junk: str) -> None:
     folder = tmp_path / "broken"
     shutil.copytree(atlas.folder, folder)
-    shutil.copy(folder / "attributions" / "deconvnet.parquet", folder / "attributions" / "guided_backprop.parquet")
-    content, path = JUNK[junk], folder / "attributions" / "deconvnet.parquet"
-    path.write_bytes(content) if isinstance(content, bytes) else pq.write_table(content, path)
+    unitscope.attribute(Atlas(folder), "guided_backprop", explored_network(), layers=["relu"], units=[0])
+    content, path = JUNK[junk], folder / "tables" / "deconvnet.parquet"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        pq.write_table(pq.read_table(path).slice(0, 0) if content is None else content, path)
     shown = client(Atlas(folder)).get("/units/relu/0.html")
     assert shown.status_code == 200
     assert ("The attributions by deconvnet can't be shown" in shown.text) == (junk != "no rows")
@@ -168,7 +173,7 @@ def test_a_broken_table_of_attributions_leaves_the_rest_of_the_page(tmp_path: Pa
     ],
 )
 def test_broken_attributions_of_a_unit_leave_its_page(tmp_path: Path, atlas: Atlas, columns: dict[str, Any]) -> None:
-    served = client(broken := changed(atlas, tmp_path / "atlas", "attributions/deconvnet", **columns))
+    served = client(broken := changed(atlas, tmp_path / "atlas", "tables/deconvnet", **columns))
     assert served.get("/units/relu/0.html").status_code == 200
     assert served.get("/units/relu@2/1.html").status_code == 200
     drawn = served.get("/attributions/deconvnet/relu/0.webp")
@@ -199,7 +204,7 @@ def test_boxes_of_the_sample_are_the_cells_fields(atlas: Atlas) -> None:
             continue
         sample = atlas.sample(traced.name)
         unit, y, x = (sample[name].to_numpy() for name in ("unit", "y", "x"))
-        for side, values in zip(("top", "left", "bottom", "right"), traced.fields.boxes(unit, y, x), strict=True):
+        for side, values in zip(("top", "left", "bottom", "right"), traced.receptive_fields.boxes(unit, y, x), strict=True):
             assert sample[side].to_pylist() == np.broadcast_to(values, len(y)).tolist()
 
 
@@ -244,7 +249,8 @@ def test_units_of_a_layer_carry_what_they_can_be_sorted_by(site: TestClient) -> 
     options = [attributes["value"] for tag, attributes in tags_of(html) if tag == "option" and "title" in attributes]
     assert options == [key["column"] for key in page["sort_keys"]] == ["highest", "activation_rate", "z_score"]
     for entry, attributes in zip(page["units"], units, strict=True):
-        assert [float(attributes[f"data-{name}"] or "") for name in options] == [entry["statistics"][name] for name in options]
+        values = [float(attributes[f"data-sort-{index}"] or "") for index in range(len(options))]
+        assert values == [entry["statistics"][name] for name in options]
 
 
 def test_an_image_page_lists_every_unit_that_it_is_a_peak_of(site: TestClient, atlas: Atlas) -> None:
@@ -596,7 +602,7 @@ def png(image: Image.Image) -> bytes:
 
 
 def test_an_image_of_the_data_set_takes_its_own_rank(atlas: Atlas) -> None:
-    with listening(atlas, explored_network()) as run_network:
+    with open_responses(atlas, explored_network()) as run_network:
         served = client(atlas, run_network=run_network)
         row = atlas.peaks("relu#2", 1).to_pylist()[0]
         responses = {response.layer: response for response in run_network(atlas.open_image(row["image"]))}
@@ -687,7 +693,7 @@ def resizing(tmp_path_factory: pytest.TempPathFactory, atlas: Atlas, folder: Pat
     preprocessing = Preprocessing(256, (40, 40), (0.5,) * 3, (0.25,) * 3)
     out = tmp_path_factory.mktemp("resizing") / "atlas"
     resized = unitscope.scan(explored_network(), folder / "photographs", out, preprocess=preprocessing)
-    with listening(resized, explored_network()) as run_network:
+    with open_responses(resized, explored_network()) as run_network:
         yield client(resized, run_network=run_network)
 
 
@@ -887,7 +893,7 @@ def test_an_upload_is_not_kept(atlas: Atlas, tmp_path: Path, monkeypatch: pytest
 
 
 def test_other_weights_are_refused(atlas: Atlas) -> None:
-    with pytest.raises(AtlasError, match="are not those"), listening(atlas, explored_network(seed=3)):
+    with pytest.raises(AtlasError, match="are not those"), open_responses(atlas, explored_network(seed=3)):
         pass
 
 
@@ -1103,7 +1109,7 @@ def test_a_comparison_leaves_out_units_that_show_no_preference(planted: Atlas) -
 
 
 def test_an_image_that_only_ties_does_not_find_the_unit(planted: Atlas) -> None:
-    with listening(planted, planted_network()) as run_network:
+    with open_responses(planted, planted_network()) as run_network:
         served = client(planted, run_network=run_network)
 
         def excited(red: int, green: int, blue: int) -> set[tuple[int, str]]:
@@ -1126,7 +1132,7 @@ def test_blocks_of_units_that_tie_or_are_dead_have_a_grey_frame(planted: Atlas, 
         with Image.open(io.BytesIO(client(shown).get(f"/blocks/{layer}/{unit}.webp").content)) as block:
             pixels = np.asarray(block.convert("RGBA")).astype(int)
         edges = np.concatenate([pixels[1], pixels[-2], pixels[:, 1], pixels[:, -2]])
-        return bool((np.abs(edges - (*FAINT, 255)).max(axis=1) < 40).mean() > 0.95)
+        return bool((np.abs(edges - (*GREY, 255)).max(axis=1) < 40).mean() > 0.95)
 
     assert [has_frame(planted, "1", unit) for unit in range(3)] == [True, False, False]
     assert [has_frame(atlas, "relu", unit) for unit in range(4)] == [False, False, False, True]

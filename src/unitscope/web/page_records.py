@@ -135,7 +135,7 @@ class NetworkPage:
 
 @dataclass(frozen=True, slots=True)
 class SortKey:
-    """A column of `UnitStatistics` by which the units of a layer can be sorted, from the highest value down."""
+    """A column of `UnitStatistics`, or of an added table of units (`TABLE.COLUMN`), by which units can be sorted, highest value first."""
 
     column: str
     label: str
@@ -151,15 +151,19 @@ SORT_KEYS = (
         "The highest value less the sample's mean, over the sample's standard deviation",
     ),
 )
-"""How the layer page can sort its units, besides by number."""
+"""How the layer page can sort its units, besides by number and by the columns of added tables."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnitEntry:
-    """A unit on the layer page: its statistics, and the labels of its peaks; no labels where it shows no preference."""
+    """A unit on the layer page: its statistics, and the labels of its peaks; no labels where it shows no preference.
+
+    `added` has the numbers of added tables of units by `TABLE.COLUMN`, None where the unit has none.
+    """
 
     statistics: UnitStatistics
     labels: list[str]
+    added: dict[str, float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +182,7 @@ class LayerPage:
     sort_keys: list[SortKey]
     units: list[UnitEntry]
     labels: list[str]
+    table_errors: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,11 +213,29 @@ class LabelShare:
 
 
 @dataclass(frozen=True, slots=True)
+class ColumnValue:
+    """One number that an added table has for a unit."""
+
+    name: str
+    description: str
+    value: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TableOfUnit:
+    """What an added table of units says of one unit."""
+
+    name: str
+    description: str
+    columns: list[ColumnValue]
+
+
+@dataclass(frozen=True, slots=True)
 class UnitPage:
     """One unit: its peaks, images of the sample to compare them with, and similar units.
 
     `attribution_methods` names the methods that were used on the unit, each with what it does; `attribution_errors` the methods whose
-    tables can't be read, each with the reason.
+    tables can't be read, each with the reason. `tables` is what added tables of units say of it, `table_errors` why some can't be read.
     """
 
     template: ClassVar[str] = "unit.html"
@@ -230,6 +253,8 @@ class UnitPage:
     similar_units: list[SimilarUnit]
     attribution_methods: dict[str, str]
     attribution_errors: dict[str, str]
+    tables: list[TableOfUnit]
+    table_errors: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,14 +73,18 @@ class PageBuilder:
         layer = self.queries.layer_by_slug(layer_slug)
         if layer is None:
             return None
+        added = self.queries.layer_tables(layer.name)
         units = [
-            UnitEntry(statistics, sorted(self.queries.label_counts(layer.name, statistics.unit)))
+            UnitEntry(
+                statistics, sorted(self.queries.label_counts(layer.name, statistics.unit)), added.values_of(statistics.unit)
+            )
             for statistics in self.queries.unit_statistics(layer.name)
         ]
+        sort_keys = [*SORT_KEYS, *(key for key in self.queries.unit_tables.sort_keys if key.column in added.values)]
         return LayerPage(
             f"layers/{layer_slug}.html", self.atlas_summary, layer, self.queries.patch_size(layer.name),
             self.queries.dead_counts[layer.name], len(self.queries.no_preference(layer.name)), *self.queries.neighbours(layer.name),
-            list(SORT_KEYS), units, sorted({label for unit in units for label in unit.labels}),
+            sort_keys, units, sorted({label for unit in units for label in unit.labels}), dict(added.errors),
         )  # fmt: skip
 
     def unit_page(self, layer_slug: str, unit: int) -> UnitPage | None:
@@ -99,6 +103,8 @@ class PageBuilder:
             similar_units=queries.similar_units(name, unit, MAX_SIMILAR_UNITS),
             attribution_methods={m: METHOD_DESCRIPTIONS[m] for m, units in queries.attributed_units.items() if (name, unit) in units},
             attribution_errors=queries.attribution_errors,
+            tables=queries.layer_tables(name).tables_of(unit),
+            table_errors=dict(queries.layer_tables(name).errors),
         )  # fmt: skip
 
     def image_page(self, image: int) -> ImagePage | None:

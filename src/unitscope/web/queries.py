@@ -36,6 +36,7 @@ from unitscope.web.page_records import Example, PatchSize, SimilarUnit, UnitStat
 from unitscope.web.peak_table import PeakTable
 from unitscope.web.samples import BANDS, LayerSample, SampleStatistics
 from unitscope.web.unit_statistics import describe_units
+from unitscope.web.unit_tables import LayerTables, UnitTables
 
 LOG = logging.getLogger(__name__)
 SAMPLES_KEPT = 4
@@ -58,6 +59,7 @@ class AtlasQueries:
         self._statistics: MutableMapping[Any, list[UnitStatistics]] = LRUCache(UNITS_KEPT)
         self._sample_statistics: dict[Any, SampleStatistics] = {}
         self._ties: dict[Any, dict[int, Tie]] = {}
+        self._layer_tables: MutableMapping[Any, LayerTables] = LRUCache(UNITS_KEPT)
 
     def check(self) -> None:
         """Raises `AtlasError` where the tables that every page needs are broken."""
@@ -298,6 +300,16 @@ class AtlasQueries:
         """The statistics of a layer's units, by unit."""
         rows = read_units(self.atlas, self._layer(layer))
         return describe_units(rows, self.sample_statistics(layer), self.ties(layer))
+
+    @cached_property
+    def unit_tables(self) -> UnitTables:
+        """The added tables that have a row a unit."""
+        return UnitTables.of(self.atlas)
+
+    @cachedmethod(attrgetter("_layer_tables"), lock=attrgetter("_lock"))
+    def layer_tables(self, layer: str) -> LayerTables:
+        """What added tables say of a layer's units."""
+        return self.unit_tables.of_layer(self.atlas, layer)
 
     def bands(self, layer: str, unit: int) -> dict[str, list[Example]]:
         """Images of the sample around its 99, 90 and 50 per cent quantile and at its lowest, for a unit; none without a sample."""

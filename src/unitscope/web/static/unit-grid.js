@@ -8,7 +8,7 @@
   const fields = FIELDS.filter((name) => form[name]);
   const defaults = Object.fromEntries(fields.map((name) => [name, form[name].defaultValue ?? form[name].options[0].value]));
 
-  const number = (block, name) => (block.dataset[name] === "" || block.dataset[name] === undefined ? -Infinity : Number(block.dataset[name]));
+  const number = (block, name) => ((block.getAttribute(`data-${name}`) ?? "") === "" ? -Infinity : Number(block.getAttribute(`data-${name}`)));
   const labels = new Map(blocks.map((block) => [block, (block.dataset.labels ?? "").split("\n")]));
 
   const isShown = {
@@ -16,13 +16,13 @@
     "not-dead": (block) => !block.dataset.dead,
     dead: (block) => Boolean(block.dataset.dead),
     "no-preference": (block) => Boolean(block.dataset.noPreference),
-    "always-active": (block) => Number(block.dataset.activation_rate) === 1,
+    "always-active": (block) => Boolean(block.dataset.alwaysActive),
   };
 
   function sort() {
-    const column = form.sort.value;
     const sorted = [...blocks];
-    if (column !== "unit") {
+    if (form.sort.value !== "unit") {
+      const column = `sort-${form.sort.selectedOptions[0].dataset.index}`;
       const values = new Map(blocks.map((block) => [block, number(block, column)]));
       sorted.sort((a, b) => values.get(b) - values.get(a) || number(a, "unit") - number(b, "unit"));
     }
