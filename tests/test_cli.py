@@ -41,19 +41,19 @@ def network_of_convolutions():
 def first_layer():
     return network()[:2]
 
-def spoiling():
-    return nn.Sequential(nn.Conv2d(3, 6, 3), Spoil())
+def with_nan():
+    return nn.Sequential(nn.Conv2d(3, 6, 3), FirstUnitNaN())
 
-class Spoil(nn.Module):
+class FirstUnitNaN(nn.Module):
     def forward(self, maps):
-        return maps / (maps > 0)
+        return torch.cat([maps[:, :1] * torch.nan, maps[:, 1:]], dim=1)
 """
 PREPROCESSING = ["--resize", "32", "--crop", "32", "--mean", "0.5", "0.5", "0.5", "--std", "0.5,0.5,0.5"]
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
-    """How a command ended and what it said."""
+class CommandResult:
+    """How a command ended and what it printed."""
 
     status: int
     out: str
@@ -67,19 +67,19 @@ class Ran:
         return self.err.strip()
 
 
-Run = Callable[..., Ran]
+Run = Callable[..., CommandResult]
 
 
 @pytest.fixture
 def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     """Call the command in this process, in the test's folder unless told otherwise."""
 
-    def call(*arguments: object, cwd: Path = tmp_path) -> Ran:
+    def call(*arguments: object, cwd: Path = tmp_path) -> CommandResult:
         capsys.readouterr()
         with chdir(cwd):
             status = main([str(argument) for argument in arguments])
         out, err = capsys.readouterr()
-        return Ran(status, out, err)
+        return CommandResult(status, out, err)
 
     return call
 
@@ -97,8 +97,8 @@ def model(tmp_path: Path) -> str:
 
 def test_from_images_to_pictures(run: Run, model: str, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "atlas"
-    ran = run("scan", model, images, "--out", out, *PREPROCESSING)
-    assert (ran.status, ran.out, ran.err) == (0, f"12 images, 3 layers, 15 units in {out}\n", "")
+    result = run("scan", model, images, "--out", out, *PREPROCESSING)
+    assert (result.status, result.out, result.err) == (0, f"12 images, 3 layers, 15 units in {out}\n", "")
     assert {row["label"] for row in Atlas(out).table("labels").to_pylist()} == {"cat", "dog"}
     assert run("sheet", out, "3", "--out", tmp_path / "sheet.png").out == f"drawn to {tmp_path / 'sheet.png'}\n"
     with Image.open(tmp_path / "sheet.png") as sheet:
@@ -107,9 +107,9 @@ def test_from_images_to_pictures(run: Run, model: str, images: Path, tmp_path: P
         assert run("figure", out, "--out", tmp_path / name, "--layers", "1", "--units", "0,2,3", "--seed", "4").status == 0
         assert (tmp_path / name).read_bytes().startswith(start)
     assert run("check", out, "--trust-code").out.endswith("peaks come back\n")
-    result = json.loads(run("check", out, "--trust-code", "--json").out)
-    assert result["differences"] == []
-    assert result["peaks"] == Atlas(out).table("peaks").num_rows
+    checked = json.loads(run("check", out, "--trust-code", "--json").out)
+    assert checked["differences"] == []
+    assert checked["peaks"] == Atlas(out).table("peaks").num_rows
 
 
 @pytest.mark.parametrize(
@@ -121,12 +121,14 @@ def test_code_that_an_atlas_names_runs_only_with_the_users_word(
 ) -> None:
     assert run("scan", model, images, *PREPROCESSING).status == 0
     (tmp_path / f"tiny_{verb[0][:2]}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n{NETWORK}")
-    said = json.loads((tmp_path / "atlas" / "atlas.json").read_text())
-    said["network"]["model"] = f"{tmp_path}/tiny_{verb[0][:2]}.py:network" if form == "PATH.py" else f"tiny_{verb[0][:2]}:network"
-    (tmp_path / "atlas" / "atlas.json").write_text(json.dumps(said))
+    manifest = json.loads((tmp_path / "atlas" / "atlas.json").read_text())
+    manifest["network"]["model"] = (
+        f"{tmp_path}/tiny_{verb[0][:2]}.py:network" if form == "PATH.py" else f"tiny_{verb[0][:2]}:network"
+    )
+    (tmp_path / "atlas" / "atlas.json").write_text(json.dumps(manifest))
     name, *rest = verb
     line = run(name, "atlas", *rest).line
-    assert f"names code to build its network with, {said['network']['model']!r}" in line
+    assert f"names code to build its network with, {manifest['network']['model']!r}" in line
     assert "--trust-code" in line
     assert "network=" in line
     assert not (tmp_path / "ran").exists()
@@ -143,14 +145,14 @@ def test_pictures_get_names_where_none_are_given(run: Run, model: str, images: P
 def test_check_reports_what_does_not_come_back(run: Run, model: str, images: Path, tmp_path: Path) -> None:
     run("scan", model, images, "--out", tmp_path / "atlas", "--layers", "1", *PREPROCESSING)
     Image.new("RGB", (64, 48), "white").save(images / "cat" / "000.png")
-    ran = run("check", tmp_path / "atlas", "--trust-code")
-    assert ran.status == 1
-    assert "cat/000.png: was " in ran.out
+    result = run("check", tmp_path / "atlas", "--trust-code")
+    assert result.status == 1
+    assert "cat/000.png: was " in result.out
     (images / "cat" / "000.png").unlink()
-    ran = run("check", tmp_path / "atlas", "--trust-code")
-    assert ran.status == 1
-    assert "cat/000.png: was " in ran.out
-    assert "is no longer there" in ran.out
+    result = run("check", tmp_path / "atlas", "--trust-code")
+    assert result.status == 1
+    assert "cat/000.png: was " in result.out
+    assert "is no longer there" in result.out
 
 
 def test_the_version_is_told(run: Run) -> None:
@@ -169,21 +171,21 @@ done
 def test_the_shell_completes_commands_options_and_values(tmp_path: Path) -> None:
     environment = os.environ | {"HOME": str(tmp_path)}
     install = [sys.executable, "-m", "unitscope", "--install-completion", "--shell", "bash"]
-    ran = subprocess.run(install, env=environment, capture_output=True, text=True, check=True)
+    result = subprocess.run(install, env=environment, capture_output=True, text=True, check=True)
     script = tmp_path / ".local" / "share" / "bash-completion" / "completions" / "unitscope"
-    assert (ran.stdout, ran.stderr) == (f"completion is in {script}; start a new shell to use it\n", "")
+    assert (result.stdout, result.stderr) == (f"completion is in {script}; start a new shell to use it\n", "")
     assert str(script) in (tmp_path / ".bashrc").read_text()
-    ran = subprocess.run(["bash", "-c", COMPLETE], env=environment, capture_output=True, text=True, check=True)
-    assert ran.stdout.splitlines() == ["colour-or-shape", "--precision", "ray"]
+    result = subprocess.run(["bash", "-c", COMPLETE], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == ["colour-or-shape", "--precision", "ray"]
 
 
 def test_layers_are_listed(run: Run, model: str) -> None:
-    ran = run("layers", model, *PREPROCESSING)
-    assert [line.split()[0] for line in ran.out.splitlines()] == ["layer", "0", "1", "2", "3", "4", "5"]
-    assert ran.out.splitlines()[2].split() == ["1", "ReLU", "6", "15", "x", "15", "3", "x", "3", "2", "x", "2", "relu", "yes"]
+    result = run("layers", model, *PREPROCESSING)
+    assert [line.split()[0] for line in result.out.splitlines()] == ["layer", "0", "1", "2", "3", "4", "5"]
+    assert result.out.splitlines()[2].split() == ["1", "ReLU", "6", "15", "x", "15", "3", "x", "3", "2", "x", "2", "relu", "yes"]
     listed = json.loads(run("layers", model, *PREPROCESSING, "--json").out)
     assert (listed["left_out"], listed["operators_without_rule"]) == ([], [])
-    assert [one["layer"] for one in listed["layers"] if one["default"]] == ["1", "3", "5"]
+    assert [row["layer"] for row in listed["layers"] if row["default"]] == ["1", "3", "5"]
     assert listed["layers"][2]["receptive_field_height"] == 7
     assert listed["trial"] == {"batch": None, "random": None, "shared": None, "rounding": {}}
 
@@ -208,11 +210,11 @@ def test_layers_left_out_and_operators_without_a_rule_are_listed(run: Run, tmp_p
         "        return self.tokens(nn.functional.max_unpool2d(maps, places, 2).flatten(2)[..., :256])\n"
     )
     model = f"{tmp_path / 'partly.py'}:Partly"
-    ran = run("layers", model, *PREPROCESSING)
-    assert "1 more can't be scanned: 'tokens': " in ran.err
-    assert "no rule says what the operators 'max_unpool2d' depend on" in ran.err
+    result = run("layers", model, *PREPROCESSING)
+    assert "1 more can't be scanned: 'tokens': " in result.err
+    assert "no rule says what the operators 'max_unpool2d' depend on" in result.err
     listed = json.loads(run("layers", model, *PREPROCESSING, "--json").out)
-    assert [one["layer"] for one in listed["left_out"]] == ["tokens"]
+    assert [row["layer"] for row in listed["left_out"]] == ["tokens"]
     assert listed["operators_without_rule"] == ["max_unpool2d"]
 
 
@@ -223,7 +225,8 @@ def test_a_list_of_paths_and_random_weights(run: Run, model: str, images: Path, 
     for name, seed in (("one", 3), ("two", 3), ("three", 4)):
         assert run("scan", model, *common, "--seed", seed, "--out", tmp_path / name).status == 0
     tables = [Atlas(tmp_path / name).table("peaks") for name in ("one", "two", "three")]
-    assert "of " in run("check", tmp_path / "one", "--trust-code").out
+    peak_count = tables[0].num_rows
+    assert run("check", tmp_path / "one", "--trust-code").out == f"{peak_count} of {peak_count} peaks come back\n"
     assert tables[0].equals(tables[1])
     assert not tables[0].equals(tables[2])
     assert max(tables[0]["rank"].to_pylist()) == 2
@@ -238,11 +241,14 @@ def test_an_atlas_beside_the_images_is_checked_from_anywhere(run: Run, model: st
     assert run("scan", model, images, "--out", tmp_path / "again", *PREPROCESSING).out.startswith("12 images")
 
 
-def test_a_picture_that_fails_leaves_the_old_one(run: Run, model: str, images: Path, tmp_path: Path) -> None:
+def test_a_picture_that_fails_leaves_what_is_there(run: Run, model: str, images: Path, tmp_path: Path) -> None:
     run("scan", model, images, "--out", tmp_path / "atlas", *PREPROCESSING)
     (tmp_path / "folder.png").mkdir()
-    assert run("figure", tmp_path / "atlas", "--out", tmp_path / "folder.png").status == 1
-    assert not list(tmp_path.glob(".unfinished*"))
+    (tmp_path / "folder.png" / "inside").touch()
+    result = run("figure", tmp_path / "atlas", "--out", tmp_path / "folder.png")
+    assert (result.status, result.line.endswith("can't be written: it is a folder")) == (1, True)
+    assert [path.name for path in (tmp_path / "folder.png").iterdir()] == ["inside"]
+    assert not list(tmp_path.glob(".*.unfinished"))
 
 
 def test_unreadable_files_are_skipped_counted_and_named(run: Run, model: str, images: Path, tmp_path: Path) -> None:
@@ -250,9 +256,9 @@ def test_unreadable_files_are_skipped_counted_and_named(run: Run, model: str, im
     (images / "notes.txt").write_text("no image")
     first = images / "cat" / "000.png"
     first.write_bytes(first.read_bytes()[:200])
-    ran = run("scan", model, images, "--out", tmp_path / "atlas", *PREPROCESSING)
-    assert ran.status == 0
-    assert ran.out.splitlines() == [
+    result = run("scan", model, images, "--out", tmp_path / "atlas", *PREPROCESSING)
+    assert result.status == 0
+    assert result.out.splitlines() == [
         f"11 images, 3 layers, 15 units in {tmp_path / 'atlas'}",
         f"3 files were skipped; why is in {tmp_path / 'atlas' / 'skipped.parquet'}",
     ]
@@ -264,21 +270,22 @@ def test_unreadable_files_are_skipped_counted_and_named(run: Run, model: str, im
 def test_no_readable_image_is_one_line_and_writes_nothing(run: Run, model: str, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.jpg").write_text("nothing")
-    ran = run("scan", model, tmp_path / "images", "--out", tmp_path / "atlas", *PREPROCESSING)
-    assert ran.status == 1
-    assert ran.line == "ImagesError: none of 1 files is an image that can be read; 'a.jpg' is not an image that Pillow knows"
+    result = run("scan", model, tmp_path / "images", "--out", tmp_path / "atlas", *PREPROCESSING)
+    assert result.status == 1
+    assert result.line == "ImagesError: none of 1 files is an image that can be read; 'a.jpg' is not an image that Pillow knows"
     assert not (tmp_path / "atlas").exists()
 
 
 def test_nan_in_the_activations_is_counted_and_the_scan_goes_on(run: Run, model: str, images: Path, tmp_path: Path) -> None:
-    spoiling = model.replace(":network", ":spoiling")
-    assert run("scan", spoiling, images, "--out", tmp_path / "atlas", "--layers", "1", *PREPROCESSING).status == 0
+    with_nan = model.replace(":network", ":with_nan")
+    assert run("scan", with_nan, images, "--out", tmp_path / "atlas", "--layers", "1", *PREPROCESSING).status == 0
     atlas = Atlas(tmp_path / "atlas")
-    assert sum(atlas.units("1")["nan_images"].to_pylist()) > 0 or atlas.table("peaks").num_rows > 0
+    assert atlas.units("1")["nan_images"].to_pylist() == [12, 0, 0, 0, 0, 0]
+    assert sorted(atlas.table("peaks")["unit"].to_pylist()) == sorted([1, 2, 3, 4, 5] * 9)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "error_start"),
     [
         (["scan", "MODEL", "nowhere"], "ImagesError: there is no folder 'nowhere' with images"),
         (["scan", "torchvision:alexnett", "IMAGES"], "NetworkError: torchvision has no model 'alexnett'. Close: 'alexnet'"),
@@ -323,13 +330,13 @@ def test_nan_in_the_activations_is_counted_and_the_scan_goes_on(run: Run, model:
     ],
 )
 def test_what_a_user_can_mend_is_one_line_and_status_1(
-    run: Run, model: str, images: Path, tmp_path: Path, arguments: list[str], said: str
+    run: Run, model: str, images: Path, tmp_path: Path, arguments: list[str], error_start: str
 ) -> None:
     (tmp_path / "a file").write_text("words")
-    known = {"MODEL": model, "IMAGES": images, "FILE": "a file"}
-    ran = run(*(known.get(argument, argument) for argument in arguments))
-    assert ran.status == 1
-    assert ran.line.startswith(said)
+    values = {"MODEL": model, "IMAGES": images, "FILE": "a file"}
+    result = run(*(values.get(argument, argument) for argument in arguments))
+    assert result.status == 1
+    assert result.line.startswith(error_start)
     assert not (tmp_path / "atlas").exists()
 
 
@@ -360,21 +367,21 @@ def test_what_a_user_can_mend_is_one_line_and_status_1(
     ],
 )  # fmt: skip
 def test_wrong_usage_is_status_2_with_the_usage_and_one_line(run: Run, arguments: str, usage: str, complaint: str) -> None:
-    ran = run(*arguments.split())
-    assert (ran.status, ran.out) == (2, "")
-    first, second = ran.err.splitlines()
+    result = run(*arguments.split())
+    assert (result.status, result.out) == (2, "")
+    first, second = result.err.splitlines()
     assert first.startswith(f"Usage: unitscope {usage} (more with unitscope ")
     assert complaint in second
 
 
 def test_without_a_command_the_commands_are_listed(run: Run) -> None:
-    ran = run()
-    assert (ran.status, ran.err) == (2, "")
-    assert run("-v") == ran
-    assert run("--help") == Ran(0, ran.out, "")
-    assert "--verbose -v" in ran.out
+    result = run()
+    assert (result.status, result.err) == (2, "")
+    assert run("-v") == result
+    assert run("--help") == CommandResult(0, result.out, "")
+    assert "--verbose -v" in result.out
     for command in COMMANDS:
-        assert f" {command.__name__.replace('_', '-')} " in ran.out
+        assert f" {command.__name__.replace('_', '-')} " in result.out
 
 
 @pytest.mark.parametrize(
@@ -396,18 +403,44 @@ def test_a_picture_that_cannot_be_written_is_one_line(run: Run, model: str, imag
     run("scan", model, images, "--out", tmp_path / "atlas", *PREPROCESSING)
     (tmp_path / "file").touch()
     for name in ("file/figure.png", "figure.nothing", "figure", "atlas"):
-        ran = run("figure", tmp_path / "atlas", "--out", tmp_path / name)
-        assert ran.status == 1
-        assert ran.line.startswith(f"UnitscopeError: the picture {str(tmp_path / name)!r} can't be written: ")
+        result = run("figure", tmp_path / "atlas", "--out", tmp_path / name)
+        assert result.status == 1
+        assert result.line.startswith(f"UnitscopeError: the picture {str(tmp_path / name)!r} can't be written: ")
     assert run("figure", tmp_path / "atlas", "--out", tmp_path / "new" / "figure.PNG").status == 0
 
 
 def test_weights_that_do_not_fit_are_named(run: Run, model: str, images: Path, tmp_path: Path) -> None:
     torch.save({"0.weight": torch.zeros(1)}, tmp_path / "w.pt")
-    ran = run("scan", model, images, "--weights", tmp_path / "w.pt", *PREPROCESSING)
-    assert ran.status == 1
-    assert "lacks 0.bias" in ran.line
-    assert "0.weight is (1,), not (6, 3, 3, 3)" in ran.line
+    result = run("scan", model, images, "--weights", tmp_path / "w.pt", *PREPROCESSING)
+    assert result.status == 1
+    assert "lacks 0.bias" in result.line
+    assert "0.weight is (1,), not (6, 3, 3, 3)" in result.line
+
+
+LOADED = """
+import sys
+from unitscope.cli import main
+status = main(sys.argv[2:])
+loaded = sorted(set(sys.argv[1].split(",")) & sys.modules.keys())
+sys.exit(f"loaded {loaded}" if loaded else status)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "absent"),
+    [
+        ("--help", "torch,ray,numpy,pyarrow,PIL,starlette"),
+        ("--version", "torch,ray,numpy,pyarrow,PIL,starlette,rich.console"),
+        ("scan --help", "torch,ray,numpy,pyarrow,PIL,starlette"),
+        ("sheet atlas 1", "torch,torchvision,ray,starlette"),
+        ("figure atlas", "torch,torchvision,ray,starlette"),
+        ("export atlas site", "torch,torchvision,ray"),
+    ],
+)
+def test_a_command_loads_what_it_needs_alone(atlas: Path, words: str, absent: str) -> None:
+    command = [sys.executable, "-c", LOADED, absent, *words.split()]
+    result = subprocess.run(command, cwd=atlas.parent, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("words", ["--layers 1 [35]", "--layers 1 --layers [35]", "--layers=1 --layers 3 5"])
@@ -455,22 +488,22 @@ def test_ranges_of_units_are_what_they_hold(
 
 @pytest.mark.parametrize("words", ["2-1", "-1", "0-", "a", "", ",", "0-1-2", "0x3", "1.5", "0-99999999999"])
 def test_what_is_no_list_of_units_is_wrong_usage(run: Run, tmp_path: Path, words: str) -> None:
-    ran = run("sheet", tmp_path, "1", f"--units={words}")
-    assert ran.status == 2
-    assert "Invalid value for --units: it takes" in ran.err
+    result = run("sheet", tmp_path, "1", f"--units={words}")
+    assert result.status == 2
+    assert "Invalid value for --units: it takes" in result.err
 
 
 def test_units_that_a_layer_lacks_are_one_line(run: Run, model: str, images: Path, tmp_path: Path) -> None:
     run("scan", model, images, "--out", tmp_path / "atlas", "--layers", "1", *PREPROCESSING)
     for verb in (["sheet", "ATLAS", "1"], ["figure", "ATLAS"], ["attribute", "ATLAS", "--trust-code"]):
-        ran = run(*(tmp_path / "atlas" if word == "ATLAS" else word for word in verb), "--units", "0", "4-9")
-        assert (ran.status, ran.line) == (1, "AtlasError: layer '1' has units 0 to 5, not 6")
-    ran = run("occlude", tmp_path / "atlas", "1", "6", "--trust-code")
-    assert (ran.status, ran.line) == (1, "AtlasError: layer '1' has units 0 to 5, not 6")
+        result = run(*(tmp_path / "atlas" if word == "ATLAS" else word for word in verb), "--units", "0", "4-9")
+        assert (result.status, result.line) == (1, "AtlasError: layer '1' has units 0 to 5, not 6")
+    result = run("occlude", tmp_path / "atlas", "1", "6", "--trust-code")
+    assert (result.status, result.line) == (1, "AtlasError: layer '1' has units 0 to 5, not 6")
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "error_text"),
     [
         (b"cat\ndog\n", "2 classes were given, but the network has 5 outputs"),
         (b"\n".join([b"x"] * 6), "6 classes were given, but the network has 5 outputs"),
@@ -480,15 +513,15 @@ def test_units_that_a_layer_lacks_are_one_line(run: Run, model: str, images: Pat
     ],
 )
 def test_a_wrong_file_of_classes_is_found_before_the_work(
-    run: Run, model: str, images: Path, tmp_path: Path, content: bytes | None, said: str
+    run: Run, model: str, images: Path, tmp_path: Path, content: bytes | None, error_text: str
 ) -> None:
     run("scan", model, images, "--out", tmp_path / "atlas", "--layers", "1", *PREPROCESSING)
     if content is not None:
         (tmp_path / "classes.txt").write_bytes(content)
     words = ["--classes", tmp_path / "classes.txt", "--out", tmp_path / "plot.png", "--trust-code"]
-    ran = run("occlude", tmp_path / "atlas", "1", "0", *words)
-    assert ran.status == 1
-    assert said in ran.line
+    result = run("occlude", tmp_path / "atlas", "1", "0", *words)
+    assert result.status == 1
+    assert error_text in result.line
     assert not (tmp_path / "atlas" / "experiments").exists()
     assert not (tmp_path / "atlas" / "tables").exists()
     assert not (tmp_path / "plot.png").exists()
@@ -526,16 +559,16 @@ def test_ctrl_c_leaves_nothing_behind(images: Path, tmp_path: Path) -> None:
         while not (tmp_path / "running").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (130, "stopped; nothing was written\n")
+        _, error_text = process.communicate(timeout=60)
+    assert (process.returncode, error_text) == (130, "stopped; nothing was written\n")
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["images", "running", "slow.py"]
 
 
 @pytest.mark.slow
 def test_the_demo_needs_nothing_but_the_package_index(run: Run, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "unitscope", "demo", "--out", "demo", "--limit", "40"]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert ran.stdout.splitlines() == [
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == [
         f"40 images, 50 layers, 22,008 units in {Path('demo', 'atlas')}",
         f"drawn to {Path('demo', 'figure.png')}",
         f"to look at every unit: python -m unitscope serve {Path('demo', 'atlas')}",
@@ -557,9 +590,9 @@ def atlas(run: Run, model: str, images: Path, tmp_path: Path) -> Path:
 
 
 def test_export_writes_a_site_and_says_how_much(run: Run, atlas: Path, tmp_path: Path) -> None:
-    ran = run("export", atlas, tmp_path / "site", "--beside", atlas)
+    result = run("export", atlas, tmp_path / "site", "--beside", atlas)
     files = [path for path in (tmp_path / "site").rglob("*") if path.is_file()]
-    assert ran.out.startswith(f"{len(files):,} files, ")
+    assert result.out.startswith(f"{len(files):,} files, ")
     assert (tmp_path / "site" / "compared" / "index.html").exists()
     assert "not empty" in run("export", atlas, tmp_path / "site").line
     assert "holds no atlas" in run("export", tmp_path, tmp_path / "other").line
@@ -576,10 +609,10 @@ def test_a_drawing_that_lacks_images_says_how_many(
     Image.new("RGB", (64, 48)).save(images / "dog" / "001.png")
     verb, *arguments = command
     out = ["--out", tmp_path / "a.png"] if verb != "export" else [tmp_path / "site"]
-    ran = run(verb, atlas, *arguments, *out)
-    assert ran.status == 0
-    assert re.match(r"\d+ (of [\d,]+ patches|images, and the patches in them,) could not be drawn: ", ran.line)
-    assert ran.line.endswith("say where they are with --images (images= in Python)")
+    result = run(verb, atlas, *arguments, *out)
+    assert result.status == 0
+    assert re.match(r"\d+ (of [\d,]+ patches|images, and the patches in them,) could not be drawn: ", result.line)
+    assert result.line.endswith("say where they are with --images (images= in Python)")
 
 
 def test_the_tables_of_experiments_are_printed_as_json(run: Run, model: str, images: Path, atlas: Path) -> None:
@@ -612,22 +645,22 @@ def test_evolution_is_printed_as_json(run: Run, model: str, images: Path, tmp_pa
 def test_a_drawing_of_nothing_is_an_error_that_names_images_and_images_helps(
     run: Run, model: str, images: Path, tmp_path: Path, command: list[str], as_list: bool
 ) -> None:
-    given = images
+    source = images
     if as_list:
-        given = tmp_path / "list.txt"
-        given.write_text("\n".join(str(path) for path in sorted(images.rglob("*.png"))))
-    made = tmp_path / "made"
-    assert run("scan", model, given, "--out", made, *PREPROCESSING).status == 0
+        source = tmp_path / "list.txt"
+        source.write_text("\n".join(str(path) for path in sorted(images.rglob("*.png"))))
+    atlas = tmp_path / "atlas"
+    assert run("scan", model, source, "--out", atlas, *PREPROCESSING).status == 0
     os.rename(images, tmp_path / "elsewhere")
     verb, *arguments = command
     out = ["--out", tmp_path / "a.png"] if verb != "export" else [tmp_path / "site"]
-    ran = run(verb, made, *arguments, *out)
-    assert ran.status == 1
-    assert "--images" in ran.line
+    result = run(verb, atlas, *arguments, *out)
+    assert result.status == 1
+    assert "--images" in result.line
     assert not (tmp_path / "a.png").exists()
     assert not (tmp_path / "site").exists()
-    again = run(verb, made, *arguments, *out, "--images", tmp_path / "elsewhere")
-    assert (again.status, again.err) == (0, "")
+    moved = run(verb, atlas, *arguments, *out, "--images", tmp_path / "elsewhere")
+    assert (moved.status, moved.err) == (0, "")
 
 
 def test_twelve_bits_are_scanned_once_their_range_is_said(run: Run, model: str, tmp_path: Path) -> None:
@@ -691,8 +724,8 @@ def test_serve_answers_at_the_address_that_it_prints(atlas: Path) -> None:
 def test_serve_runs_no_code_that_the_atlas_names(atlas: Path, images: Path, tmp_path: Path) -> None:
     evil = tmp_path / "evil.py"
     evil.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n{NETWORK}")
-    said = json.loads((atlas / "atlas.json").read_text())
-    (atlas / "atlas.json").write_text(json.dumps(said | {"network": said["network"] | {"model": f"{evil}:network"}}))
+    manifest = json.loads((atlas / "atlas.json").read_text())
+    (atlas / "atlas.json").write_text(json.dumps(manifest | {"network": manifest["network"] | {"model": f"{evil}:network"}}))
     with serving(atlas, "--port", "0") as process:
         assert process.stdout is not None
         address = process.stdout.readline().split()[0]
