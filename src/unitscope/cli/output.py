@@ -12,7 +12,7 @@ from unitscope.errors import UnitscopeError
 from unitscope.files import atomic_write, check_writable
 
 PIPE_COLUMNS = 160
-"""How wide a table may be where nobody looks: every table of a command fits, so that a script finds each row on one line."""
+"""How wide a table may be where its reader is a program, which then finds each row on one line."""
 
 
 def print_error(text: str) -> None:
@@ -41,7 +41,7 @@ def print_json(value: Any) -> None:
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: as wide as the terminal, or as wide as it is where its reader is a program."""
+    """Print a table, no wider than the terminal or, where there is none, than 160 columns."""
     from rich.console import Console
     from rich.table import Table
 
