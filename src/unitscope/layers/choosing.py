@@ -14,18 +14,16 @@ def choose_layers(trace: Trace, patterns: Sequence[str] | None = None, model: st
     Layers that can't be scanned are left out with a warning. Raises `LayerNotFound` for a pattern that matches nothing, and
     `LayoutError` for one that matches only layers that can't be scanned, or where no default layer can.
     """
-    refused = unreadable_layers(trace, patterns)
-    for pattern, matches in match_layers(trace.layers, patterns or ()).items():
-        if not matches:
-            _raise_no_match(pattern, trace, model)
-    chosen = _matching(trace.layers, patterns) if patterns else [layer for layer in trace.layers if layer.default]
+    unreadable = unreadable_layers(trace, patterns)
+    for pattern in patterns or ():
+        _check(pattern, trace, model)
+    chosen = _matching(trace.layers, patterns) if patterns else [layer for layer in trace.layers if layer.is_default]
     if not chosen:
-        _refuse(refused, model)
+        _refuse(unreadable, model)
         raise LayerNotFound(f"{model!r} has no activation, convolution or linear layer to scan by default; name some")
-    if refused:
-        others = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+    if unreadable:
         warnings.warn(
-            f"layer {refused[0].name!r}{others} of {model!r} is left out, since it can't be scanned: {refused[0].reason}",
+            f"layer {_names(unreadable)} of {model!r} is left out, since it can't be scanned: {unreadable[0].reason}",
             stacklevel=2,
         )
     return chosen
@@ -33,7 +31,7 @@ def choose_layers(trace: Trace, patterns: Sequence[str] | None = None, model: st
 
 def unreadable_layers(trace: Trace, patterns: Sequence[str] | None = None) -> list[UnreadableLayer]:
     """The layers that the patterns match, or the default ones, and that can't be scanned."""
-    return _matching(trace.unreadable, patterns) if patterns else [r for r in trace.unreadable if r.default]
+    return _matching(trace.unreadable, patterns) if patterns else [layer for layer in trace.unreadable if layer.is_default]
 
 
 def _matching(layers: Sequence[NamedLayer], patterns: Sequence[str]) -> list[NamedLayer]:
@@ -42,7 +40,10 @@ def _matching(layers: Sequence[NamedLayer], patterns: Sequence[str]) -> list[Nam
     return [layer for layer in layers if layer.name in names]
 
 
-def _raise_no_match(pattern: str, trace: Trace, model: str) -> None:
+def _check(pattern: str, trace: Trace, model: str) -> None:
+    """Raise for a pattern that matches no layer that can be scanned."""
+    if _matching(trace.layers, [pattern]):
+        return
     _refuse(_matching(trace.unreadable, [pattern]), model)
     names = [layer.name for layer in trace.layers]
     raise LayerNotFound(
@@ -50,10 +51,15 @@ def _raise_no_match(pattern: str, trace: Trace, model: str) -> None:
     )
 
 
-def _refuse(refused: Sequence[UnreadableLayer], model: str) -> None:
-    if refused:
-        first, others = refused[0], f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+def _refuse(unreadable: Sequence[UnreadableLayer], model: str) -> None:
+    """Raise where there are such layers."""
+    if unreadable:
         raise LayoutError(
-            f"layer {first.name!r}{others} of {model!r} can't be scanned: {first.reason}. "
+            f"layer {_names(unreadable)} of {model!r} can't be scanned: {unreadable[0].reason}. "
             "Choose others with --layers (layers= in Python)."
         )
+
+
+def _names(layers: Sequence[UnreadableLayer]) -> str:
+    """The first layer's name, and how many more there are."""
+    return f"{layers[0].name!r} (and {len(layers) - 1} more)" if len(layers) > 1 else repr(layers[0].name)

@@ -1,5 +1,6 @@
 """Reading layers while the network runs."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,10 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from unitscope.errors import NetworkError
+from unitscope.layers.data_flow import first_tensor_argument
 from unitscope.layers.tracing import TracedLayer
 
-Read = Callable[[int, Tensor], None]
-"""Called with a layer's place among the tapped ones and its maps, of shape (image, unit, y, x). Maps may be overwritten later."""
+ReadMaps = Callable[[int, Tensor], None]
+"""Called with a layer's index among the tapped ones and its maps, of shape (image, unit, y, x). Maps may be overwritten later."""
 
 
 class PassDone(BaseException):
@@ -24,15 +26,15 @@ class Tap:
 
     network: nn.Module
     layers: Sequence[TracedLayer]
-    read: Read
-    _counts: dict[str, int] = field(default_factory=dict)
-    _missing: set[int] = field(default_factory=set)
-    _images: int = 0
-    _stops: bool = True
+    read_maps: ReadMaps
+    _call_counts: Counter[str] = field(default_factory=Counter)
+    _unread: set[int] = field(default_factory=set)
+    _image_count: int = 0
+    _stops_early: bool = True
 
     def run(self, images: Tensor) -> None:
         """One pass over images of shape (image, channel, y, x). Raises `NetworkError` where a layer isn't reached."""
-        self._begin(images, stops=True)
+        self._begin(images, stops_early=True)
         try:
             self.network(images)
         except PassDone:
@@ -41,63 +43,65 @@ class Tap:
 
     def run_to_end(self, images: Tensor) -> Any:
         """The same, and what the network as a whole returns."""
-        self._begin(images, stops=False)
+        self._begin(images, stops_early=False)
         output = self.network(images)
         self._check_all_read()
         return output
 
-    def _begin(self, images: Tensor, stops: bool) -> None:
-        self._counts.clear()
-        self._images, self._stops = len(images), stops
-        self._missing = set(range(len(self.layers)))
+    def _begin(self, images: Tensor, stops_early: bool) -> None:
+        self._call_counts.clear()
+        self._image_count, self._stops_early = len(images), stops_early
+        self._unread = set(range(len(self.layers)))
 
     def _check_all_read(self) -> None:
-        if self._missing:
-            names = ", ".join(repr(self.layers[i].name) for i in sorted(self._missing))
+        if self._unread:
+            names = ", ".join(repr(self.layers[i].name) for i in sorted(self._unread))
             raise NetworkError(f"the forward pass never came to {names}: its path depends on the images, so it can't be scanned")
 
-    def _hooks(self, module: str) -> tuple[Any, Any]:
-        """A hook for the start of the module's calls, and one for their end."""
-        wanted = {(t.count, t.reads_input): i for i, t in enumerate(self.layers) if t.module == module}
+    def _hooks(self, path: str) -> tuple[Any, Any]:
+        """A hook for the start of the calls of the module at that path, and one for their end."""
+        indices = {(layer.nth_call, layer.reads_input): i for i, layer in enumerate(self.layers) if layer.module_path == path}
 
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            count = self._counts[module] = self._counts.get(module, 0) + 1
-            if (count, True) in wanted:
-                self._take(wanted[count, True], next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)))
+        def read_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._call_counts[path] += 1
+            index = indices.get((self._call_counts[path], True))
+            if index is not None and (tensor := first_tensor_argument(args, kwargs)) is not None:
+                self._read(index, tensor)
 
-        def after(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            if (self._counts[module], False) in wanted:
-                self._take(wanted[self._counts[module], False], output)
+        def read_output(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            index = indices.get((self._call_counts[path], False))
+            if index is not None:
+                self._read(index, output)
 
-        return before, after
+        return read_input, read_output
 
-    def _take(self, number: int, output: Tensor) -> None:
-        layer = self.layers[number].layer
-        expected = (self._images, layer.units, layer.map_height, layer.map_width)
+    def _read(self, index: int, tensor: Tensor) -> None:
+        layer = self.layers[index].layer
+        expected = (self._image_count, layer.units, layer.map_height, layer.map_width)
         try:
-            maps = self.layers[number].layout.maps(output)
+            maps = self.layers[index].layout.maps(tensor)
         except (RuntimeError, IndexError):  # fewer dimensions, or fewer tokens
-            maps = output
+            maps = tensor
         if tuple(maps.shape) != expected:
             raise NetworkError(
                 f"layer {layer.name!r} gave maps of shape {tuple(maps.shape)} where {expected} was expected: its calls or its maps "
                 "depend on the images, so it can't be scanned"
             )
-        self.read(number, maps)
-        self._missing.discard(number)
-        if self._stops and not self._missing:
+        self.read_maps(index, maps)
+        self._unread.discard(index)
+        if self._stops_early and not self._unread:
             raise PassDone
 
 
 @contextmanager
-def tapped(network: nn.Module, layers: Sequence[TracedLayer], read: Read) -> Iterator[Tap]:
+def tapped(network: nn.Module, layers: Sequence[TracedLayer], read_maps: ReadMaps) -> Iterator[Tap]:
     """Hook the layers' modules for as long as the block lasts."""
-    tap = Tap(network, layers, read)
+    tap = Tap(network, layers, read_maps)
     handles = []
-    for module in {layer.module for layer in layers}:
-        before, after = tap._hooks(module)
-        handles.append(network.get_submodule(module).register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(network.get_submodule(module).register_forward_hook(after))
+    for path in {layer.module_path for layer in layers}:
+        read_input, read_output = tap._hooks(path)
+        handles.append(network.get_submodule(path).register_forward_pre_hook(read_input, with_kwargs=True))
+        handles.append(network.get_submodule(path).register_forward_hook(read_output))
     try:
         yield tap
     finally:

@@ -21,7 +21,7 @@ padding too, as if the map went on beyond its border, so that all cells of a con
 - `fields`: the result, a box for every cell.
 """
 
-from unitscope.receptive_fields.bounds import Array, DependencyBounds, depends_on_images, no_dependencies, runs_along, unexpand
+from unitscope.receptive_fields.bounds import Array, DependencyBounds, depends_on_images, runs_along, unexpand
 from unitscope.receptive_fields.fields import ReceptiveFields
 from unitscope.receptive_fields.operators import (
     decompose,
@@ -29,6 +29,7 @@ from unitscope.receptive_fields.operators import (
     is_foreach,
     named_arguments,
     operator_name,
+    storage_id,
     tensors_in,
     written_arguments,
 )
@@ -44,9 +45,9 @@ __all__ = [
     "is_composite",
     "is_foreach",
     "named_arguments",
-    "no_dependencies",
     "operator_name",
     "runs_along",
+    "storage_id",
     "tensors_in",
     "unexpand",
     "written_arguments",

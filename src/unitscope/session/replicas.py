@@ -89,7 +89,7 @@ def _one_where_shared(copies: list[nn.Module], trace: Trace, layers: Sequence[Tr
 
 def _fast_copies(plain: nn.Module, trace: Trace, layers: Sequence[TracedLayer], count: int) -> Iterator[list[nn.Module]]:
     """Copies that should run fast and give the same maps, the fastest first."""
-    read_modules = {layer.module for layer in layers}
+    read_modules = {layer.module_path for layer in layers}
     folds = [fold for fold in trace.folds if fold.convolution not in read_modules and _can_fold(plain, fold)]
     for attempted_folds in [folds, []] if folds else [[]]:
         first = _copy_in_format(plain, trace)
