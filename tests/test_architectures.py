@@ -50,7 +50,7 @@ def leaf_fields(network: nn.Module, size: tuple[int, int]) -> list[ReceptiveFiel
 
     def keep(_: nn.Module, __: object, output: object) -> None:
         if isinstance(output, Tensor) and output.dim() in (2, 4):
-            result.append(ReceptiveFields.from_bounds(mode.bounds(output), *size))
+            result.append(ReceptiveFields.from_bounds(mode.bounds_of(output), *size))
 
     handles = [m.register_forward_hook(keep) for m in network.modules() if next(m.children(), None) is None]
     with torch.no_grad(), mode:

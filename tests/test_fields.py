@@ -154,7 +154,7 @@ def fields(network: nn.Module, size: tuple[int, int]) -> tuple[list[ReceptiveFie
     mode, images = DependencyMode(), torch.zeros(1, 3, *size, dtype=torch.float64)
     with torch.no_grad(), mode:
         mode.start(images)
-        planes = [mode.bounds(maps) for maps in outputs(network.double(), images)]
+        planes = [mode.bounds_of(maps) for maps in outputs(network.double(), images)]
     assert all(p is not None for p in planes)
     return [ReceptiveFields.from_bounds(p, *size) for p in planes if p is not None], mode.unknown_operators
 
@@ -244,7 +244,7 @@ def test_operators_that_take_everything_for_want_of_a_rule_are_named(
     mode, images = DependencyMode(), torch.rand(1, 3, 8, 6, dtype=torch.float64)
     with torch.no_grad(), mode:
         mode.start(images)
-        planes = mode.bounds(function(images))
+        planes = mode.bounds_of(function(images))
     assert mode.unknown_operators == names
     if names:
         assert ReceptiveFields.from_bounds(planes, 8, 6).box(0, 3, 3) == Box(0, 0, 8, 6)

@@ -385,7 +385,7 @@ def boxes(function: Function, size: tuple[int, int] = SIZE) -> tuple[list[np.nda
     mode, images = DependencyMode(), picture(0, size)
     with torch.no_grad(), mode:
         mode.start(images)
-        planes = mode.bounds(Kept(function)(images))
+        planes = mode.bounds_of(Kept(function)(images))
     assert planes is not None
     found = ReceptiveFields.from_bounds(planes, *size)
     return [
@@ -484,7 +484,7 @@ def test_a_recurrent_layer_in_float32_depends_on_what_came_before(reverse: bool)
     layer, mode, images = nn.LSTM(12, 3, bidirectional=reverse), DependencyMode(), torch.rand(1, 3, *SIZE)
     with torch.no_grad(), mode:
         mode.start(images)
-        planes = mode.bounds(layer(images[0])[0].reshape(1, -1))
+        planes = mode.bounds_of(layer(images[0])[0].reshape(1, -1))
     assert not mode.unknown_operators
     apart, _ = boxes(lambda x: layer.double()(x[0])[0])
     for bounds, expected in zip(

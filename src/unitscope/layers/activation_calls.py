@@ -51,11 +51,11 @@ class ActivationCalls:
         has_weights = next(call.module.parameters(), None) is not None and not isinstance(call.module, ACTIVATION_MODULES)
         if not call.is_leaf or has_weights or not call.operators or call.input is None or call.output is None:
             return False
-        made = {operator.output for operator in call.operators}
-        read = {value for operator in call.operators for value in operator.inputs if value not in made | self._constants}
+        inner_values = {operator.output for operator in call.operators} | self._constants
+        read_values = {value for operator in call.operators for value in operator.inputs if value not in inner_values}
         return (
             call.input.shape == call.output.shape
-            and read == {call.input.value}
+            and read_values == {call.input.value}
             and _equal(call.input.bounds, call.output.bounds)
             and is_pointwise_nonlinearity(call.module, call.input.shape, self._images)
         )

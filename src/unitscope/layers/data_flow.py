@@ -139,7 +139,7 @@ class DataFlowMode(TorchDispatchMode):
 
     def constants(self) -> set[int]:
         """The values of tensors that are made without the images."""
-        dependent = {value for tensor, value in self._values.values() if self._dependencies.bounds(tensor) is not None}
+        dependent = {value for tensor, value in self._values.values() if self._dependencies.bounds_of(tensor) is not None}
         return {value for _, value in self._values.values()} - dependent
 
     def _value(self, tensor: Tensor) -> int:
@@ -150,7 +150,7 @@ class DataFlowMode(TorchDispatchMode):
         return self._values[id(tensor)][1]
 
     def _logged(self, tensor: Tensor) -> LoggedTensor:
-        return LoggedTensor(self._value(tensor), self._dependencies.bounds(tensor), tuple(tensor.shape))
+        return LoggedTensor(self._value(tensor), self._dependencies.bounds_of(tensor), tuple(tensor.shape))
 
     def _start_hook(self, path: str) -> Any:
         def start(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -30,8 +30,8 @@ def describe_failure(network: nn.Module, images: Tensor, error: Exception) -> st
     """A sentence or two. The network runs once more to find the module that failed, so a copy should be given."""
     failing = _failing_module(network, images)
     shape = tuple(images.shape)
-    at_module = f"{failing.path!r}, a {type(failing.module).__name__}, fails on {failing.input_shape}: " if failing.path else ""
-    error_text = f"{at_module}{type(error).__name__}: {first_line(error)}".rstrip(".")
+    module_text = f"{failing.path!r}, a {type(failing.module).__name__}, fails on {failing.input_shape}: " if failing.path else ""
+    error_text = f"{module_text}{type(error).__name__}: {first_line(error)}".rstrip(".")
     return f"the network doesn't run on an input of shape {shape}: {error_text}. {_advice(network, shape, failing)}"
 
 

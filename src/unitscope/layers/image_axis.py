@@ -62,10 +62,10 @@ def why_images_are_elsewhere(shape: tuple[int, ...], shape_of_two: tuple[int, ..
         return f"its output has shape {shape} for one image, so the first dimension isn't one of images alone"
     if shape_of_two == shape:
         return f"its output has shape {shape} for one image and for two, so it has no dimension of images"
-    changed = [dim for dim, (one, two) in enumerate(zip(shape, shape_of_two, strict=False)) if one != two]
+    changed = [dim for dim, lengths in enumerate(zip(shape, shape_of_two, strict=False)) if lengths[0] != lengths[1]]
     if len(shape) != len(shape_of_two) or len(changed) != 1 or shape_of_two[changed[0]] != 2 * shape[changed[0]]:
         return f"its output has shape {shape} for one image and {shape_of_two} for two"
     if shape[changed[0]] == 1:
         return f"its output of shape {shape} holds images along dimension {changed[0]}, where they should be along the first"
-    which = f"dimension {changed[0]}" if changed[0] else "the first dimension"
-    return f"its output has shape {shape} for one image: images and something else share {which}"
+    dimension = f"dimension {changed[0]}" if changed[0] else "the first dimension"
+    return f"its output has shape {shape} for one image: images and something else share {dimension}"

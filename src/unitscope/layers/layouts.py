@@ -90,8 +90,7 @@ def _grid(rows: Array, columns: Array) -> Array | None:
     has_row, has_column = np.isfinite(rows), np.isfinite(columns)
     if not has_row.any() and not has_column.any():
         return None
-    stands = np.logical_and(*(known if known.any() else ~known for known in (has_row, has_column)))
-    tokens = np.flatnonzero(stands)
+    tokens = np.flatnonzero((has_row if has_row.any() else ~has_row) & (has_column if has_column.any() else ~has_column))
     (row_values, y), (column_values, x) = (np.unique(numbers[tokens], return_inverse=True) for numbers in (rows, columns))
     grid = np.full((len(row_values), len(column_values)), -1)
     grid[y, x] = tokens

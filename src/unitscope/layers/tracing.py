@@ -92,9 +92,9 @@ def _trace_in_any_format(network: nn.Module, images: Tensor) -> Trace:
     """The trace for images in channels last, the fastest memory format, or in contiguous memory where the network can't take that."""
     parameter = first_float_tensor(network)
     input_format = InputFormat(images.device, torch.float32 if parameter is None else parameter.dtype, torch.channels_last)
-    hooks = has_hooks(network) and needs_hooks(network, partial(_module_outputs, images=input_format.convert(images)))
+    with_hooks = has_hooks(network) and needs_hooks(network, partial(_module_outputs, images=input_format.convert(images)))
     try:
-        return _trace(isolated_copy(network, hooks), images, input_format, hooks)
+        return _trace(isolated_copy(network, with_hooks), images, input_format, with_hooks)
     except NetworkError:
         raise
     except Exception:
@@ -102,11 +102,11 @@ def _trace_in_any_format(network: nn.Module, images: Tensor) -> Trace:
         LOG.debug("the network doesn't run in channels last", exc_info=True)
         input_format = replace(input_format, memory_format=torch.contiguous_format)
     try:
-        return _trace(isolated_copy(network, hooks), images, input_format, hooks)
+        return _trace(isolated_copy(network, with_hooks), images, input_format, with_hooks)
     except NetworkError:
         raise
     except Exception as error:
-        message = describe_failure(isolated_copy(network, hooks), input_format.convert(images), error)
+        message = describe_failure(isolated_copy(network, with_hooks), input_format.convert(images), error)
         raise NetworkError(message) from error
 
 
@@ -127,8 +127,8 @@ def _module_outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
     return outputs
 
 
-def _trace(network: nn.Module, images: Tensor, input_format: InputFormat, hooks: bool) -> Trace:
-    """The trace of a copy of the network; `hooks` says whether it was copied with its hooks."""
+def _trace(network: nn.Module, images: Tensor, input_format: InputFormat, with_hooks: bool) -> Trace:
+    """The trace of a copy of the network; `with_hooks` says whether it was copied with its hooks."""
     dependencies = DependencyMode()
     flow = DataFlowMode(dependencies)
     with torch.no_grad(), exact_inference(network, input_format.device), without_fused_transformers():
@@ -142,7 +142,7 @@ def _trace(network: nn.Module, images: Tensor, input_format: InputFormat, hooks:
         folds = log.folds()
     channels, height, width = images.shape[1:]
     unknown_operators = frozenset(dependencies.unknown_operators)
-    return Trace(layers, unreadable, input_format, (channels, height, width), unknown_operators, folds, hooks)
+    return Trace(layers, unreadable, input_format, (channels, height, width), unknown_operators, folds, with_hooks)
 
 
 @contextmanager
@@ -170,21 +170,22 @@ def _layers(log: CallLog, images: Tensor) -> tuple[list[TracedLayer], list[Unrea
 
 
 def _traced_layer(call: ModuleCall, log: CallLog, readout: Readout, images: Tensor, order: int) -> TracedLayer:
-    _, units, map_height, map_width = readout.map_bounds.shape
-    fields = ReceptiveFields.from_bounds(readout.map_bounds, *images.shape[-2:])
+    _, unit_count, map_height, map_width = readout.map_bounds.shape
+    receptive_fields = ReceptiveFields.from_bounds(readout.map_bounds, *images.shape[-2:])
     layer = Layer(
         call.layer_name,
         type(call.module).__name__,
-        units,
+        unit_count,
         map_height,
         map_width,
-        *fields.middle_size(),
-        _stride(fields.centres_y),
-        _stride(fields.centres_x),
+        *receptive_fields.middle_size(),
+        _stride(receptive_fields.centres_y),
+        _stride(receptive_fields.centres_x),
         log.activation_name(call),
         order,
     )
-    return TracedLayer(layer, call.path, call.nth_call, log.reads_input(call), log.is_default(call), fields, readout.layout)
+    reads_input, is_default = log.reads_input(call), log.is_default(call)
+    return TracedLayer(layer, call.path, call.nth_call, reads_input, is_default, receptive_fields, readout.layout)
 
 
 def _stride(centres: Array) -> int:

@@ -35,13 +35,13 @@ class AxisBounds:
     is_global: Tensor
     position: Tensor
 
-    def bounds(self) -> tuple[Tensor, ...]:
+    def bound_tensors(self) -> tuple[Tensor, ...]:
         """All tensors but the position, in the order of the fields."""
         return self.negated_inner_start, self.inner_stop, self.negated_outer_start, self.outer_stop, self.is_global
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors, in the order of the fields."""
-        return *self.bounds(), self.position
+        return *self.bound_tensors(), self.position
 
     def map(self, function: Callable[..., Tensor], *others: "AxisBounds") -> "AxisBounds":
         """Apply the function to each tensor, together with the same tensors of `others`."""
@@ -49,7 +49,7 @@ class AxisBounds:
 
     def map_bounds(self, function: Callable[[Tensor], Tensor], position: Tensor) -> "AxisBounds":
         """Apply the function to each tensor but the position, which is given."""
-        return AxisBounds(*[*map(function, self.bounds()), position])
+        return AxisBounds(*[*map(function, self.bound_tensors()), position])
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class DependencyBounds:
         """Apply a function that gives several tensors, as `split` does: bounds for each of them."""
         rows, columns = (zip(*map(function, axis.tensors()), strict=True) for axis in self.axes)
         parts = zip(rows, columns, function(self.unit_number), strict=True)
-        return [DependencyBounds(AxisBounds(*of_rows), AxisBounds(*of_columns), unit) for of_rows, of_columns, unit in parts]
+        return [DependencyBounds(AxisBounds(*row_part), AxisBounds(*column_part), unit) for row_part, column_part, unit in parts]
 
     def expand(self, shape: Sequence[int]) -> "DependencyBounds":
         return self.map(lambda tensor: tensor.expand(shape))
@@ -116,11 +116,12 @@ def filled_with_nothing(shape: Sequence[int]) -> Tensor:
 def image_bounds(shape: torch.Size) -> DependencyBounds:
     """The bounds of the images themselves, of shape (image, channel, y, x): each pixel depends on itself alone."""
     channels, height, width = shape[1:]
-    rows = torch.arange(height, dtype=torch.float32)[:, None]
-    columns = torch.arange(width, dtype=torch.float32)
+    row_numbers = torch.arange(height, dtype=torch.float32)[:, None]
+    column_numbers = torch.arange(width, dtype=torch.float32)
+    unit_numbers = torch.arange(channels, dtype=torch.float32)[:, None, None]
     not_global = torch.zeros(1, dtype=torch.float32)
-    of_rows, of_columns = (AxisBounds(-line, line + 1, -line, line + 1, not_global, line) for line in (rows, columns))
-    return DependencyBounds(of_rows, of_columns, torch.arange(channels, dtype=torch.float32)[:, None, None]).expand(shape)
+    rows, columns = (AxisBounds(-n, n + 1, -n, n + 1, not_global, n) for n in (row_numbers, column_numbers))
+    return DependencyBounds(rows, columns, unit_numbers).expand(shape)
 
 
 # ── what bounds say ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -167,10 +168,10 @@ def _varies_along(tensor: Tensor, dim: int) -> bool:
 # ── how bounds unite ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def unite(several: Sequence[DependencyBounds]) -> DependencyBounds:
+def unite(parts: Sequence[DependencyBounds]) -> DependencyBounds:
     """The union of bounds of one shape, element by element."""
-    first, *others = several
-    return first.map(maximum, *others) if others else first
+    first, *rest = parts
+    return first.map(maximum, *rest) if rest else first
 
 
 def maximum(*tensors: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ def _united_pointwise(inputs: list[DependencyBounds], shape: torch.Size) -> Depe
     expanded = [bounds.expand(shape) for bounds in inputs]
     united = unite(expanded)
     if len(inputs) > 1:
-        rows, columns = (_first_position([b.position for b in axes]) for axes in zip(*(b.axes for b in expanded), strict=True))
+        row_axes, column_axes = zip(*(bounds.axes for bounds in expanded), strict=True)
+        rows, columns = (_first_position([axis.position for axis in axes]) for axes in (row_axes, column_axes))
         united = united.with_positions(rows, columns)
     unit_numbers = [bounds.unit_number for bounds in inputs if bounds.unit_number.shape == shape]
     if 0 < len(unit_numbers) < len(inputs):
@@ -46,10 +47,10 @@ def _united_pointwise(inputs: list[DependencyBounds], shape: torch.Size) -> Depe
 
 
 def _first_position(positions: list[Tensor]) -> Tensor:
-    first, *others = map(unexpand, positions)
-    for other in others:
+    first, *rest = map(unexpand, positions)
+    for position in rest:
         if bool((first == NOTHING).any()):
-            first = torch.where(first == NOTHING, other, first)
+            first = torch.where(first == NOTHING, position, first)
     return first.expand(positions[0].shape)
 
 
@@ -90,8 +91,8 @@ def _with_source(argument: Any, source: int, tensor: Tensor) -> Any:
 def movement_into_zeros(op: OperatorCall) -> list[DependencyBounds]:
     """The same where elements that nothing is moved to become zero."""
     (moved,) = movement(op)
-    ones = {k: torch.ones(v.shape, dtype=torch.bool) if isinstance(v, Tensor) else v for k, v in op.arguments.items()}
-    return [clear(moved, ~op.apply(ones))]
+    arguments = {name: torch.ones(v.shape, dtype=torch.bool) if isinstance(v, Tensor) else v for name, v in op.arguments.items()}
+    return [clear(moved, ~op.apply(arguments))]
 
 
 def reshape(op: OperatorCall) -> list[DependencyBounds]:

@@ -24,7 +24,7 @@ from unitscope.receptive_fields.operators import NoRule, OperatorCall, tensors_i
 def concatenation(op: OperatorCall) -> list[DependencyBounds]:
     """`cat` and `stack`: tensors that don't depend on the images see nothing."""
     tensors = op.get("tensors")
-    first, *others = (op.bounds_by_id.get(id(tensor)) or no_dependencies(tensor.shape) for tensor in tensors)
+    first, *rest = (op.bounds_by_id.get(id(tensor)) or no_dependencies(tensor.shape) for tensor in tensors)
     dim = op.get("dim", 0) % len(op.shape)
 
     def join(*parts: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def concatenation(op: OperatorCall) -> list[DependencyBounds]:
         parts = tuple(part for part in parts if part.dim() == len(op.shape))  # cat drops empty one-dimensional tensors
         return _cat_unexpanded(parts, dim).expand(op.shape)
 
-    return [_number_single_units(first.map(join, *others), dim)]
+    return [_number_single_units(first.map(join, *rest), dim)]
 
 
 def _cat_unexpanded(tensors: tuple[Tensor, ...], dim: int) -> Tensor:

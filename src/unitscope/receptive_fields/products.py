@@ -138,8 +138,8 @@ def _highest_counted(tensor: Tensor, counted: Tensor, shape: Sequence[int]) -> T
 def _unite_sides(left: DependencyBounds, right: DependencyBounds) -> DependencyBounds:
     """The union; an element stands where its row of the left factor stands or, where that has no positions, its column of the right."""
     rows, columns = (
-        of_left if bool((unexpand(of_left) != NOTHING).any()) else of_right
-        for of_left, of_right in zip(_positions(left), _positions(right), strict=True)
+        left_position if bool((unexpand(left_position) != NOTHING).any()) else right_position
+        for left_position, right_position in zip(_positions(left), _positions(right), strict=True)
     )
     return unite([left, right]).with_positions(rows, columns)
 

@@ -82,8 +82,8 @@ def group_norm(op: OperatorCall) -> list[DependencyBounds]:
     """Each group of units depends on all of it."""
     if not op.depends_only_on("input"):
         raise NoRule
-    bounds, groups = op.first_bounds(), op.get("group")
-    grouped = bounds.map(lambda tensor: tensor.unflatten(1, (groups, -1)))
+    bounds, group_count = op.first_bounds(), op.get("group")
+    grouped = bounds.map(lambda tensor: tensor.unflatten(1, (group_count, -1)))
     united = unite_along(grouped, range(2, grouped.ndim)).expand(grouped.shape)
     return [number_units(unite([bounds, united.map(lambda tensor: tensor.flatten(1, 2))]), 1)]
 

@@ -70,14 +70,14 @@ def unite_selected(tensor: Tensor, dim: int, selected: Tensor) -> Tensor:
     return torch.stack(united, -1).movedim(-1, dim).expand(shape)
 
 
-def unite_channels(tensor: Tensor, groups: int, units: int) -> Tensor:
+def unite_channels(tensor: Tensor, group_count: int, unit_count: int) -> Tensor:
     """What the outputs of a convolution see at one cell: the union over the channels of their group."""
-    shape = _shape_with(tensor, 1, units)
+    shape = _shape_with(tensor, 1, unit_count)
     tensor = unexpand(tensor)
-    if tensor.shape[1] == 1 or groups == 1:
+    if tensor.shape[1] == 1 or group_count == 1:
         return tensor.amax(1, keepdim=True).expand(shape)
-    grouped = tensor.reshape(tensor.shape[0], groups, -1, *tensor.shape[2:]).amax(2)
-    return grouped.repeat_interleave(units // groups, 1).expand(shape)
+    grouped = tensor.reshape(tensor.shape[0], group_count, -1, *tensor.shape[2:]).amax(2)
+    return grouped.repeat_interleave(unit_count // group_count, 1).expand(shape)
 
 
 def _unite_windows(tensor: Tensor, dim: int, cells_read: Array, beyond_border: bool = False) -> Tensor:
@@ -87,11 +87,11 @@ def _unite_windows(tensor: Tensor, dim: int, cells_read: Array, beyond_border: b
     length = tensor.shape[dim]
     if length == 1:
         return _clear_others(tensor, dim, _reads_any(cells_read, None if beyond_border else cells)).expand(shape)
-    before = max(0, -int(cells_read[cells_read != NO_CELL].min(initial=0)))
-    after = max(0, int(cells_read.max(initial=0)) - length + 1)
-    padded = (_continue if beyond_border else _pad_with_nothing)(tensor, dim, before, after)
+    pad_before = max(0, -int(cells_read[cells_read != NO_CELL].min(initial=0)))
+    pad_after = max(0, int(cells_read.max(initial=0)) - length + 1)
+    padded = (_continue if beyond_border else _pad_with_nothing)(tensor, dim, pad_before, pad_after)
     nothing = padded.shape[dim] - 1
-    indices = torch.from_numpy(np.where(cells_read == NO_CELL, nothing, cells_read + before))
+    indices = torch.from_numpy(np.where(cells_read == NO_CELL, nothing, cells_read + pad_before))
     return reduce(torch.maximum, (padded.index_select(dim, index) for index in indices)).expand(shape)
 
 
@@ -109,19 +109,19 @@ def _clear_others(tensor: Tensor, dim: int, reading: Array) -> Tensor:
     return torch.where(torch.from_numpy(reading).reshape(shape), tensor, NOTHING)
 
 
-def _pad_with_nothing(tensor: Tensor, dim: int, before: int, after: int) -> Tensor:
-    """The tensor with `before` and `after` more cells that depend on nothing, and one at the very end for what reads no cell."""
+def _pad_with_nothing(tensor: Tensor, dim: int, pad_before: int, pad_after: int) -> Tensor:
+    """The tensor with `pad_before` and `pad_after` more cells that depend on nothing, and one at the very end for what reads no cell."""
     nothing = torch.full_like(tensor.narrow(dim, 0, 1), NOTHING)
-    return torch.cat([nothing] * before + [tensor] + [nothing] * (after + 1), dim)
+    return torch.cat([nothing] * pad_before + [tensor] + [nothing] * (pad_after + 1), dim)
 
 
-def _continue(tensor: Tensor, dim: int, before: int, after: int) -> Tensor:
+def _continue(tensor: Tensor, dim: int, pad_before: int, pad_after: int) -> Tensor:
     """The same, where the cells beyond the border go on with the step of those at the border."""
     low, high = tensor.narrow(dim, 0, 1), tensor.narrow(dim, tensor.shape[dim] - 1, 1)
     first_step = _step(low, tensor.narrow(dim, 1, 1))
     last_step = _step(tensor.narrow(dim, tensor.shape[dim] - 2, 1), high)
-    head = [low - first_step * i for i in range(before, 0, -1)]
-    tail = [high + last_step * i for i in range(1, after + 1)]
+    head = [low - first_step * i for i in range(pad_before, 0, -1)]
+    tail = [high + last_step * i for i in range(1, pad_after + 1)]
     return torch.cat([*head, tensor, *tail, torch.full_like(low, NOTHING)], dim)
 
 

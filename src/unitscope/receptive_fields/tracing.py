@@ -41,7 +41,7 @@ class TensorBounds:
 
 
 class DependencyMode(TorchDispatchMode):
-    """Follow a forward pass; afterwards `bounds(tensor)` says what each element of a tensor depends on.
+    """Follow a forward pass; afterwards `bounds_of(tensor)` says what each element of a tensor depends on.
 
     Tensors are told apart by identity and kept alive for the length of the pass, so use it on one image. Call `start` with
     the images first. `unknown_operators` are the names of operators without a rule.
@@ -65,14 +65,14 @@ class DependencyMode(TorchDispatchMode):
         """Take `images`, of shape (1, channel, y, x), as the input whose pixels are counted."""
         self._keep(images, image_bounds(images.shape))
 
-    def bounds(self, tensor: Tensor) -> DependencyBounds | None:
+    def bounds_of(self, tensor: Tensor) -> DependencyBounds | None:
         """The bounds of a tensor of this pass; None where it doesn't depend on the images."""
         storage = self._storages.get(storage_id(tensor))
         if storage is None:
             return None
-        view, known = storage_view(tensor), self._tensors.get(id(tensor))
-        if known is not None and known.writes == storage.writes and known.view == view:
-            return known.bounds
+        view, noted = storage_view(tensor), self._tensors.get(id(tensor))
+        if noted is not None and noted.writes == storage.writes and noted.view == view:
+            return noted.bounds
         with _plain_tensors():
             return storage.read(view)
 
@@ -84,7 +84,7 @@ class DependencyMode(TorchDispatchMode):
         arguments = named_arguments(func, args, kwargs)
         if operator_name(func) == "as_strided":  # in place it changes what its rule must know
             arguments["strides_before"] = arguments["self"].stride()
-        bounds_by_id = {id(t): bounds for t in tensors_in(arguments.values()) if (bounds := self.bounds(t)) is not None}
+        bounds_by_id = {id(t): bounds for t in tensors_in(arguments.values()) if (bounds := self.bounds_of(t)) is not None}
         output = func(*args, **kwargs)
         if bounds_by_id and operator_name(func) != "set":  # which gives a tensor a storage whose bounds are known
             with _plain_tensors():
@@ -149,7 +149,7 @@ def _plain_tensors() -> AbstractContextManager[Any]:
 
 def _of_all_outputs(bounds: list[DependencyBounds], call: OperatorCall) -> list[DependencyBounds]:
     """What a rule gives, checked, and for outputs that it gives nothing for (statistics, counts), everything."""
-    for given, output in zip(bounds, call.outputs, strict=False):
-        if not given.shape == given.unit_number.shape == output.shape:
+    for output_bounds, output in zip(bounds, call.outputs, strict=False):
+        if not output_bounds.shape == output_bounds.unit_number.shape == output.shape:
             raise NoRule
     return [*bounds, *(everything(call)[len(bounds) :] if len(bounds) < len(call.outputs) else [])]

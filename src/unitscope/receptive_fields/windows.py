@@ -51,8 +51,8 @@ def _convolve(op: OperatorCall, maps: DependencyBounds, weight: Tensor, transpos
     spatial = weight.dim() - 2
     defaults = (("stride", 1), ("padding", 0), ("dilation", 1))
     strides, paddings, dilations = (_for_each_dim(op.get(name, default), spatial) for name, default in defaults)
-    groups, units = op.get("groups", 1), op.shape[1]
-    axes = [axis.map(lambda tensor: unite_channels(tensor, groups, units)) for axis in maps.axes]
+    united = partial(unite_channels, group_count=op.get("groups", 1), unit_count=op.shape[1])
+    axes = [axis.map(united) for axis in maps.axes]
     for i in range(spatial):
         dim = len(op.shape) - spatial + i
         geometry = (weight.shape[2 + i], strides[i], paddings[i], dilations[i])
