@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 
 
-def see_through(channels: int, *after: nn.Module) -> nn.Sequential:
+def see_through(channels: int, *later: nn.Module) -> nn.Sequential:
     """A network whose first maps are its input, bit for bit: unit i is channel i."""
     convolution = nn.Conv2d(channels, channels, 1, groups=channels, bias=False)
     nn.init.ones_(convolution.weight)
-    return nn.Sequential(convolution, *after)
+    return nn.Sequential(convolution, *later)
 
 
 def small_network(classes: int = 4) -> nn.Sequential:
@@ -38,8 +38,7 @@ class Reused(nn.Module):
         self.last = nn.Conv2d(4, 2, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        first = self.relu(self.norm(self.first(images)))
-        total = self.second(first)
-        total += first
-        total = self.relu(total)
-        return torch.relu(self.last(total))
+        skip = self.relu(self.norm(self.first(images)))
+        total = self.second(skip)
+        total += skip
+        return torch.relu(self.last(self.relu(total)))

@@ -34,101 +34,107 @@ def make_transparent(network: nn.Module, spread: float = 0.5) -> nn.Module:
     return network.double().eval()
 
 
-NOWHERE = 1 << 14
+NEVER_MOVED = 1 << 14
+"""The start of a range of lines for a cell that no change moves."""
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
-    """The first input place that moves each cell and the one after the last, of shape (unit, y, x); `NOWHERE` and 0 where none does."""
+class MovingLines:
+    """The first input line (row or column) that moves each cell and the one after the last, of shape (unit, y, x); `NEVER_MOVED` and 0
+    where none does."""
 
     start: Tensor
     stop: Tensor
 
     @classmethod
-    def of(cls, moved: Tensor, places: Tensor) -> "Moved":
-        """From what moved, of shape (i, unit, y, x), when the place i was changed."""
-        start = torch.full(moved.shape[1:], NOWHERE, dtype=torch.int16)
+    def from_changes(cls, moved: Tensor, lines: Tensor) -> "MovingLines":
+        """From what moved, of shape (i, unit, y, x), when the line `lines[i]` was changed."""
+        start = torch.full(moved.shape[1:], NEVER_MOVED, dtype=torch.int16)
         stop = torch.zeros(moved.shape[1:], dtype=torch.int16)
-        for place, cells in zip(places.tolist(), moved, strict=True):
-            stop.masked_fill_(cells, place + 1)
-        for place, cells in zip(reversed(places.tolist()), moved.flip(0), strict=True):
-            start.masked_fill_(cells, place)
+        for line, cells in zip(lines.tolist(), moved, strict=True):
+            stop.masked_fill_(cells, line + 1)
+        for line, cells in zip(reversed(lines.tolist()), moved.flip(0), strict=True):
+            start.masked_fill_(cells, line)
         return cls(start, stop)
 
-    def with_those(self, other: "Moved") -> "Moved":
-        return Moved(self.start.minimum(other.start), self.stop.maximum(other.stop))
+    def united(self, later: "MovingLines") -> "MovingLines":
+        """With the lines of another part of the image."""
+        return MovingLines(self.start.minimum(later.start), self.stop.maximum(later.stop))
 
 
-def moved_cells(network: nn.Module, read, size: tuple[int, int], base: float = 0.0, channels: int = 3) -> list[list[Moved]]:
-    """For both axes and every layer, which changes of an input row (column) move a cell.
-
-    `read(network, images)` gives the layers' maps, each of shape (image, unit, y, x).
-    """
-    result = []
-    for axis in (0, 1):
-        per_layer: list[Moved] = []
-        with torch.no_grad():
-            calm = read(network, torch.full((1, channels, *size), base, dtype=torch.float64))
-            for chunk in torch.arange(size[axis], dtype=torch.int16).split(16):
-                images = torch.full((len(chunk), channels, *size), base, dtype=torch.float64)
-                for image, place in zip(images, chunk, strict=True):
-                    image.select(axis + 1, int(place)).fill_(base + 1.0)
-                found = [Moved.of(maps != still, chunk) for maps, still in zip(read(network, images), calm, strict=True)]
-                per_layer = [one.with_those(other) for one, other in zip(per_layer, found, strict=True)] if per_layer else found
-        result.append(per_layer)
-    return result
+ReadMaps = Callable[[nn.Module, Tensor], list[Tensor]]
+"""Gives the activation maps of a network's layers, each of shape (image, unit, y, x)."""
 
 
-def assert_boxes_equal(fields: ReceptiveFields, moved: Sequence[Moved], size: tuple[int, int], where: str = "") -> None:
-    """The clipped box of every cell is what perturbation found, `moved` for rows and for columns.
+def moving_rows_and_columns(
+    network: nn.Module, read_maps: ReadMaps, size: tuple[int, int], base: float = 0.0
+) -> tuple[list[MovingLines], list[MovingLines]]:
+    """For every layer, which changes of an input row (column) move each cell, starting from an image that is `base` everywhere."""
+    rows, columns = (_moving_lines(network, read_maps, size, base, axis) for axis in (0, 1))
+    return rows, columns
+
+
+def _moving_lines(network: nn.Module, read_maps: ReadMaps, size: tuple[int, int], base: float, axis: int) -> list[MovingLines]:
+    by_layer: list[MovingLines] = []
+    with torch.no_grad():
+        unchanged = read_maps(network, torch.full((1, 3, *size), base, dtype=torch.float64))
+        for lines in torch.arange(size[axis], dtype=torch.int16).split(16):
+            images = torch.full((len(lines), 3, *size), base, dtype=torch.float64)
+            for image, line in zip(images, lines, strict=True):
+                image.select(axis + 1, int(line)).fill_(base + 1.0)
+            changed = read_maps(network, images)
+            parts = [MovingLines.from_changes(a != b, lines) for a, b in zip(changed, unchanged, strict=True)]
+            by_layer = [a.united(b) for a, b in zip(by_layer, parts, strict=True)] if by_layer else parts
+    return by_layer
+
+
+def assert_boxes_equal(fields: ReceptiveFields, moving: Sequence[MovingLines], size: tuple[int, int], message: str = "") -> None:
+    """The clipped box of every cell is what perturbation found, `moving` for rows and for columns.
 
     A cell that nothing moves sees padding alone: its box must lie beyond the input, or have no rows or no columns.
     """
-    known = [np.clip(bounds, 0, length) for bounds, length in zip((fields.rows, fields.columns), size, strict=True)]
-    true = [(of_axis.start.numpy(), of_axis.stop.numpy()) for of_axis in moved]
-    seen = true[0][1] > 0
-    for (start, stop), (true_start, true_stop) in zip(known, true, strict=True):
-        np.testing.assert_array_equal(np.broadcast_to(start, seen.shape)[seen], true_start[seen], err_msg=where)
-        np.testing.assert_array_equal(np.broadcast_to(stop, seen.shape)[seen], true_stop[seen], err_msg=where)
-    empty = (known[0][0] >= known[0][1]) | (known[1][0] >= known[1][1])
-    np.testing.assert_array_equal(np.broadcast_to(empty, seen.shape), ~seen, err_msg=where)
+    boxes = [np.clip(lines, 0, length) for lines, length in zip((fields.rows, fields.columns), size, strict=True)]
+    expected = [(lines.start.numpy(), lines.stop.numpy()) for lines in moving]
+    sees = expected[0][1] > 0
+    for (start, stop), (expected_start, expected_stop) in zip(boxes, expected, strict=True):
+        np.testing.assert_array_equal(np.broadcast_to(start, sees.shape)[sees], expected_start[sees], err_msg=message)
+        np.testing.assert_array_equal(np.broadcast_to(stop, sees.shape)[sees], expected_stop[sees], err_msg=message)
+    empty = (boxes[0][0] >= boxes[0][1]) | (boxes[1][0] >= boxes[1][1])
+    np.testing.assert_array_equal(np.broadcast_to(empty, sees.shape), ~sees, err_msg=message)
 
 
-def assert_moved(
-    function: Callable[[Tensor], Tensor], images: Sequence[Tensor], known: Sequence[np.ndarray], exact: bool = True
+def assert_bounds_hold(
+    function: Callable[[Tensor], Tensor], images: Sequence[Tensor], bounds: Sequence[np.ndarray], minimal: bool = True
 ) -> None:
     """The bounds of every number that a function gives, of shape (2, number) for rows and for columns, are those between which a
-    change of a row (column) moves it; or, if not `exact`, hold all that do.
+    change of a row (column) moves it; or, if they needn't be `minimal`, hold all that do.
 
     Each line of each image is raised, lowered and scattered; what none of that moves doesn't depend on it.
     """
-    for axis, (start, stop) in enumerate(known):
+    for axis, (start, stop) in enumerate(bounds):
         length = images[0].shape[2 + axis]
-        seen = torch.stack([_moves(function, images, axis, line) for line in range(length)]).numpy()
-        first, last = seen.argmax(0), length - seen[::-1].argmax(0)
-        moving = seen.any(0)
+        moved = torch.stack([_moved_by(function, images, axis, line) for line in range(length)]).numpy()
+        first, last = moved.argmax(0), length - moved[::-1].argmax(0)
+        moves = moved.any(0)
         start, stop = np.broadcast_to(start, first.shape), np.broadcast_to(stop, first.shape)
-        if exact:
-            np.testing.assert_array_equal((start[moving], stop[moving]), (first[moving], last[moving]), err_msg=f"axis {axis}")
-            assert (start >= stop)[~moving].all(), f"axis {axis}: what nothing moves has a box"
+        if minimal:
+            np.testing.assert_array_equal((start[moves], stop[moves]), (first[moves], last[moves]), err_msg=f"axis {axis}")
+            assert (start >= stop)[~moves].all(), f"axis {axis}: what nothing moves has a box"
         else:
-            assert (start <= first)[moving].all(), f"axis {axis}"
-            assert (stop >= last)[moving].all(), f"axis {axis}"
+            assert (start <= first)[moves].all(), f"axis {axis}"
+            assert (stop >= last)[moves].all(), f"axis {axis}"
 
 
-def _moves(function: Callable[[Tensor], Tensor], images: Sequence[Tensor], axis: int, line: int) -> Tensor:
+def _moved_by(function: Callable[[Tensor], Tensor], images: Sequence[Tensor], axis: int, line: int) -> Tensor:
+    """Which numbers any change of that row (column) moves."""
     moved = []
-    noise = torch.Generator().manual_seed(line)
+    generator = torch.Generator().manual_seed(line)
     with torch.no_grad():
         for image in images:
-            still = function(image)
-            for change in (
-                9.1,
-                1.7,
-                -0.9,
-                torch.randn(image.shape[1], image.shape[3 - axis], generator=noise, dtype=image.dtype),
-            ):
+            unchanged = function(image)
+            noise = torch.randn(image.shape[1], image.shape[3 - axis], generator=generator, dtype=image.dtype)
+            for change in (9.1, 1.7, -0.9, noise):
                 changed = image.clone()
                 changed.select(2 + axis, line).add_(change)
-                moved.append((function(changed) != still).flatten())
+                moved.append((function(changed) != unchanged).flatten())
     return torch.stack(moved).any(0)

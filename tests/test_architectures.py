@@ -1,8 +1,11 @@
-"""Fields of real architectures, for every cell of every layer, against perturbation; and the sizes that others have published."""
+"""Receptive fields of real architectures, for every cell of every layer, against perturbation; and their published sizes."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
-from oracles import assert_boxes_equal, make_transparent, moved_cells
+from oracles import assert_boxes_equal, make_transparent, moving_rows_and_columns
 from torch import Tensor, nn
 
 from unitscope.layers import trace
@@ -30,42 +33,49 @@ PLAIN = {
 GATED = {"mobilenet_v3_small": (64, 80), "efficientnet_b0": (64, 48), "regnet_y_400mf": (64, 80)}
 
 
-def leaf_outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
-    """The outputs of all modules without children in one pass, as maps; copied, since in-place modules change them later."""
-    result: list[Tensor] = []
+@contextmanager
+def leaf_hooks(network: nn.Module, look: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call `look` with every activation map that a module without children gives; (unit,) outputs as maps of one cell."""
 
-    def keep(_: nn.Module, __: object, output: object) -> None:
+    def hook(_: nn.Module, __: object, output: object) -> None:
         if isinstance(output, Tensor) and output.dim() in (2, 4):
-            result.append(output.clone() if output.dim() == 4 else output[..., None, None].clone())
+            look(output)
 
-    handles = [m.register_forward_hook(keep) for m in network.modules() if next(m.children(), None) is None]
-    network(images)
+    handles = [m.register_forward_hook(hook) for m in network.modules() if next(m.children(), None) is None]
+    yield
     for handle in handles:
         handle.remove()
-    return result
+
+
+def leaf_outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
+    """The outputs of all modules without children in one pass, as maps; copied, since in-place modules change them later."""
+    outputs: list[Tensor] = []
+    with leaf_hooks(
+        network, lambda output: outputs.append(output.clone() if output.dim() == 4 else output[..., None, None].clone())
+    ):
+        network(images)
+    return outputs
 
 
 def leaf_fields(network: nn.Module, size: tuple[int, int]) -> list[ReceptiveFields]:
-    mode, images, result = DependencyMode(), torch.zeros(1, 3, *size, dtype=torch.float64), []
+    """The receptive fields of the same outputs; every operator has a rule."""
+    mode, images = DependencyMode(), torch.zeros(1, 3, *size, dtype=torch.float64)
+    fields: list[ReceptiveFields] = []
 
-    def keep(_: nn.Module, __: object, output: object) -> None:
-        if isinstance(output, Tensor) and output.dim() in (2, 4):
-            result.append(ReceptiveFields.from_bounds(mode.bounds_of(output), *size))
+    def look(output: Tensor) -> None:
+        fields.append(ReceptiveFields.from_bounds(mode.bounds_of(output), *size))
 
-    handles = [m.register_forward_hook(keep) for m in network.modules() if next(m.children(), None) is None]
-    with torch.no_grad(), mode:
+    with leaf_hooks(network, look), torch.no_grad(), mode:
         mode.start(images)
         network(images)
-    for handle in handles:
-        handle.remove()
-    assert not mode.unknown_operators
-    return result
+    assert mode.unknown_operators == set()
+    return fields
 
 
 def assert_fields_are_exact(network: nn.Module, size: tuple[int, int], base: float) -> None:
-    moved = moved_cells(network, leaf_outputs, size, base)
-    for number, (fields, *per_axis) in enumerate(zip(leaf_fields(network, size), *moved, strict=True)):
-        assert_boxes_equal(fields, per_axis, size, f"layer {number}")
+    moving = moving_rows_and_columns(network, leaf_outputs, size, base)
+    for number, (fields, *lines) in enumerate(zip(leaf_fields(network, size), *moving, strict=True)):
+        assert_boxes_equal(fields, lines, size, f"layer {number}")
 
 
 @pytest.mark.slow
@@ -104,5 +114,5 @@ def test_fields_of_the_demo_network_are_exact() -> None:
 )
 def test_published_field_sizes_come_out(model: str, layer: str, size: int) -> None:
     traced = trace(load_network(f"torchvision:{model}", "none").module, torch.zeros(1, 3, 224, 224))
-    found = next(t.layer for t in traced.layers if t.name == layer)
-    assert (found.receptive_field_height, found.receptive_field_width) == (size, size)
+    (described,) = (t.layer for t in traced.layers if t.name == layer)
+    assert (described.receptive_field_height, described.receptive_field_width) == (size, size)

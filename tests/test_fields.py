@@ -1,4 +1,4 @@
-"""Fields against perturbation: change a row of the input and see which cells move."""
+"""Receptive fields against perturbation: change a row of the input and see which cells move."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from oracles import assert_boxes_equal, make_transparent, moved_cells
+from oracles import assert_boxes_equal, make_transparent, moving_rows_and_columns
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -84,10 +84,10 @@ class InPlaceThenTurned(nn.Module):
         self.first, self.second, self.last = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 4)
 
     def forward(self, images: Tensor) -> Tensor:
-        first = self.first(images)
-        result = self.second(first) * 2
-        result += first
-        return self.last(result.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        skip = self.first(images)
+        total = self.second(skip) * 2
+        total += skip
+        return self.last(total.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class SqueezeExcitation(nn.Module):
@@ -113,10 +113,10 @@ class Slices(nn.Module):
     """Writes into a new tensor, part by part."""
 
     def forward(self, maps: Tensor) -> Tensor:
-        result = torch.zeros_like(maps)
-        result[:, :, ::2] = maps[:, :, ::2]
-        result[:, :, 1::2] = maps[:, :, 1::2]
-        return result
+        copy = torch.zeros_like(maps)
+        copy[:, :, ::2] = maps[:, :, ::2]
+        copy[:, :, 1::2] = maps[:, :, 1::2]
+        return copy
 
 
 class Antialiased(nn.Module):
@@ -140,31 +140,30 @@ class Shifted(nn.Module):
         return maps + torch.roll(maps, 1, 3)
 
 
-def outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
-    """What comes out of each child, as maps."""
-    result = []
+def outputs_of_children(network: nn.Module, images: Tensor) -> list[Tensor]:
+    """What comes out of each child, as activation maps."""
+    outputs = []
     for module in network.children():
         images = module(images)
-        result.append(images if images.dim() == 4 else images[..., None, None])
-    return result
+        outputs.append(images if images.dim() == 4 else images[..., None, None])
+    return outputs
 
 
-def fields(network: nn.Module, size: tuple[int, int]) -> tuple[list[ReceptiveFields], set[str]]:
-    """The fields of each child's output, and the operators that had no rule."""
+def receptive_fields(network: nn.Module, size: tuple[int, int]) -> list[ReceptiveFields]:
+    """The receptive fields of each child's output; every operator has a rule."""
     mode, images = DependencyMode(), torch.zeros(1, 3, *size, dtype=torch.float64)
     with torch.no_grad(), mode:
         mode.start(images)
-        planes = [mode.bounds_of(maps) for maps in outputs(network.double(), images)]
-    assert all(p is not None for p in planes)
-    return [ReceptiveFields.from_bounds(p, *size) for p in planes if p is not None], mode.unknown_operators
+        bounds = [mode.bounds_of(maps) for maps in outputs_of_children(network.double(), images)]
+    assert mode.unknown_operators == set()
+    return [ReceptiveFields.from_bounds(b, *size) for b in bounds]
 
 
 def assert_fields_are_exact(network: nn.Module, size: tuple[int, int], base: float = 0.0) -> None:
     network = make_transparent(network)
-    known, unknown = fields(network, size)
-    assert not unknown
-    for one, *moved in zip(known, *moved_cells(network, outputs, size, base), strict=True):
-        assert_boxes_equal(one, moved, size)
+    moving = moving_rows_and_columns(network, outputs_of_children, size, base)
+    for fields, *lines in zip(receptive_fields(network, size), *moving, strict=True):
+        assert_boxes_equal(fields, lines, size)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
@@ -183,9 +182,8 @@ def test_what_multiplies_maps_counts(network: Callable[[], nn.Module]) -> None:
 
 
 def test_weights_made_of_the_images_make_every_cell_see_them() -> None:
-    known, unknown = fields(nn.Sequential(nn.Conv2d(3, 4, 3), OwnWeights()), (9, 7))
-    assert not unknown
-    assert known[1].box(0, 3, 2) == Box(0, 0, 9, 7)
+    _, convolved = receptive_fields(nn.Sequential(nn.Conv2d(3, 4, 3), OwnWeights()), (9, 7))
+    assert {convolved.box(0, y, x) for y in range(6) for x in range(4)} == {Box(0, 0, 9, 7)}
 
 
 @st.composite
@@ -209,23 +207,25 @@ def windows(draw: st.DrawFn) -> nn.Module:
 def test_fields_of_any_chain_are_what_perturbation_finds(chain: list[nn.Module], height: int, width: int) -> None:
     network = nn.Sequential(*chain)
     try:
-        outputs(network.double(), torch.zeros(1, 3, height, width, dtype=torch.float64))
+        outputs_of_children(network.double(), torch.zeros(1, 3, height, width, dtype=torch.float64))
     except RuntimeError:
         assume(False)  # the map became smaller than a window
     assert_fields_are_exact(network, (height, width))
 
 
 def test_unclipped_boxes_count_the_padding() -> None:
-    known, _ = fields(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 5, stride=2, padding=2)), (9, 9))
-    assert known[0].box(0, 0, 0) == Box(-1, -1, 2, 2)
-    assert known[1].box(0, 0, 0) == Box(-3, -3, 4, 4)
-    assert known[1].box(0, 4, 2) == Box(5, 1, 12, 8)
-    assert known[1].middle_size() == (7, 7)
+    first, second = receptive_fields(
+        nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 5, stride=2, padding=2)), (9, 9)
+    )
+    assert first.box(0, 0, 0) == Box(-1, -1, 2, 2)
+    assert second.box(0, 0, 0) == Box(-3, -3, 4, 4)
+    assert second.box(0, 4, 2) == Box(5, 1, 12, 8)
+    assert second.middle_size() == (7, 7)
 
 
 def test_a_global_operation_sees_the_input_and_no_padding() -> None:
-    known, _ = fields(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1)), (9, 7))
-    assert known[1].box(0, 0, 0) == Box(0, 0, 9, 7)
+    _, pooled = receptive_fields(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1)), (9, 7))
+    assert pooled.box(0, 0, 0) == Box(0, 0, 9, 7)
 
 
 @pytest.mark.parametrize(
@@ -244,10 +244,10 @@ def test_operators_that_take_everything_for_want_of_a_rule_are_named(
     mode, images = DependencyMode(), torch.rand(1, 3, 8, 6, dtype=torch.float64)
     with torch.no_grad(), mode:
         mode.start(images)
-        planes = mode.bounds_of(function(images))
+        bounds = mode.bounds_of(function(images))
     assert mode.unknown_operators == names
     if names:
-        assert ReceptiveFields.from_bounds(planes, 8, 6).box(0, 3, 3) == Box(0, 0, 8, 6)
+        assert ReceptiveFields.from_bounds(bounds, 8, 6).box(0, 3, 3) == Box(0, 0, 8, 6)
 
 
 class InferenceMode(nn.Module):
@@ -266,33 +266,33 @@ class InferenceMode(nn.Module):
 @pytest.mark.parametrize("name", CHAINS)
 def test_fields_in_inference_mode_are_the_same(name: str) -> None:
     network = CHAINS[name]()
-    plain, _ = fields(network, (29, 22))
-    for entered in (nn.Sequential(*map(InferenceMode, network)), nn.Sequential(network[0], *map(InferenceMode, network[1:]))):
-        known, unknown = fields(entered, (29, 22))
-        assert not unknown
-        for one, other in zip(plain, known, strict=True):
-            assert (one.rows == other.rows).all()
-            assert (one.columns == other.columns).all()
+    expected = receptive_fields(network, (29, 22))
+    whole = nn.Sequential(*map(InferenceMode, network))
+    all_but_first = nn.Sequential(network[0], *map(InferenceMode, network[1:]))
+    for entering in (whole, all_but_first):
+        for fields, expected_fields in zip(receptive_fields(entering, (29, 22)), expected, strict=True):
+            np.testing.assert_array_equal(fields.rows, expected_fields.rows)
+            np.testing.assert_array_equal(fields.columns, expected_fields.columns)
 
 
 def test_writing_outside_inference_mode_into_what_was_made_in_it_is_followed() -> None:
-    class Both(nn.Module):
+    class PartlyInInferenceMode(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 5, padding=2)
 
         def forward(self, images: Tensor) -> Tensor:
-            result = torch.zeros_like(images)
+            maps = torch.zeros_like(images)
             with torch.inference_mode():
                 wide = self.second(images)
-                result[:, :, 1::2] = wide[:, :, 1::2]
-            result[:, :, ::2] += self.first(images)[:, :, ::2]
-            return result
+                maps[:, :, 1::2] = wide[:, :, 1::2]
+            maps[:, :, ::2] += self.first(images)[:, :, ::2]
+            return maps
 
-    assert_fields_are_exact(nn.Sequential(Both(), nn.Conv2d(3, 3, 1)), (9, 8))
+    assert_fields_are_exact(nn.Sequential(PartlyInInferenceMode(), nn.Conv2d(3, 3, 1)), (9, 8))
 
 
 def test_cells_of_one_layer_stand_a_stride_apart() -> None:
-    known, _ = fields(nn.Sequential(nn.Conv2d(3, 4, 3, stride=4, padding=1)), (29, 22))
-    np.testing.assert_array_equal(np.diff(known[0].centres_y), 4)
-    np.testing.assert_array_equal(np.diff(known[0].centres_x), 4)
+    (fields,) = receptive_fields(nn.Sequential(nn.Conv2d(3, 4, 3, stride=4, padding=1)), (29, 22))
+    np.testing.assert_array_equal(fields.centres_y, np.arange(8) * 4 + 0.5)
+    np.testing.assert_array_equal(fields.centres_x, np.arange(6) * 4 + 0.5)

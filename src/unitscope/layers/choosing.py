@@ -52,7 +52,7 @@ def _check(pattern: str, trace: Trace, model: str) -> None:
 
 
 def _refuse(unreadable: Sequence[UnreadableLayer], model: str) -> None:
-    """Raise where there are such layers."""
+    """Raise `LayoutError` where any layer is unreadable."""
     if unreadable:
         raise LayoutError(
             f"layer {_names(unreadable)} of {model!r} can't be scanned: {unreadable[0].reason}. "

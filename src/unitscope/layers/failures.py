@@ -27,7 +27,7 @@ class RunningModule:
 
 
 def describe_failure(network: nn.Module, images: Tensor, error: Exception) -> str:
-    """A sentence or two. The network runs once more to find the module that failed, so a copy should be given."""
+    """Why the network doesn't run, and what to do. It runs once more to find the module that failed, so give a copy."""
     failing = _failing_module(network, images)
     shape = tuple(images.shape)
     module_text = f"{failing.path!r}, a {type(failing.module).__name__}, fails on {failing.input_shape}: " if failing.path else ""

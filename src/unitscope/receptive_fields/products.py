@@ -62,7 +62,7 @@ def matrix_product(op: OperatorCall) -> list[DependencyBounds]:
 
 
 def _factor(op: OperatorCall, name: str, missing_dim: int) -> Factor:
-    """A factor as a matrix; a vector gets the dimension that it lacks. Of one that was written over nothing is known to be zero."""
+    """A factor as a matrix; a vector gets the dimension that it lacks. Where the operator wrote over it, no element counts as zero."""
     values, bounds = op.get(name), op.bounds_of(name)
     if op.overwrote(values):
         values = torch.ones_like(values)
@@ -84,10 +84,8 @@ def _multiply(left: Factor, right: Factor) -> DependencyBounds:
     if len(parts) == 2:
         return _unite_sides(parts[0], parts[1])
     (summed,) = parts
-    if any(
-        runs_along(summed.unit_number, dim) for dim in range(len(shape))
-    ):  # other things than units are summed over, as tokens
-        return summed
+    if any(runs_along(summed.unit_number, dim) for dim in range(len(shape))):
+        return summed  # not units but other things are summed over, such as tokens
     if left.bounds is not None:
         return _number_sums(summed, left.bounds, -1)
     return _number_sums(summed, right.bounds, -2) if right.bounds is not None else summed
@@ -288,6 +286,6 @@ def matrix_function(op: OperatorCall) -> list[DependencyBounds]:
 
 
 def _spread(stack: DependencyBounds, shape: torch.Size) -> DependencyBounds:
-    """What each matrix of a stack depends on, for every number of another matrix of the same place in the stack."""
+    """What each matrix of a stack depends on, for every number of another matrix at the same index of the stack."""
     more_dims = [None] * (len(shape) - stack.ndim)
     return stack.map(lambda tensor: tensor[(..., *more_dims)].expand(shape))

@@ -166,7 +166,7 @@ def _interpolated_cells(op: OperatorCall, axis: int, spatial: int, input_cells: 
     """Which input cells each output cell is mixed from along one axis, of shape (output cell, input cell)."""
     names = ("scales",) if spatial == 1 else ("scales_d", "scales_h", "scales_w")[-spatial:]
     cells = op.shape[len(op.shape) - spatial + axis]
-    # The axis stands first, in the place of the others; antialiasing goes wrong on one column.
+    # The axis comes first. The others get two cells each, since antialiasing goes wrong on a single column.
     other_sizes = [2] * (spatial - 1)
     lit = torch.eye(input_cells, dtype=op.get("self").dtype)[None].reshape(1, input_cells, input_cells, *[1] * (spatial - 1))
     scales = dict.fromkeys(names) | {names[0]: op.get(names[axis])}
