@@ -37,9 +37,12 @@ class Shared:
 
 def shared(highest: np.ndarray, k: int = 9) -> Shared | None:
     """By sorting a unit's values in all images, and counting."""
-    best = sorted(highest.tolist(), reverse=True)[:k]
-    equal, everywhere = best.count(best[-1]), highest.tolist().count(best[-1])
-    return Shared(len(best) - equal + 1, len(best), equal, everywhere) if len(best) == k and everywhere > equal else None
+    values = highest.tolist()
+    top_values = sorted(values, reverse=True)[:k]
+    shown, sharing_images = top_values.count(top_values[-1]), values.count(top_values[-1])
+    if len(top_values) < k or sharing_images == shown:
+        return None
+    return Shared(k - shown + 1, k, shown, sharing_images)
 
 
 def planted_network() -> nn.Module:
@@ -54,9 +57,9 @@ def planted_images(folder: Path) -> Path:
         pixels = rng.integers(0, 90, (16, 16, 3), dtype=np.uint8)
         for colour, value in enumerate(highest):
             pixels[(*rng.integers(0, 16, 2), colour)] = value
-        place = folder / LABELS[image % len(LABELS)]
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(place / f"{image:03}.png")
+        label_folder = folder / LABELS[image % len(LABELS)]
+        label_folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(label_folder / f"{image:03}.png")
     return folder
 
 

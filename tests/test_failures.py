@@ -23,8 +23,8 @@ class ChannelsLast(nn.Module):
         self.stem = nn.Conv2d(3, 4, 3)
 
     def forward(self, images: Tensor) -> Tensor:
-        found: Tensor = self.stem(images.permute(0, 3, 1, 2))
-        return found
+        maps: Tensor = self.stem(images.permute(0, 3, 1, 2))
+        return maps
 
 
 class Deep(nn.Module):
@@ -33,7 +33,6 @@ class Deep(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList([nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU()), nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU())])
-        self.hidden: list[Tensor] = []
 
     def forward(self, images: Tensor) -> Tensor:
         for block in (*self.blocks, self.blocks[0]):
@@ -45,7 +44,7 @@ ADVICE = "Check the size and the channels that it expects."
 
 
 @pytest.mark.parametrize(
-    ("network", "channels", "place", "advice"),
+    ("network", "channels", "failure", "advice"),
     [
         (TwoInputs(), 3, "TypeError", "It takes several inputs, images, depth: give a module around it that takes images alone and adds the others."),
         (ChannelsLast(), 3, "'stem', a Conv2d, fails on (1, 12, 3, 12): RuntimeError", "If it takes its channels last, give a module around it"),
@@ -56,22 +55,22 @@ ADVICE = "Check the size and the channels that it expects."
         (nn.Sequential(nn.ReLU(), nn.Sequential(nn.Conv2d(3, 2, 15))), 3, "'1.0', a Conv2d, fails on (1, 3, 12, 12): ", ADVICE),
     ],
 )  # fmt: skip
-def test_the_module_that_fails_is_named_with_what_it_got(network: nn.Module, channels: int, place: str, advice: str) -> None:
+def test_the_module_that_fails_is_named_with_what_it_got(network: nn.Module, channels: int, failure: str, advice: str) -> None:
     with pytest.raises(NetworkError) as caught:
         trace(network, torch.zeros(1, channels, 12, 12))
-    said = str(caught.value)
-    assert said.startswith(f"the network doesn't run on an input of shape (1, {channels}, 12, 12): {place}")
-    assert advice in said
-    assert "\n" not in said
+    message = str(caught.value)
+    assert message.startswith(f"the network doesn't run on an input of shape (1, {channels}, 12, 12): {failure}")
+    assert f". {advice}" in message
+    assert "\n" not in message
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in network.modules())
 
 
-@pytest.mark.parametrize("way", ["scripted", "traced", "frozen"])
-def test_a_torchscript_program_is_refused_with_what_to_give(way: str) -> None:
+@pytest.mark.parametrize("kind", ["scripted", "traced", "frozen"])
+def test_a_torchscript_program_is_refused_with_what_to_give(kind: str) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is on its way out
-        program = torch.jit.trace(network, torch.zeros(1, 3, 12, 12)) if way == "traced" else torch.jit.script(network)
-        program = torch.jit.freeze(program) if way == "frozen" else program
+        program = torch.jit.trace(network, torch.zeros(1, 3, 12, 12)) if kind == "traced" else torch.jit.script(network)
+        program = torch.jit.freeze(program) if kind == "frozen" else program
     with pytest.raises(NetworkError, match=r"is a TorchScript program, .*; give the nn\.Module that it was made from"):
         trace(program, torch.zeros(1, 3, 12, 12))

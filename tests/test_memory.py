@@ -16,8 +16,8 @@ import unitscope
 from networks import small_network
 
 images = sorted(Path(sys.argv[1]).iterdir())[: int(sys.argv[2])]
-how = unitscope.Preprocessing(None, (14, 14), (0.5,) * 3, (0.5,) * 3)
-unitscope.scan(small_network(), images, Path(sys.argv[1], "..", f"atlas {sys.argv[2]}"), preprocess=how)
+preprocessing = unitscope.Preprocessing(None, (14, 14), (0.5,) * 3, (0.5,) * 3)
+unitscope.scan(small_network(), images, Path(sys.argv[1], "..", f"atlas {sys.argv[2]}"), preprocess=preprocessing)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
@@ -32,11 +32,13 @@ def test_twenty_thousand_images_take_no_more_memory_than_one_thousand(tmp_path: 
     (tmp_path / "images").mkdir()
     for number in range(20_000):
         (tmp_path / "images" / f"{number:05}.png").symlink_to(tmp_path / f"{number % 20}.png")
-    peaks = []
-    for count in (1_000, 20_000):
-        command = [sys.executable, "-c", SCAN, str(tmp_path / "images"), str(count)]
-        ran = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=600)
-        assert ran.returncode == 0, ran.stderr
-        peaks.append(int(ran.stdout))
-    print(peaks)
-    assert peaks[1] < 1.05 * peaks[0]
+    few, many = (resident_memory_of_scan(tmp_path / "images", count) for count in (1_000, 20_000))
+    assert many < 1.05 * few
+
+
+def resident_memory_of_scan(folder: Path, count: int) -> int:
+    """The most memory that a process of its own held while it scanned so many images of the folder, in the system's unit."""
+    command = [sys.executable, "-c", SCAN, str(folder), str(count)]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=600)
+    assert process.returncode == 0, process.stderr
+    return int(process.stdout)

@@ -1,0 +1,295 @@
+"""Which axes of an output hold images, units, rows and columns."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from read_maps import read_maps
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unitscope.errors import LayoutError
+from unitscope.layers import choose_layers, trace
+from unitscope.records import Box
+
+
+class OneByOne(nn.Module):
+    """A convolution that is called for every image alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.last = nn.Conv2d(3, 2, 1), nn.ReLU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(torch.cat([self.convolution(image[None]) for image in images]))
+
+
+class TokensFirst(nn.Module):
+    """A linear layer on (token, image, unit)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.tokens = nn.Conv2d(3, 4, 2, stride=2), nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tokens(self.first(images).flatten(2).permute(2, 0, 1)).mean(0)
+
+
+class WindowsFirst(nn.Module):
+    """A linear layer on (image and window, token, unit)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.tokens = nn.Conv2d(3, 4, 2, stride=2), nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tokens(self.first(images).unflatten(2, (2, 2)).permute(0, 2, 3, 4, 1).reshape(-1, 8, 4)).mean((1, 2))
+
+
+class Averages(nn.Module):
+    """A linear layer on the mean of all images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.mean = nn.Conv2d(3, 4, 2, stride=2), nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.first(images)
+        return self.mean(maps.mean((0, 2, 3))[None])
+
+
+@pytest.mark.parametrize(
+    ("network", "layer", "reason"),
+    [
+        (OneByOne(), "convolution", r"has shape \(1, 2, 8, 8\) for one image and for two, so it has no dimension of images"),
+        (TokensFirst(), "tokens", r"of shape \(16, 1, 5\) holds images along dimension 1"),
+        (WindowsFirst(), "tokens", r"has shape \(2, 8, 5\) for one image: images and something else share the first dimension"),
+        (Averages(), "mean", r"has shape \(1, 5\) for one image and for two"),
+    ],
+)
+def test_where_images_are_is_said_where_they_are_elsewhere(network: nn.Module, layer: str, reason: str) -> None:
+    traced = trace(network, torch.zeros(1, 3, 8, 8))
+    with pytest.raises(LayoutError, match=f"{layer!r}.*{reason}"):
+        choose_layers(traced, [layer])
+    with pytest.warns(UserWarning, match=f"{layer!r}.* is left out, since it can't be scanned.*{reason}"):
+        assert layer not in [chosen.name for chosen in choose_layers(traced)]
+
+
+def test_patterns_that_match_layers_of_another_layout_say_what_they_leave_out() -> None:
+    traced = trace(WithoutGrid(), torch.zeros(1, 3, 8, 8))
+    with pytest.warns(UserWarning, match="'tokens' of 'the network' is left out, since it can't be scanned"):
+        assert [layer.name for layer in choose_layers(traced, ["*"])] == ["first"]
+
+
+class Tokens(nn.Module):
+    """A layer of tokens, (image, token, unit), behind one of maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.tokens = nn.Conv2d(3, 4, 2, stride=2), nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tokens(self.first(images).flatten(2).transpose(1, 2))
+
+
+class WithoutGrid(nn.Module):
+    """Tokens whose cells can't be told: every second one is missing, and one more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.tokens = nn.Conv2d(3, 4, 2, stride=2), nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tokens(self.first(images).flatten(2).transpose(1, 2)[:, 1::2][:, 1:])
+
+
+def test_tokens_without_a_grid_are_left_out_by_name() -> None:
+    traced = trace(WithoutGrid(), torch.zeros(1, 3, 8, 8))
+    reason = r"the 7 tokens of its output of shape \(1, 7, 5\) don't stand on a grid"
+    with pytest.warns(UserWarning, match=f"layer 'tokens' of 'net' is left out, since it can't be scanned: {reason}"):
+        assert [layer.name for layer in choose_layers(traced, model="net")] == ["first"]
+    with pytest.raises(LayoutError, match=f"'tokens'.*{reason}.*--layers"):
+        choose_layers(traced, ["tokens"])
+    assert [layer.name for layer in choose_layers(traced, ["first"])] == ["first"]
+
+
+class Transposed(nn.Module):
+    """Maps whose rows and columns are swapped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 2, stride=2), nn.Conv2d(4, 4, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(self.first(images).transpose(2, 3))
+
+
+def test_maps_that_are_transposed_are_transposed_back() -> None:
+    network, images = Transposed(), torch.randn(2, 3, 8, 6)
+    (layer,) = choose_layers(trace(network, images[:1]), ["last"])
+    with torch.no_grad():
+        expected = network.last(network.first(images))
+    torch.testing.assert_close(read_maps(network, images, ["last"])["last"], expected)
+    assert layer.receptive_fields.box(0, 3, 1) == Box(6, 2, 8, 4)
+
+
+class ChannelsLast(nn.Module):
+    """Maps of shape (image, y, x, unit)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 2, stride=2), nn.Linear(4, 5)
+        self.act = nn.GELU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.act(self.last(self.first(images).permute(0, 2, 3, 1)))
+
+
+class ClassToken(nn.Module):
+    """Tokens of (image, token, unit) with a class token before them, or one at each end."""
+
+    def __init__(self, behind: bool = False) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 2, stride=2), nn.Linear(4, 5)
+        self.token, self.act, self.behind = nn.Parameter(torch.full((1, 1, 4), 99.0)), nn.GELU(), behind
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.first(images).flatten(2).transpose(1, 2)
+        class_tokens = [self.token.expand(len(images), -1, -1)]
+        return self.act(self.last(torch.cat([*class_tokens, tokens, *(class_tokens if self.behind else [])], 1)))
+
+
+@pytest.mark.parametrize("network", [ChannelsLast(), Tokens(), ClassToken(), ClassToken(behind=True)])
+def test_units_are_last_and_tokens_stand_at_their_cells(network: nn.Module) -> None:
+    """Maps and fields are those of the same network with its linear layer as a convolution of one pixel."""
+    images = torch.randn(2, 3, 8, 6)
+    layers = choose_layers(trace(network, images[:1]))
+    last = network.last if hasattr(network, "last") else network.tokens
+    with torch.no_grad():
+        expected = torch.einsum("nchw,uc->nuhw", network.first(images), last.weight) + last.bias[:, None, None]
+    maps_by_name = read_maps(network, images, [layer.name for layer in layers])
+    assert len(layers) > 1
+    for layer in layers[1:]:
+        torch.testing.assert_close(maps_by_name[layer.name], expected)
+        assert (layer.layer.units, layer.layer.map_height, layer.layer.map_width) == (5, 4, 3)
+        assert (layer.layer.receptive_field_height, layer.layer.stride_y) == (2, 2)
+        assert layer.receptive_fields.box(3, 1, 2) == Box(2, 4, 4, 6)
+
+
+def linear_then(function: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Maps of 24 units, made by a linear layer, of shape (image, y, x, unit), and what a function makes of them."""
+    units_last = FunctionModule(lambda maps: maps.permute(0, 2, 3, 1))
+    return nn.Sequential(nn.Conv2d(3, 4, 2, stride=2), units_last, nn.Linear(4, 24), FunctionModule(function))
+
+
+class FunctionModule(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.function(maps)
+
+
+def windows(maps: Tensor) -> Tensor:
+    """(image, y, x, unit) as (image, window, token, unit), in windows of two by two."""
+    n, height, width, units = maps.shape
+    return maps.reshape(n, height // 2, 2, width // 2, 2, units).transpose(2, 3).reshape(n, -1, 4, units)
+
+
+SHAPES: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, int, int]]] = {
+    "units last, one cell": (lambda maps: maps.mean((1, 2), keepdim=True), (24, 1, 1)),
+    "units last, one cell, as tokens": (lambda maps: maps.mean((1, 2))[:, None], (24, 1, 1)),
+    "units first, one cell": (lambda maps: maps.mean((1, 2))[..., None, None], (24, 1, 1)),
+    "units last": (lambda maps: maps.contiguous(), (24, 4, 4)),
+    "units first": (lambda maps: maps.permute(0, 3, 1, 2), (24, 4, 4)),
+    "units between": (lambda maps: maps.permute(0, 1, 3, 2), (24, 4, 4)),
+    "rows of means": (lambda maps: maps.mean(2, keepdim=True), (24, 4, 1)),
+    "columns of means, as tokens": (lambda maps: maps.mean(1), (24, 1, 4)),
+    "windows": (windows, (24, 4, 4)),
+    "windows, units first": (lambda maps: windows(maps).permute(0, 3, 1, 2), (24, 4, 4)),
+    "windows of units in two parts, joined": (lambda maps: windows(maps).unflatten(3, (2, 12)).flatten(3), (24, 4, 4)),
+    "tokens, units first": (lambda maps: maps.flatten(1, 2).transpose(1, 2), (24, 4, 4)),
+    "pixels shuffled": (lambda maps: torch.pixel_shuffle(maps.permute(0, 3, 1, 2), 2), (6, 8, 8)),
+    "cells shuffled into units": (lambda maps: torch.pixel_unshuffle(maps.permute(0, 3, 1, 2), 2), (96, 2, 2)),
+    "the highest of groups of units": (lambda maps: maps.unflatten(3, (6, 4)).amax(4), (6, 4, 4)),
+    "weighed by a gate of other units": (lambda maps: maps * maps.mean((1, 2), keepdim=True).flip(3), (24, 4, 4)),
+    "enlarged": (lambda maps: F.interpolate(maps.permute(0, 3, 1, 2), scale_factor=2).flatten(2).mT, (24, 8, 8)),
+    "convolved, as tokens": (
+        lambda maps: F.conv2d(maps.permute(0, 3, 1, 2), maps.new_ones(5, 24, 3, 3), padding=1).flatten(2).mT,
+        (5, 4, 4),
+    ),
+    "spread, as tokens": (
+        lambda maps: F.conv_transpose2d(maps.permute(0, 3, 1, 2), maps.new_ones(24, 5, 2, 2), stride=2).flatten(2).mT,
+        (5, 8, 8),
+    ),
+    "attended": (lambda maps: (maps.flatten(1, 2) @ maps.flatten(1, 2).mT).softmax(-1) @ maps.flatten(1, 2), (24, 4, 4)),
+    "attended, fused": (lambda maps: F.scaled_dot_product_attention(*[maps.flatten(1, 2)[:, None]] * 3)[:, 0], (24, 4, 4)),
+    "added to what was attended from elsewhere": (
+        lambda maps: maps + maps.flatten(1, 2)[:, :1, None].expand(-1, 4, 4, -1),
+        (24, 4, 4),
+    ),
+    "added to itself, moved": (lambda maps: maps + maps.roll(1, 2), (24, 4, 4)),
+    "one unit": (lambda maps: maps[..., :1].permute(0, 3, 1, 2), (1, 4, 4)),
+    "one unit of tokens": (lambda maps: maps[..., :1].flatten(1, 2), (1, 4, 4)),
+    "one unit that all make": (lambda maps: maps.mean(3)[:, None], (1, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_units_are_followed_from_what_made_them(name: str) -> None:
+    function, shape = SHAPES[name]
+    network, images = linear_then(function), torch.randn(2, 3, 8, 8)
+    (layer,) = choose_layers(trace(network, images[:1]), ["3"])
+    assert (layer.layer.units, layer.layer.map_height, layer.layer.map_width) == shape
+    maps = read_maps(network, images, ["3"])["3"]
+    with torch.no_grad():
+        linear, output = network[:3](images), network(images)
+    assert_same_numbers(maps, output)
+    if shape == (24, 4, 4) and holds_same_numbers(output, linear):  # the function only moves what the linear layer gives
+        torch.testing.assert_close(maps, linear.permute(0, 3, 1, 2))
+
+
+def assert_same_numbers(maps: Tensor, output: Tensor) -> None:
+    assert maps.shape[0] == output.shape[0]
+    torch.testing.assert_close(maps.flatten(1).sort().values, output.flatten(1).sort().values)
+
+
+def holds_same_numbers(first: Tensor, second: Tensor) -> bool:
+    return torch.equal(first.flatten().sort().values, second.flatten().sort().values)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda maps: windows(maps).mean(2).unflatten(2, (4, 6)), "units run along several axes"),
+        (lambda maps: maps.flatten(1, 2) @ maps.flatten(1, 2).mT, "holds units can't be told"),
+        (lambda maps: maps.mean((1, 2)).unflatten(1, (1, 4, 6)), "units run along several axes"),
+        (lambda maps: maps.flatten(1, 2).softmax(1).mT @ maps.flatten(1, 2), "units run along several axes"),
+        (lambda maps: maps.flatten(1, 2).mT @ maps.new_ones(16, 9), r"the 9 tokens .* don't stand on a grid"),
+        (lambda maps: maps.mean(3).flatten(1), "holds units can't be told"),
+        (lambda maps: maps[:, None], "neither one of maps"),
+        (lambda maps: maps.topk(3).values.mean((1, 2)), "holds units can't be told"),
+    ],
+)  # fmt: skip
+def test_a_layout_that_cannot_be_told_is_left_out(function: Callable[[Tensor], Tensor], reason: str) -> None:
+    traced = trace(linear_then(function), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(LayoutError, match=f"layer '3' .*{reason}"):
+        choose_layers(traced, ["3"])
+
+
+def test_a_convolution_says_anew_where_units_and_rows_are() -> None:
+    network = nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(192, 48),
+        FunctionModule(lambda x: x.unflatten(1, (3, 4, 4))),
+        nn.ConvTranspose2d(3, 5, 2, stride=2),
+    )
+    traced = trace(network, torch.zeros(1, 3, 8, 8))
+    (last,) = choose_layers(traced, ["3"])
+    assert (last.layer.units, last.layer.map_height, last.layer.map_width) == (5, 8, 8)
+    assert last.receptive_fields.box(0, 0, 0) == Box(0, 0, 8, 8)
+    with pytest.raises(LayoutError, match="units run along several axes"):
+        choose_layers(traced, ["2"])
