@@ -19,7 +19,7 @@ import unitscope
 from unitscope.errors import NetworkError
 from unitscope.layers import choose_layers, trace
 from unitscope.session.replicas import make_replicas
-from unitscope.session.trials import Trial, tried
+from unitscope.session.trials import Trial, run_trial
 
 IMAGES = torch.randn(48, 3, 14, 14, generator=torch.Generator().manual_seed(0))
 
@@ -267,9 +267,9 @@ def test_a_batch_that_has_a_say_in_some_of_its_images_only_is_told(name: str, co
 def test_memory_of_the_batch_is_that_of_two_images(count: int) -> None:
     network = small_network()
     traced = trace(network, IMAGES[:1])
-    assert [len(maps) for maps in tried(network, traced, choose_layers(traced), second=count == 1).maps] == [2] * len(
-        choose_layers(traced)
-    )
+    assert [len(maps) for maps in run_trial(network, traced, choose_layers(traced), test_second_image=count == 1).maps] == [
+        2
+    ] * len(choose_layers(traced))
 
 
 def test_a_transformer_layer_that_takes_tokens_for_its_sequence_is_none_of_these() -> None:

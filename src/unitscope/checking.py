@@ -12,9 +12,9 @@ from unitscope.arguments import whole_number
 from unitscope.atlas import Atlas
 from unitscope.networks import Network
 from unitscope.session.loader import LoadedImage
+from unitscope.session.noise import perturb_last_bits
 from unitscope.session.session import ImageBatch, Session, read_layers
 from unitscope.session.stored import comes_back, layer_tolerance, open_atlas_session
-from unitscope.session.trials import rounded
 
 ROUNDED_COPIES = 16
 """How many copies of an image, with other last bits, show how far rounding moves its values."""
@@ -148,7 +148,7 @@ class Comparison:
 
     def _moved_by_rounding(self, replica: nn.Module, image: LoadedImage, computed: PeakValues) -> NDArray[np.float64]:
         """How far each value moves when the last bits of its image change."""
-        copies = rounded(self.session.inputs([image] * ROUNDED_COPIES))
+        copies = perturb_last_bits(self.session.inputs([image] * ROUNDED_COPIES))
         of_copies = self._cell_values(replica, self.session.input_format.convert(copies), [computed.rows] * ROUNDED_COPIES)
         moved: NDArray[np.float64] = np.abs(np.stack([copy.values for copy in of_copies]) - computed.values).max(axis=0)
         return moved

@@ -18,19 +18,15 @@ from unitscope.layers import Fold, Trace, TracedLayer
 from unitscope.networks.class_variables import restore_class_variables
 from unitscope.networks.isolation import isolated_copy
 from unitscope.networks.precision import fork_random_states
+from unitscope.session.noise import KEPT_POSITIONS, layer_deviations, noise_batch, noise_images, read_maps
 from unitscope.session.trials import (
-    KEPT,
     RELATIVE_TOLERANCE,
     Trial,
-    Tried,
-    apart_in_turn,
-    deviations,
-    in_turn,
-    noise_batch,
-    noise_for,
-    noise_maps,
-    tried,
-    with_replicas,
+    TrialResult,
+    interleaved_maps,
+    interleaving_deviations,
+    run_trial,
+    trial_of_replicas,
 )
 
 log = logging.getLogger(__name__)
@@ -59,31 +55,31 @@ def make_replicas(network: nn.Module, trace: Trace, layers: Sequence[TracedLayer
     device = trace.input_format.device
     with fork_random_states(device), restore_class_variables(network):
         second_image = count == 1  # image of noise alone: where several replicas run in turn, it does so there
-        on_plain = tried(network, trace, layers, second_image)
+        on_plain = run_trial(network, trace, layers, second_image)
         plain = isolated_copy(network, trace.needs_hooks).to(device)
         for copies in _fast_copies(plain, trace, layers, count):
             if count > 1 and on_plain.trial.random is None and on_plain.trial.batch is None:
                 # Both questions at once: are they right, and do they leave each other alone?
-                differences = apart_in_turn(in_turn(copies, trace, layers), on_plain.maps)
+                differences = interleaving_deviations(interleaved_maps(copies, trace, layers), on_plain.maps)
                 if all(d <= on_plain.trial.tolerance(layer.name) for layer, d in zip(layers, differences, strict=True)):
                     return Replicas(copies, on_plain.trial.with_rounding(layers, differences))
                 if not second_image:  # is it the batch that had a say in the second image?
-                    second_image, on_plain = True, tried(network, trace, layers, second=True)
+                    second_image, on_plain = True, run_trial(network, trace, layers, test_second_image=True)
             try:
-                maps = noise_maps(copies[0], layers, noise_batch(trace), KEPT)
+                maps = read_maps(copies[0], layers, noise_batch(trace), KEPT_POSITIONS)
             except Exception:  # whatever a network does with weights that lie in another way
                 log.debug("a fast copy of the network doesn't run", exc_info=True)
                 continue
             if all(map(_maps_agree, layers, maps, on_plain.maps, repeat(on_plain.trial))):
-                trial = on_plain.trial.with_rounding(layers, deviations(maps, on_plain.maps))
-                return _one_where_shared(copies, trace, layers, Tried(trial, maps))
+                trial = on_plain.trial.with_rounding(layers, layer_deviations(maps, on_plain.maps))
+                return _one_where_shared(copies, trace, layers, TrialResult(trial, maps))
         plain_copies = [plain, *(isolated_copy(plain, trace.needs_hooks) for _ in range(count - 1))]
         return _one_where_shared(plain_copies, trace, layers, on_plain)
 
 
-def _one_where_shared(copies: list[nn.Module], trace: Trace, layers: Sequence[TracedLayer], result: Tried) -> Replicas:
+def _one_where_shared(copies: list[nn.Module], trace: Trace, layers: Sequence[TracedLayer], result: TrialResult) -> Replicas:
     """All copies, or the first alone where they share state or random numbers."""
-    trial = with_replicas(result.trial, copies, trace, layers, result.maps)
+    trial = trial_of_replicas(result.trial, copies, trace, layers, result.maps)
     return Replicas(copies if trial.shared is None and trial.random is None else copies[:1], trial)
 
 
@@ -105,7 +101,7 @@ def lowered(replicas: Replicas, dtype: torch.dtype) -> Replicas:
 
 def maps_of_noise(network: nn.Module, trace: Trace, layers: Sequence[TracedLayer]) -> list[Tensor]:
     """The layers' maps of an image of noise, in the traced form."""
-    return noise_maps(network, layers, noise_for(trace, 2))
+    return read_maps(network, layers, noise_images(trace, 2))
 
 
 def images_per_pass(network: nn.Module, trace: Trace, batch_size: int) -> int:

@@ -24,10 +24,11 @@ from unitscope.networks import InputFormat
 from unitscope.networks.isolation import isolated_copy
 from unitscope.networks.precision import exact_inference
 from unitscope.session.loader import LoadedImage, Loader
+from unitscope.session.noise import noise_images
 from unitscope.session.readers import LoadingImages, readers
 from unitscope.session.replica_threads import ReplicaThreads, replica_count, replica_threads
 from unitscope.session.replicas import Replicas, images_per_pass, lowered, make_replicas
-from unitscope.session.trials import RELATIVE_TOLERANCE, Trial, noise_for
+from unitscope.session.trials import RELATIVE_TOLERANCE, Trial
 
 IMAGES_PER_SHARD = 64
 OUTPUT_TOLERANCE = 1e-5
@@ -165,7 +166,7 @@ class Session:
     @cached_property
     def _replicas_with_output(self) -> list[nn.Module]:
         """Replicas whose output as a whole is the network's own too; the trial compares layers alone. Else copies as it was written."""
-        inputs = noise_for(self.trace, 1)
+        inputs = noise_images(self.trace, 1)
         outputs = [_output(network, inputs) for network in (self.plain_copy, *self.replicas.networks)]
         if all(_same_output(outputs[0], output) for output in outputs[1:]):
             return self.replicas.networks
