@@ -1,4 +1,4 @@
-"""What a scan finds out about a network before it begins: whose values depend on more than the image, and how exact they are."""
+"""What the trial before a scan finds: networks whose values depend on more than the image, and how exact values are."""
 
 import copy
 import random
@@ -24,13 +24,13 @@ from unitscope.session.trials import Trial, run_trial
 IMAGES = torch.randn(48, 3, 14, 14, generator=torch.Generator().manual_seed(0))
 
 
-def trial_of(network: nn.Module, count: int = 2) -> Trial:
+def trial_of(network: nn.Module, replica_count: int = 2) -> Trial:
     traced = trace(network, IMAGES[:1])
-    return make_replicas(network, traced, choose_layers(traced), count).trial
+    return make_replicas(network, traced, choose_layers(traced), replica_count).trial
 
 
 class Body(nn.Module):
-    """Two convolutions with something between them."""
+    """Two convolutions with a function between them."""
 
     def __init__(self, between: Callable[[Tensor], Tensor] = lambda maps: maps) -> None:
         super().__init__()
@@ -46,17 +46,17 @@ class Body(nn.Module):
 
 
 def by_hook() -> nn.Module:
-    """Features travel through a dict outside the network, that a hook fills."""
-    held: dict[str, Tensor] = {}
-    network = Body(lambda maps: held["first"].flip(1) + maps)
-    network.first.register_forward_hook(lambda module, args, output: held.update(first=output))
+    """Features go through a dict outside the network, which a hook fills."""
+    features: dict[str, Tensor] = {}
+    network = Body(lambda maps: features["first"].flip(1) + maps)
+    network.first.register_forward_hook(lambda module, args, output: features.update(first=output))
     return network
 
 
-class Global(nn.Module):
-    """Features travel through a variable of the class."""
+class SharesClassVariable(nn.Module):
+    """Features go through a variable of the class."""
 
-    held: list[Tensor]
+    features: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,26 +64,26 @@ class Global(nn.Module):
         self.first, self.second, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        Global.held = [self.first(images)]
-        branch = F.relu(self.second(Global.held[0]))
-        return self.last(branch + Global.held[0])
+        SharesClassVariable.features = [self.first(images)]
+        branch = F.relu(self.second(SharesClassVariable.features[0]))
+        return self.last(branch + SharesClassVariable.features[0])
 
 
 SCRATCH = torch.empty(1 << 16)
 
 
-def by_scratch(maps: Tensor) -> Tensor:
-    """One operator writes into memory that all share, the next reads it."""
-    place = SCRATCH[: maps.numel()].view(maps.shape)
-    place.copy_(maps)
-    return place * 2
+def through_scratch(maps: Tensor) -> Tensor:
+    """One operator writes into memory that all copies share, the next reads it."""
+    scratch = SCRATCH[: maps.numel()].view(maps.shape)
+    scratch.copy_(maps)
+    return scratch * 2
 
 
 STACK: list[Tensor] = []
 
 
-class Stacked(nn.Module):
-    """What a module lays on a stack, another takes off it."""
+class SharesStack(nn.Module):
+    """One module pushes features onto a stack, another pops them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,58 +96,63 @@ class Stacked(nn.Module):
         return self.last(maps + STACK.pop())
 
 
-class Own(nn.Module):
+class KeepsFeatures(nn.Module):
     """Keeps features in itself: every copy has its own."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
-        self.held: dict[str, Tensor] = {}
+        self.features: dict[str, Tensor] = {}
         self.first.register_forward_hook(self._keep)
-        self.first.register_forward_hook(lambda module, args, output: setattr(self, "again", output))
+        self.first.register_forward_hook(lambda module, args, output: setattr(self, "output", output))
 
     def _keep(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        self.held["first"] = output
+        self.features["first"] = output
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.second(F.relu(self.first(images))) + self.held["first"] + self.again
+        return self.second(F.relu(self.first(images))) + self.features["first"] + self.output
 
 
 SHARING: dict[str, Callable[[], nn.Module]] = {
     "hook": by_hook,
-    "class": Global,
-    "scratch": lambda: Body(by_scratch),
-    "stack": Stacked,
+    "class": SharesClassVariable,
+    "scratch": lambda: Body(through_scratch),
+    "stack": SharesStack,
 }
-APART: dict[str, Callable[[], nn.Module]] = {"plain": small_network, "reused": Reused, "own": Own, "body": Body}
+INDEPENDENT: dict[str, Callable[[], nn.Module]] = {
+    "plain": small_network,
+    "reused": Reused,
+    "keeps features": KeepsFeatures,
+    "body": Body,
+}
 
 
 @pytest.mark.parametrize("name", SHARING)
 def test_replicas_that_share_state_are_found_and_one_runs_alone(name: str, tmp_path: Path) -> None:
     network = SHARING[name]()
     assert trial_of(network).shared is not None
-    before = torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
         with pytest.warns(UserWarning, match="change each other's values, from layer"):
             atlas = unitscope.scan(network, IMAGES, tmp_path / "atlas", batch_size=2)
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
     assert atlas.manifest["trial"]["shared"] in {layer.name for layer in atlas.layers}
     assert_peaks_are_those_of_images_alone(atlas, network)
 
 
-@pytest.mark.parametrize("name", APART)
+@pytest.mark.parametrize("name", INDEPENDENT)
 def test_replicas_that_share_nothing_run_side_by_side(name: str) -> None:
-    assert trial_of(APART[name]()) == Trial()
+    assert trial_of(INDEPENDENT[name]()) == Trial()
 
 
 def assert_peaks_are_those_of_images_alone(atlas: unitscope.Atlas, network: nn.Module) -> None:
-    """Every stored value is what the layer gives when its image runs alone."""
+    """Every stored value is the layer's when its image runs alone."""
     for layer in atlas.layers:
         rows = atlas.peaks(layer.name).to_pylist()
-        found: dict[int, Tensor] = {}
+        maps_of_image: dict[int, Tensor] = {}
         module = network.get_submodule(layer.name.partition("#")[0])
         calls: list[Tensor] = []
         hooks = [
@@ -159,11 +164,11 @@ def assert_peaks_are_those_of_images_alone(atlas: unitscope.Atlas, network: nn.M
             with torch.no_grad():
                 network(IMAGES[image : image + 1])
             call = int(layer.name.partition("#")[2] or 1)
-            found[image] = calls[2 * (call - 1) + (0 if layer.kind == "ReLU" else 1)]
+            maps_of_image[image] = calls[2 * (call - 1) + (0 if layer.kind == "ReLU" else 1)]
         for hook in hooks:
             hook.remove()
         for row in rows:
-            value = float(found[row["image"]][0, row["unit"], row["y"], row["x"]])
+            value = float(maps_of_image[row["image"]][0, row["unit"], row["y"], row["x"]])
             assert row["value"] == pytest.approx(value, rel=1e-4, abs=1e-5), layer.name
 
 
@@ -178,13 +183,13 @@ class MinibatchDeviation(nn.Module):
         return torch.cat([maps[:, 1:], deviation], 1)
 
 
-class OwnStatistics(nn.Module):
+class BatchStatistics(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         return (maps - maps.mean(0, keepdim=True)) / (maps.std(0, unbiased=False, keepdim=True) + 1)
 
 
 class Tokens(nn.Module):
-    """A transformer layer that takes the images for its sequence."""
+    """A transformer layer; without `batch_first` it takes the images for its sequence."""
 
     def __init__(self, batch_first: bool) -> None:
         super().__init__()
@@ -195,14 +200,14 @@ class Tokens(nn.Module):
         return self.layer(self.patches(images).flatten(2).transpose(1, 2))
 
 
-def ghost(maps: Tensor, group: int) -> Tensor:
+def ghost_batch_norm(maps: Tensor, group: int) -> Tensor:
     """Batch norm over groups of so many images, without statistics of its own."""
     parts = [F.batch_norm(part, None, None, training=True) if len(part) == group else part for part in maps.split(group)]
     return torch.cat(parts)
 
 
-def changed(maps: Tensor, image: int, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """One image of several gets something of the others."""
+def with_one_changed(maps: Tensor, image: int, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """The maps with those of one image replaced, where there are several, by a function of all."""
     result = maps.clone()
     if len(maps) > 1:
         result[image] = function(maps)
@@ -218,7 +223,7 @@ def from_a_seed(maps: Tensor) -> Tensor:
 
 ON_BATCH: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "deviation": (lambda: Body(MinibatchDeviation()), "between"),
-    "own statistics": (lambda: Body(OwnStatistics()), "between"),
+    "statistics of the batch": (lambda: Body(BatchStatistics()), "between"),
     "batch norm without running statistics": (lambda: Body(nn.BatchNorm2d(4, track_running_stats=False)), "between"),
     "attention over images": (lambda: Tokens(batch_first=False), "layer"),
     "the image before": (lambda: Body(lambda maps: maps + maps.roll(1, 0)), "second"),
@@ -230,41 +235,41 @@ ON_BATCH: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "three images and more": (lambda: Body(lambda maps: maps + maps.mean(0) if len(maps) >= 3 else maps), "second"),
     "four images and more": (lambda: Body(lambda maps: maps + maps.mean(0) if len(maps) >= 4 else maps), "second"),
     "an even number": (lambda: Body(lambda maps: maps + maps.roll(1, 0) if len(maps) % 2 == 0 else maps), "second"),
-    "ghost batch norm of two": (lambda: Body(lambda maps: ghost(maps, 2)), "second"),
-    "ghost batch norm of four": (lambda: Body(lambda maps: ghost(maps, 4)), "second"),
+    "ghost batch norm of two": (lambda: Body(lambda maps: ghost_batch_norm(maps, 2)), "second"),
+    "ghost batch norm of four": (lambda: Body(lambda maps: ghost_batch_norm(maps, 4)), "second"),
     "float32 alone": (lambda: Body(lambda maps: maps - maps.mean(0) if maps.dtype == torch.float32 else maps), "second"),
     "a seed of its own": (lambda: Body(from_a_seed), "second"),
 }
 ON_SOME_IMAGES: dict[str, Callable[[Tensor], Tensor]] = {
     "differences of frames": lambda maps: torch.cat([maps[:1], maps[1:] - maps[:-1]]),
     "differences of frames, mirrored": lambda maps: torch.cat([maps[:-1] - maps[1:], maps[-1:]]),
-    "the front image": lambda maps: changed(maps, 0, lambda maps: maps[0] + maps[1:].mean(0)),
-    "the front image, a little": lambda maps: changed(maps, 0, lambda maps: maps[0] + 1e-4 * maps[1:].mean(0)),
-    "the last image": lambda maps: changed(maps, -1, lambda maps: maps[-1] + maps[:-1].mean(0)),
-    "the front image by its median": lambda maps: changed(maps, 0, lambda maps: maps.median(0).values),
+    "the front image": lambda maps: with_one_changed(maps, 0, lambda maps: maps[0] + maps[1:].mean(0)),
+    "the front image, a little": lambda maps: with_one_changed(maps, 0, lambda maps: maps[0] + 1e-4 * maps[1:].mean(0)),
+    "the last image": lambda maps: with_one_changed(maps, -1, lambda maps: maps[-1] + maps[:-1].mean(0)),
+    "the front image by its median": lambda maps: with_one_changed(maps, 0, lambda maps: maps.median(0).values),
     "the loudest image": lambda maps: maps.clamp(max=float(maps.flatten(1).amax(1).sort().values[:2].max())),
 }
 
 
 @pytest.mark.parametrize("name", ON_BATCH)
-def test_values_that_depend_on_the_batch_are_told_with_the_first_layer(name: str) -> None:
-    make, layer = ON_BATCH[name]
+def test_the_first_layer_that_depends_on_the_batch_is_named(name: str) -> None:
+    make_network, layer = ON_BATCH[name]
     torch.manual_seed(0)
-    found = trial_of(make())
-    assert found.batch is not None
-    assert found.batch.startswith(layer)
-    assert (found.random, found.shared, dict(found.rounding)) == (None, None, {})
+    trial = trial_of(make_network())
+    assert trial.batch is not None
+    assert trial.batch.startswith(layer)
+    assert (trial.random, trial.shared, dict(trial.rounding)) == (None, None, {})
 
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("name", ON_SOME_IMAGES)
-def test_a_batch_that_has_a_say_in_some_of_its_images_only_is_told(name: str, count: int) -> None:
-    found = trial_of(Body(ON_SOME_IMAGES[name]), count)
-    assert (found.batch, found.random, found.shared, dict(found.rounding)) == ("second", None, None, {})
+def test_a_batch_on_which_only_some_of_its_images_depend_is_found(name: str, count: int) -> None:
+    trial = trial_of(Body(ON_SOME_IMAGES[name]), count)
+    assert (trial.batch, trial.random, trial.shared, dict(trial.rounding)) == ("second", None, None, {})
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_memory_of_the_batch_is_that_of_two_images(count: int) -> None:
+def test_the_maps_of_two_images_of_the_batch_are_kept(count: int) -> None:
     network = small_network()
     traced = trace(network, IMAGES[:1])
     assert [len(maps) for maps in run_trial(network, traced, choose_layers(traced), test_second_image=count == 1).maps] == [
@@ -278,12 +283,12 @@ def test_a_transformer_layer_that_takes_tokens_for_its_sequence_is_none_of_these
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_what_was_found_stands_in_the_manifest_and_in_a_warning(tmp_path: Path) -> None:
+def test_the_trial_stands_in_the_manifest_and_in_a_warning(tmp_path: Path) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         atlas = unitscope.scan(Body(MinibatchDeviation()), IMAGES, tmp_path / "atlas")
-    said = [str(one.message) for one in caught]
-    assert sum("depend on the images that run in the same batch, from layer 'between' on" in one for one in said) == 1
+    messages = [str(warning.message) for warning in caught]
+    assert sum("depend on the images that run in the same batch, from layer 'between' on" in message for message in messages) == 1
     assert atlas.manifest["trial"] == {"batch": "between", "random": None, "shared": None, "rounding": {}}
 
 
@@ -294,15 +299,13 @@ class Dropout(nn.Module):
         return F.dropout(maps)
 
 
-class OfNumpy(nn.Module):
+class NumpyNoise(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
-        import numpy as np
-
         return maps + float(np.random.rand())
 
 
-class OfItsOwn(nn.Module):
-    """Has random numbers of its own, which can't be copied."""
+class OwnGenerator(nn.Module):
+    """Has a random generator of its own, which can't be copied."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -324,15 +327,15 @@ class Counting(nn.Module):
         return maps * self.calls
 
 
-class OfANegative(nn.Module):
+class DrawsForNegatives(nn.Module):
     """Draws as many numbers as there are values below zero."""
 
     def forward(self, maps: Tensor) -> Tensor:
         return F.rrelu(maps - 0.1, training=True)
 
 
-@pytest.mark.parametrize("between", [Dropout, OfNumpy, OfItsOwn, Counting, OfANegative])
-def test_values_that_differ_from_run_to_run_are_told(between: type[nn.Module], tmp_path: Path) -> None:
+@pytest.mark.parametrize("between", [Dropout, NumpyNoise, OwnGenerator, Counting, DrawsForNegatives])
+def test_values_that_differ_from_run_to_run_are_found(between: type[nn.Module], tmp_path: Path) -> None:
     network = Body(between())
     state = torch.get_rng_state()
     assert trial_of(network).random in ("between", "second")
@@ -354,21 +357,21 @@ RARE: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("name", RARE)
-def test_random_numbers_are_told_where_they_are_drawn_however_seldom_they_show(name: str, count: int) -> None:
+def test_random_numbers_are_found_where_they_are_drawn_however_seldom_they_show(name: str, count: int) -> None:
     network = Body(RARE[name])
     states = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    found = trial_of(network, count)
-    assert (found.batch, found.random, found.shared, dict(found.rounding)) == (None, "second", None, {})
+    trial = trial_of(network, count)
+    assert (trial.batch, trial.random, trial.shared, dict(trial.rounding)) == (None, "second", None, {})
     assert states == (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
 
 
-def test_numbers_of_pythons_generator_that_change_no_value_are_nobodys_business() -> None:
-    """As those that who checks types draws."""
+def test_numbers_of_pythons_generator_that_change_no_value_do_not_count() -> None:
+    """Such as those that a type checker draws."""
     assert trial_of(Body(lambda maps: maps * (1 + 0 * random.getrandbits(32)))) == Trial()
 
 
-def test_random_numbers_are_told_with_the_first_layer_behind_them() -> None:
-    """A layer that none of the chosen ones is."""
+def test_the_first_layer_behind_random_numbers_is_named() -> None:
+    """Even if it is none of the chosen layers."""
     network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Identity(), Dropout(), nn.Identity(), nn.Conv2d(3, 3, 1))
     traced = trace(network, IMAGES[:1])
     assert make_replicas(network, traced, choose_layers(traced, ["4"]), 2).trial.random == "2"
@@ -384,8 +387,8 @@ def test_a_network_that_seeds_the_generators_itself_gives_the_same_in_every_run(
 
 
 def test_numbers_drawn_from_a_seed_for_a_whole_batch_depend_on_the_batch() -> None:
-    found = trial_of(Body(lambda maps: (torch.manual_seed(0), maps * torch.rand(maps.shape))[1]), 1)
-    assert found == Trial(batch="second")
+    trial = trial_of(Body(lambda maps: (torch.manual_seed(0), maps * torch.rand(maps.shape))[1]), 1)
+    assert trial == Trial(batch="second")
 
 
 class Observer(nn.Module):
@@ -401,7 +404,7 @@ class Observer(nn.Module):
 
 
 class ActNorm(nn.Module):
-    """Sets itself by the first images that it meets."""
+    """Sets its shift by the first images that it gets."""
 
     def __init__(self, parameters: bool) -> None:
         super().__init__()
@@ -420,7 +423,7 @@ class ActNorm(nn.Module):
 
 
 class Scaling(nn.Module):
-    """Writes into its weight by `out`, which is no argument in place."""
+    """Writes into its parameter through `out`, which is no operator in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -433,7 +436,7 @@ class Scaling(nn.Module):
 
 
 class Normalising(nn.Module):
-    """Writes into its parameter in inference mode, where operators come before they are taken apart."""
+    """Writes into its parameter in inference mode, where operators aren't decomposed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -445,8 +448,8 @@ class Normalising(nn.Module):
         return F.batch_norm(maps, self.mean, self.var)
 
 
-class InLists(nn.Module):
-    """Writes into its parameter with an operator that goes through lists and returns nothing."""
+class WritesThroughList(nn.Module):
+    """Writes into its parameter with an operator that takes lists and returns nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -467,47 +470,47 @@ class InLists(nn.Module):
         (ActNorm(parameters=True), "writes into its parameter 'between.shift'"),
         (Scaling(), "writes into its parameter 'between.scale'"),
         (Normalising(), "writes into its parameter 'between.mean'"),
-        (InLists(), "writes into its parameter 'between.shift'"),
+        (WritesThroughList(), "writes into its parameter 'between.shift'"),
         (torch.ao.quantization.FakeQuantize(), "depend on the images that ran before"),
         (nn.Sequential(Observer(), Dropout()), "depend on the images that ran before, from layer 'between.0' on"),
     ],
 )
-def test_a_network_that_sets_itself_by_its_images_is_refused_and_left_alone(
+def test_a_network_that_sets_itself_by_its_images_is_refused_and_left_as_it_was(
     between: nn.Module, reason: str, hooked: bool, tmp_path: Path
 ) -> None:
     network = Body(between).eval()
     if hooked:
         network.register_forward_hook(lambda *_: None)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
+    state = {name: value.clone() for name, value in network.state_dict().items()}
     with pytest.raises(NetworkError, match=reason):
         unitscope.scan(network, IMAGES, tmp_path / "atlas")
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
     assert not (tmp_path / "atlas").exists()
 
 
-class OfItsClass(nn.Module):
-    """Scales by the first images that any copy of it met."""
+class SetsClassVariable(nn.Module):
+    """Scales by the first images that any of its copies gets."""
 
     scale: Tensor | None = None
 
     def forward(self, maps: Tensor) -> Tensor:
-        if OfItsClass.scale is None:
-            OfItsClass.scale = maps.abs().max() + 1
-        return maps / OfItsClass.scale
+        if SetsClassVariable.scale is None:
+            SetsClassVariable.scale = maps.abs().max() + 1
+        return maps / SetsClassVariable.scale
 
 
-class OfItsClassByName(nn.Module):
+class SetsClassDict(nn.Module):
     """The same in a dict of the class, beside a list that grows."""
 
-    held: ClassVar[dict[str, Tensor]] = {}
+    scales: ClassVar[dict[str, Tensor]] = {}
     seen: ClassVar[list[int]] = [7]
 
     def forward(self, maps: Tensor) -> Tensor:
         self.seen.append(len(maps))
-        return maps / self.held.setdefault("scale", maps.abs().max() + 1)
+        return maps / self.scales.setdefault("scale", maps.abs().max() + 1)
 
 
-class OfItsClassInPlace(nn.Module):
+class SetsClassTensor(nn.Module):
     """The same in a tensor of the class, and in a variable that wasn't there before."""
 
     largest = torch.ones(())
@@ -518,28 +521,31 @@ class OfItsClassInPlace(nn.Module):
         return maps / self.largest
 
 
-@pytest.mark.parametrize("between", [OfItsClass, OfItsClassByName, OfItsClassInPlace])
+@pytest.mark.parametrize("between", [SetsClassVariable, SetsClassDict, SetsClassTensor])
 def test_a_network_that_sets_its_class_by_its_images_is_refused_and_the_class_left_alone(
     between: type[nn.Module], tmp_path: Path
 ) -> None:
-    before = {name: copy.deepcopy(value) for name, value in vars(between).items() if name in ("scale", "held", "seen", "largest")}
+    variables = {
+        name: copy.deepcopy(value) for name, value in vars(between).items() if name in ("scale", "scales", "seen", "largest")
+    }
     with pytest.raises(NetworkError, match="depend on the images that ran before, from layer 'between' on"):
         unitscope.scan(Body(between()), IMAGES, tmp_path / "atlas")
-    assert {name: vars(between)[name] for name in before} == before
+    assert variables
+    assert {name: vars(between)[name] for name in variables} == variables
     assert "maps" not in vars(between)
 
 
-def test_one_whose_class_was_set_before_is_scanned(tmp_path: Path) -> None:
-    OfItsClass.scale = torch.tensor(3.0)
+def test_a_network_whose_class_was_set_before_is_scanned(tmp_path: Path) -> None:
+    SetsClassVariable.scale = torch.tensor(3.0)
     try:
-        network = Body(OfItsClass())
+        network = Body(SetsClassVariable())
         assert trial_of(network) == Trial()
         assert_peaks_are_those_of_images_alone(unitscope.scan(network, IMAGES, tmp_path / "atlas"), network)
     finally:
-        OfItsClass.scale = None
+        SetsClassVariable.scale = None
 
 
-def test_one_that_was_set_before_is_scanned(tmp_path: Path) -> None:
+def test_a_network_that_was_set_before_is_scanned(tmp_path: Path) -> None:
     network = Body(ActNorm(parameters=True)).eval()
     network(IMAGES)
     atlas = unitscope.scan(network, IMAGES, tmp_path / "atlas")
@@ -550,7 +556,7 @@ def test_one_that_was_set_before_is_scanned(tmp_path: Path) -> None:
 
 
 class Steep(nn.Module):
-    """Makes a thousand times more of what float32 rounds off, and more in some images than in others."""
+    """Amplifies rounding a thousandfold, and more in some images than in others."""
 
     def forward(self, maps: Tensor) -> Tensor:
         return torch.sin(maps * (1000 * maps.abs().amax((2, 3), keepdim=True) ** 3))
@@ -570,13 +576,13 @@ def test_rounding_that_a_network_amplifies_is_measured_and_allowed_for(tmp_path:
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("frequency", [10, 20, 30, 40, 60, 80, 120, 200])
-def test_rounding_close_to_what_is_usual_is_not_taken_for_state_that_is_shared(frequency: float, count: int) -> None:
-    found = trial_of(Body(lambda maps: torch.sin(frequency * maps) + 0.1 * torch.sin(3 * frequency * maps)), count)
-    assert (found.batch, found.random, found.shared) == (None, None, None)
-    assert max(found.rounding.values(), default=0) < 1e-3
+def test_rounding_close_to_what_is_usual_is_not_taken_for_shared_state(frequency: float, count: int) -> None:
+    trial = trial_of(Body(lambda maps: torch.sin(frequency * maps) + 0.1 * torch.sin(3 * frequency * maps)), count)
+    assert (trial.batch, trial.random, trial.shared) == (None, None, None)
+    assert max(trial.rounding.values(), default=0) < 1e-3
 
 
-def test_what_is_no_rounding_is_not_allowed_for(tmp_path: Path) -> None:
+def test_differences_larger_than_rounding_are_not_allowed_for(tmp_path: Path) -> None:
     network = Body()
     atlas = unitscope.scan(network, IMAGES, tmp_path / "atlas")
     assert atlas.manifest["trial"]["rounding"] == {}
