@@ -110,7 +110,7 @@ def svg_pixels(picture: Image.Image, view: Box, clip: Box, image: Box) -> Shown:
     scale = SIZE_PX / max(view.height, view.width)
     y = view.top + (centres - (SIZE_PX - view.height * scale) / 2) / scale
     x = view.left + (centres - (SIZE_PX - view.width * scale) / 2) / scale
-    visible = clip.within(image)
+    visible = clip.intersection(image)
     is_image = np.outer((y >= visible.top) & (y < visible.bottom), (x >= visible.left) & (x < visible.right))
     rows, columns = (np.clip(at.astype(int), 0, length - 1) for at, length in zip((y, x), source.shape, strict=False))
     return Shown(source[rows[:, None], columns], is_image)

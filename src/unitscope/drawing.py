@@ -88,7 +88,7 @@ class Crop:
         >>> Crop.of(Box(-2, 3, 9, 12), Box(0, 0, 8, 10), (20, 20)).visible
         Box(top=0, left=3, bottom=8, right=10)
         """
-        return cls(box, box.within(input_crop).clipped(*image_size))
+        return cls(box, box.intersection(input_crop).clipped(*image_size))
 
 
 def cut_patch(image: Image.Image, crop: Crop, size_px: int, transparent: bool = False) -> Image.Image:

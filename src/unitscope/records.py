@@ -53,10 +53,10 @@ class Box:
     def width(self) -> float:
         return self.right - self.left
 
-    def within(self, other: "Box") -> "Box":
+    def intersection(self, other: "Box") -> "Box":
         """The intersection of both boxes; its height or width is zero where they don't meet.
 
-        >>> Box(-2, 3, 9, 12).within(Box(0, 0, 8, 10))
+        >>> Box(-2, 3, 9, 12).intersection(Box(0, 0, 8, 10))
         Box(top=0, left=3, bottom=8, right=10)
         """
         top, left = max(self.top, other.top), max(self.left, other.left)
@@ -64,7 +64,7 @@ class Box:
 
     def clipped(self, height: float, width: float) -> "Box":
         """The part of the box inside an image of that size."""
-        return self.within(Box(0, 0, height, width))
+        return self.intersection(Box(0, 0, height, width))
 
 
 @dataclass(frozen=True, slots=True)

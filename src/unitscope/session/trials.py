@@ -273,9 +273,10 @@ class _TrialRuns:
 
     def check_history(self) -> None:
         """Raises `NetworkError` where the first image's values depend on the image that ran before it."""
-        first, same, other = (self._run_after(image) for image in (HISTORY_IMAGES[0], HISTORY_IMAGES[0], HISTORY_IMAGES[1]))
-        layer = self._first_layer_above(layer_deviations(first, other))
-        if layer is not None and self._first_layer_above(layer_deviations(first, same)) is None:
+        earlier_image, another_image = HISTORY_IMAGES
+        maps, repeated = self._run_after(earlier_image), self._run_after(earlier_image)
+        layer = self._first_layer_above(layer_deviations(maps, self._run_after(another_image)))
+        if layer is not None and self._first_layer_above(layer_deviations(maps, repeated)) is None:
             raise NetworkError(
                 f"values of the network depend on the images that ran before, from layer {layer!r} on: its state changes while it runs in eval "
                 "mode, as that of an observer or of a layer that sets itself by its first images. Freeze it first (run it on real images "
@@ -303,7 +304,7 @@ def interleaving_deviations(interleaved: Sequence[list[Tensor]], together: Seque
     """How far interleaved maps are from those of the two images in `together`, layer by layer; infinity for missing ones."""
     by_image = []
     for number, maps in enumerate(interleaved):
-        expected = [both[number : number + 1] for both in together[: len(maps)]]
+        expected = [layer_maps[number : number + 1] for layer_maps in together[: len(maps)]]
         by_image.append([*layer_deviations(maps, expected), *[inf] * (len(together) - len(maps))])
     return [max(deviations) for deviations in zip(*by_image, strict=True)]
 
