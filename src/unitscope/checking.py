@@ -66,10 +66,10 @@ class StoredPeaks:
     """The peaks of an atlas by image. Each array has one element a peak; `layer` is an index among the session's layers."""
 
     layer: NDArray[np.int64]
-    unit: NDArray[np.int64]
-    rank: NDArray[np.int64]
-    y: NDArray[np.int64]
-    x: NDArray[np.int64]
+    unit: NDArray[np.int32]
+    rank: NDArray[np.int16]
+    y: NDArray[np.int32]
+    x: NDArray[np.int32]
     value: NDArray[np.float32]
     image: NDArray[np.int64]
 
@@ -117,7 +117,7 @@ class Comparison:
 
     def _of_batch(self, replica: nn.Module, batch: ImageBatch, loaded: list[LoadedImage]) -> list[Difference]:
         differences = [
-            self._difference(row, None, image.skip_reason)
+            self._difference(int(row), None, image.skip_reason)
             for image in loaded
             if image.pixels is None
             for row in self.peaks.of_image(image.image)
@@ -132,7 +132,7 @@ class Comparison:
             moved = self._moved_by_rounding(replica, image, differing) if len(differing.rows) else np.empty(0)
             distance = np.abs(differing.values - self.peaks.value[differing.rows])
             too_far = np.flatnonzero(~(distance <= ROUNDING_MARGIN * moved))  # NaN is near nothing
-            differences += [self._difference(differing.rows[index], float(differing.values[index])) for index in too_far]
+            differences += [self._difference(int(differing.rows[index]), float(differing.values[index])) for index in too_far]
         return differences
 
     def _difference(self, row: int, value: float | None, reason: str = "") -> Difference:
