@@ -2,6 +2,8 @@
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +26,20 @@ def shapes_of_two_images(network: nn.Module, images: Tensor, input_format: Input
     In channels last an error is raised: one image hides a `view` that fails.
     """
     shapes: ShapesOfTwo = {}
+    try:
+        with _noting_shapes(network, shapes), ParameterGuard(network):
+            network(images.expand(2, -1, -1, -1).contiguous(memory_format=input_format.memory_format))
+    except Exception as error:
+        if input_format.memory_format is torch.channels_last or isinstance(error, NetworkError):
+            raise
+        LOG.debug("the network doesn't run on two images", exc_info=True)
+        shapes.clear()
+    return shapes
+
+
+@contextmanager
+def _noting_shapes(network: nn.Module, shapes: ShapesOfTwo) -> Iterator[None]:
+    """Note the shapes of what every module below the network gets and gives for as long as the block lasts."""
     call_counts: Counter[str] = Counter()
     handles = []
     for path, module in network.named_modules():
@@ -41,17 +57,10 @@ def shapes_of_two_images(network: nn.Module, images: Tensor, input_format: Input
 
             handles += [module.register_forward_pre_hook(note_input, with_kwargs=True), module.register_forward_hook(note_output)]
     try:
-        with ParameterGuard(network):
-            network(images.expand(2, -1, -1, -1).contiguous(memory_format=input_format.memory_format))
-    except Exception as error:
-        if input_format.memory_format is torch.channels_last or isinstance(error, NetworkError):
-            raise
-        LOG.debug("the network doesn't run on two images", exc_info=True)
-        shapes.clear()
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    return shapes
 
 
 def why_images_are_elsewhere(shape: tuple[int, ...], shape_of_two: tuple[int, ...] | None) -> str:
