@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import unitscope
-from unitscope.atlas import TABLES
+from unitscope.atlas import CORE_TABLES
 from unitscope.checking import Difference
 from unitscope.records import Peak
 
@@ -56,8 +56,8 @@ def test_rounding_that_shows_in_some_images_only_is_no_difference(atlas: unitsco
 def differences(atlas: unitscope.Atlas, peaks: list[Peak], folder: Path) -> list[Difference]:
     """What `check` says of a copy of the atlas with these peaks."""
     shutil.copytree(atlas.folder, folder)
-    rows = [{name: getattr(peak, name) for name in TABLES["peaks"].names} for peak in peaks]
-    pq.write_table(pa.Table.from_pylist(rows, schema=TABLES["peaks"]), folder / "peaks.parquet")
+    rows = [{name: getattr(peak, name) for name in CORE_TABLES["peaks"].schema.names} for peak in peaks]
+    pq.write_table(pa.Table.from_pylist(rows, schema=CORE_TABLES["peaks"].schema), folder / "peaks.parquet")
     changed = unitscope.Atlas(folder, images=half_flat_images())
     return unitscope.check(changed, network_that_amplifies_in_flat_places(), batch_size=5).differences
 
