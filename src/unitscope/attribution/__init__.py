@@ -80,11 +80,11 @@ def _peaks_by_layer(atlas: Atlas, patterns: Sequence[str] | None, units: Sequenc
         if not layers:
             atlas.layer(pattern)  # raises, and names what is close
     names = {layer.name for layers in matches.values() for layer in layers}
-    found = {layer.name: _peaks(atlas, layer, units) for layer in atlas.layers if layer.name in names}
-    if not any(found.values()):
-        what = "the chosen units" if units is not None else "the units of the chosen layers"
-        raise AtlasError(f"{what} have no peaks in the atlas {str(atlas.folder)!r}: they are dead")
-    return found
+    peaks_by_layer = {layer.name: _peaks(atlas, layer, units) for layer in atlas.layers if layer.name in names}
+    if not any(peaks_by_layer.values()):
+        chosen = "the chosen units" if units is not None else "the units of the chosen layers"
+        raise AtlasError(f"{chosen} have no peaks in the atlas {str(atlas.folder)!r}: they are dead")
+    return peaks_by_layer
 
 
 def _peaks(atlas: Atlas, layer: Layer, units: Sequence[int] | None) -> list[Peak]:

@@ -142,7 +142,11 @@ class Evolution:
                 text = f"{len(keys):,} of {self.last.manifest['listed']:,} images {event}, such as {min(keys)!r}: overlaps and jumps leave them out"
                 warnings.warn(text, stacklevel=3)
         pairs = pairwise(self.atlases.items())
-        between = [f"{before!r} and {after!r}" for (before, one), (after, other) in pairs if replaced_unnamed(one, other)]
+        between = [
+            f"{earlier!r} and {later!r}"
+            for (earlier, earlier_atlas), (later, later_atlas) in pairs
+            if replaced_unnamed(earlier_atlas, later_atlas)
+        ]
         if between:
             text = f"images were replaced between {'; '.join(between)} that the atlases don't name: overlaps and jumps there count them"
             warnings.warn(text, stacklevel=3)

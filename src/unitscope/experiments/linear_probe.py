@@ -114,9 +114,9 @@ def _check_labels(labels: Sequence[str | None]) -> Counter[str]:
     counts = Counter(label for label in labels if label is not None)
     enough = sum(count > 1 for count in counts.values())
     if enough < 2:
-        found = f"labels found: {len(counts):,}, {enough} with two images" if counts else "none of the images has a label"
+        labels_text = f"labels found: {len(counts):,}, {enough} with two images" if counts else "none of the images has a label"
         raise ImagesError(
-            f"probing needs at least two labels with two images each; {found}; a label is the name of an image's sub-folder, what "
+            f"probing needs at least two labels with two images each; {labels_text}; a label is the name of an image's sub-folder, what "
             "stands behind its path in a list, or the second of a pair that a data set gives"
         )
     return counts

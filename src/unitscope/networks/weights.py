@@ -76,10 +76,10 @@ def read_state_dict(weights: str, parameter_names: Sequence[str]) -> StateDict:
     if not fitting:
         return _most_likely(state_dicts)
     if len(fitting) > 1:
-        taken = repr(fitting[0]) if fitting[0] else "the one without a prefix"
-        others = ", ".join(f"--weights {path}:{name}" for name in fitting[1:4])
+        chosen = repr(fitting[0]) if fitting[0] else "the one without a prefix"
+        alternatives = ", ".join(f"--weights {path}:{name}" for name in fitting[1:4])
         warnings.warn(
-            f"weights {str(path)!r} hold {len(fitting)} sets that fit; {taken} is taken. Others: {others}",
+            f"weights {str(path)!r} hold {len(fitting)} sets that fit; {chosen} is taken. Others: {alternatives}",
             stacklevel=2,
         )
     return state_dicts[fitting[0]]

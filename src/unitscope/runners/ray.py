@@ -215,15 +215,15 @@ class RayWorker:
 
     def run(self, shards: list[Shard]) -> list[Any]:
         """The results of some shards; the mergeable ones are merged to one."""
-        merged, others = None, []
+        merged, unmergeable = None, []
         for result in self._worker(shards):
             if not isinstance(result, Mergeable):
-                others.append(result)
+                unmergeable.append(result)
             elif merged is None:
                 merged = result
             else:
                 merged.merge(result)
-        return others if merged is None else [merged, *others]
+        return unmergeable if merged is None else [merged, *unmergeable]
 
 
 @contextmanager

@@ -42,13 +42,13 @@ class Options:
     on_images: Callable[[int], None] | None = None
 
 
-def options_of(given: ScanOptions) -> Options:
+def options_of(scan_options: ScanOptions) -> Options:
     """The options, completed. Raises `TypeError` for a name that is none, as Python does for arguments, and `UnitscopeError` for counts
     that are no whole numbers or below 1."""
-    unknown = next((name for name in given if name not in Options.__slots__), None)
+    unknown = next((name for name in scan_options if name not in Options.__slots__), None)
     if unknown is not None:
         raise TypeError(f"scan() got an unexpected keyword argument {unknown!r}; it takes {', '.join(Options.__slots__)}")
-    options = Options(**given)
+    options = Options(**scan_options)
     if isinstance(options.checkpoint_every_s, bool) or not isinstance(options.checkpoint_every_s, (int, float)):
         raise UnitscopeError(f"checkpoint_every_s is a number of seconds, not {shortened(options.checkpoint_every_s)}")
     return replace(

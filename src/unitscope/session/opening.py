@@ -96,8 +96,8 @@ def _usual_shape(source: ImageSource, count: int) -> tuple[int, int, int] | None
     """The shape of the tensors that a source gives, None where it gives pictures: that of most of a few, since one may be damaged."""
     shapes: list[tuple[int, int, int] | None] = []
     reasons: dict[int, tuple[str, str]] = {}
-    few = evenly_spaced(count, IMAGES_LOOKED_AT)
-    for image in chain(few, (image for image in range(count) if image not in few)):
+    looked_at_first = evenly_spaced(count, IMAGES_LOOKED_AT)
+    for image in chain(looked_at_first, (image for image in range(count) if image not in looked_at_first)):
         if len(shapes) + len(reasons) >= IMAGES_LOOKED_AT and shapes:
             break
         try:

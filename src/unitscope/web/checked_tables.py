@@ -26,7 +26,7 @@ SIDES = (("top", "bottom"), ("left", "right"))
 
 
 @dataclass(frozen=True, slots=True)
-class ImageRecord:
+class ImageEntry:
     """An image that the atlas mentions; sizes in pixels, as displayed."""
 
     image: int
@@ -49,20 +49,20 @@ def read_layers(atlas: Atlas) -> list[Layer]:
     return atlas.layers
 
 
-def read_images(atlas: Atlas) -> dict[int, ImageRecord]:
+def read_images(atlas: Atlas) -> dict[int, ImageEntry]:
     """The images that the atlas mentions, by number."""
     table = atlas.table("images")
     if any(table[name].null_count for name in ("image", "key", "width", "height")):
         raise atlas.broken("an image lacks its number, key or size")
-    rows = table.select(ImageRecord.__slots__).to_pylist()
-    images = {row["image"]: ImageRecord(**row) for row in rows}
+    rows = table.select(ImageEntry.__slots__).to_pylist()
+    images = {row["image"]: ImageEntry(**row) for row in rows}
     for image in images.values():
         if not (0 < image.width <= MAX_BOX_SIDE_PX and 0 < image.height <= MAX_BOX_SIDE_PX):
             raise atlas.broken(f"image {image.image} is {image.width} x {image.height} pixels large")
     return images
 
 
-def read_peaks(atlas: Atlas, images: Mapping[int, ImageRecord]) -> NumpyColumns:
+def read_peaks(atlas: Atlas, images: Mapping[int, ImageEntry]) -> NumpyColumns:
     """All peaks by layer, unit and rank. `layer` is the layer's index in call order; the other columns are those of the table."""
     table = atlas.table("peaks")
     layer_index = pc.index_in(table["layer"], pa.array([layer.name for layer in atlas.layers], pa.string()))
@@ -85,7 +85,7 @@ def _check_peak_cells(atlas: Atlas, peaks: NumpyColumns) -> None:
         raise atlas.broken(f"a peak has another rank than 1 to {atlas.k}")
 
 
-def _check_peak_images(atlas: Atlas, peaks: NumpyColumns, images: Mapping[int, ImageRecord]) -> None:
+def _check_peak_images(atlas: Atlas, peaks: NumpyColumns, images: Mapping[int, ImageEntry]) -> None:
     is_listed = np.isin(peaks["image"], np.fromiter(images, dtype=np.int64, count=len(images)))
     if not is_listed.all():
         raise atlas.broken(f"a peak names image {peaks['image'][~is_listed][0]}, which its images table lacks")

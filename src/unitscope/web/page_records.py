@@ -5,7 +5,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from unitscope.atlas.ties import Tie
 from unitscope.records import Box, Layer
-from unitscope.web.checked_tables import ImageRecord
+from unitscope.web.checked_tables import ImageEntry
 
 
 @runtime_checkable
@@ -69,7 +69,7 @@ class Example:
     value: float
     y: int
     x: int
-    source_image: ImageRecord
+    source_image: ImageEntry
     receptive_field: Box
     patch_box: Box
     visible_box: Box
@@ -275,7 +275,7 @@ class ImagePage:
     template: ClassVar[str] = "image.html"
     path: str
     atlas: AtlasSummary
-    image: ImageRecord
+    image: ImageEntry
     layers: list[LayerPeaks]
     no_preference_peaks: int
 
@@ -304,7 +304,7 @@ class LabelPage:
     image_count: int
     base_rate: float
     units: list[LabelUnit]
-    images: list[ImageRecord]
+    images: list[ImageEntry]
 
 
 @dataclass(frozen=True, slots=True)

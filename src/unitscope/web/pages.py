@@ -13,7 +13,7 @@ from unitscope.atlas.figures import choose_overview_layers, draw_units
 from unitscope.atlas.schema import MANIFEST
 from unitscope.records import Layer
 from unitscope.web.addresses import slug
-from unitscope.web.checked_tables import ImageRecord
+from unitscope.web.checked_tables import ImageEntry
 from unitscope.web.page_records import (
     SORT_KEYS,
     AtlasSummary,
@@ -175,7 +175,7 @@ class PageBuilder:
             for label, peaks in sorted(peak_counts.items(), key=lambda entry: (-entry[1], entry[0]))
         ]
 
-    def _label_units(self, images: list[ImageRecord]) -> list[LabelUnit]:
+    def _label_units(self, images: list[ImageEntry]) -> list[LabelUnit]:
         """The units with most peaks in these images."""
         peak_counts = Counter(unit for image in images for unit in self.queries.units_with_peaks_in(image.image))
         ranked = sorted(peak_counts, key=lambda unit: (-peak_counts[unit], self.queries.layer_index(unit[0]), unit[1]))

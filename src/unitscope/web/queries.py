@@ -24,7 +24,7 @@ from unitscope.images import Geometry
 from unitscope.records import Box, Layer, Peak
 from unitscope.web.addresses import slug
 from unitscope.web.checked_tables import (
-    ImageRecord,
+    ImageEntry,
     read_attributed_units,
     read_images,
     read_layers,
@@ -113,7 +113,7 @@ class AtlasQueries:
         return self._patch_sizes[layer]
 
     @cached_property
-    def images(self) -> dict[int, ImageRecord]:
+    def images(self) -> dict[int, ImageEntry]:
         """All images that the atlas mentions, by number."""
         return read_images(self.atlas)
 
