@@ -129,7 +129,7 @@ def narrow(network: Network, paths: list[Path], precision: str = "fp32") -> floa
         started = perf_counter()
         atlas = unitscope.scan(network, paths, Path(folder, "atlas"), layers=NARROW, precision=precision)
         seconds = perf_counter() - started
-    print(f"{atlas.manifest['again']} images ran again", file=sys.stderr)
+    print(f"{atlas.manifest['images_run_twice']} images ran again", file=sys.stderr)
     return seconds
 
 

@@ -361,7 +361,7 @@ def test_what_a_user_can_mend_is_one_line_and_status_1(
         ("scan a b --mean 0.5 x.5", "scan [OPTIONS] MODEL IMAGES", "Invalid value for --mean: it takes numbers, not 'x.5'"),
         ("scan a b --value-range 9", "scan [OPTIONS] MODEL IMAGES", "Invalid value for --value-range: it takes two numbers, not 1"),
         ("scan a b --workers some", "scan [OPTIONS] MODEL IMAGES", "Invalid value for --workers"),
-        ("scan a b --runner moon", "scan [OPTIONS] MODEL IMAGES", 'Choose from: "here", "ray"'),
+        ("scan a b --runner moon", "scan [OPTIONS] MODEL IMAGES", 'Choose from: "local", "ray"'),
         ("serve a --port 99999", "serve [OPTIONS] ATLAS", 'Invalid value "99999" for --port. Must be <= 65535'),
         ("sheet a --units 3 l", "sheet [OPTIONS] ATLAS LAYER", "parameter LAYER requires an argument"),
     ],
@@ -590,7 +590,7 @@ def atlas(run: Run, model: str, images: Path, tmp_path: Path) -> Path:
 
 
 def test_export_writes_a_site_and_says_how_much(run: Run, atlas: Path, tmp_path: Path) -> None:
-    result = run("export", atlas, tmp_path / "site", "--beside", atlas)
+    result = run("export", atlas, tmp_path / "site", "--compare", atlas)
     files = [path for path in (tmp_path / "site").rglob("*") if path.is_file()]
     assert result.out.startswith(f"{len(files):,} files, ")
     assert (tmp_path / "site" / "compared" / "index.html").exists()
@@ -697,7 +697,7 @@ def answer(address: str, path: str, content: bytes | None = None) -> str:
 
 @pytest.mark.slow
 def test_serve_opens_the_pages_and_listens_to_an_image_of_ones_own(atlas: Path, images: Path) -> None:
-    with serving(atlas, "--port", "0", "--beside", str(atlas), "--trust-code") as process:
+    with serving(atlas, "--port", "0", "--compare", str(atlas), "--trust-code") as process:
         assert process.stdout is not None
         address = process.stdout.readline().split()[0]
         assert address.startswith("http://127.0.0.1:")

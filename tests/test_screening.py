@@ -115,7 +115,7 @@ def test_where_it_gains_nothing_it_says_so_and_runs_in_float32(tmp_path: Path) -
     exact = unitscope.scan(small_network(), images, tmp_path / "fp32")
     with pytest.warns(UserWarning, match="bf16 would gain nothing here, so this runs in fp32: "):
         atlas = unitscope.scan(small_network(), images, tmp_path / "bf16", precision="bf16")
-    assert (atlas.manifest["precision"], atlas.manifest["again"]) == ("fp32", 0)
+    assert (atlas.manifest["precision"], atlas.manifest["images_run_twice"]) == ("fp32", 0)
     assert bytes_of(tmp_path / "bf16") == bytes_of(tmp_path / "fp32")
     assert exact.manifest == atlas.manifest
 

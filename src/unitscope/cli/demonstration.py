@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -13,6 +13,10 @@ from unitscope.cli.output import print_drawn, save_picture
 from unitscope.cli.parameters import Device, NetworkOptions
 from unitscope.cli.scanning import run_scan
 from unitscope.errors import UnitscopeError
+
+if TYPE_CHECKING:
+    from unitscope.atlas import Atlas
+    from unitscope.images import FolderSource
 
 
 def demo(
@@ -42,7 +46,7 @@ def demo(
         print(f"to look at every unit: {_command()} serve {folder}")
 
 
-def _check_same_images(atlas: Any, source: Any, limit: int | None) -> None:
+def _check_same_images(atlas: "Atlas", source: "FolderSource", limit: int | None) -> None:
     """Raises `UnitscopeError` where the atlas is one of other images, or of more or fewer of them."""
     manifest = atlas.manifest
     listed_count = min(len(source), limit or len(source)) + len(source.passed_over)

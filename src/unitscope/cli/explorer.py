@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Lock
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -16,9 +16,12 @@ from unitscope.cli.output import progress_bar
 from unitscope.cli.parameters import AtlasFolder, Device, MovedImages, SecondAtlas, TrustCode
 from unitscope.errors import WHERE_IMAGES_ARE, UnitscopeError
 
+if TYPE_CHECKING:
+    from unitscope.atlas import Atlas
+
 
 def serve(
-    atlas: AtlasFolder, /, *, beside: SecondAtlas = None,
+    atlas: AtlasFolder, /, *, compare: SecondAtlas = None,
     host: Annotated[str, Parameter(help="The address to listen on; others than this machine's own let others look.")] = "127.0.0.1",
     port: Annotated[
         int, Parameter(help="The port to listen on; 0 takes any that is free.", validator=Number(gte=0, lte=65535))
@@ -31,7 +34,7 @@ def serve(
     from unitscope.web.app import LOOPBACK
     from unitscope.web.server import create_server
 
-    opened, second = Atlas(atlas, images=images), Atlas(beside) if beside else None
+    opened, second = Atlas(atlas, images=images), Atlas(compare) if compare else None
     is_local = host in (*LOOPBACK, "::1")
     why_no_search = _why_no_search(opened, trust_code)
     with ExitStack() as resources:
@@ -46,13 +49,13 @@ def serve(
 
 def export(
     atlas: AtlasFolder, site: Annotated[Path, Parameter(help="The folder to write.")], /, *,
-    beside: SecondAtlas = None, images: MovedImages = None,
+    compare: SecondAtlas = None, images: MovedImages = None,
 ) -> None:  # fmt: skip
     """Write the same pages as files, for any static host or to be opened from a disk."""
     from unitscope import web
     from unitscope.atlas import Atlas
 
-    opened, second = Atlas(atlas, images=images), Atlas(beside) if beside else None
+    opened, second = Atlas(atlas, images=images), Atlas(compare) if compare else None
     unit_count = sum(layer.units for shown in (opened, second) if shown for layer in shown.layers)
     with progress_bar(unit_count, "exporting", "units") as advance:
         exported = web.export(opened, site, second, on_units=advance)
@@ -68,7 +71,7 @@ def export(
 class LazySearch:
     """Search by image; the network is loaded for the first image, and belongs to `resources` from then on."""
 
-    def __init__(self, atlas: Any, device: str, trust_code: bool, resources: ExitStack) -> None:
+    def __init__(self, atlas: "Atlas", device: str, trust_code: bool, resources: ExitStack) -> None:
         self._atlas, self._device, self._trust_code, self._resources = atlas, device, trust_code, resources
         self._loading = Lock()
         self._respond: Callable[[Any], Any] | None = None
@@ -84,13 +87,12 @@ class LazySearch:
         return self._respond(image)
 
 
-def _why_no_search(atlas: Any, trust_code: bool) -> str | None:
+def _why_no_search(atlas: "Atlas", trust_code: bool) -> str | None:
     """Why an image of one's own can't be searched with: no known way to the input, or a network that isn't built unasked."""
     if atlas.preprocessing is None:
         return f"the atlas {str(atlas.folder)!r} was made from tensors, so there is no known way from an image to its input"
     in_memory = atlas.manifest["network"]["model"].startswith("module:")
-    why_no_network: str | None = atlas.why_no_network
-    return None if trust_code and not in_memory else why_no_network
+    return None if trust_code and not in_memory else atlas.why_no_network
 
 
 def _listening_socket(host: str, port: int) -> socket.socket:

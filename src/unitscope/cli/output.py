@@ -6,10 +6,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unitscope.errors import UnitscopeError
 from unitscope.files import atomic_write, check_writable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from PIL import Image
 
 PIPE_COLUMNS = 160
 """How wide a table may be where its reader is a program, which then finds each row on one line."""
@@ -51,7 +55,7 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS).print(table)
 
 
-def print_table(table: Any, as_json: bool = False) -> None:
+def print_table(table: "pa.Table", as_json: bool = False) -> None:
     """Print an Arrow table, with three decimals; as JSON a list with an object for each row, with all decimals and null for NaN."""
     rows: list[Mapping[str, Any]] = table.to_pylist()
     if as_json:
@@ -90,7 +94,7 @@ def progress_bar(total: int | None, task: str = "scanning", counted: str = "imag
         yield advance
 
 
-def save_picture(image: Any, path: Path) -> None:
+def save_picture(image: "Image.Image", path: Path) -> None:
     """Write a picture in the format that the path's ending means. Raises `UnitscopeError` where that can't be done."""
     file_format = check_picture_path(path)
     with atomic_write(path, f"the picture {str(path)!r}", UnitscopeError) as unfinished_path:

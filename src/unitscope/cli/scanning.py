@@ -4,7 +4,7 @@ import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -23,7 +23,13 @@ from unitscope.cli.parameters import (
     UntrainedNetworkOptions,
 )
 
-LAYER_COLUMNS = ("layer", "kind", "units", "map", "field", "stride", "activation", "default")
+if TYPE_CHECKING:
+    from unitscope.atlas import Atlas
+    from unitscope.checking import Difference
+    from unitscope.layers import Trace, TracedLayer
+    from unitscope.session.trials import Trial
+
+LAYER_COLUMNS = ("layer", "kind", "units", "activation map", "receptive field", "stride", "activation", "default")
 
 
 @Parameter(name="*")
@@ -55,9 +61,9 @@ class RunnerOptions:
     """What runs the shards of a scan."""
 
     runner: Annotated[
-        Literal["here", "ray"],
-        Parameter(help="here, or ray: on all machines of a Ray cluster.", metavar="NAME", show_choices=False),
-    ] = "here"
+        Literal["local", "ray"],
+        Parameter(help="local: in this process; ray: on all machines of a Ray cluster.", metavar="NAME", show_choices=False),
+    ] = "local"
     address: Annotated[
         str | None, Parameter(help="The Ray cluster's; auto finds that of this machine, none starts one here.")
     ] = None
@@ -66,7 +72,7 @@ class RunnerOptions:
 
     def build(self) -> Any:
         """The runner; None for the one that a scan takes by itself. Raises `UnitscopeError` where Ray or its cluster is missing."""
-        if self.runner == "here":
+        if self.runner == "local":
             return None
         from unitscope.runners.ray import RayRunner
 
@@ -144,8 +150,8 @@ def run_scan(network: Any, images: Any, out: Path, **options: Any) -> None:
     _print_scanned(atlas, out)
 
 
-def _print_scanned(atlas: Any, out: Path) -> None:
-    image_count, rescreened_count = atlas.manifest["read"], atlas.manifest.get("again")
+def _print_scanned(atlas: "Atlas", out: Path) -> None:
+    image_count, rescreened_count = atlas.manifest["read"], atlas.manifest.get("images_run_twice")
     unit_count = sum(layer.units for layer in atlas.layers)
     print(f"{image_count:,} images, {len(atlas.layers)} layers, {unit_count:,} units in {out}")
     if rescreened_count:
@@ -154,7 +160,7 @@ def _print_scanned(atlas: Any, out: Path) -> None:
         print(f"{skipped_count:,} files were skipped; why is in {out / 'skipped.parquet'}")
 
 
-def _layer_row(traced: Any) -> list[str]:
+def _layer_row(traced: "TracedLayer") -> list[str]:
     layer = traced.layer
     return [
         layer.name,
@@ -164,25 +170,25 @@ def _layer_row(traced: Any) -> list[str]:
         f"{layer.receptive_field_height} x {layer.receptive_field_width}",
         f"{layer.stride_y} x {layer.stride_x}",
         layer.activation,
-        "yes" if traced.default else "",
+        "yes" if traced.is_default else "",
     ]
 
 
-def _layers_json(trace: Any, trial: Any) -> dict[str, Any]:
+def _layers_json(trace: "Trace", trial: "Trial") -> dict[str, Any]:
     return {
         "layers": [_layer_json(traced) for traced in trace.layers],
-        "left_out": [{"layer": layer.name, "reason": layer.reason, "default": layer.default} for layer in trace.unreadable],
+        "left_out": [{"layer": layer.name, "reason": layer.reason, "default": layer.is_default} for layer in trace.unreadable],
         "operators_without_rule": sorted(trace.unknown_operators),
         "trial": trial.described(),
     }
 
 
-def _layer_json(traced: Any) -> dict[str, Any]:
+def _layer_json(traced: "TracedLayer") -> dict[str, Any]:
     columns = asdict(traced.layer)
-    return {"layer": columns.pop("name")} | columns | {"default": traced.default}
+    return {"layer": columns.pop("name")} | columns | {"default": traced.is_default}
 
 
-def _warn_of_unread_layers(trace: Any) -> None:
+def _warn_of_unread_layers(trace: "Trace") -> None:
     from unitscope.session.opening import operators_without_rule
 
     if trace.unreadable:
@@ -192,7 +198,7 @@ def _warn_of_unread_layers(trace: Any) -> None:
         print(operators_without_rule(trace), file=sys.stderr)
 
 
-def _difference_text(difference: Any) -> str:
+def _difference_text(difference: "Difference") -> str:
     value_now = difference.reason if difference.found is None else f"is {difference.found:.7g} now"
     peak = f"{difference.layer} unit {difference.unit} rank {difference.rank}, {difference.key}"
     return f"{peak}: was {difference.stored:.7g}, {value_now}"

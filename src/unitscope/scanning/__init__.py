@@ -153,7 +153,12 @@ def _write(out: str | os.PathLike[str], result: PartialResult, session: Session,
     with ThreadPoolExecutor(1, "tables") as pool:
         tables = pool.submit(tables_without_layers, result, session.layers, session.loader.preprocessing)
         layers = layers_table(with_effective_fields(session, result.sample))
-    counts = {"listed": result.listed, "read": result.read, "skipped": len(result.skipped), "again": result.images_run_twice}
+    counts = {
+        "listed": result.listed,
+        "read": result.read,
+        "skipped": len(result.skipped),
+        "images_run_twice": result.images_run_twice,
+    }
     images = {"images": manifest["images"] | {"contents": f"{result.contents:016x}"}}
     findings = {"trial": session.trial.described()}
     write_atlas(out, tables.result() | {"layers": layers}, {**manifest, **counts, **findings, **images})
