@@ -4,6 +4,7 @@
 beyond the border are padding.
 """
 
+from dataclasses import dataclass
 from functools import partial, reduce
 
 import numpy as np
@@ -16,15 +17,33 @@ NO_CELL = -(1 << 40)
 """In `cells_read`: neither a cell nor padding is read."""
 
 
-def window_cells(cells: int, kernel: int, stride: int, padding: int, dilation: int) -> Array:
-    """What the windows of a convolution or a pooling with so many output cells read."""
-    return np.stack([np.arange(cells) * stride - padding + offset * dilation for offset in range(kernel)])
+@dataclass(frozen=True, slots=True)
+class SlidingWindow:
+    """The window of a convolution or a pooling along one dimension, in cells."""
 
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
 
-def transposed_window_cells(cells: int, kernel: int, stride: int, padding: int, dilation: int) -> Array:
-    """What the windows of a transposed convolution with so many output cells read."""
-    spread = np.stack([np.arange(cells) + padding - offset * dilation for offset in range(kernel)])
-    return np.where(spread % stride == 0, spread // stride, NO_CELL)
+    def output_cells(self, input_cells: int) -> int:
+        """How many windows there are on so many cells."""
+        return (input_cells + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
+
+    def cells_read(self, cells: int) -> Array:
+        """What so many output cells read."""
+        return np.stack([np.arange(cells) * self.stride - self.padding + i * self.dilation for i in range(self.kernel)])
+
+    def transposed_cells_read(self, cells: int, input_cells: int) -> Array:
+        """What so many output cells of a transposed convolution read of so many input cells; it reads no padding."""
+        spread = np.stack([np.arange(cells) + self.padding - i * self.dilation for i in range(self.kernel)])
+        read = spread // self.stride
+        return np.where((spread % self.stride == 0) & (read >= 0) & (read < input_cells), read, NO_CELL)
+
+    def transposed_middles(self, cells: int) -> Array:
+        """The input cells, fractions too, where the middles of the windows of a transposed convolution stand."""
+        middles: Array = (np.arange(cells) + self.padding - (self.kernel - 1) * self.dilation / 2) / self.stride
+        return middles
 
 
 def slide(bounds: DependencyBounds, dim: int, cells_read: Array) -> DependencyBounds:

@@ -24,13 +24,12 @@ from unitscope.receptive_fields.elementwise import movement
 from unitscope.receptive_fields.operators import NoRule, OperatorCall
 from unitscope.receptive_fields.sliding import (
     NO_CELL,
+    SlidingWindow,
     positions_at,
     slide,
     slide_axis,
-    transposed_window_cells,
     unite_channels,
     unite_selected,
-    window_cells,
 )
 
 
@@ -48,36 +47,31 @@ def convolution(op: OperatorCall) -> list[DependencyBounds]:
 
 def _convolve(op: OperatorCall, maps: DependencyBounds, weight: Tensor, transposed: bool) -> DependencyBounds:
     """What lies in the windows, of no unit yet."""
-    spatial = weight.dim() - 2
-    defaults = (("stride", 1), ("padding", 0), ("dilation", 1))
-    strides, paddings, dilations = (_for_each_dim(op.get(name, default), spatial) for name, default in defaults)
     united = partial(unite_channels, group_count=op.get("groups", 1), unit_count=op.shape[1])
     axes = [axis.map(united) for axis in maps.axes]
-    for i in range(spatial):
-        dim = len(op.shape) - spatial + i
-        geometry = (weight.shape[2 + i], strides[i], paddings[i], dilations[i])
-        slide_dim = _slide_transposed if transposed else _slide
-        axes = [slide_dim(axis, dim, op.shape[dim], geometry) for axis in axes]
+    slide_window = _slide_transposed if transposed else _slide_window
+    kernels = list(weight.shape[2:])
+    for dim, window in enumerate(_windows(op, kernels, 1), len(op.shape) - len(kernels)):
+        axes = [slide_window(axis, dim, window, op.shape[dim]) for axis in axes]
     rows, columns = axes
     return DependencyBounds(rows, columns, filled_with_nothing(rows.position.shape))
 
 
-Geometry = tuple[int, int, int, int]
-"""Kernel, stride, padding and dilation along one dimension."""
+def _windows(op: OperatorCall, kernels: list[int], default_strides: int | list[int]) -> list[SlidingWindow]:
+    """The window along each dimension that the operator slides over."""
+    strides = _for_each_dim(op.get("stride") or default_strides, len(kernels))
+    paddings, dilations = (_for_each_dim(op.get(name, n), len(kernels)) for name, n in (("padding", 0), ("dilation", 1)))
+    return [SlidingWindow(*numbers) for numbers in zip(kernels, strides, paddings, dilations, strict=True)]
 
 
-def _slide(axis: AxisBounds, dim: int, cells: int, geometry: Geometry) -> AxisBounds:
-    return slide_axis(axis, dim, window_cells(cells, *geometry))
+def _slide_window(axis: AxisBounds, dim: int, window: SlidingWindow, cells: int) -> AxisBounds:
+    return slide_axis(axis, dim, window.cells_read(cells))
 
 
-def _slide_transposed(axis: AxisBounds, dim: int, cells: int, geometry: Geometry) -> AxisBounds:
-    """The same for a transposed convolution, which reads no padding; a cell stands where the middle of its window does."""
-    kernel, stride, padding, dilation = geometry
-    cells_read = transposed_window_cells(cells, *geometry)
-    inside = (cells_read >= 0) & (cells_read < axis.position.shape[dim])
-    slid = slide_axis(axis, dim, np.where(inside, cells_read, NO_CELL))
-    middles = (np.arange(cells) + padding - (kernel - 1) * dilation / 2) / stride
-    return replace(slid, position=positions_at(axis.position, dim, middles))
+def _slide_transposed(axis: AxisBounds, dim: int, window: SlidingWindow, cells: int) -> AxisBounds:
+    """The same for a transposed convolution; a cell stands where the middle of its window does."""
+    slid = slide_axis(axis, dim, window.transposed_cells_read(cells, axis.position.shape[dim]))
+    return replace(slid, position=positions_at(axis.position, dim, window.transposed_middles(cells)))
 
 
 def _weight_bounds(op: OperatorCall, name: str, weight: Tensor, transposed: bool) -> DependencyBounds:
@@ -94,17 +88,13 @@ def _weight_bounds(op: OperatorCall, name: str, weight: Tensor, transposed: bool
 
 def pooling(op: OperatorCall) -> list[DependencyBounds]:
     """What lies in the window of a cell; all of a dimension that one window covers."""
-    spatial = _spatial_dims(op)
-    kernels = _for_each_dim(op.get("kernel_size"), spatial)
-    strides = _for_each_dim(op.get("stride") or kernels, spatial)
-    paddings, dilations = _for_each_dim(op.get("padding", 0), spatial), _for_each_dim(op.get("dilation", 1), spatial)
+    kernels = _for_each_dim(op.get("kernel_size"), _spatial_dims(op))
     bounds = op.first_bounds()
-    for i in range(spatial):
-        dim = len(op.shape) - spatial + i
-        if op.shape[dim] == 1 and kernels[i] - 2 * paddings[i] >= bounds.shape[dim]:
+    for dim, window in enumerate(_windows(op, kernels, kernels), len(op.shape) - len(kernels)):
+        if op.shape[dim] == 1 and window.kernel - 2 * window.padding >= bounds.shape[dim]:
             bounds = unite_along(bounds, [dim])
         else:
-            bounds = slide(bounds, dim, window_cells(op.shape[dim], kernels[i], strides[i], paddings[i], dilations[i]))
+            bounds = slide(bounds, dim, window.cells_read(op.shape[dim]))
     return [bounds.expand(op.shape)] * len(op.outputs)
 
 
@@ -188,16 +178,16 @@ def unfolding(op: OperatorCall) -> list[DependencyBounds]:
 
 def folding(op: OperatorCall) -> list[DependencyBounds]:
     """`col2im`: windows are added up where they overlap."""
-    geometry = [_for_each_dim(op.get(name), 2) for name in ("kernel_size", "stride", "padding", "dilation")]
-    (kernels, strides, paddings, dilations), size = geometry, op.get("output_size")
-    cells = [(size[i] + 2 * paddings[i] - dilations[i] * (kernels[i] - 1) - 1) // strides[i] + 1 for i in (0, 1)]
-    rows, columns = (window_cells(cells[i], kernels[i], strides[i], paddings[i], dilations[i]) for i in (0, 1))
+    kernels, size = _for_each_dim(op.get("kernel_size"), 2), op.get("output_size")
+    windows = _windows(op, kernels, 1)
+    cells = [window.output_cells(length) for window, length in zip(windows, size, strict=True)]
+    rows, columns = (window.cells_read(count) for window, count in zip(windows, cells, strict=True))
 
     def fold(tensor: Tensor) -> Tensor:
-        windows = tensor.unflatten(-1, cells).unflatten(-3, (-1, *kernels))
+        contents = tensor.unflatten(-1, cells).unflatten(-3, (-1, *kernels))
         maps = filled_with_nothing(op.shape).clone()
         for y, x in product(range(kernels[0]), range(kernels[1])):
-            _raise_to(maps, windows[..., y, x, :, :], rows[y], columns[x])
+            _raise_to(maps, contents[..., y, x, :, :], rows[y], columns[x])
         return maps
 
     return [op.first_bounds().map(fold)]
