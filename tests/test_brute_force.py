@@ -102,9 +102,10 @@ def test_the_demos_network_knows_the_photographs() -> None:
     network = load_network("demo:efficientnet-lite0")
     assert network.preprocessing is not None
     loader = Loader(DatasetSource(Pictures()), network.preprocessing, (3, 224, 224))
-    form = InputFormat(torch.device("cpu"), torch.float32, torch.contiguous_format)
+    input_format = InputFormat(torch.device("cpu"), torch.float32, torch.contiguous_format)
     with torch.no_grad():
-        ranked = network.module(loader.normalised([loader.load(i).pixels for i in range(60)], form)).argmax(1).tolist()
+        images = loader.normalise([loader.load(loader.item(i)).pixels for i in range(60)], input_format)
+        ranked = network.module(images).argmax(1).tolist()
     names = models.AlexNet_Weights.DEFAULT.meta["categories"]
     assert np.mean([plain(names[found]) == Pictures.name(i) for i, found in enumerate(ranked)]) > 0.75
 

@@ -95,7 +95,7 @@ def draw_occlusion(atlas: Atlas, layer: str, unit: int, classes: Sequence[str] |
     _save(pyplot, figure, path)
 
 
-def _plot_classes(axes: Sequence[Any], row: Mapping[str, Any], classes: Sequence[str] | None) -> None:
+def _plot_classes(axes: np.ndarray, row: Mapping[str, Any], classes: Sequence[str] | None) -> None:
     """A row of `class_probability`: the class's probability and the most probable class, for each position of the square."""
     shape = row["rows"], row["columns"]
     axes[0].imshow(np.reshape(row["probability"], shape), cmap="viridis", vmin=0, vmax=1)
