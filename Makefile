@@ -21,6 +21,7 @@ check: .venv/dev  ## style, types, imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini
 	$(BIN)/lint-imports
 
 bench: .venv/dev .venv/browser .bench/ready  ## a scan beside a plain evaluation loop and others, the verbs and the explorer, in two hours

@@ -142,7 +142,7 @@ def test_a_folder_of_files_of_many_images_says_what_to_give(tmp_path: Path, pict
     (tmp_path / "shards" / "README.md").write_text("words")
     with pytest.raises(ImagesError, match=rf"holds files of many images, such as 'shard-0\.{kind}': give '(.*)'") as caught:
         as_source(tmp_path / "shards")
-    assert len(as_source(str(caught.value).split("'")[-2]).files) == 3
+    assert len(as_source(str(caught.value).split("'")[-2]).files) == 3  # type: ignore[attr-defined]
     (pictures[0]).rename(tmp_path / "shards" / "a.png")
     assert len(as_source(tmp_path / "shards")) == 5
 
@@ -159,7 +159,7 @@ def test_a_long_file_is_read_in_runs(tmp_path: Path, pictures: list[Path]) -> No
 def test_globs_and_braces_stand_for_many_files(tmp_path: Path, pictures: list[Path]) -> None:
     names = written(tmp_path / "shards", pictures, "tar")
     for pattern in ("shard-*.tar", "shard-{0..2}.tar", "shard-{0,1,2}.tar", "shard-?.tar", "shard-[0-2].tar", "s*-[012].tar"):
-        assert as_source(str(tmp_path / "shards" / pattern)).files == names
+        assert as_source(str(tmp_path / "shards" / pattern)).files == names  # type: ignore[attr-defined]
     with pytest.raises(ImagesError, match="there are no files"):
         as_source(str(tmp_path / "nothing-*.tar"))
     with pytest.raises(ImagesError, match="either tar shards or Parquet files, not both"):

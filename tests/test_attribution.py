@@ -440,9 +440,9 @@ class Checkpointed(nn.Module):
         return images
 
 
-def assert_same_projections(one: Atlas, other: Atlas, name: str) -> None:
+def assert_same_projections(atlases: list[Atlas], name: str) -> None:
     """Each value to within a hundredth of its image's largest: one is kept in 127 steps."""
-    rows, wanted = (pq.read_table(atlas.folder / "tables" / f"{name}.parquet").to_pylist() for atlas in (one, other))
+    rows, wanted = (pq.read_table(atlas.folder / "tables" / f"{name}.parquet").to_pylist() for atlas in atlases)
     assert rows
     for row, plain in zip(rows, wanted, strict=True):
         assert (row["layer"], row["unit"], row["rank"]) == (plain["layer"], plain["unit"], plain["rank"])
@@ -464,7 +464,7 @@ def test_checkpoints_of_the_training_change_no_projection(tmp_path: Path, way: s
         atlas, _ = scanned(tmp_path / folder, network, count=4)
         attribute(atlas, name, network)
         atlases.append(atlas)
-    assert_same_projections(*atlases, name)
+    assert_same_projections(atlases, name)
 
 
 @pytest.mark.slow
@@ -486,7 +486,7 @@ def test_the_libraries_own_checkpoints_change_no_projection(tmp_path: Path, libr
         layers = [layer.name for layer in atlas.layers][-4:]
         attribute(atlas, "deconvnet", network, layers=layers, units=[0, 1])
         atlases.append(atlas)
-    assert_same_projections(*atlases, "deconvnet")
+    assert_same_projections(atlases, "deconvnet")
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")

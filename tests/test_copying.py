@@ -294,7 +294,7 @@ class Marked(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.conv = nn.Conv2d(3, 4, 3)
-        self.conv.weight.mask = torch.tensor([1.0, 0, 1, 0])[:, None, None, None]
+        self.conv.weight.mask = torch.tensor([1.0, 0, 1, 0])[:, None, None, None]  # type: ignore[attr-defined]
         self.gain = TripleGain(torch.ones(4, 1, 1))
         self.register_buffer("scale", torch.ones(4, 1, 1))
         self.scale.factor = 5.0
@@ -312,7 +312,7 @@ def test_attributes_and_classes_of_tensors_are_kept() -> None:
     copied = isolated_copy(network)
     assert torch.equal(copied(IMAGES), network(IMAGES))
     assert copied.conv.weight.data_ptr() == network.conv.weight.data_ptr()
-    assert copied.conv.weight.mask is not network.conv.weight.mask
+    assert copied.conv.weight.mask is not network.conv.weight.mask  # type: ignore[attr-defined]
 
 
 class Pooled(nn.Module):
@@ -401,7 +401,7 @@ class Recurrent(nn.Module):
     def __init__(self, kind: type[nn.RNNBase]) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.conv, self.rows = nn.Conv2d(3, 4, 3), kind(4 * 10, 6, batch_first=True)
+        self.conv, self.rows = nn.Conv2d(3, 4, 3), kind(4 * 10, 6, batch_first=True)  # type: ignore[call-arg]
 
     def forward(self, images: Tensor) -> Tensor:
         return self.rows(self.conv(images).permute(0, 2, 1, 3).flatten(2))[0]

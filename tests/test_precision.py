@@ -125,7 +125,7 @@ def test_an_atlas_is_the_same_whatever_switch_for_precision_is_set(tmp_path: Pat
 @needs_switches
 def test_a_switch_that_is_set_after_a_scan_takes_effect(tmp_path: Path, switches: None) -> None:
     unitscope.scan(small_network(), IMAGES, tmp_path / "atlas")
-    torch.backends.fp32_precision = "tf32"
+    torch.backends.fp32_precision = "tf32"  # type: ignore[attr-defined]
     assert {leaf.fp32_precision for leaf in LEAF_SWITCHES.values()} == {"tf32"}
 
 

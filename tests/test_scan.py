@@ -242,7 +242,7 @@ def test_options_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         with pytest.raises(unitscope.UnitscopeError, match=f"{name} must be at least 1, not 0"):
             unitscope.scan(see_through(1), torch.ones(2, 1, 1, 1), tmp_path / "atlas", **{name: 0})
     with pytest.raises(TypeError, match=r"scan\(\) got an unexpected keyword argument 'batchsize'"):
-        unitscope.scan(see_through(1), torch.ones(2, 1, 1, 1), tmp_path / "atlas", batchsize=3)
+        unitscope.scan(see_through(1), torch.ones(2, 1, 1, 1), tmp_path / "atlas", batchsize=3)  # type: ignore[call-arg]
 
 
 def test_the_sample_depends_on_keys_alone(tmp_path: Path) -> None:

@@ -516,7 +516,7 @@ class SetsClassTensor(nn.Module):
     largest = torch.ones(())
 
     def forward(self, maps: Tensor) -> Tensor:
-        type(self).maps = maps
+        type(self).maps = maps  # type: ignore[attr-defined]
         self.largest.copy_(torch.maximum(self.largest, maps.abs().max()))
         return maps / self.largest
 
