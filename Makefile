@@ -11,8 +11,8 @@ BIN := .venv/bin
 demo: .venv/demo  ## scan the demo's network over the demo's photographs and draw the figure
 	$(BIN)/unitscope demo --out demo $(if $(SERVE),--serve)
 
-test: .venv/dev .venv/browser  ## all tests
-	$(BIN)/python -m pytest
+test: .venv/dev .venv/browser  ## all tests, under checks of types and shapes, on all cores
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 quick: .venv/dev  ## most tests, in about a minute, on all cores and without checks of shapes
 	$(BIN)/python -m pytest -m "not slow" --unchecked --numprocesses auto --dist worksteal

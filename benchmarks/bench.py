@@ -62,14 +62,14 @@ def measure(way: str, model: str, folder: Path, images: int, root: Path = HERE.p
     command = [sys.executable, str(root / "benchmarks" / "ways.py"), way, model, str(folder), str(images)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root / "src"), str(HERE.parent / ".bench")])}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        most = 0
+        peak_bytes = 0
         while process.poll() is None:
-            most = max(most, memory_of(process.pid))
+            peak_bytes = max(peak_bytes, memory_of(process.pid))
             sleep(1)  # to look costs time too
-        said, errors = process.communicate()
+        output, errors = process.communicate()
     if process.returncode:
         raise SystemExit(f"{way} of {model} failed:\n{errors[-2000:]}")
-    return Measured(json.loads(said.splitlines()[-1])["seconds"] / images * 1e3, most / 1e6)
+    return Measured(json.loads(output.splitlines()[-1])["seconds"] / images * 1e3, peak_bytes / 1e6)
 
 
 def memory_of(pid: int) -> int:
@@ -78,8 +78,8 @@ def memory_of(pid: int) -> int:
     try:
         root = psutil.Process(pid)
         for process in (root, *root.children(recursive=True)):
-            said = Path(f"/proc/{process.pid}/smaps_rollup")
-            total += proportional(said.read_text()) if said.exists() else process.memory_full_info().uss
+            rollup = Path(f"/proc/{process.pid}/smaps_rollup")
+            total += proportional(rollup.read_text()) if rollup.exists() else process.memory_full_info().uss
     except (psutil.Error, OSError):
         pass  # one that has just ended
     return total
@@ -92,8 +92,8 @@ def proportional(rollup: str) -> int:
 
 def processor() -> str:
     """The processor's name as the system gives it."""
-    said = Path("/proc/cpuinfo")
-    lines = said.read_text().splitlines() if said.exists() else []
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
@@ -123,8 +123,8 @@ def pair(title: str, folder: Path, repeats: int, share: float) -> str:
         return f"### {title}\n\nNot here: this processor has no fast bfloat16 arithmetic, so such a scan runs in float32.\n"
     count = int(full * share)
     runs = [(measure(first, model, folder, count), measure(second, model, folder, count)) for _ in range(repeats)]
-    faster = median(one.image_ms / two.image_ms for one, two in runs)
-    times = [median(both[place].image_ms for both in runs) for place in (0, 1)]
+    faster = median(slow.image_ms / fast.image_ms for slow, fast in runs)
+    times = [median(run[index].image_ms for run in runs) for index in (0, 1)]
     return (
         f"### {title}\n\n{model}, {count:,} images: {WORDS[first]} {times[0]:.1f} ms an image, {WORDS[second]} {times[1]:.1f} ms: "
         f"{faster:.2f} times as fast.\n"
@@ -139,33 +139,33 @@ def measured_by(script: str, folder: Path) -> str:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--images", type=Path, help="a folder of images; the ImageNet sample if it is there, else the demo's")
-    arguments.add_argument("--repeats", type=int, default=3)
-    arguments.add_argument("--share", type=float, default=1.0, help="share of the images that a full run takes")
-    arguments.add_argument("--networks", nargs="+", default=list(NETWORKS))
-    said = arguments.parse_args()
-    folder = said.images or (SAMPLE if SAMPLE.is_dir() else write_demo_images(Path("demo/images")))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=Path, help="a folder of images; the ImageNet sample if it is there, else the demo's")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--share", type=float, default=1.0, help="share of the images that a full run takes")
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
+    arguments = parser.parse_args()
+    folder = arguments.images or (SAMPLE if SAMPLE.is_dir() else write_demo_images(Path("demo/images")))
     heading = (
         f"# {date.today():%Y-%m-%d}: {machine()}\n\n"
-        f"{said.repeats} runs in turn, medians; images: {folder.name}. The ways on fewer images: "
+        f"{arguments.repeats} runs in turn, medians; images: {folder.name}. The ways on fewer images: "
         "a scan without its start-up half, hooks and floor a quarter, zennit-crp an eighth.\n"
     )
     print(heading, flush=True)
     written = [heading]
-    for model in said.networks:
-        count = int(NETWORKS[model] * said.share)
+    for model in arguments.networks:
+        count = int(NETWORKS[model] * arguments.share)
         measured: dict[str, list[Measured]] = {way: [] for way in WAYS}
-        for _ in range(said.repeats):
+        for _ in range(arguments.repeats):
             for way in WAYS:
                 measured[way].append(measure(way, model, folder, max(32, count // WAYS[way])))
                 print(f"  {way} {measured[way][-1].image_ms:.1f} ms", file=sys.stderr, flush=True)
         written.append(table(model, count, measured))
         print(written[-1], flush=True)
-    for title in PAIRS if said.networks == list(NETWORKS) else ():
-        written.append(pair(title, folder, said.repeats, said.share))
+    for title in PAIRS if arguments.networks == list(NETWORKS) else ():
+        written.append(pair(title, folder, arguments.repeats, arguments.share))
         print(written[-1], flush=True)
-    for script in ("projecting.py", "browse.py") if said.networks == list(NETWORKS) else ():
+    for script in ("projecting.py", "browse.py") if arguments.networks == list(NETWORKS) else ():
         written.append(measured_by(script, folder))
         print(written[-1], flush=True)
     results = HERE / "results"

@@ -110,16 +110,16 @@ def every_layer(browser: Browser, site: str, server: psutil.Process, atlas: Atla
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as held, sync_playwright() as playwright:
-        place, site = Path(held, "atlas"), Path(held, "site")
-        run("scan", MODEL, sys.argv[1], "--out", str(place))
-        atlas = Atlas(place)
+        folder, site = Path(held, "atlas"), Path(held, "site")
+        run("scan", MODEL, sys.argv[1], "--out", str(folder))
+        atlas = Atlas(folder)
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
         lines = ""
-        with serving(place) as (address, server):
+        with serving(folder) as (address, server):
             lines += layer_page(browser, address)
             lines += unit_pages(browser, address)
             lines += every_layer(browser, address, server, atlas)
-        seconds = run("export", str(place), str(site))
+        seconds = run("export", str(folder), str(site))
         files = [path.stat().st_size for path in site.rglob("*") if path.is_file()]
         lines += f"| export | {seconds:.0f} s, {len(files):,} files, {sum(files) / 1e6:,.0f} MB |\n"
         browser.close()

@@ -51,8 +51,8 @@ def ours(atlas: Atlas, network: Network, layer: str, units: list[int]) -> float:
 def captums(atlas: Atlas, network: Network, layer: str, units: list[int]) -> float:
     done, started = 0, perf_counter()
     with open_atlas_session(atlas, network) as session:
-        before = dict(session.plain_copy.named_modules())[f"features.{int(layer.split('.')[1]) - 1}"]
-        tool = NeuronDeconvolution(session.plain_copy, before)
+        module = dict(session.plain_copy.named_modules())[f"features.{int(layer.split('.')[1]) - 1}"]
+        tool = NeuronDeconvolution(session.plain_copy, module)
         for unit in units:
             if not (peaks := atlas.peaks(layer, unit).to_pylist()):
                 continue  # a dead unit
@@ -69,10 +69,10 @@ def inputs(session: Session, images: list[int]) -> torch.Tensor:
 
 
 def main() -> None:
-    said = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    said.add_argument("folder", type=Path)
-    said.add_argument("--repeats", type=int, default=3)
-    arguments = said.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
     print(
         "### Deconvnet projections, peaks a second\n\n| layer | units | captum, a unit at a time | unitscope | times |\n| --- | ---: | ---: | ---: | ---: |"
     )
@@ -80,17 +80,23 @@ def main() -> None:
         warnings.simplefilter("ignore")
         for model in dict.fromkeys(model for model, *_ in CASES):
             network = without_inplace(load_network(model, "none", 0))
-            cases = [(layer, list(range(many)), list(range(few))) for one, layer, many, few in CASES if one == model]
+            cases = [
+                (layer, list(range(many)), list(range(few))) for case_model, layer, many, few in CASES if case_model == model
+            ]
             atlas = unitscope.scan(
                 network, arguments.folder, Path(folder) / model.split(":")[1], layers=[layer for layer, *_ in cases]
             )
-            for layer, many, few in cases:
+            for layer, units, few_units in cases:
                 runs = [
-                    (captums(atlas, network, layer, few), ours(atlas, network, layer, many)) for _ in range(arguments.repeats)
+                    (captums(atlas, network, layer, few_units), ours(atlas, network, layer, units))
+                    for _ in range(arguments.repeats)
                 ]
-                theirs, own = (median(run[place] for run in runs) for place in (0, 1))
-                times = median(two / one for one, two in runs)
-                print(f"| {model.split(':')[1]} {layer} | {len(many)} | {theirs:.1f} | {own:.1f} | {times:.1f} |", flush=True)
+                captum_rate, our_rate = (median(run[index] for run in runs) for index in (0, 1))
+                times = median(our / captum for captum, our in runs)
+                print(
+                    f"| {model.split(':')[1]} {layer} | {len(units)} | {captum_rate:.1f} | {our_rate:.1f} | {times:.1f} |",
+                    flush=True,
+                )
     print()
 
 

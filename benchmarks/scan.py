@@ -29,12 +29,12 @@ def checkout(commit: str | None) -> Iterator[Path | None]:
         yield None
         return
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder, "before")
-        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(place), commit], cwd=HERE.parent, check=True)
+        root = Path(folder, "other")
+        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(root), commit], cwd=HERE.parent, check=True)
         try:
-            yield place
+            yield root
         finally:
-            subprocess.run(["git", "worktree", "remove", "--force", str(place)], cwd=HERE.parent, check=True)
+            subprocess.run(["git", "worktree", "remove", "--force", str(root)], cwd=HERE.parent, check=True)
 
 
 def interval(values: Sequence[float], digits: int = 1) -> str:
@@ -49,31 +49,31 @@ def row(model: str, count: int, runs: Sequence[tuple[float, ...]]) -> str:
         f"{model}, {count:,}",
         interval(loops),
         interval(scans),
-        interval([one / two for one, two in zip(scans, loops, strict=True)], 2),
+        interval([scan / loop for scan, loop in zip(scans, loops, strict=True)], 2),
     ]
-    for before in others:
-        cells += [interval(before), interval([one / two for one, two in zip(scans, before, strict=True)], 3)]
+    for other_scans in others:
+        cells += [interval(other_scans), interval([scan / other for scan, other in zip(scans, other_scans, strict=True)], 3)]
     return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--against", metavar="COMMIT", help="time the scan of this commit too")
-    arguments.add_argument("--images", type=Path, help="a folder of images; the ImageNet sample if it is there, else the demo's")
-    arguments.add_argument("--repeats", type=int, default=5)
-    arguments.add_argument("--networks", nargs="+", default=list(NETWORKS))
-    said = arguments.parse_args()
-    folder = said.images or (SAMPLE if SAMPLE.is_dir() else write_demo_images(Path("demo/images")))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--against", metavar="COMMIT", help="time the scan of this commit too")
+    parser.add_argument("--images", type=Path, help="a folder of images; the ImageNet sample if it is there, else the demo's")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
+    arguments = parser.parse_args()
+    folder = arguments.images or (SAMPLE if SAMPLE.is_dir() else write_demo_images(Path("demo/images")))
     names = ["network, images", "loop, ms an image", "scan", "scan ÷ loop"]
-    names += [f"scan of {said.against}", "scan ÷ that"] if said.against else []
-    print(f"{machine()}; {said.repeats} runs in turn, medians (lowest to highest); images: {folder.name}.\n", flush=True)
+    names += [f"scan of {arguments.against}", "scan ÷ that"] if arguments.against else []
+    print(f"{machine()}; {arguments.repeats} runs in turn, medians (lowest to highest); images: {folder.name}.\n", flush=True)
     print(f"| {' | '.join(names)} |\n| --- |{' ---: |' * (len(names) - 1)}", flush=True)
-    with checkout(said.against) as before:
-        for model in said.networks:
+    with checkout(arguments.against) as other_root:
+        for model in arguments.networks:
             runs = []
-            for _ in range(said.repeats):
-                places = [("loop", HERE.parent), ("scan", HERE.parent), *([("scan", before)] if before else [])]
-                runs.append(tuple(measure(way, model, folder, NETWORKS[model], place).image_ms for way, place in places))
+            for _ in range(arguments.repeats):
+                ways = [("loop", HERE.parent), ("scan", HERE.parent), *([("scan", other_root)] if other_root else [])]
+                runs.append(tuple(measure(way, model, folder, NETWORKS[model], root).image_ms for way, root in ways))
                 print("  " + " ".join(f"{ms:.1f}" for ms in runs[-1]), file=sys.stderr, flush=True)
             print(row(model, NETWORKS[model], runs), flush=True)
 

@@ -55,14 +55,14 @@ class Files(Dataset[tuple[Tensor, int]]):
         return {name: numbers[word] % 1000 for name, word in words.items()}
 
 
-def transform_of(said: Preprocessing) -> Callable[[Image.Image], Tensor]:
+def transform_of(preprocessing: Preprocessing) -> Callable[[Image.Image], Tensor]:
     """torchvision's evaluation transforms."""
     return transforms.Compose(
         [
-            transforms.Resize(said.resize, transforms.InterpolationMode(said.interpolation)),
-            transforms.CenterCrop(said.crop),
+            transforms.Resize(preprocessing.resize, transforms.InterpolationMode(preprocessing.interpolation)),
+            transforms.CenterCrop(preprocessing.crop),
             transforms.ToTensor(),
-            transforms.Normalize(said.mean, said.std),
+            transforms.Normalize(preprocessing.mean, preprocessing.std),
         ]
     )
 
@@ -77,20 +77,20 @@ def loop(network: Network, paths: list[Path]) -> float:
     """The plain evaluation loop: a DataLoader, eager float32, no hooks."""
     started = perf_counter()
     with torch.no_grad():
-        found = torch.cat([network.module(images).argmax(1) for images in batches(network, paths)])
-    assert len(found) == len(paths)
+        classes = torch.cat([network.module(images).argmax(1) for images in batches(network, paths)])
+    assert len(classes) == len(paths)
     return perf_counter() - started
 
 
 def hooks(network: Network, paths: list[Path]) -> float:
     """What a researcher writes: the loop, with hooks that keep every layer's highest values, and one topk at the end."""
     layers = default_layers(network)[1]
-    kept: dict[int, list[Tensor]] = {number: [] for number in range(len(layers))}
+    maxima: dict[int, list[Tensor]] = {number: [] for number in range(len(layers))}
     started = perf_counter()
-    with torch.no_grad(), tapped(network.module, layers, lambda number, maps: kept[number].append(maps.amax((2, 3)))) as tap:
+    with torch.no_grad(), tapped(network.module, layers, lambda number, maps: maxima[number].append(maps.amax((2, 3)))) as tap:
         for images in batches(network, paths):
             tap.run(images)
-    best = [torch.cat(of_layer).topk(9, dim=0) for of_layer in kept.values()]
+    best = [torch.cat(of_layer).topk(9, dim=0) for of_layer in maxima.values()]
     assert len(best) == len(layers)
     return perf_counter() - started
 
@@ -105,12 +105,12 @@ def scan(network: Network, paths: list[Path]) -> float:
 
 def steady(network: Network, paths: list[Path], **options: Any) -> float:
     """The same, from the first images that are done to the last, and scaled to all: without start-up and tables."""
-    told: list[tuple[float, int]] = []
+    progress: list[tuple[float, int]] = []
     with tempfile.TemporaryDirectory() as folder:
         unitscope.scan(
-            network, paths, Path(folder, "atlas"), on_images=lambda images: told.append((perf_counter(), images)), **options
+            network, paths, Path(folder, "atlas"), on_images=lambda images: progress.append((perf_counter(), images)), **options
         )
-    seconds, images = told[-1][0] - told[0][0], sum(images for _, images in told[1:])
+    seconds, images = progress[-1][0] - progress[0][0], sum(images for _, images in progress[1:])
     return seconds / images * len(paths)
 
 
@@ -165,15 +165,15 @@ def floor(network: Network, paths: list[Path]) -> float:
 
 def decoding_s(network: Network, paths: list[Path]) -> float:
     """Processor seconds that Pillow takes to decode all files and resize them, on all cores at once."""
-    said = network.preprocessing
-    assert said is not None
-    resize = transforms.Resize(said.resize, transforms.InterpolationMode(said.interpolation))
+    preprocessing = network.preprocessing
+    assert preprocessing is not None
+    resize = transforms.Resize(preprocessing.resize, transforms.InterpolationMode(preprocessing.interpolation))
 
-    def work(own: list[Path]) -> None:
-        for path in own:
+    def decode(thread_paths: list[Path]) -> None:
+        for path in thread_paths:
             resize(Image.open(path).convert("RGB"))
 
-    threads = [Thread(target=work, args=(paths[start::WORKERS],)) for start in range(WORKERS)]
+    threads = [Thread(target=decode, args=(paths[start::WORKERS],)) for start in range(WORKERS)]
     started = process_time()
     for thread in threads:
         thread.start()

@@ -37,10 +37,10 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def __getitem__(self, place: int) -> tuple[Image.Image, str]:
-        if place >= len(self):
-            raise IndexError(place)
-        return Image.fromarray(self.pixels[place]), CLASSES[self.classes[place]]
+    def __getitem__(self, index: int) -> tuple[Image.Image, str]:
+        if index >= len(self):
+            raise IndexError(index)
+        return Image.fromarray(self.pixels[index]), CLASSES[self.classes[index]]
 
 
 def cifar10(folder: Path) -> tuple[Pictures, Pictures]:
@@ -73,8 +73,12 @@ def from_npm(folder: Path) -> tuple[Pictures, Pictures]:
 def small_alexnet() -> nn.Sequential:
     """Five convolutions with rectifiers and three poolings, as AlexNet, for images of 32 pixels."""
 
-    def convolution(before: int, after: int, size: int) -> list[nn.Module]:
-        return [nn.Conv2d(before, after, size, padding=size // 2, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+    def convolution(channels_in: int, channels_out: int, size: int) -> list[nn.Module]:
+        return [
+            nn.Conv2d(channels_in, channels_out, size, padding=size // 2, bias=False),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(),
+        ]
 
     return nn.Sequential(
         *convolution(3, 32, 5), nn.MaxPool2d(2), *convolution(32, 64, 3), nn.MaxPool2d(2),
@@ -109,11 +113,11 @@ def accuracy(network: nn.Module, test: Pictures) -> float:
 
 
 def main() -> None:
-    said = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    said.add_argument("--out", type=Path, default=Path("evolution"))
-    said.add_argument("--data", type=Path, default=Path("cifar10"))
-    said.add_argument("--epochs", type=int, default=10)
-    arguments = said.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("evolution"))
+    parser.add_argument("--data", type=Path, default=Path("cifar10"))
+    parser.add_argument("--epochs", type=int, default=10)
+    arguments = parser.parse_args()
     train, test = cifar10(arguments.data)
     torch.manual_seed(0)
     network = small_alexnet().to(memory_format=torch.channels_last)

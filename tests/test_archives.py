@@ -267,9 +267,9 @@ def test_a_broken_file_is_reported_by_name_and_the_rest_is_kept(tmp_path: Path, 
         unitscope.scan(small_network(), without_waiting(*names), tmp_path / "atlas", preprocess=HOW)
     assert not (tmp_path / "atlas").exists()
     Path(names[1]).write_bytes(content)
-    told: list[int] = []
-    unitscope.scan(small_network(), names, tmp_path / "atlas", preprocess=HOW, on_images=told.append)
-    assert told == [6, 4]
+    progress: list[int] = []
+    unitscope.scan(small_network(), names, tmp_path / "atlas", preprocess=HOW, on_images=progress.append)
+    assert progress == [6, 4]
     assert bytes_of(tmp_path / "atlas") == bytes_of(tmp_path / "whole")
 
 
@@ -394,9 +394,9 @@ BOTH_WAYS = pytest.mark.parametrize("ending", ["tar", "tgz"])
 """Read through an index, and as a stream."""
 
 
-def picture(number: int = 0, form: str = "PNG") -> bytes:
+def picture(number: int = 0, image_format: str = "PNG") -> bytes:
     content = io.BytesIO()
-    Image.new("RGB", (20, 20), (number * 9, 80, 120)).save(content, form)
+    Image.new("RGB", (20, 20), (number * 9, 80, 120)).save(content, image_format)
     return content.getvalue()
 
 
@@ -404,7 +404,9 @@ def picture(number: int = 0, form: str = "PNG") -> bytes:
 def test_every_member_whose_last_ending_is_a_pictures_is_opened(tmp_path: Path, ending: str) -> None:
     forms = {"a.0.jpg": "JPEG", "a.1.jpg": "JPEG", "x.input.png": "PNG", "b.avif": "AVIF", "c.jp2": "JPEG2000", "d.jfif": "JPEG",
              "e.jpe": "JPEG", "f.tga": "TGA", "g.mpo": "MPO", "h.webp": "WEBP", "i.JPG": "JPEG", "j.ico": "ICO", "k.PnG": "PNG"}  # fmt: skip
-    path = tar_with(tmp_path / f"all.{ending}", [(name, picture(n, form)) for n, (name, form) in enumerate(forms.items())])
+    path = tar_with(
+        tmp_path / f"all.{ending}", [(name, picture(n, image_format)) for n, (name, image_format) in enumerate(forms.items())]
+    )
     assert labels_or_reasons(path) == dict.fromkeys(forms)
     atlas = unitscope.scan(small_network(), path, tmp_path / "atlas", preprocess=HOW)
     assert (atlas.manifest["listed"], atlas.manifest["read"], atlas.manifest["skipped"]) == (len(forms), len(forms), 0)

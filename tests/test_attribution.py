@@ -68,17 +68,19 @@ def maps_at(network: nn.Sequential, stop: int) -> Any:
     return lambda images: network[:stop](images)
 
 
-def cells_of(units: list[int], places: list[int]) -> TargetCells:
-    place = torch.tensor(places)
-    return TargetCells(torch.tensor(units), place, place)
+def cells_of(units: list[int], indices: list[int]) -> TargetCells:
+    index = torch.tensor(indices)
+    return TargetCells(torch.tensor(units), index, index)
 
 
 def projected(method: Method, maps_of: Any, images: Tensor, cells: TargetCells) -> BatchAttribution:
     return next(iter(method.attribute(maps_of, images, [cells])))
 
 
-def assert_close(found: Tensor, wanted: Tensor, relative: float = 1e-5) -> None:
-    assert (found - wanted).abs().max() <= relative * wanted.abs().max(), (found - wanted).abs().max() / wanted.abs().max()
+def assert_close(actual: Tensor, expected: Tensor, relative: float = 1e-5) -> None:
+    assert (actual - expected).abs().max() <= relative * expected.abs().max(), (
+        actual - expected
+    ).abs().max() / expected.abs().max()
 
 
 # ── oracles ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -98,42 +100,42 @@ def test_projections_are_captums_where_captum_is_right(name: str, captums: Any, 
     network = plain_network()
     images = torch.randn(3, 3, 40, 40)
     cells = cells_of([1, 4, 7], [1, 2, 2])
-    found = projected(METHODS[name], maps_at(network, stop), images, cells)
-    for place in range(3):
-        selector = int(cells.unit[place]), int(cells.y[place]), int(cells.x[place])
+    actual = projected(METHODS[name], maps_at(network, stop), images, cells)
+    for index in range(3):
+        selector = int(cells.unit[index]), int(cells.y[index]), int(cells.x[index])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            wanted = captums(network, network[stop - 1]).attribute(images[place : place + 1].clone(), selector)
-        assert_close(found.pixels[place : place + 1], wanted.detach())
-        assert found.values[place] == pytest.approx(network[:stop](images)[(place, *selector)].item(), rel=1e-5)
+            expected = captums(network, network[stop - 1]).attribute(images[index : index + 1].clone(), selector)
+        assert_close(actual.pixels[index : index + 1], expected.detach())
+        assert actual.values[index] == pytest.approx(network[:stop](images)[(index, *selector)].item(), rel=1e-5)
 
 
 def test_occlusion_is_captums() -> None:
     network, images, cells = plain_network(), torch.randn(2, 3, 40, 40), cells_of([3, 5], [1, 2])
-    found = projected(METHODS["occlusion"], maps_at(network, 8), images, cells)
-    for place in range(2):
-        unit, y, x = int(cells.unit[place]), int(cells.y[place]), int(cells.x[place])
+    actual = projected(METHODS["occlusion"], maps_at(network, 8), images, cells)
+    for index in range(2):
+        unit, y, x = int(cells.unit[index]), int(cells.y[index]), int(cells.x[index])
         tool = Occlusion(lambda given, unit=unit, y=y, x=x: network[:8](given)[:, unit, y, x])
-        wanted = tool.attribute(images[place : place + 1], sliding_window_shapes=(3, 5, 5), strides=(3, 2, 2))
-        assert_close(found.pixels[place : place + 1].expand(-1, 3, -1, -1), wanted.float(), 1e-4)
+        expected = tool.attribute(images[index : index + 1], sliding_window_shapes=(3, 5, 5), strides=(3, 2, 2))
+        assert_close(actual.pixels[index : index + 1].expand(-1, 3, -1, -1), expected.float(), 1e-4)
 
 
 def test_the_gradient_is_autograds() -> None:
     network, images = plain_network(), torch.randn(2, 3, 40, 40)
-    found = projected(METHODS["gradient"], maps_at(network, 8), images, cells_of([0, 9], [2, 0]))
+    actual = projected(METHODS["gradient"], maps_at(network, 8), images, cells_of([0, 9], [2, 0]))
     leaf = images.clone().requires_grad_()
     maps = network[:8](leaf)
     (maps[0, 0, 2, 2] + maps[1, 9, 0, 0]).backward()
     assert leaf.grad is not None
-    assert_close(found.pixels, leaf.grad)
+    assert_close(actual.pixels, leaf.grad)
 
 
 def test_integrated_gradients_add_up_to_the_value_less_that_of_the_mean_colour() -> None:
     network, images = plain_network(), torch.randn(2, 3, 40, 40)
     cells = cells_of([2, 6], [1, 1])
-    found = projected(METHODS["integrated_gradients"], maps_at(network, 8), images, cells)
+    actual = projected(METHODS["integrated_gradients"], maps_at(network, 8), images, cells)
     nothing = cells.values_in(network[:8](torch.zeros_like(images)))
-    assert found.pixels.sum((1, 2, 3)).tolist() == pytest.approx((found.values - nothing).tolist(), rel=2e-2, abs=1e-3)
+    assert actual.pixels.sum((1, 2, 3)).tolist() == pytest.approx((actual.values - nothing).tolist(), rel=2e-2, abs=1e-3)
 
 
 class Functional(nn.Module):
@@ -159,7 +161,7 @@ class Functional(nn.Module):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize(
-    ("name", "pixel", "second", "wanted"),
+    ("name", "pixel", "second", "expected"),
     [
         ("deconvnet", -1.0, 3.0, 6.0),  # rectified is the signal, 3, whatever went forward: 2 * 3
         ("deconvnet", 1.0, -3.0, 0.0),  # the signal is -3
@@ -169,10 +171,10 @@ class Functional(nn.Module):
         ("gradient", 1.0, -3.0, -6.0),
     ],
 )
-def test_rectifiers_that_are_no_modules_by_hand(name: str, pixel: float, second: float, wanted: float, rectify: Any) -> None:
+def test_rectifiers_that_are_no_modules_by_hand(name: str, pixel: float, second: float, expected: float, rectify: Any) -> None:
     network = Functional(second, rectify)
-    found = projected(METHODS[name], network, torch.full((1, 1, 1, 1), pixel), cells_of([0], [0]))
-    assert float(found.pixels) == wanted
+    actual = projected(METHODS[name], network, torch.full((1, 1, 1, 1), pixel), cells_of([0], [0]))
+    assert float(actual.pixels) == expected
 
 
 def test_captum_is_wrong_where_rectifiers_are_functions() -> None:
@@ -190,7 +192,7 @@ def test_a_rectifier_that_is_called_three_times_counts_three_times() -> None:
     maps = network(images.clone().requires_grad_())
     assert len(list(rectifiers(maps.grad_fn))) == 3
     first, second, last = network.first, network.second, network.last
-    found = projected(METHODS["deconvnet"], network, images, cells_of([1], [4]))
+    actual = projected(METHODS["deconvnet"], network, images, cells_of([1], [4]))
 
     signal = torch.zeros(1, 2, 8, 8)
     signal[0, 1, 4, 4] = 1
@@ -199,8 +201,8 @@ def test_a_rectifier_that_is_called_three_times_counts_three_times() -> None:
     signal = signal + functional.conv_transpose2d(signal, second.weight, padding=1)  # to both its terms
     signal = signal.clamp(min=0)
     scale = network.norm.weight / (network.norm.running_var + network.norm.eps).sqrt()
-    wanted = functional.conv_transpose2d(signal * scale[:, None, None], first.weight, padding=1)
-    assert_close(found.pixels, wanted.detach())
+    expected = functional.conv_transpose2d(signal * scale[:, None, None], first.weight, padding=1)
+    assert_close(actual.pixels, expected.detach())
 
 
 @pytest.mark.parametrize(
@@ -282,22 +284,22 @@ class MethodContract:
         network, images = plain_network(), torch.randn(3, 3, 40, 40)
         rounds = [cells_of([0, 1, 2], [0, 1, 2]), cells_of([5, 5, 5], [2, 1, 0])]
         maps = network[:8](images)
-        for cells, found in zip(rounds, self.method.attribute(maps_at(network, 8), images, rounds), strict=True):
-            torch.testing.assert_close(found.values, cells.values_in(maps).detach())
-            assert found.pixels.shape[0] == 3
-            assert found.pixels.shape[1] in (1, 3)
-            assert not found.pixels.requires_grad
+        for cells, actual in zip(rounds, self.method.attribute(maps_at(network, 8), images, rounds), strict=True):
+            torch.testing.assert_close(actual.values, cells.values_in(maps).detach())
+            assert actual.pixels.shape[0] == 3
+            assert actual.pixels.shape[1] in (1, 3)
+            assert not actual.pixels.requires_grad
 
     @pytest.mark.slow
     def test_rounds_and_batches_change_nothing(self) -> None:
         network, images = plain_network(), torch.randn(3, 3, 40, 40)
         rounds = [cells_of([0, 1, 2], [0, 1, 2]), cells_of([5, 5, 5], [2, 1, 0])]
         together = list(self.method.attribute(maps_at(network, 8), images, rounds))
-        for cells, found in zip(rounds, together, strict=True):
-            for place in range(3):
-                alone = TargetCells(cells.unit[place : place + 1], cells.y[place : place + 1], cells.x[place : place + 1])
-                one = projected(self.method, maps_at(network, 8), images[place : place + 1], alone)
-                assert_close(one.pixels[0], found.pixels[place], 1e-4)
+        for cells, actual in zip(rounds, together, strict=True):
+            for index in range(3):
+                alone = TargetCells(cells.unit[index : index + 1], cells.y[index : index + 1], cells.x[index : index + 1])
+                one = projected(self.method, maps_at(network, 8), images[index : index + 1], alone)
+                assert_close(one.pixels[0], actual.pixels[index], 1e-4)
 
     def test_the_images_stay_as_they_are(self) -> None:
         network, images = small_network().eval(), torch.randn(2, 3, 14, 14)
@@ -399,39 +401,43 @@ def test_the_table_holds_every_peak_as_it_is_on_the_whole_image(tmp_path: Path, 
             cells = TargetCells(torch.tensor([peak["unit"]]), torch.tensor([peak["y"]]), torch.tensor([peak["x"]]))
 
             def maps(images: Tensor, stop: int = stop) -> Tensor:
-                found = network[:stop](images)
-                return found if found.dim() == 4 else found[..., None, None]
+                actual = network[:stop](images)
+                return actual if actual.dim() == 4 else actual[..., None, None]
 
             box = slice(row["top"], row["bottom"]), slice(row["left"], row["right"])
             assert (row["top"], row["left"]) == (max(peak["top"], 0), max(peak["left"], 0))
-            found = decode_attribution(row["image"], row["scale"], row["bottom"] - row["top"])
-            wanted = projected(METHODS[name], maps, given, cells).pixels[0].numpy()
-            assert found.shape[1:] == wanted[:, *box].shape[1:]
-            assert np.abs(found - wanted[:, *box]).max() <= (0.51 + 1e-3 * 127) * row["scale"]
-            outside = wanted.copy()
+            actual = decode_attribution(row["image"], row["scale"], row["bottom"] - row["top"])
+            expected = projected(METHODS[name], maps, given, cells).pixels[0].numpy()
+            assert actual.shape[1:] == expected[:, *box].shape[1:]
+            assert np.abs(actual - expected[:, *box]).max() <= (0.51 + 1e-3 * 127) * row["scale"]
+            outside = expected.copy()
             outside[:, *box] = 0
-            assert name == "occlusion" or np.abs(outside).max() <= 1e-6 * np.abs(wanted).max()  # squares reach in from outside
+            assert name == "occlusion" or np.abs(outside).max() <= 1e-6 * np.abs(expected).max()  # squares reach in from outside
 
 
 class Checkpointed(nn.Module):
     """Two blocks that run as they are, or through one of the ways to spare their memory in training."""
 
-    def __init__(self, way: str) -> None:
+    def __init__(self, checkpointing: str) -> None:
         super().__init__()
         torch.manual_seed(2)
-        self.way = way
+        self.checkpointing = checkpointing
         self.first = nn.Sequential(
             nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU()
         )
         self.second = nn.Sequential(nn.Conv2d(8, 6, 3), nn.ReLU(inplace=True), nn.Conv2d(6, 5, 3, padding=1), nn.ReLU())
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.way == "sequential":
+        if self.checkpointing == "sequential":
             return checkpoint_sequential([*self.first, *self.second], 3, images, use_reentrant=False)
-        if self.way == "nested":
+        if self.checkpointing == "nested":
             return checkpoint(self.inner, images, use_reentrant=False)
         for block in (self.first, self.second):
-            images = block(images) if self.way == "plain" else checkpoint(block, images, use_reentrant=self.way == "reentrant")
+            images = (
+                block(images)
+                if self.checkpointing == "plain"
+                else checkpoint(block, images, use_reentrant=self.way == "reentrant")
+            )
         return images
 
     def inner(self, images: Tensor) -> Tensor:
@@ -442,11 +448,11 @@ class Checkpointed(nn.Module):
 
 def assert_same_projections(atlases: list[Atlas], name: str) -> None:
     """Each value to within a hundredth of its image's largest: one is kept in 127 steps."""
-    rows, wanted = (pq.read_table(atlas.folder / "tables" / f"{name}.parquet").to_pylist() for atlas in atlases)
+    rows, expected = (pq.read_table(atlas.folder / "tables" / f"{name}.parquet").to_pylist() for atlas in atlases)
     assert rows
-    for row, plain in zip(rows, wanted, strict=True):
+    for row, plain in zip(rows, expected, strict=True):
         assert (row["layer"], row["unit"], row["rank"]) == (plain["layer"], plain["unit"], plain["rank"])
-        images = (decode_attribution(said["image"], said["scale"], said["bottom"] - said["top"]) for said in (row, plain))
+        images = (decode_attribution(r["image"], r["scale"], r["bottom"] - r["top"]) for r in (row, plain))
         np.testing.assert_allclose(*images, atol=1.3 * plain["scale"], rtol=0)
 
 
@@ -457,10 +463,10 @@ def assert_same_projections(atlases: list[Atlas], name: str) -> None:
     "name",
     ["deconvnet", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gradient", "guided_backprop", "integrated_gradients"))],
 )
-@pytest.mark.parametrize("way", ["reentrant", "not reentrant", "sequential", "nested"])
-def test_checkpoints_of_the_training_change_no_projection(tmp_path: Path, way: str, name: str) -> None:
+@pytest.mark.parametrize("checkpointing", ["reentrant", "not reentrant", "sequential", "nested"])
+def test_checkpoints_of_the_training_change_no_projection(tmp_path: Path, checkpointing: str, name: str) -> None:
     atlases = []
-    for folder, network in (("plain", Checkpointed("plain")), ("checkpointed", Checkpointed(way))):
+    for folder, network in (("plain", Checkpointed("plain")), ("checkpointed", Checkpointed(checkpointing))):
         atlas, _ = scanned(tmp_path / folder, network, count=4)
         attribute(atlas, name, network)
         atlases.append(atlas)
@@ -510,7 +516,7 @@ def test_a_transformer_gives_its_tokens_back(tmp_path: Path, name: str) -> None:
     attribute(atlas, name, network, layers=[layer], units=[2])
     linear: Any = network.get_submodule("encoder.layers.encoder_layer_1.mlp.0")
     held: list[Tensor] = []
-    linear.register_forward_hook(lambda module, given, found: held.append(found))
+    linear.register_forward_hook(lambda module, given, output: held.append(output))
     rows = atlas.attributions(name, layer, 2).to_pylist()
     peaks = atlas.peaks(layer, 2).to_pylist()
     assert len(rows) == len(peaks) == atlas.k
@@ -520,9 +526,9 @@ def test_a_transformer_gives_its_tokens_back(tmp_path: Path, name: str) -> None:
         value = held[-1][0, 1 + peak["y"] * 4 + peak["x"], 2]  # a token for the class comes first
         assert value.item() == pytest.approx(peak["value"], rel=1e-4)
         if name == "gradient":
-            wanted = torch.autograd.grad(value, images)[0][0].numpy()
-            found = decode_attribution(row["image"], row["scale"], 40)
-            assert np.abs(found - wanted).max() <= 0.51 * row["scale"] + 1e-5 * np.abs(wanted).max()
+            expected = torch.autograd.grad(value, images)[0][0].numpy()
+            actual = decode_attribution(row["image"], row["scale"], 40)
+            assert np.abs(actual - expected).max() <= 0.51 * row["scale"] + 1e-5 * np.abs(expected).max()
 
 
 def test_pixels_and_scale_give_values_back() -> None:
@@ -558,19 +564,19 @@ def test_a_network_that_isnt_the_same_everywhere_runs_on_whole_images(tmp_path: 
             self.last = nn.Conv2d(4, 4, 3)
 
         def forward(self, images: Tensor) -> Tensor:
-            found = self.convolution(images).relu()
-            height, width = found.shape[2:]
-            return self.last(found * self.place[:height, :width])
+            maps = self.convolution(images).relu()
+            height, width = maps.shape[2:]
+            return self.last(maps * self.place[:height, :width])
 
     atlas, network = scanned(tmp_path, Placed())
     attribute(atlas, "gradient", network)
     peaks, rows = atlas.peaks("last").to_pylist(), atlas.attributions("gradient", "last").to_pylist()
     for peak, row in zip(peaks, rows, strict=True):
         cells = TargetCells(torch.tensor([peak["unit"]]), torch.tensor([peak["y"]]), torch.tensor([peak["x"]]))
-        wanted = projected(METHODS["gradient"], network, input_of(atlas, peak["image"]), cells).pixels[0].numpy()
+        expected = projected(METHODS["gradient"], network, input_of(atlas, peak["image"]), cells).pixels[0].numpy()
         box = slice(row["top"], row["bottom"]), slice(row["left"], row["right"])
-        found = decode_attribution(row["image"], row["scale"], row["bottom"] - row["top"])
-        assert np.abs(found - wanted[:, *box]).max() <= 0.52 * row["scale"]
+        actual = decode_attribution(row["image"], row["scale"], row["bottom"] - row["top"])
+        assert np.abs(actual - expected[:, *box]).max() <= 0.52 * row["scale"]
 
 
 def test_a_network_that_minds_its_inputs_size_runs_on_whole_images(tmp_path: Path) -> None:
@@ -642,7 +648,7 @@ def test_what_cant_be_done_is_said_in_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("wrong_types")
 @pytest.mark.parametrize(
-    ("units", "said"),
+    ("units", "message"),
     [
         (3, "units must be a list of numbers, such as \\[0, 1\\], not 3"),
         ("12", "units must be a list of numbers, such as .*, not '12'"),
@@ -653,7 +659,7 @@ def test_what_cant_be_done_is_said_in_one_line(tmp_path: Path) -> None:
         ([], "units is an empty list; name some, or leave it away for all"),
     ],
 )
-def test_units_that_are_no_numbers_are_named(tmp_path: Path, units: Any, said: str) -> None:
+def test_units_that_are_no_numbers_are_named(tmp_path: Path, units: Any, message: str) -> None:
     atlas, network = scanned(tmp_path)
     for ask in (
         lambda: attribute(atlas, "deconvnet", network, layers=["5"], units=units),
@@ -661,7 +667,7 @@ def test_units_that_are_no_numbers_are_named(tmp_path: Path, units: Any, said: s
         lambda: atlas.sheet("5", units=units),
         lambda: atlas.figure(units=units),
     ):
-        with pytest.raises(AtlasError, match=f"^{said}$" if said.endswith(("all", "3", "5")) else said):
+        with pytest.raises(AtlasError, match=f"^{message}$" if message.endswith(("all", "3", "5")) else message):
             ask()
 
 
@@ -756,12 +762,12 @@ def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
 def test_a_run_that_fails_midway_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     atlas, network = scanned(tmp_path)
     monkeypatch.setattr("unitscope.attribution.store.PIECE_EVERY_S", 0.0)
-    seen = 0
+    done_count = 0
 
     def stop(done: int) -> None:
-        nonlocal seen
-        seen += done
-        if seen > 100:
+        nonlocal done_count
+        done_count += done
+        if done_count > 100:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -843,8 +849,8 @@ def test_the_command_line_attributes_and_draws(tmp_path: Path) -> None:
         atlas,
         *PREPROCESSING,
     )
-    said = assert_runs("attribute", atlas, "--method", "deconvnet", "--layers", "3", "--units", "0", "2", "--trust-code")
-    assert said.startswith("18 peaks in ")
+    output = assert_runs("attribute", atlas, "--method", "deconvnet", "--layers", "3", "--units", "0", "2", "--trust-code")
+    assert output.startswith("18 peaks in ")
     assert_runs("sheet", atlas, "3", "--attribution", "deconvnet", "--out", str(tmp_path / "sheet.png"))
     assert_runs("figure", atlas, "--attribution", "deconvnet", "--out", str(tmp_path / "figure.png"))
     done = subprocess.run(

@@ -24,12 +24,12 @@ NEAR = 1e-4
 @contextmanager
 def kept(network: nn.Module, wanted: Callable[[str, nn.Module], bool]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
     """What goes into every call of every ReLU, and what comes out of the modules wanted: highest values and cells of the last batch."""
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    maps_by_layer: dict[str, tuple[Tensor, Tensor]] = {}
 
     def note(name: str, maps: Tensor) -> None:
-        calls = sum(1 for known in seen if known.split("#")[0] == name)
+        calls = sum(1 for known in maps_by_layer if known.split("#")[0] == name)
         highest = maps.flatten(2).max(2) if maps.dim() == 4 else maps[..., None].max(2)
-        seen[f"{name}#{calls + 1}" if calls else name] = (highest.values, highest.indices)
+        maps_by_layer[f"{name}#{calls + 1}" if calls else name] = (highest.values, highest.indices)
 
     handles = []
     for name, module in network.named_modules():
@@ -37,7 +37,7 @@ def kept(network: nn.Module, wanted: Callable[[str, nn.Module], bool]) -> Iterat
             handles.append(module.register_forward_pre_hook(lambda _, args, name=name: note(name, args[0])))
         elif wanted(name, module):
             handles.append(module.register_forward_hook(lambda _, __, maps, name=name: note(name, maps)))
-    yield seen
+    yield maps_by_layer
     for handle in handles:
         handle.remove()
 
@@ -49,11 +49,11 @@ def highest_of_all(
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for start in range(0, len(paths), 16):
         batch = torch.stack([transform(Image.open(path).convert("RGB")) for path in paths[start : start + 16]])
-        with torch.no_grad(), kept(network.eval(), wanted) as seen:
+        with torch.no_grad(), kept(network.eval(), wanted) as maps_by_layer:
             network(batch)
-        for name, found in seen.items():
-            parts.setdefault(name, []).append(found)
-    return {name: tuple(torch.cat(t) for t in zip(*found, strict=True)) for name, found in parts.items()}
+        for name, maxima_and_cells in maps_by_layer.items():
+            parts.setdefault(name, []).append(maxima_and_cells)
+    return {name: tuple(torch.cat(t) for t in zip(*maxima_and_cells, strict=True)) for name, maxima_and_cells in parts.items()}
 
 
 def assert_peaks_are_the_highest(atlas: unitscope.Atlas, layer: str, values: Tensor, cells: Tensor) -> None:
@@ -107,7 +107,7 @@ def test_the_demos_network_knows_the_photographs() -> None:
         images = loader.normalise([loader.load(loader.item(i)).pixels for i in range(60)], input_format)
         ranked = network.module(images).argmax(1).tolist()
     names = models.AlexNet_Weights.DEFAULT.meta["categories"]
-    assert np.mean([plain(names[found]) == Pictures.name(i) for i, found in enumerate(ranked)]) > 0.75
+    assert np.mean([plain(names[number]) == Pictures.name(i) for i, number in enumerate(ranked)]) > 0.75
 
 
 class Pictures:

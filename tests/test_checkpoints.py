@@ -27,9 +27,9 @@ SAVED_OFTEN = {"checkpoint_every_s": 0}
 
 def scan(out: Path, network: nn.Module | None = None, stop_after: int = 1_000, **options: object) -> Told:
     """Scan sixty images in 15 shards, with a checkpoint after each; returns what was told of them."""
-    told = Told(stop_after)
-    unitscope.scan(network or small_network(), SIXTY, out, **({"batch_size": 2, "on_images": told} | SAVED_OFTEN | options))
-    return told
+    progress = Told(stop_after)
+    unitscope.scan(network or small_network(), SIXTY, out, **({"batch_size": 2, "on_images": progress} | SAVED_OFTEN | options))
+    return progress
 
 
 @pytest.mark.parametrize("stop_after", [9, 30, 58])
@@ -38,10 +38,10 @@ def test_a_stopped_scan_goes_on_where_it_was(tmp_path: Path, stop_after: int) ->
     with pytest.raises(KeyboardInterrupt):
         scan(tmp_path / "atlas", stop_after=stop_after)
     assert not (tmp_path / "atlas").exists()
-    told = scan(tmp_path / "atlas")
-    assert told[0] % 4 == 0  # whole shards
-    assert stop_after - 8 < told[0] <= stop_after
-    assert sum(told) == 60
+    progress = scan(tmp_path / "atlas")
+    assert progress[0] % 4 == 0  # whole shards
+    assert stop_after - 8 < progress[0] <= stop_after
+    assert sum(progress) == 60
     assert bytes_of(tmp_path / "atlas") == bytes_of(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["atlas", "whole"]
 
@@ -249,8 +249,8 @@ def test_a_shard_that_fails_leaves_the_others_alone_and_is_tried_again(tmp_path:
     ):
         scan(tmp_path / "atlas", Moody((10, 30)))
     assert not (tmp_path / "atlas").exists()
-    told = scan(tmp_path / "atlas", Moody())
-    assert told == [52, 4, 4]
+    progress = scan(tmp_path / "atlas", Moody())
+    assert progress == [52, 4, 4]
     assert bytes_of(tmp_path / "atlas") == bytes_of(tmp_path / "whole")
 
 

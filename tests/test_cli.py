@@ -115,15 +115,15 @@ def test_from_images_to_pictures(run: Run, model: str, images: Path, tmp_path: P
 @pytest.mark.parametrize(
     "verb", [["check"], ["attribute", "--units", "0"], ["colour-or-shape"], ["occlude", "1", "0"]], ids=lambda verb: verb[0]
 )
-@pytest.mark.parametrize("form", ["PATH.py", "PACKAGE.MODULE"])
+@pytest.mark.parametrize("model_form", ["PATH.py", "PACKAGE.MODULE"])
 def test_code_that_an_atlas_names_runs_only_with_the_users_word(
-    run: Run, model: str, images: Path, tmp_path: Path, verb: list[str], form: str
+    run: Run, model: str, images: Path, tmp_path: Path, verb: list[str], model_form: str
 ) -> None:
     assert run("scan", model, images, *PREPROCESSING).status == 0
     (tmp_path / f"tiny_{verb[0][:2]}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n{NETWORK}")
     manifest = json.loads((tmp_path / "atlas" / "atlas.json").read_text())
     manifest["network"]["model"] = (
-        f"{tmp_path}/tiny_{verb[0][:2]}.py:network" if form == "PATH.py" else f"tiny_{verb[0][:2]}:network"
+        f"{tmp_path}/tiny_{verb[0][:2]}.py:network" if model_form == "PATH.py" else f"tiny_{verb[0][:2]}:network"
     )
     (tmp_path / "atlas" / "atlas.json").write_text(json.dumps(manifest))
     name, *rest = verb
@@ -391,11 +391,11 @@ def test_verbose_shows_the_traceback_of_an_error_and_of_its_cause(run: Run, atla
     (atlas.parent / "c").write_bytes(b"\xff\xfea")
     quiet = run("occlude", "atlas", "1", "0", "--classes", "c")
     assert (quiet.status, quiet.line) == (1, "UnitscopeError: 'c' can't be read: it isn't text in UTF-8")
-    told = run(*words.split())
-    assert (told.status, told.out, told.err.splitlines()[-1]) == (1, quiet.out, quiet.line)
-    assert re.search(r"DEBUG unitscope\.cli: the command failed\nTraceback ", told.err)
-    assert "\nUnicodeDecodeError: " in told.err
-    assert "direct cause" in told.err
+    verbose = run(*words.split())
+    assert (verbose.status, verbose.out, verbose.err.splitlines()[-1]) == (1, quiet.out, quiet.line)
+    assert re.search(r"DEBUG unitscope\.cli: the command failed\nTraceback ", verbose.err)
+    assert "\nUnicodeDecodeError: " in verbose.err
+    assert "direct cause" in verbose.err
     assert run("occlude", "atlas", "1", "0", "--classes", "c") == quiet
 
 
@@ -481,9 +481,9 @@ def test_ranges_of_units_are_what_they_hold(
 ) -> None:
     run("scan", model, images, "--out", tmp_path / "atlas", "--layers", "1", *PREPROCESSING)
     assert run("sheet", tmp_path / "atlas", "1", "--out", tmp_path / "sheet.png", "--units", *words).status == 0
-    wanted = Atlas(tmp_path / "atlas").sheet("1", units=units)
+    expected = Atlas(tmp_path / "atlas").sheet("1", units=units)
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.tobytes() == wanted.tobytes()
+        assert sheet.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("words", ["2-1", "-1", "0-", "a", "", ",", "0-1-2", "0x3", "1.5", "0-99999999999"])

@@ -303,13 +303,13 @@ def deepening(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
 def test_sheet_figure_and_pages_draw_the_same_box(deepening: Atlas) -> None:
     queries = AtlasQueries(deepening)
     kinds = set()
-    for one in deepening.layers:
-        small = one.receptive_field_height**2 * 64 <= 32 * 32
-        effective = one.effective_field_height if not small else one.receptive_field_height
-        panel, patch = figures.panel(deepening, one, [0], patches.PatchOptions()), queries.patch_size(one.name)
+    for layer_shown in deepening.layers:
+        small = layer_shown.receptive_field_height**2 * 64 <= 32 * 32
+        effective = layer_shown.effective_field_height if not small else layer_shown.receptive_field_height
+        panel, patch = figures.panel(deepening, layer_shown, [0], patches.PatchOptions()), queries.patch_size(layer_shown.name)
         assert (patch.height, panel.input_share[0] * 32) == (effective, effective)
-        peak = deepening.peaks(one.name).to_pylist()[0]
-        (example, *_) = queries.peaks(one.name, peak["unit"])
+        peak = deepening.peaks(layer_shown.name).to_pylist()[0]
+        (example, *_) = queries.peaks(layer_shown.name, peak["unit"])
         assert example.patch_box.height == pytest.approx(effective * 48 / 32)
         auto, drawn = (np.asarray(deepening.patch(peak, kind)) for kind in ("auto", patch.kind))
         np.testing.assert_array_equal(auto, drawn)

@@ -21,8 +21,8 @@ def with_kernel(kernel: Tensor) -> nn.Sequential:
 def measured(network: nn.Module, cells: list[CellOfUnit]) -> list[tuple[int, int] | None]:
     layers = choose_layers(trace(network, torch.zeros(1, 1, 32, 32)))
     images = torch.arange(1.0, 3)[:, None, None, None].expand(2, 1, 32, 32)
-    found = energies(network, layers, [cells] * len(layers), images)
-    return [effective_size(layer, cells, energy) for layer, energy in zip(layers, found, strict=True)]
+    actual = energies(network, layers, [cells] * len(layers), images)
+    return [effective_size(layer, cells, energy) for layer, energy in zip(layers, actual, strict=True)]
 
 
 def centre_of(size: int, weight: float) -> Tensor:

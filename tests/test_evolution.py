@@ -121,7 +121,7 @@ def test_two_sets_of_weights_in_one_file_are_two_checkpoints(tmp_path: Path) -> 
 
 def test_overlap_and_jumps_by_hand() -> None:
     def peaks(*rows: tuple[int, int, int]) -> pa.Table:
-        return pa.table({name: [row[place] for row in rows] for place, name in enumerate(("unit", "rank", "image"))})
+        return pa.table({name: [row[index] for row in rows] for index, name in enumerate(("unit", "rank", "image"))})
 
     before = peaks((0, 1, 5), (0, 2, 6), (1, 1, 5))
     after = peaks((0, 1, 6), (0, 2, 7), (2, 1, 1))
@@ -157,8 +157,8 @@ def test_all_checkpoints_are_tried_before_any_is_scanned(tmp_path: Path) -> None
     first, second = checkpoints(tmp_path, network, 2)
     (tmp_path / "broken.pt").write_bytes(b"no weights")
     torch.save({"0.weight": torch.zeros(1)}, tmp_path / "other.pt")
-    for name, said in (("missing.pt", "there is no weights file"), ("broken.pt", "'.*broken.pt'"), ("other.pt", "don't fit")):
-        with pytest.raises(NetworkError, match=said):
+    for name, message in (("missing.pt", "there is no weights file"), ("broken.pt", "'.*broken.pt'"), ("other.pt", "don't fit")):
+        with pytest.raises(NetworkError, match=message):
             evolve(model, [first, tmp_path / name], photographs, tmp_path / "out", preprocess=AS_IT_IS)
         assert not (tmp_path / "out").exists()
     (tmp_path / "out" / second.stem).mkdir(parents=True)
@@ -227,8 +227,8 @@ def test_overlap_is_that_of_scans_over_the_shared_images_alone(tmp_path: Path) -
     evolution = Evolution.open(tmp_path / "out")
     overlaps, jumps = [], []
     for unit in range(5):
-        told = evolution.atlases["epoch-0"].peaks("4", unit)["image"].to_pylist()
-        known = 4 - len(set(told) & set(lost)) if len(told) == 4 else 4
+        images = evolution.atlases["epoch-0"].peaks("4", unit)["image"].to_pylist()
+        known = 4 - len(set(images) & set(lost)) if len(images) == 4 else 4
         tops = [[row["image"] for row in atlas.peaks("4", unit).slice(0, known).to_pylist()] for atlas in orders]
         if any(tops):
             overlaps.append(len(set(tops[0]) & set(tops[1])) / max(map(len, tops)))
@@ -289,9 +289,9 @@ def test_replaced_images_that_no_later_atlas_mentions_are_told(tmp_path: Path) -
     evolution = recorded(tmp_path, replace)
     with pytest.warns(
         UserWarning, match="^images were replaced between 'first' and 'second' that the atlases don't name: "
-    ) as told:
+    ) as warned:
         rows = evolution.settling().to_pylist()
-    assert len(told) == 1
+    assert len(warned) == 1
     assert rows[0]["overlap"] < 1
 
 
@@ -307,9 +307,9 @@ def test_images_that_all_atlases_mention_are_named_alone_when_they_were_replaced
     def replace(images: torch.Tensor, atlas: Atlas) -> None:
         images[atlas.sample("1")["image"].to_pylist()[:3]] *= 0.5
 
-    with pytest.warns(UserWarning, match="^3 of 120 images were replaced in between, such as ") as told:
+    with pytest.warns(UserWarning, match="^3 of 120 images were replaced in between, such as ") as warned:
         rows = recorded(tmp_path, replace).settling().to_pylist()
-    assert len(told) == 1
+    assert len(warned) == 1
     assert {(row["overlap"], row["jumps"]) for row in rows} == {(1, 0)}
 
 

@@ -45,10 +45,10 @@ def colourful(folder: Path, count: int = 12) -> Path:
     """Sharp squares of strong colours."""
     rng = np.random.default_rng(1)
     for image in range(count):
-        place = folder / ("cat", "dog")[image % 2]
-        place.mkdir(parents=True, exist_ok=True)
+        label_folder = folder / ("cat", "dog")[image % 2]
+        label_folder.mkdir(parents=True, exist_ok=True)
         tiles = rng.integers(0, 2, (8, 8, 3), dtype=np.uint8) * 255
-        Image.fromarray(tiles).resize((40, 40), Image.Resampling.NEAREST).save(place / f"{image:02}.png")
+        Image.fromarray(tiles).resize((40, 40), Image.Resampling.NEAREST).save(label_folder / f"{image:02}.png")
     return folder
 
 
@@ -118,8 +118,8 @@ def test_changes_change_what_they_say_and_nothing_else() -> None:
     spectrum = torch.fft.fft2(inputs).abs()
     assert torch.allclose(torch.fft.fft2(scrambled).abs(), spectrum, rtol=1e-3, atol=1e-2 * float(spectrum.mean()))
     assert torch.allclose(scrambled.mean((2, 3)), inputs.mean((2, 3)), atol=1e-5)
-    again = list(changes(inputs[1:], [6], CENTRED))[2]
-    assert torch.allclose(again[0], scrambled[1], atol=1e-5)
+    repeated = list(changes(inputs[1:], [6], CENTRED))[2]
+    assert torch.allclose(repeated[0], scrambled[1], atol=1e-5)
     one_channel = inputs[:, :1]
     assert torch.equal(next(changes(one_channel, [5, 6], None)), one_channel)
 
@@ -165,16 +165,16 @@ def test_an_image_that_was_replaced_by_one_of_its_size_is_named(tmp_path: Path) 
             verb()
     with pytest.raises(unitscope.UnitscopeError, match=f"{replaced.name}.*has changed"):
         unitscope.attribute(atlas, "gradient", network, layers=["6"])
-    reasons = {one.key: one.reason for one in unitscope.check(atlas, network).differences}
+    reasons = {difference.key: difference.reason for difference in unitscope.check(atlas, network).differences}
     assert list(reasons) == [replaced.relative_to(folder).as_posix()]
 
 
 def test_covering_what_matters_changes_the_class(tmp_path: Path) -> None:
     folder = tmp_path / "images"
-    for place, name in enumerate(("no", "yes")):
+    for index, name in enumerate(("no", "yes")):
         (folder / name).mkdir(parents=True)
         pixels = np.full((40, 40, 3), 40, dtype=np.uint8)
-        pixels[:8, :8] = 255 if place else 0
+        pixels[:8, :8] = 255 if index else 0
         Image.fromarray(pixels).save(folder / name / "0.png")
     network = BrightCorner()
     atlas = unitscope.scan(network, folder, tmp_path / "atlas", preprocess=PLAIN, workers=0, layers=["relu"])
@@ -236,7 +236,7 @@ def pooled_network(dtype: torch.dtype, scale: float = 1.0) -> nn.Module:
 )
 def test_networks_of_any_precision_go_through_every_experiment(tmp_path: Path, dtype: torch.dtype) -> None:
     """Each close to what the same weights give in float32."""
-    images, found = colourful(tmp_path / "images", 8), []
+    images, transformed = colourful(tmp_path / "images", 8), []
     for kind in (torch.float32, dtype):
         network, out = pooled_network(kind), tmp_path / str(kind)
         atlas = unitscope.scan(network, images, out / "atlas", preprocess=CENTRED)
@@ -244,7 +244,7 @@ def test_networks_of_any_precision_go_through_every_experiment(tmp_path: Path, d
         moved = invariance(network, images, out, preprocess=CENTRED).to_pylist()
         probed = probe(network, images, out, preprocess=CENTRED).to_pylist()
         assert all(0 <= row["accuracy"] <= 1 for row in probed)
-        found.append(
+        transformed.append(
             [
                 np.array(
                     [
@@ -257,7 +257,7 @@ def test_networks_of_any_precision_go_through_every_experiment(tmp_path: Path, d
                 np.array([row["distance"] / row["norm"] for row in moved if row["norm"] > 0.1]),
             ]
         )
-    for plain, half in zip(*found, strict=True):
+    for plain, half in zip(*transformed, strict=True):
         assert plain.shape == half.shape
         assert np.abs(plain - half).max() < 0.1
 
@@ -454,7 +454,7 @@ def test_the_commands_write_tables_and_plots(tmp_path: Path) -> None:
         "import torch\nfrom torch import nn\n\ndef net():\n    torch.manual_seed(0)\n    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))\n"
     )
     images, model = str(colourful(tmp_path / "images")), f"{tmp_path / 'net.py'}:net"
-    said = ("--weights", "none", *["--crop", "40", "--mean", "0.5", "0.5", "0.5", "--std", "0.25", "0.25", "0.25"])
+    options = ("--weights", "none", *["--crop", "40", "--mean", "0.5", "0.5", "0.5", "--std", "0.25", "0.25", "0.25"])
 
     def run(*arguments: str) -> str:
         done = subprocess.run(
@@ -463,9 +463,9 @@ def test_the_commands_write_tables_and_plots(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert "accuracy" in run("probe", model, images, *said)
-    assert "drawn to" in run("invariance", model, images, *said)
-    run("scan", model, images, *said, "--out", "atlas")
+    assert "accuracy" in run("probe", model, images, *options)
+    assert "drawn to" in run("invariance", model, images, *options)
+    run("scan", model, images, *options, "--out", "atlas")
     assert "scrambled" in run("colour-or-shape", "atlas", "--trust-code")
     run("occlude", "atlas", "1", "0", "--out", "occluded.png", "--trust-code")
     failed = subprocess.run(

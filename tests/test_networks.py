@@ -288,11 +288,11 @@ def test_a_file_of_torchvisions_own_weights_gives_the_same_network(tmp_path: Pat
     cached = tmp_path / "hub" / "checkpoints" / Path(models.GoogLeNet_Weights.DEFAULT.url).name
     cached.parent.mkdir(parents=True)
     torch.save(models.googlenet(weights=None, init_weights=False).state_dict(), cached)
-    images, own = torch.randn(1, 3, 64, 64), load_network("torchvision:googlenet").module
-    torch.save(own.state_dict(), tmp_path / "own.pt")
+    images, expected_network = torch.randn(1, 3, 64, 64), load_network("torchvision:googlenet").module
+    torch.save(expected_network.state_dict(), tmp_path / "own.pt")
     for path in (cached, tmp_path / "own.pt"):
         with torch.no_grad():
-            torch.testing.assert_close(load_network("torchvision:googlenet", str(path)).module(images), own(images))
+            torch.testing.assert_close(load_network("torchvision:googlenet", str(path)).module(images), expected_network(images))
 
 
 def test_no_other_network_may_lack_what_looks_like_a_training_head(tmp_path: Path) -> None:

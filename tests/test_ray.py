@@ -145,10 +145,10 @@ def test_a_scan_on_ray_resumes(tmp_path: Path, local: dict[str, bytes]) -> None:
     often = {"batch_size": 2, "checkpoint_every_s": 0}
     with pytest.raises(KeyboardInterrupt):
         unitscope.scan(Moody(seconds=0.02), IMAGES, tmp_path / "atlas", runner=RayRunner(), on_images=Told(40), **often)
-    again = Told()
-    unitscope.scan(Moody(seconds=0.02), IMAGES, tmp_path / "atlas", runner=RayRunner(), on_images=again, **often)
-    assert again[0] >= 12
-    assert sum(again) == 96
+    second_run = Told()
+    unitscope.scan(Moody(seconds=0.02), IMAGES, tmp_path / "atlas", runner=RayRunner(), on_images=second_run, **often)
+    assert second_run[0] >= 12
+    assert sum(second_run) == 96
     assert bytes_of(tmp_path / "atlas") == local
 
 

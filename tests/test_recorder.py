@@ -37,9 +37,9 @@ def trained(folder: Path, photographs: Path, watched: bool) -> tuple[dict[str, t
     recorder = unitscope.Recorder(network, photographs, folder / "evolution", preprocess=AS_IT_IS) if watched else None
     for epoch in range(1, 4):
         loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), 8, shuffle=True)
-        for given, wanted in loader:
+        for given, expected in loader:
             optimiser.zero_grad()
-            nn.functional.cross_entropy(network(given), wanted).backward()
+            nn.functional.cross_entropy(network(given), expected).backward()
             optimiser.step()
         if recorder is not None:
             before = [(name, module.training) for name, module in network.named_modules()]
@@ -89,8 +89,8 @@ def test_pythons_random_state_stays(tmp_path: Path) -> None:
     """In a process of its own: beartype, which checks all other tests, draws random numbers itself."""
     network_of(tmp_path)
     photographs = write_photographs(tmp_path / "photographs", 4, (24, 24))
-    said = {"network": tmp_path / "net.py", "photographs": photographs, "out": tmp_path / "out", "tests": Path(__file__).parent}
-    program = PYTHONS_RANDOM_STATE.format(**{name: str(path) for name, path in said.items()})
+    paths = {"network": tmp_path / "net.py", "photographs": photographs, "out": tmp_path / "out", "tests": Path(__file__).parent}
+    program = PYTHONS_RANDOM_STATE.format(**{name: str(path) for name, path in paths.items()})
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
 
@@ -158,8 +158,8 @@ class Spared(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         first, rest = self.network[:3], self.network[3:]  # type: ignore[index]
         maps = checkpoint(first, images, use_reentrant=self.reentrant)
-        found: torch.Tensor = checkpoint(rest, maps, use_reentrant=self.reentrant)
-        return found
+        output: torch.Tensor = checkpoint(rest, maps, use_reentrant=self.reentrant)
+        return output
 
 
 def with_dropout(folder: Path) -> nn.Module:
@@ -188,14 +188,14 @@ def test_projections_that_cant_be_made_end_and_the_recording_goes_on(tmp_path: P
     photographs = write_photographs(tmp_path / "photographs", 4, (24, 24))
     recorder = unitscope.Recorder(network, photographs, tmp_path / "out", preprocess=AS_IT_IS, layers=["2", "4"])
     before = torch.get_rng_state()
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         for epoch in (1, 2, 3):
             recorder.epoch(epoch)
-    told = [one for one in told if "projections" in str(one.message)]
-    assert len(told) == 1
-    assert str(told[0].message).startswith("'epoch-001' and later epochs have no projections, and the training goes on: ")
-    assert "\n" not in str(told[0].message)
+    warned = [warning for warning in warned if "projections" in str(warning.message)]
+    assert len(warned) == 1
+    assert str(warned[0].message).startswith("'epoch-001' and later epochs have no projections, and the training goes on: ")
+    assert "\n" not in str(warned[0].message)
     assert list(recorder.evolution().atlases) == ["epoch-001", "epoch-002", "epoch-003"]
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -250,9 +250,9 @@ def test_an_epoch_that_cant_be_scanned_is_left_out_and_the_training_goes_on(
     recorder = unitscope.Recorder(network, photographs, tmp_path / "out", preprocess=AS_IT_IS, layers=["2"])
     network.train()
     spoil(tmp_path)
-    with pytest.warns(UserWarning, match="'epoch-001' was not recorded, and the training goes on: ") as told:
+    with pytest.warns(UserWarning, match="'epoch-001' was not recorded, and the training goes on: ") as warned:
         assert recorder.record("epoch-001") is None
-    assert said in str(told[0].message)
+    assert said in str(warned[0].message)
     capsys.readouterr()
     recorder.epoch(2)
     assert capsys.readouterr().err == ""  # without another word
@@ -298,11 +298,11 @@ def test_what_a_scan_warns_of_is_said_once_a_training(tmp_path: Path) -> None:
     recorder = unitscope.Recorder(
         nn.Sequential(Moody(), network), photographs, tmp_path / "out", preprocess=AS_IT_IS, layers=["1.2"]
     )
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         for epoch in (1, 2):
             recorder.epoch(epoch)
-    texts = [str(one.message) for one in told]
+    texts = [str(warning.message) for warning in warned]
     assert texts
     assert len(set(texts)) == len(texts)
 
@@ -316,9 +316,9 @@ def test_a_name_that_is_no_folders_is_said_once_and_nothing_is_recorded(tmp_path
     photographs = write_photographs(tmp_path / "photographs", 4, (24, 24))
     recorder = unitscope.Recorder(network, photographs, tmp_path / "out", preprocess=AS_IT_IS, layers="2")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.warns(UserWarning, match="^.* was not recorded, and the training goes on: .*name") as told:
+    with pytest.warns(UserWarning, match="^.* was not recorded, and the training goes on: .*name") as warned:
         assert [recorder.record(name) for _ in range(2)] == [None, None]
-    assert len(told) == 1
+    assert len(warned) == 1
     assert sorted(tmp_path.rglob("*")) == before
     assert isinstance(recorder.record("é x"), unitscope.Atlas)
     assert list(recorder.evolution().atlases) == ["é x"]
@@ -330,9 +330,9 @@ def test_an_epoch_that_is_no_number_is_said_once_and_not_recorded(tmp_path: Path
     _, network = network_of(tmp_path)
     photographs = write_photographs(tmp_path / "photographs", 4, (24, 24))
     recorder = unitscope.Recorder(network, photographs, tmp_path / "out", preprocess=AS_IT_IS, layers="2")
-    with pytest.warns(UserWarning, match="^epoch .* was not recorded, and the training goes on: .* whole number, not ") as told:
+    with pytest.warns(UserWarning, match="^epoch .* was not recorded, and the training goes on: .* whole number, not ") as warned:
         _ = [recorder.epoch(number) for _ in range(2)]
-    assert len(told) == 1
+    assert len(warned) == 1
     assert not (tmp_path / "out").exists()
     recorder.epoch(np.int64(2))  # type: ignore[arg-type]
     assert list(recorder.evolution().atlases) == ["epoch-002"]

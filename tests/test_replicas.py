@@ -14,10 +14,10 @@ from unitscope.session.replicas import images_per_pass, make_replicas
 
 
 def maps_of(network: nn.Module, layers: list[TracedLayer], images: Tensor) -> list[Tensor]:
-    found: dict[int, Tensor] = {}
-    with torch.no_grad(), tapped(network, layers, lambda number, maps: found.update({number: maps.clone()})) as tap:
+    maps_by_layer: dict[int, Tensor] = {}
+    with torch.no_grad(), tapped(network, layers, lambda number, maps: maps_by_layer.update({number: maps.clone()})) as tap:
         tap.run(images)
-    return [found[number] for number in range(len(layers))]
+    return [maps_by_layer[number] for number in range(len(layers))]
 
 
 def settled(network: nn.Module) -> nn.Module:
@@ -45,9 +45,9 @@ def test_a_copy_gives_the_maps_of_the_network(name: str) -> None:
     assert len(made) == 2
     assert network not in made
     for fold in traced.folds[:1]:
-        assert all(isinstance(one.get_submodule(fold.norm), nn.Identity) for one in made)
-    for one in made:
-        fast = maps_of(one, layers, traced.input_format.convert(images))
+        assert all(isinstance(replica.get_submodule(fold.norm), nn.Identity) for replica in made)
+    for replica in made:
+        fast = maps_of(replica, layers, traced.input_format.convert(images))
         for plain, copied in zip(maps_of(network, layers, images), fast, strict=True):
             torch.testing.assert_close(copied, plain, rtol=1e-4, atol=1e-5 * float(plain.abs().max()))
 
@@ -102,7 +102,9 @@ def test_copies_share_their_parameters_and_nothing_else() -> None:
     network = small_network().eval()
     traced = trace(network, torch.zeros(1, 3, 14, 14))
     first, second = make_replicas(network, traced, choose_layers(traced), 2).networks
-    assert all(one.data_ptr() == other.data_ptr() for one, other in zip(first.parameters(), second.parameters(), strict=True))
+    assert all(
+        replica.data_ptr() == other.data_ptr() for replica, other in zip(first.parameters(), second.parameters(), strict=True)
+    )
     assert not {id(m) for m in first.modules()} & {id(m) for m in second.modules()}
     assert not {id(b) for b in first.buffers()} & {id(b) for b in second.buffers()}
 
@@ -140,8 +142,10 @@ def test_a_network_that_python_cannot_copy_has_replicas_too(kind: type[nn.Sequen
     made = make_replicas(network, traced, layers, 2).networks
     assert network not in made
     assert len(made) == 2
-    for one in made:
-        torch.testing.assert_close(maps_of(one, layers, traced.input_format.convert(images)), maps_of(network, layers, images))
+    for replica in made:
+        torch.testing.assert_close(
+            maps_of(replica, layers, traced.input_format.convert(images)), maps_of(network, layers, images)
+        )
 
 
 def test_reused_modules_are_copied_as_they_are() -> None:

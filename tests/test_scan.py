@@ -36,12 +36,12 @@ def peaks_by_brute_force(maps: Tensor, k: int, rectified: bool) -> list[tuple[fl
 
     The images are those of a data set, whose keys are their numbers.
     """
-    found = []
+    actual = []
     for image, values in enumerate(maps.flatten(1).tolist()):
         valid = [(-value, image, cell) for cell, value in enumerate(values) if not math.isnan(value)]
         if valid and not (rectified and -min(valid)[0] <= 0):
-            found.append(min(valid))
-    ordered = sorted((value, hash_of_key(str(image)), image, cell) for value, image, cell in found)
+            actual.append(min(valid))
+    ordered = sorted((value, hash_of_key(str(image)), image, cell) for value, image, cell in actual)
     return [(-value, image, cell) for value, _, image, cell in ordered[:k]]
 
 
@@ -99,9 +99,9 @@ def maps_of_children(network: nn.Module, images: Tensor, wanted: dict[str, str])
     return maps
 
 
-def assert_same_peaks(found: Sequence[tuple[float, int, int]], expected: Sequence[tuple[float, int, int]]) -> None:
-    assert [place[1:] for place in found] == [place[1:] for place in expected]
-    np.testing.assert_allclose([place[0] for place in found], [place[0] for place in expected], rtol=1e-4, atol=1e-6)
+def assert_same_peaks(actual: Sequence[tuple[float, int, int]], expected: Sequence[tuple[float, int, int]]) -> None:
+    assert [place[1:] for place in actual] == [place[1:] for place in expected]
+    np.testing.assert_allclose([place[0] for place in actual], [place[0] for place in expected], rtol=1e-4, atol=1e-6)
 
 
 def test_rule_1_the_value_is_what_goes_into_the_activation(tmp_path: Path) -> None:
@@ -133,8 +133,8 @@ def test_images_that_share_the_last_value_are_counted(tmp_path: Path, per_image:
     values[:4, 3] = 1.0
     options = {"k": 9, "batch_size": 4, "per_image": per_image}
     atlas = unitscope.scan(see_through(4, nn.ReLU()), values, tmp_path / "atlas", **options)
-    found = [row["value"] for row in atlas.peaks("1", unit=0).to_pylist()]
-    assert found == [40.0] * 9
+    actual = [row["value"] for row in atlas.peaks("1", unit=0).to_pylist()]
+    assert actual == [40.0] * 9
     assert atlas.units("1")["tied"].to_pylist() == ([110, 7, 1, 0] if per_image == 1 else [110, 5, 1, 0])
 
 
@@ -163,11 +163,11 @@ def test_rule_6_several_peaks_of_one_image_are_half_a_field_apart(tmp_path: Path
     rows = atlas.peaks("0", unit=0).to_pylist()
     assert len(rows) == 18
     for image in range(6):
-        own = [row for row in rows if row["image"] == image]
-        assert len(own) == 3
-        assert own[0]["value"] == pytest.approx(float(network(images[image : image + 1]).detach().max()))
-        for first in own:
-            for second in own:
+        of_image = [row for row in rows if row["image"] == image]
+        assert len(of_image) == 3
+        assert of_image[0]["value"] == pytest.approx(float(network(images[image : image + 1]).detach().max()))
+        for first in of_image:
+            for second in of_image:
                 if first is not second:
                     apart = max(abs(first["top"] - second["top"]), abs(first["left"] - second["left"]))
                     assert apart >= 2
@@ -306,10 +306,10 @@ def test_labels_are_counted_for_all_images(tmp_path: Path) -> None:
 
 
 def test_limit_scans_the_first_images_only_and_progress_is_told(tmp_path: Path) -> None:
-    told: list[int] = []
+    progress: list[int] = []
     images = torch.arange(10.0).reshape(10, 1, 1, 1)
-    atlas = unitscope.scan(see_through(1), images, tmp_path / "atlas", limit=4, batch_size=3, on_images=told.append)
-    assert told == [4]
+    atlas = unitscope.scan(see_through(1), images, tmp_path / "atlas", limit=4, batch_size=3, on_images=progress.append)
+    assert progress == [4]
     assert stored_peaks(atlas, "0", 0)[0] == (3.0, 3, 0)
     assert atlas.manifest["read"] == 4
 
@@ -359,7 +359,7 @@ def test_infinities_come_back_as_infinities_only(tmp_path: Path) -> None:
     atlas = unitscope.scan(see_through(1), images, tmp_path / "atlas", batch_size=1)
     assert unitscope.check(atlas, see_through(1)).differences == []
     changed = unitscope.Atlas(tmp_path / "atlas", images=torch.tensor([5.0, 100, 2, 3]).reshape(4, 1, 1, 1))
-    assert sorted(one.stored for one in unitscope.check(changed, see_through(1)).differences) == [1.0, torch.inf]
+    assert sorted(difference.stored for difference in unitscope.check(changed, see_through(1)).differences) == [1.0, torch.inf]
     assert atlas.units("0")["mean"].to_pylist() == [torch.inf]
 
 
@@ -482,9 +482,9 @@ def test_layers_left_out_and_operators_without_a_rule_stand_in_the_manifest(tmp_
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         atlas = unitscope.scan(network, images, tmp_path / "atlas", k=2)
-    said = [str(warning.message) for warning in caught]
-    assert len([text for text in said if "no rule says what the operators 'max_unpool2d' depend on" in text]) == 1
-    assert len([text for text in said if "layer 'tokens'" in text and "is left out, since it can't be scanned" in text]) == 1
+    messages = [str(warning.message) for warning in caught]
+    assert len([text for text in messages if "no rule says what the operators 'max_unpool2d' depend on" in text]) == 1
+    assert len([text for text in messages if "layer 'tokens'" in text and "is left out, since it can't be scanned" in text]) == 1
     assert [layer.name for layer in atlas.layers] == ["first", "last"]
     assert atlas.manifest["operators_without_rule"] == ["max_unpool2d"]
     (out,) = atlas.manifest["left_out"]

@@ -102,10 +102,10 @@ def test_a_screened_scan_is_resumed_in_either_stage(tmp_path: Path, stop_after: 
     with pytest.raises(KeyboardInterrupt):
         screened(network(), IMAGES, tmp_path / "atlas", on_images=Told(stop_after))
     assert (tmp_path / ".atlas.scan").exists()
-    told = Told()
-    resumed = screened(network(), IMAGES, tmp_path / "atlas", on_images=told)
-    assert told[0] >= min(stop_after, 700) - 64
-    assert sum(told) == 1500
+    progress = Told()
+    resumed = screened(network(), IMAGES, tmp_path / "atlas", on_images=progress)
+    assert progress[0] >= min(stop_after, 700) - 64
+    assert sum(progress) == 1500
     assert peaks_of(resumed) == peaks_of(undisturbed)
     assert torch.equal(sample_by_image(resumed), sample_by_image(undisturbed))
 

@@ -56,18 +56,18 @@ def assert_ramp(values: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14])
-@pytest.mark.parametrize("form", [png, tiff])
-def test_fewer_bits_in_16_bit_files_are_refused_until_the_user_says_the_range(form: object, bits: int) -> None:
-    content = form(ramp(2**bits - 1))  # type: ignore[operator]
+@pytest.mark.parametrize("encode", [png, tiff])
+def test_fewer_bits_in_16_bit_files_are_refused_until_the_user_says_the_range(encode: object, bits: int) -> None:
+    content = encode(ramp(2**bits - 1))  # type: ignore[operator]
     with pytest.raises(Skipped, match=rf"16-bit integers up to {2**bits - 1}, .*--value-range LOW HIGH"):
         grey(content)
     assert_ramp(grey(content, (0, 2**bits - 1)))
 
 
-@pytest.mark.parametrize("form", [png, tiff])
-def test_values_that_need_all_16_bits_are_16_bits(form: object) -> None:
-    assert_ramp(grey(form(ramp(65535))))  # type: ignore[operator]
-    assert grey(form(np.zeros(SIZE, np.uint16))).max() == 0  # type: ignore[operator] # black is black in any range
+@pytest.mark.parametrize("encode", [png, tiff])
+def test_values_that_need_all_16_bits_are_16_bits(encode: object) -> None:
+    assert_ramp(grey(encode(ramp(65535))))  # type: ignore[operator]
+    assert grey(encode(np.zeros(SIZE, np.uint16))).max() == 0  # type: ignore[operator] # black is black in any range
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14])

@@ -218,11 +218,11 @@ def test_similar_units_are_those_that_share_most_images(atlas: Atlas) -> None:
         for unit in range(layer.units)
     }
     queries = AtlasQueries(atlas)
-    for (layer, unit), own in images.items():
-        counts = sorted((len(own & images[key]) for key in images if key != (layer, unit)), reverse=True)
+    for (layer, unit), unit_images in images.items():
+        counts = sorted((len(unit_images & images[key]) for key in images if key != (layer, unit)), reverse=True)
         similar_units = queries.similar_units(layer, unit, max_units=5)
         assert [similar.shared_images for similar in similar_units] == [count for count in counts[:5] if count > 1]
-        assert all(len(own & images[similar.layer, similar.unit]) == similar.shared_images for similar in similar_units)
+        assert all(len(unit_images & images[similar.layer, similar.unit]) == similar.shared_images for similar in similar_units)
 
 
 def sample_values(atlas: Atlas, layer: str, unit: int) -> np.ndarray:

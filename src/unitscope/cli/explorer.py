@@ -34,13 +34,13 @@ def serve(
     from unitscope.web.app import LOOPBACK
     from unitscope.web.server import create_server
 
-    opened, second = Atlas(atlas, images=images), Atlas(compare) if compare else None
+    opened, compared = Atlas(atlas, images=images), Atlas(compare) if compare else None
     is_local = host in (*LOOPBACK, "::1")
     why_no_search = _why_no_search(opened, trust_code)
     with ExitStack() as resources:
         search = LazySearch(opened, device, trust_code, resources) if why_no_search is None else None
         application = create_explorer(
-            opened, ExplorerOptions(second, search, (*LOOPBACK, host) if is_local else ("*",), why_no_search)
+            opened, ExplorerOptions(compared, search, (*LOOPBACK, host) if is_local else ("*",), why_no_search)
         )
         listener = _listening_socket(host, port)
         _print_address(listener, host, atlas, is_local)
@@ -55,10 +55,10 @@ def export(
     from unitscope import web
     from unitscope.atlas import Atlas
 
-    opened, second = Atlas(atlas, images=images), Atlas(compare) if compare else None
-    unit_count = sum(layer.units for shown in (opened, second) if shown for layer in shown.layers)
+    opened, compared = Atlas(atlas, images=images), Atlas(compare) if compare else None
+    unit_count = sum(layer.units for shown in (opened, compared) if shown for layer in shown.layers)
     with progress_bar(unit_count, "exporting", "units") as advance:
-        exported = web.export(opened, site, second, on_units=advance)
+        exported = web.export(opened, site, compared, on_units=advance)
     if exported.undrawn_images:
         key, reason = next(iter(exported.undrawn_images.items()))
         print(

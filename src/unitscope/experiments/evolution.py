@@ -83,10 +83,11 @@ class Evolution:
         """
         self._warn_of_images()
         rows = []
-        for (before, earlier), (after, later) in pairwise(self.atlases.items()):
+        for (earlier_name, earlier), (later_name, later) in pairwise(self.atlases.items()):
             for layer in earlier.layers:
                 overlap, jumps = settling_of_layer(earlier, later, layer, self._unshared_images)
-                rows.append({"layer": layer.name, "before": before, "after": after, "overlap": overlap, "jumps": jumps})
+                names = {"before": earlier_name, "after": later_name}
+                rows.append({"layer": layer.name, **names, "overlap": overlap, "jumps": jumps})
         return pa.Table.from_pylist(rows, schema=SETTLING.schema)
 
     def write_settling(self) -> pa.Table:

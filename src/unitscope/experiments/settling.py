@@ -70,11 +70,11 @@ def peaks_without_images(tables: Sequence[pa.Table], images: Collection[int], k:
 
 def _first_peaks(peaks: pa.Table, known_peaks: Mapping[int, int]) -> pa.Table:
     """As many peaks of each unit as are known, and all of units that aren't listed, with ranks from 1."""
-    met: Counter[int] = Counter()
+    peak_counts: Counter[int] = Counter()
     ranks = []
     for unit in peaks["unit"].to_pylist():
-        met[unit] += 1
-        ranks.append(met[unit] if met[unit] <= known_peaks.get(unit, met[unit]) else 0)
+        peak_counts[unit] += 1
+        ranks.append(peak_counts[unit] if peak_counts[unit] <= known_peaks.get(unit, peak_counts[unit]) else 0)
     ranked = peaks.set_column(peaks.schema.get_field_index("rank"), "rank", pa.array(ranks, peaks.schema.field("rank").type))
     return ranked.filter(pc.field("rank") > 0)
 
@@ -107,6 +107,9 @@ def replaced_unnamed(earlier: Atlas, later: Atlas) -> bool:
     skipped = [sorted(atlas.table("skipped")["key"].to_pylist()) for atlas in (earlier, later)]
     if not all(totals) or skipped[0] != skipped[1]:
         return False
-    before, after = ({row["key"]: row["content"] for row in atlas.table("images").to_pylist()} for atlas in (earlier, later))
-    named = (image_hash(key, after[key]) - image_hash(key, before[key]) for key in before.keys() & after.keys())
+    earlier_contents, later_contents = (
+        {row["key"]: row["content"] for row in atlas.table("images").to_pylist()} for atlas in (earlier, later)
+    )
+    shared_keys = earlier_contents.keys() & later_contents.keys()
+    named = (image_hash(key, later_contents[key]) - image_hash(key, earlier_contents[key]) for key in shared_keys)
     return str(totals[1]) != f"{sum_of_hashes((int(totals[0], 16), *named)):016x}"

@@ -100,8 +100,8 @@ def _rows(
     """A row a layer, from one pass over the transformed image."""
 
     def compare(layer: int, maps: Tensor) -> tuple[float, float]:
-        before = original.maps[layer]
-        return float((_seen_by_next_layer(session, layer, maps) - before).norm()), float(before.norm())
+        original_map = original.maps[layer]
+        return float((_seen_by_next_layer(session, layer, maps) - original_map).norm()), float(original_map.norm())
 
     inputs = session.input_format.convert(transformed)
     distances, output = read_layers_and_output(replica, session.layers, inputs, compare)

@@ -225,9 +225,11 @@ def _load_weights_file(module: nn.Module, weights: str, model: str) -> None:
 
 def _load_state_dict(module: nn.Module, weights: str, model: str, optional: tuple[str, ...] = ()) -> None:
     """Load the state dict of a file. Every name and shape must fit, except for names that begin with an `optional` prefix."""
-    own = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(optional)}
-    state_dict = {name: tensor for name, tensor in read_state_dict(weights, list(own)).items() if not name.startswith(optional)}
-    if misfits := _misfits(own, state_dict):
+    expected = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(optional)}
+    state_dict = {
+        name: tensor for name, tensor in read_state_dict(weights, list(expected)).items() if not name.startswith(optional)
+    }
+    if misfits := _misfits(expected, state_dict):
         raise NetworkError(f"weights {weights!r} don't fit {model!r}: {'; '.join(misfits)}")
     try:
         module.load_state_dict(state_dict, strict=False)
@@ -235,11 +237,11 @@ def _load_state_dict(module: nn.Module, weights: str, model: str, optional: tupl
         raise NetworkError(f"weights {weights!r} can't be put into {model!r}: {' '.join(str(error).split())[:200]}") from error
 
 
-def _misfits(own: Mapping[str, torch.Tensor], state_dict: Mapping[str, torch.Tensor]) -> list[str]:
+def _misfits(expected: Mapping[str, torch.Tensor], state_dict: Mapping[str, torch.Tensor]) -> list[str]:
     """What keeps a state dict from being loaded into a network's own: missing and unknown names, other shapes and types."""
-    missing = [name for name in sorted(own.keys() - state_dict.keys()) if not name.endswith("num_batches_tracked")]
-    unknown = sorted(state_dict.keys() - own.keys())
-    pairs = [(name, state_dict[name], own[name]) for name in own if name in state_dict]
+    missing = [name for name in sorted(expected.keys() - state_dict.keys()) if not name.endswith("num_batches_tracked")]
+    unknown = sorted(state_dict.keys() - expected.keys())
+    pairs = [(name, state_dict[name], expected[name]) for name in expected if name in state_dict]
     shapes = [f"{name} is {tuple(new.shape)}, not {tuple(old.shape)}" for name, new, old in pairs if new.shape != old.shape]
     types = [f"{name} is {new.dtype}, not {old.dtype}" for name, new, old in pairs if _kind(new) != _kind(old)]
     return list(filter(None, (_listed("lacks", missing), _listed("has unknown", unknown), _listed("shape of", shapes + types))))

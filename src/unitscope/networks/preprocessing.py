@@ -27,15 +27,15 @@ def preprocessing_for(network: Network, overrides: PreprocessingOverrides) -> Pr
 
     Raises `NetworkError` with the flags to give where something is lacking: nothing is guessed.
     """
-    own = network.preprocessing
-    crop = overrides.crop if overrides.crop is not None or own is None else own.crop
-    mean = overrides.mean if overrides.mean is not None or own is None else own.mean
-    std = overrides.std if overrides.std is not None or own is None else own.std
-    resize = overrides.resize if overrides.resize is not None or own is None else own.resize
+    known = network.preprocessing
+    crop = overrides.crop if overrides.crop is not None or known is None else known.crop
+    mean = overrides.mean if overrides.mean is not None or known is None else known.mean
+    std = overrides.std if overrides.std is not None or known is None else known.std
+    resize = overrides.resize if overrides.resize is not None or known is None else known.resize
     if crop is None or mean is None or std is None:
         raise NetworkError(f"nothing is known of how {network.model!r} wants its images; say it with {PREPROCESSING_FLAGS}")
     channels = overrides.channels if overrides.channels is not None else len(mean)
-    interpolation = own.interpolation if own else "bilinear"
+    interpolation = known.interpolation if known else "bilinear"
     try:
         return Preprocessing(resize, crop, mean, std, channels, interpolation, overrides.value_range)
     except ValueError as error:

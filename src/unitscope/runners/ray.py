@@ -87,8 +87,8 @@ class ShardQueue:
         return chunk
 
     def _next_chunk(self, worker_count: int) -> Chunk | None:
-        wanted = 2 * worker_count * self._chunk_shards
-        self._waiting.extend(islice(self._unread, max(0, wanted - len(self._waiting))))
+        target_count = 2 * worker_count * self._chunk_shards
+        self._waiting.extend(islice(self._unread, max(0, target_count - len(self._waiting))))
         length = min(self._chunk_shards, -(-len(self._waiting) // (2 * worker_count)))
         return Chunk([self._waiting.popleft() for _ in range(length)]) if self._waiting else None
 
