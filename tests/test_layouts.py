@@ -1,9 +1,12 @@
 """Which axes of an output hold images, units, rows and columns."""
 
+import re
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from oracles import assert_bounds_hold
 from read_maps import read_maps
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,26 +27,16 @@ class OneByOne(nn.Module):
         return self.last(torch.cat([self.convolution(image[None]) for image in images]))
 
 
-class TokensFirst(nn.Module):
-    """A linear layer on (token, image, unit)."""
+class OneAProposal(nn.Module):
+    """A linear layer on the cells whose value is high, of which every image has another number."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.tokens = nn.Conv2d(3, 4, 2, stride=2), nn.Linear(4, 5)
+        self.first, self.proposals = nn.Conv2d(3, 4, 2, stride=2), nn.Linear(4, 5)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.tokens(self.first(images).flatten(2).permute(2, 0, 1)).mean(0)
-
-
-class WindowsFirst(nn.Module):
-    """A linear layer on (image and window, token, unit)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.tokens = nn.Conv2d(3, 4, 2, stride=2), nn.Linear(4, 5)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.tokens(self.first(images).unflatten(2, (2, 2)).permute(0, 2, 3, 4, 1).reshape(-1, 8, 4)).mean((1, 2))
+        cells = self.first(images).permute(0, 2, 3, 1).flatten(0, 2)
+        return self.proposals(cells[cells[:, 0] >= cells[:, 0].mean() - 1e-6]).sum()
 
 
 class Averages(nn.Module):
@@ -62,23 +55,28 @@ class Averages(nn.Module):
     ("network", "layer", "reason"),
     [
         (OneByOne(), "convolution", r"has shape \(1, 2, 8, 8\) for one image and for two, so it has no dimension of images"),
-        (TokensFirst(), "tokens", r"of shape \(16, 1, 5\) holds images along dimension 1"),
-        (WindowsFirst(), "tokens", r"has shape \(2, 8, 5\) for one image: images and something else share the first dimension"),
         (Averages(), "mean", r"has shape \(1, 5\) for one image and for two"),
+        (OneAProposal(), "proposals", r"has shape \(.*, 5\) for one image and \(.*, 5\) for two"),
     ],
 )
-def test_where_images_are_is_said_where_they_are_elsewhere(network: nn.Module, layer: str, reason: str) -> None:
+def test_a_layer_that_holds_no_image_of_its_own_is_left_out(network: nn.Module, layer: str, reason: str) -> None:
     traced = trace(network, torch.zeros(1, 3, 8, 8))
-    with pytest.raises(LayoutError, match=f"{layer!r}.*{reason}"):
+    with pytest.raises(
+        LayoutError, match=rf"{layer!r}.*{reason}.*Layers that can be: --layers '\w+'.*\(layers=\[.*\] in Python\)"
+    ):
         choose_layers(traced, [layer])
     with pytest.warns(UserWarning, match=f"{layer!r}.* is left out, since it can't be scanned.*{reason}"):
         assert layer not in [chosen.name for chosen in choose_layers(traced)]
+    with pytest.warns(UserWarning, match=f"{layer!r}.* is left out"):
+        assert layer not in [chosen.name for chosen in choose_layers(traced, ["*"])]
 
 
-def test_patterns_that_match_layers_of_another_layout_say_what_they_leave_out() -> None:
-    traced = trace(WithoutGrid(), torch.zeros(1, 3, 8, 8))
-    with pytest.warns(UserWarning, match="'tokens' of 'the network' is left out, since it can't be scanned"):
-        assert [layer.name for layer in choose_layers(traced, ["*"])] == ["first"]
+def test_the_layers_that_an_error_names_can_be_scanned() -> None:
+    traced = trace(OneByOne(), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(LayoutError) as caught:
+        choose_layers(traced, ["convolution"])
+    names = re.findall(r"'(\w+)'", str(caught.value).partition("--layers")[2].partition("(")[0])
+    assert [layer.name for layer in choose_layers(traced, names)] == names
 
 
 class Tokens(nn.Module):
@@ -90,27 +88,6 @@ class Tokens(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.tokens(self.first(images).flatten(2).transpose(1, 2))
-
-
-class WithoutGrid(nn.Module):
-    """Tokens whose cells can't be told: every second one is missing, and one more."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.tokens = nn.Conv2d(3, 4, 2, stride=2), nn.Linear(4, 5)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.tokens(self.first(images).flatten(2).transpose(1, 2)[:, 1::2][:, 1:])
-
-
-def test_tokens_without_a_grid_are_left_out_by_name() -> None:
-    traced = trace(WithoutGrid(), torch.zeros(1, 3, 8, 8))
-    reason = r"the 7 tokens of its output of shape \(1, 7, 5\) don't stand on a grid"
-    with pytest.warns(UserWarning, match=f"layer 'tokens' of 'net' is left out, since it can't be scanned: {reason}"):
-        assert [layer.name for layer in choose_layers(traced, model="net")] == ["first"]
-    with pytest.raises(LayoutError, match=f"'tokens'.*{reason}.*--layers"):
-        choose_layers(traced, ["tokens"])
-    assert [layer.name for layer in choose_layers(traced, ["first"])] == ["first"]
 
 
 class Transposed(nn.Module):
@@ -252,6 +229,75 @@ def test_units_are_followed_from_what_made_them(name: str) -> None:
         torch.testing.assert_close(maps, linear.permute(0, 3, 1, 2))
 
 
+def heads(maps: Tensor) -> Tensor:
+    """(image, y, x, unit) as (image, head, token, unit of the head)."""
+    return maps.flatten(1, 2).unflatten(2, (4, 6)).transpose(1, 2)
+
+
+MOVED: dict[str, Callable[[Tensor], Tensor]] = {
+    "heads": heads,
+    "heads and images together": lambda maps: heads(maps).flatten(0, 1),
+    "images within heads": lambda maps: heads(maps).transpose(0, 1).flatten(0, 1),
+    "heads behind the units of a head": lambda maps: heads(maps).permute(0, 3, 1, 2),
+    "queries, keys and values": lambda maps: maps.flatten(1, 2).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4),
+    "images between": lambda maps: maps.flatten(1, 2).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4).flatten(0, 2),
+    "windows and images together": lambda maps: windows(maps).flatten(0, 1),
+    "images within windows": lambda maps: windows(maps).transpose(0, 1).flatten(0, 1),
+    "heads of windows": lambda maps: windows(maps).flatten(0, 1).unflatten(2, (4, 6)).transpose(1, 2),
+    "tokens first": lambda maps: maps.flatten(1, 2).transpose(0, 1),
+    "tokens and images together": lambda maps: maps.flatten(0, 2),
+    "images within tokens": lambda maps: maps.flatten(1, 2).transpose(0, 1).flatten(0, 1),
+    "images last": lambda maps: maps.permute(1, 2, 3, 0),
+    "five dimensions": lambda maps: maps[:, None],
+    "rows and columns apart": lambda maps: maps.permute(0, 2, 3, 1)[:, :, None],
+}
+"""Ways to move what a linear layer gives; the maps are the same."""
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_whatever_moves_numbers_the_maps_are_those_of_the_layer_that_made_them(name: str) -> None:
+    network, images = linear_then(MOVED[name]), torch.randn(3, 3, 8, 8)
+    made, moved = choose_layers(trace(network, images[:1]), ["2", "3"])
+    maps = read_maps(network, images, ["2", "3"])
+    torch.testing.assert_close(maps["3"], maps["2"])
+    assert maps["3"].shape == (3, 24, 4, 4)
+    assert [moved.receptive_fields.box(5, y, x) for y in range(4) for x in range(4)] == [
+        made.receptive_fields.box(5, y, x) for y in range(4) for x in range(4)
+    ]
+
+
+WITHOUT_ROWS_AND_COLUMNS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, int, int]]] = {
+    "some tokens are missing": (lambda maps: maps.flatten(1, 2)[:, 1:14:2], (24, 1, 7)),
+    "tokens are mixed, as by a linear layer over them": (lambda maps: maps.flatten(1, 2).mT @ maps.new_ones(16, 9), (24, 1, 9)),
+    "means of windows": (lambda maps: windows(maps).mean(2), (24, 1, 4)),
+    "means of windows, of heads": (lambda maps: windows(maps).mean(2).unflatten(2, (4, 6)), (24, 1, 4)),
+    "one cell, of heads": (lambda maps: maps.mean((1, 2)).unflatten(1, (1, 4, 6)), (24, 1, 1)),
+    "products of tokens": (lambda maps: maps.flatten(1, 2) @ maps.flatten(1, 2).mT, (16, 4, 4)),
+    "products of units": (lambda maps: maps.flatten(1, 2).softmax(1).mT @ maps.flatten(1, 2), (576, 1, 1)),
+    "one unit of tokens": (lambda maps: maps.mean(3).flatten(1), (1, 4, 4)),
+    "the highest units, whichever they are": (lambda maps: maps.topk(3).values.mean((1, 2)), (3, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_ROWS_AND_COLUMNS)
+def test_every_number_is_read_where_nothing_tells_rows_and_columns(name: str) -> None:
+    """Each with the field that a change of any row or column of the input finds."""
+    function, shape = WITHOUT_ROWS_AND_COLUMNS[name]
+    network, images = linear_then(function).double(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    (layer,) = choose_layers(trace(network, images[:1]), ["3"])
+    assert (layer.layer.units, layer.layer.map_height, layer.layer.map_width) == shape
+    maps = read_maps(network, images, ["3"])["3"]
+    with torch.no_grad():
+        assert_same_numbers(maps, network(images))
+
+    def numbers(image: Tensor) -> Tensor:
+        return layer.layout.maps(network(image)).flatten()
+
+    fields = layer.receptive_fields
+    intervals = [np.broadcast_to(axis, (2, *shape)).reshape(2, -1) for axis in (fields.rows, fields.columns)]
+    assert_bounds_hold(numbers, images.split(1), intervals, minimal=name != "the highest units, whichever they are")
+
+
 def assert_same_numbers(maps: Tensor, output: Tensor) -> None:
     assert maps.shape[0] == output.shape[0]
     torch.testing.assert_close(maps.flatten(1).sort().values, output.flatten(1).sort().values)
@@ -259,25 +305,6 @@ def assert_same_numbers(maps: Tensor, output: Tensor) -> None:
 
 def holds_same_numbers(first: Tensor, second: Tensor) -> bool:
     return torch.equal(first.flatten().sort().values, second.flatten().sort().values)
-
-
-@pytest.mark.parametrize(
-    ("function", "reason"),
-    [
-        (lambda maps: windows(maps).mean(2).unflatten(2, (4, 6)), "units run along several axes"),
-        (lambda maps: maps.flatten(1, 2) @ maps.flatten(1, 2).mT, "holds units can't be told"),
-        (lambda maps: maps.mean((1, 2)).unflatten(1, (1, 4, 6)), "units run along several axes"),
-        (lambda maps: maps.flatten(1, 2).softmax(1).mT @ maps.flatten(1, 2), "units run along several axes"),
-        (lambda maps: maps.flatten(1, 2).mT @ maps.new_ones(16, 9), r"the 9 tokens .* don't stand on a grid"),
-        (lambda maps: maps.mean(3).flatten(1), "holds units can't be told"),
-        (lambda maps: maps[:, None], "neither one of maps"),
-        (lambda maps: maps.topk(3).values.mean((1, 2)), "holds units can't be told"),
-    ],
-)  # fmt: skip
-def test_a_layout_that_cannot_be_told_is_left_out(function: Callable[[Tensor], Tensor], reason: str) -> None:
-    traced = trace(linear_then(function), torch.zeros(1, 3, 8, 8))
-    with pytest.raises(LayoutError, match=f"layer '3' .*{reason}"):
-        choose_layers(traced, ["3"])
 
 
 def test_a_convolution_says_anew_where_units_and_rows_are() -> None:
@@ -291,5 +318,5 @@ def test_a_convolution_says_anew_where_units_and_rows_are() -> None:
     (last,) = choose_layers(traced, ["3"])
     assert (last.layer.units, last.layer.map_height, last.layer.map_width) == (5, 8, 8)
     assert last.receptive_fields.box(0, 0, 0) == Box(0, 0, 8, 8)
-    with pytest.raises(LayoutError, match="units run along several axes"):
-        choose_layers(traced, ["2"])
+    (unflattened,) = choose_layers(traced, ["2"])
+    assert (unflattened.layer.units, unflattened.layer.map_height, unflattened.layer.map_width) == (48, 1, 1)

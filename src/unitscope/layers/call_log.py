@@ -1,7 +1,7 @@
 """Which calls of a pass are layers, what is read of each, and which of them are scanned by default."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from unitscope.layers.activation_calls import ActivationCalls
 from unitscope.layers.data_flow import DataFlowMode, LoggedOperator, LoggedTensor, ModuleCall
-from unitscope.layers.image_axis import ShapesOfTwo, why_images_are_elsewhere
+from unitscope.layers.image_axis import ImageAxis, OutputName, ShapesOfTwo, possible_axes
 from unitscope.layers.layouts import Layout, layout_of
 from unitscope.receptive_fields import DependencyBounds
 
@@ -77,16 +77,34 @@ class CallLog:
         call = None if number is None else self._calls_by_number[number]
         return call if call is not None and call.input is not None and call.input.value == value else None
 
-    def readout_or_reason(self, call: ModuleCall) -> Readout | str:
-        """How the call is read, or why it can't be scanned."""
+    def shared_axes(self) -> dict[OutputName, list[ImageAxis]]:
+        """Outputs in which images share a dimension with something else, each with the axes along which they may lie."""
+        axes = {self._output_name(call): self._possible_axes(call) for call in self.layer_calls()}
+        return {name: possible for name, possible in axes.items() if not isinstance(possible, str) and len(possible) > 1}
+
+    def readout_or_reason(self, call: ModuleCall, known_axes: Mapping[OutputName, ImageAxis]) -> Readout | str:
+        """How the call is read, or why it can't be scanned. `known_axes` are those of outputs in which images share a dimension."""
+        tensor, axes = self.ranked(call), self._possible_axes(call)
+        if isinstance(axes, str):
+            return axes
+        assert tensor is not None and tensor.bounds is not None  # noqa: S101, PT018 - else there is no axis
+        axis = axes[0] if len(axes) == 1 else known_axes.get(self._output_name(call))
+        if axis is None:
+            return f"its output has shape {tensor.shape} for one image, and which of it is of one image alone can't be told"
+        layout = layout_of(tensor.bounds, axis)
+        return Readout(layout, tensor.bounds.map(layout.maps))
+
+    def _possible_axes(self, call: ModuleCall) -> list[ImageAxis] | str:
+        """The axes along which images may lie in what is read of the call, or why it can't be read."""
         tensor = self.ranked(call)
         if tensor is None:
             return f"its output is a {call.output_type}, not a tensor"
         if tensor.bounds is None or not tensor.depends_on_images:
             return "it doesn't depend on the images"
-        shape_of_two = self._shapes_of_two.get((call.layer_name, self.reads_input(call)))
-        layout = why_images_are_elsewhere(tensor.shape, shape_of_two) or layout_of(tensor.shape, tensor.bounds)
-        return layout if isinstance(layout, str) else Readout(layout, tensor.bounds.map(layout.maps))
+        return possible_axes(tensor.shape, self._shapes_of_two.get(self._output_name(call)))
+
+    def _output_name(self, call: ModuleCall) -> OutputName:
+        return call.layer_name, self.reads_input(call)
 
     def ranked(self, call: ModuleCall) -> LoggedTensor | None:
         """What is read of the call: what goes in, or what comes out."""

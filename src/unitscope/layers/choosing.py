@@ -1,5 +1,6 @@
 """Which layers to scan: the default ones, or those that patterns name."""
 
+import os
 import warnings
 from collections.abc import Sequence
 
@@ -19,7 +20,7 @@ def choose_layers(trace: Trace, patterns: Sequence[str] | None = None, model: st
         _check(pattern, trace, model)
     chosen = _matching(trace.layers, patterns) if patterns else [layer for layer in trace.layers if layer.is_default]
     if not chosen:
-        _refuse(unreadable, model)
+        _refuse(unreadable, trace, model)
         raise LayerNotFound(f"{model!r} has no activation, convolution or linear layer to scan by default; name some")
     if unreadable:
         warnings.warn(
@@ -44,20 +45,33 @@ def _check(pattern: str, trace: Trace, model: str) -> None:
     """Raise for a pattern that matches no layer that can be scanned."""
     if _matching(trace.layers, [pattern]):
         return
-    _refuse(_matching(trace.unreadable, [pattern]), model)
+    _refuse(_matching(trace.unreadable, [pattern]), trace, model)
     names = [layer.name for layer in trace.layers]
     raise LayerNotFound(
         f"{model!r} has no layer {pattern!r}.{suggestion(pattern, names)} List all {len(names)} with: unitscope layers {model}"
     )
 
 
-def _refuse(unreadable: Sequence[UnreadableLayer], model: str) -> None:
-    """Raise `LayoutError` where any layer is unreadable."""
+def _refuse(unreadable: Sequence[UnreadableLayer], trace: Trace, model: str) -> None:
+    """Raise `LayoutError`, with layers that can be scanned, where any layer is unreadable."""
     if unreadable:
         raise LayoutError(
-            f"layer {_names(unreadable)} of {model!r} can't be scanned: {unreadable[0].reason}. "
-            "Choose others with --layers (layers= in Python)."
+            f"layer {_names(unreadable)} of {model!r} can't be scanned: {unreadable[0].reason}. {_layers_to_give(unreadable[0], trace)}"
         )
+
+
+def _layers_to_give(unreadable: UnreadableLayer, trace: Trace) -> str:
+    """What to give in place of a layer that can't be scanned: those nearest to it by name, the default ones first."""
+    nearest = sorted(trace.layers, key=lambda layer: (-_shared_levels(layer.name, unreadable.name), not layer.is_default))[:3]
+    if not nearest:
+        return "None of its layers can be."
+    names = [layer.name for layer in nearest]
+    return f"Layers that can be: --layers {' '.join(map(repr, names))} (layers={names} in Python)"
+
+
+def _shared_levels(name: str, other: str) -> int:
+    """How many levels of modules two layers have in common."""
+    return len(os.path.commonprefix([name.split("."), other.split(".")]))
 
 
 def _names(layers: Sequence[UnreadableLayer]) -> str:

@@ -1,34 +1,55 @@
-"""How a layer's output holds units and cells, and how it is turned into activation maps."""
+"""How a layer's output holds images, units and cells, and how it is turned into activation maps."""
 
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from unitscope.layers.image_axis import ImageAxis
 from unitscope.receptive_fields import Array, DependencyBounds, runs_along, unexpand
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """Where units and cells are in an output.
+class CellWindow:
+    """A rectangle of cells: rows `top` to `bottom - 1`, columns `left` to `right - 1`."""
 
-    Units are along `unit_axis`; the others but the first, of images, hold cells: (y, x), or nothing, or, where there is a `grid`,
-    tokens of some shape: (image, token, unit), (image, window, token, unit). `grid` holds for every cell, in shape (y, x), the
-    number of its token; other tokens belong to no cell.
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    def of_maps(self, maps: Tensor) -> Tensor:
+        return maps[..., self.top : self.bottom, self.left : self.right]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where images, units and cells are in an output.
+
+    The dimensions of `unit_dims` hold units, the other ones cells, all counted once `image_axis` has put images first. Heads and the
+    units of a head are two dimensions of units; windows and the tokens of a window are two of cells. Without a `grid` there are two
+    dimensions of cells, (y, x), or none; a `grid` holds for every cell, in shape (y, x), its number among all cells. Those that aren't in
+    it, such as a class token, are not read. `is_spatial` is False where cells don't stand in rows and columns of the image and are numbered as they come.
+    Of all cells only those of the window `inner` are read, where there is one.
     """
 
-    unit_axis: int = 1
+    image_axis: ImageAxis = field(default_factory=ImageAxis)
+    unit_dims: tuple[int, ...] = (1,)
     grid: Array | None = None
+    is_spatial: bool = True
+    inner: CellWindow | None = None
 
     def maps(self, output: Tensor) -> Tensor:
         """The output as activation maps of shape (image, unit, y, x), without copying where that can be."""
-        if output.dim() == 2:
-            return output[..., None, None]
-        if self.grid is None and self.unit_axis == 1:
-            return output
-        units_first: Tensor = torch.movedim(output, self.unit_axis, 1)
+        maps = self._all_maps(output)
+        return maps if self.inner is None else self.inner.of_maps(maps)
+
+    def _all_maps(self, output: Tensor) -> Tensor:
+        output = self.image_axis.with_images_first(output)
+        units_first = _with_units_first(output, self.unit_dims)
+        if units_first.dim() == 2:
+            return units_first[..., None, None]
         if self.grid is None:
             return units_first
         height, width = self.grid.shape
@@ -40,37 +61,69 @@ class Layout:
         return maps
 
 
-def layout_of(shape: tuple[int, ...], bounds: DependencyBounds) -> Layout | str:
-    """The layout of an output, or why it can't be told. Units and cells are where the unit numbers and positions of the bounds say."""
-    if len(shape) not in (2, 3, 4):
-        return f"its output has shape {shape}, which is neither one of maps, (image, unit, y, x), nor one of tokens, (image, token, unit)"
-    unit_axis = _unit_axis(shape, bounds)
-    if isinstance(unit_axis, str) or len(shape) == 2:
-        return Layout() if isinstance(unit_axis, int) else unit_axis
-    cell_lengths = [length for dim, length in enumerate(shape) if dim not in (0, unit_axis)]
-    rows, columns = (unexpand(axis.position)[0].amax(unit_axis - 1).expand(cell_lengths) for axis in bounds.axes)
-    if len(shape) == 4 and _are_in_order(rows, columns):
-        return Layout(unit_axis)
+def _with_units_first(output: Tensor, unit_dims: Sequence[int]) -> Tensor:
+    """The output, (image, …), as (image, unit, …): all dimensions of units as one, the first in the order of `unit_dims`."""
+    if tuple(unit_dims) == (1,):
+        return output
+    if not unit_dims:
+        return output[:, None]
+    others = [dim for dim in range(1, output.dim()) if dim not in unit_dims]
+    return output.permute(0, *unit_dims, *others).flatten(1, len(unit_dims))
+
+
+def layout_of(bounds: DependencyBounds, image_axis: ImageAxis) -> Layout:
+    """The layout of an output, given the bounds of that of one image: units and cells are where its unit numbers and positions say."""
+    bounds = bounds.map(image_axis.with_images_first)
+    unit_dims = _unit_dims(bounds)
+    cell_lengths = [length for dim, length in enumerate(bounds.shape) if dim > 0 and dim not in unit_dims]
+    if not cell_lengths:
+        return Layout(image_axis, unit_dims)
+    rows, columns = (_positions_of_cells(axis.position, unit_dims).expand(cell_lengths) for axis in bounds.axes)
+    if len(cell_lengths) == 2 and _are_in_order(rows, columns):
+        return Layout(image_axis, unit_dims)
     grid = _grid(rows.flatten().numpy(), columns.flatten().numpy())
-    if grid is None:
-        tokens = prod(shape[1:]) // shape[unit_axis]
-        return f"the {tokens} tokens of its output of shape {shape} don't stand on a grid"
-    return Layout(unit_axis, grid)
+    if grid is not None:
+        return Layout(image_axis, unit_dims, grid)
+    return Layout(image_axis, unit_dims, np.arange(rows.numel()).reshape(1, -1), is_spatial=False)
 
 
-def _unit_axis(shape: tuple[int, ...], bounds: DependencyBounds) -> int | str:
-    """The axis along which units were followed from what made them or, where there is one unit, one of length 1."""
-    axes = range(1, len(shape))
-    unit_axes = [dim for dim in axes if runs_along(bounds.unit_number, dim)]
-    if len(unit_axes) == 1:
-        return unit_axes[0]
-    without_positions = [dim for dim in axes if not any(runs_along(axis.position, dim) for axis in bounds.axes)]
-    if unit_axes and len(shape) > 2:  # as after pixel shuffle, where units take turns along rows and columns
-        candidates = [dim for dim in unit_axes if dim in without_positions]
-        return candidates[0] if len(candidates) == 1 else f"units run along several axes of its output of shape {shape}"
-    if without_positions and all(shape[dim] == 1 for dim in without_positions):
-        return without_positions[0]
-    return f"which axis of its output of shape {shape} holds units can't be told"
+def _unit_dims(bounds: DependencyBounds) -> tuple[int, ...]:
+    """The dimensions along which units were followed from what made them.
+
+    Where units take turns along dimensions of positions, as after a pixel shuffle, those hold cells. A dimension that has neither units
+    nor positions holds units where others have positions (such as heads, whose maps are different ones), or where no other has units;
+    else it holds cells that stand nowhere. Where there is one unit, it is along a dimension of length 1, or along none.
+    """
+    dims = [dim for dim in range(1, bounds.ndim) if bounds.shape[dim] > 1]
+    with_positions = [dim for dim in dims if any(runs_along(axis.position, dim) for axis in bounds.axes)]
+    with_units = [dim for dim in dims if runs_along(bounds.unit_number, dim)]
+    unit_dims = [dim for dim in with_units if dim not in with_positions]
+    if len(with_units) == 1:
+        unit_dims = with_units
+    with_neither = [dim for dim in dims if dim not in with_units and dim not in with_positions]
+    if not unit_dims or any(dim not in unit_dims for dim in with_positions):
+        unit_dims += with_neither
+    if unit_dims:
+        return tuple(sorted(unit_dims, key=lambda dim: (-_step(bounds.unit_number, dim), dim)))
+    single = [dim for dim in range(1, bounds.ndim) if bounds.shape[dim] == 1]
+    return tuple(single[:1])
+
+
+def _step(unit_number: Tensor, dim: int) -> float:
+    """How far apart the numbers of neighbouring units are along the dimension; 0 where they have none."""
+    numbers = unexpand(unit_number)
+    if numbers.shape[dim] == 1:
+        return 0.0
+    steps = (numbers.narrow(dim, 1, 1) - numbers.narrow(dim, 0, 1)).abs()
+    return float(steps.nan_to_num(0, 0, 0).amax())
+
+
+def _positions_of_cells(position: Tensor, unit_dims: Sequence[int]) -> Tensor:
+    """The positions along one axis of the image, of the dimensions of cells alone; those along which nothing varies have length 1."""
+    position = unexpand(position)
+    if unit_dims:
+        position = position.amax(list(unit_dims), keepdim=True)
+    return position.reshape([length for dim, length in enumerate(position.shape) if dim > 0 and dim not in unit_dims])
 
 
 def _are_in_order(rows: Tensor, columns: Tensor) -> bool:
@@ -81,17 +134,17 @@ def _are_in_order(rows: Tensor, columns: Tensor) -> bool:
 
 
 def _grid(rows: Array, columns: Array) -> Array | None:
-    """Which token stands at which cell, given the row and the column of every token: each pair must come once; None where that isn't so.
+    """Which cell stands where, given the row and the column of every cell: each pair must come once; None where that isn't so.
 
-    Where no token has a row (or a column), as behind a mean over columns, all count as standing in one.
+    Where no cell has a row (or a column), as behind a mean over columns, all count as standing in one.
     """
     if len(rows) == 1:
         return np.zeros((1, 1), dtype=int)
     has_row, has_column = np.isfinite(rows), np.isfinite(columns)
     if not has_row.any() and not has_column.any():
         return None
-    tokens = np.flatnonzero((has_row if has_row.any() else ~has_row) & (has_column if has_column.any() else ~has_column))
-    (row_values, y), (column_values, x) = (np.unique(numbers[tokens], return_inverse=True) for numbers in (rows, columns))
+    cells = np.flatnonzero((has_row if has_row.any() else ~has_row) & (has_column if has_column.any() else ~has_column))
+    (row_values, y), (column_values, x) = (np.unique(numbers[cells], return_inverse=True) for numbers in (rows, columns))
     grid = np.full((len(row_values), len(column_values)), -1)
-    grid[y, x] = tokens
-    return grid if len(tokens) == grid.size and (grid >= 0).all() else None
+    grid[y, x] = cells
+    return grid if len(cells) == grid.size and (grid >= 0).all() else None

@@ -1,7 +1,7 @@
 """Tracing of layers: one observed forward pass tells everything about a network's layers before a scan."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,8 +14,8 @@ from unitscope.errors import NetworkError
 from unitscope.layers.call_log import CallLog, Fold, Readout
 from unitscope.layers.data_flow import DataFlowMode, ModuleCall
 from unitscope.layers.failures import describe_failure
-from unitscope.layers.image_axis import shapes_of_two_images
-from unitscope.layers.layouts import Layout
+from unitscope.layers.image_axis import ImageAxis, OutputName, find_axes, shapes_of_two_images
+from unitscope.layers.layouts import CellWindow, Layout
 from unitscope.layers.parameter_guard import ParameterGuard
 from unitscope.networks import InputFormat, first_float_tensor
 from unitscope.networks.class_variables import restore_class_variables
@@ -46,6 +46,19 @@ class TracedLayer:
     @property
     def name(self) -> str:
         return self.layer.name
+
+    def with_inner_cells(self, height: int, width: int) -> "TracedLayer | None":
+        """The layer with those cells alone whose receptive fields lie on an input of that size, whatever the unit; None without any."""
+        window = self.receptive_fields.cells_inside(height, width) if self.layout.is_spatial else None
+        if window is None:
+            return None
+        top, left, bottom, right = window
+        return replace(
+            self,
+            layer=replace(self.layer, map_height=bottom - top, map_width=right - left),
+            receptive_fields=self.receptive_fields.of_cells(top, left, bottom, right),
+            layout=replace(self.layout, inner=CellWindow(top, left, bottom, right)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +151,9 @@ def _trace(network: nn.Module, images: Tensor, input_format: InputFormat, with_h
             dependencies.start(images)
             network(images)
         log = CallLog(flow, images, shapes_of_two)
-        layers, unreadable = _layers(log, images)
+        shared_axes = log.shared_axes()
+        known_axes = find_axes(network, images, input_format, shared_axes) if shared_axes else {}
+        layers, unreadable = _layers(log, images, known_axes)
         folds = log.folds()
     channels, height, width = images.shape[1:]
     unknown_operators = frozenset(dependencies.unknown_operators)
@@ -156,12 +171,14 @@ def without_fused_transformers() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
-def _layers(log: CallLog, images: Tensor) -> tuple[list[TracedLayer], list[UnreadableLayer]]:
+def _layers(
+    log: CallLog, images: Tensor, known_axes: Mapping[OutputName, ImageAxis]
+) -> tuple[list[TracedLayer], list[UnreadableLayer]]:
     """The layers that can be scanned, in call order, and those that can't be."""
     layers: list[TracedLayer] = []
     unreadable: list[UnreadableLayer] = []
     for call in log.layer_calls():
-        readout = log.readout_or_reason(call)
+        readout = log.readout_or_reason(call, known_axes)
         if isinstance(readout, str):
             unreadable.append(UnreadableLayer(call.layer_name, readout, log.is_default(call) and call.depends_on_images))
         else:

@@ -48,6 +48,25 @@ class ReceptiveFields:
         (top, bottom), (left, right) = (axis[_index(axis, unit, y, x)] for axis in (self.rows, self.columns))
         return tuple(np.broadcast_to(side, shape) for side in (top, left, bottom, right))
 
+    def cells_inside(self, height: int, width: int) -> tuple[int, int, int, int] | None:
+        """The rectangle of cells (first row and column, exclusive stops) whose boxes, of all units, lie on an input of that size; None where
+        there are no such cells, or they aren't a rectangle."""
+        inside = ((self.rows[0] >= 0) & (self.rows[1] <= height)) & ((self.columns[0] >= 0) & (self.columns[1] <= width))
+        cells = np.broadcast_to(inside.all(axis=0), (len(self.centres_y), len(self.centres_x)))
+        y, x = np.flatnonzero(cells.any(axis=1)), np.flatnonzero(cells.any(axis=0))
+        if len(y) == 0 or cells.sum() != (y[-1] + 1 - y[0]) * (x[-1] + 1 - x[0]):
+            return None
+        return int(y[0]), int(x[0]), int(y[-1]) + 1, int(x[-1]) + 1
+
+    def of_cells(self, top: int, left: int, bottom: int, right: int) -> "ReceptiveFields":
+        """The fields of a rectangle of cells."""
+
+        def part(intervals: Array) -> Array:
+            rows = intervals[:, :, top:bottom] if intervals.shape[2] > 1 else intervals
+            return rows[..., left:right] if intervals.shape[3] > 1 else rows
+
+        return ReceptiveFields(part(self.rows), part(self.columns), self.centres_y[top:bottom], self.centres_x[left:right])
+
     def middle_size(self) -> tuple[int, int]:
         """Height and width of the field of the cell in the middle; the largest among units whose fields differ.
 
