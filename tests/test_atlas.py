@@ -30,7 +30,7 @@ from unitscope.networks.model_strings import LIBRARY_BUILDERS
 from unitscope.records import LIBRARIES
 
 CONTRACT = {
-    "layers": "layer kind units map_height map_width receptive_field_height receptive_field_width effective_field_height effective_field_width stride_y stride_x "
+    "layers": "layer kind units map_height map_width receptive_field_height receptive_field_width effective_field_height effective_field_width effective_field_measured:bool stride_y stride_x "
     "activation order",
     "images": "image:int64 key width height label content:uint64",
     "labels": "label images",

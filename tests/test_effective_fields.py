@@ -1,5 +1,8 @@
 """Effective fields of networks whose gradients are known."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
 
+import unitscope
 from unitscope.layers import choose_layers, trace
-from unitscope.scanning.effective_fields import CellOfUnit, box_holding, effective_size, energies
+from unitscope.scanning.effective_fields import MEASURED_LAYERS, CellOfUnit, box_holding, effective_size, energies
 
 
 def with_kernel(kernel: Tensor) -> nn.Sequential:
@@ -79,3 +83,47 @@ def test_one_pass_measures_every_layer_on_its_own() -> None:
     network = nn.Sequential(with_kernel(centre_of(3, 0.0)), with_kernel(centre_of(5, 0.0)))
     # Three ones over five give 1 2 3 3 3 2 1, whose middle five hold (35 / 37)² = 89 % of the squares.
     assert measured(network, [CellOfUnit(0, 0, 16, 16)]) == [(3, 3), (7, 7)]
+
+
+def deep_network(depth: int) -> nn.Sequential:
+    """So many blurs, one behind the other: each effective field is a little larger than the one before."""
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        blur = nn.Conv2d(2, 2, 3, padding=1, groups=2, bias=False)
+        nn.init.constant_(blur.weight, 1 / 9)
+        layers += [blur, nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def gradients_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, depth: int) -> tuple[int, unitscope.Atlas]:
+    """How many backward passes a scan of that network takes, and its atlas."""
+    backward, count = torch.autograd.grad, 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        return backward(*args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    images = torch.rand(6, 2, 64, 64, generator=torch.Generator().manual_seed(0))
+    atlas = unitscope.scan(deep_network(depth), images, tmp_path / str(depth))
+    monkeypatch.undo()
+    return count, atlas
+
+
+def test_their_cost_does_not_grow_with_the_square_of_the_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However deep the network is, as many backward passes are taken; layers between those that are measured get sizes between theirs."""
+    shallow, _ = gradients_taken(monkeypatch, tmp_path, 30)
+    deep, atlas = gradients_taken(monkeypatch, tmp_path, 60)
+    assert shallow == deep == 2 * MEASURED_LAYERS
+    assert [layer.effective_field_height is None for layer in atlas.layers] == [
+        layer.receptive_field_height <= 64 / 8 for layer in atlas.layers
+    ]
+    large = [layer for layer in atlas.layers if layer.effective_field_height is not None]
+    assert sum(layer.effective_field_measured for layer in large) == MEASURED_LAYERS
+    sizes = [layer.effective_field_height or 0 for layer in large]
+    between = [layer for layer in large if not layer.effective_field_measured]
+    assert between
+    for layer in between:
+        index = large.index(layer)
+        assert sizes[index] == pytest.approx((sizes[index - 1] + sizes[index + 1]) / 2, abs=3)

@@ -464,17 +464,18 @@ def test_numbers_that_make_no_sense_are_refused(tmp_path: Path, name: str) -> No
 
 
 class PartlyRead(nn.Module):
-    """Maps, an operator without a rule, a layer that mixes tokens, and a classifier."""
+    """Maps, an operator without a rule, a layer that sees the mean of all images, whose output nobody reads, and a classifier."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.tokens, self.last = nn.Conv2d(3, 4, 1), nn.Linear(4, 6), nn.Linear(24, 2)
+        self.first, self.tokens, self.last = nn.Conv2d(3, 4, 1), nn.Linear(4, 6), nn.Linear(16, 2)
 
     def forward(self, images: Tensor) -> Tensor:
         maps, places = nn.functional.max_pool2d(self.first(images), 2, return_indices=True)
         maps = nn.functional.max_pool2d(nn.functional.max_unpool2d(maps, places, 2), 2)
-        return self.last(self.tokens(maps.flatten(2)).flatten(1))
+        self.tokens(maps.flatten(2).mean(0, keepdim=True))
+        return self.last(maps.flatten(1))
 
 
 def test_layers_left_out_and_operators_without_a_rule_stand_in_the_manifest(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ MAX_SIDE_PX = 1 << 20
 """The longest side that an image may be resized or cropped to, far beyond any network's input."""
 MAX_IMAGE_PIXELS = 500_000_000
 """The most pixels that an image may have, from its file, after its resize and in the network's input: 1.5 GB in 8-bit RGB."""
-LIBRARIES = frozenset({"torchvision", "timm", "demo"})
+LIBRARIES = frozenset({"torchvision", "timm", "transformers", "open_clip", "demo"})
 """The schemes of model strings whose network a library builds."""
 
 
@@ -33,7 +33,7 @@ def names_user_code(model: str) -> bool:
     >>> names_user_code("torchvision:alexnet"), names_user_code("mine.networks:small"), names_user_code("/tmp/net.py:make")
     (False, True, True)
     """
-    return model.rpartition(":")[0] not in LIBRARIES
+    return model.partition(":")[0] not in LIBRARIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,8 @@ class Layer:
     """One layer: a row of the `layers` table. Receptive fields and strides are those of an inner cell, in network-input pixels.
 
     `activation` is the function that follows the ranked value: `relu`, `relu6`, `gelu`, … or `none`; `rectifier` is any other function
-    that is zero at and below zero. The effective receptive field is None where it wasn't measured.
+    that is zero at and below zero. The effective receptive field is None where there is none (see `scanning.effective_fields`);
+    `effective_field_measured` is False where it lies between those of layers that were measured.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Layer:
     order: int
     effective_field_height: int | None = None
     effective_field_width: int | None = None
+    effective_field_measured: bool = False
 
     @property
     def rectified(self) -> bool:

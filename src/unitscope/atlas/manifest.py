@@ -47,6 +47,7 @@ class _Manifest(Struct):
     trial: _Trial
     skipped: Count = 0
     per_image: Count = 1
+    inner: bool = False
     sample: Count = 200
     precision: str = "fp32"
     layers: list[str] | None = None

@@ -44,11 +44,12 @@ class ScanOptions:
     workers: Annotated[
         int | Literal["auto"],
         Parameter(
-            help="Threads that decode files (auto: 2), or processes that read a data set (auto: none, but this one).",
+            help="Threads that decode files (auto: one a core), or processes that read a data set (auto: none, but this one).",
             metavar="N | auto",
             show_choices=False,
         ),
     ] = "auto"
+    inner: Annotated[bool, Parameter(help="Only cells whose receptive field lies on the image: patches without padding.")] = False
     limit: Annotated[int | None, Parameter(help="Scan the first images only.")] = None
     precision: Annotated[str, Parameter(help="fp32, or bf16: screen in bfloat16, rank in float32.")] = "fp32"
     sample: Annotated[int, Parameter(help="Images of which every unit's value is kept, to compare with.")] = 200

@@ -55,10 +55,11 @@ def scan(
 
     The options, all by name: `preprocess` is a `Preprocessing` or a torchvision preset, and is needed for pictures with a network that
     has none. `device` is auto, cpu, cuda or mps. `runner` spreads the work (`RayRunner`, whose workers have devices of their own).
-    `batch_size` images (32) run together. `workers` threads decode files, two unless told otherwise; a data set is read in the
+    `batch_size` images (32) run together. `workers` threads decode files, one a core unless told otherwise; a data set is read in the
     caller's thread alone or, with two workers and more, by as many processes with a pickled copy each. With `precision` bf16 the
     images are screened in bfloat16 first, and only those that may hold peaks run in float32; where that gains nothing a warning says
-    so. Of one image a unit gets one peak, or `per_image` that are half a field apart. The `sample` has 200 images. `limit` scans the
+    so. Of one image a unit gets one peak, or `per_image` that are half a field apart. With `inner` only cells count whose receptive fields
+    lie on the image, so that no patch shows padding; layers without such cells keep all. The `sample` has 200 images. `limit` scans the
     first images only. What was scanned is saved every `checkpoint_every_s` seconds. `on_images` is told of progress.
 
     A scan that was stopped is resumed when it is started again. The network is left as it was: it is a copy that runs. First
@@ -72,16 +73,17 @@ def scan(
         folder, scan_options, patterns = new_atlas_folder(out), options_of(options), layer_patterns(layers)
         k = whole_number("k", k, maximum=MAX_RANK)
         scanned, source = as_network(network), as_source(images)
-        readers, plan = reader_count(scan_options.workers, source), _plan(source, k, scan_options)
+        readers, plan = _readers(source, scan_options), _plan(source, k, scan_options)
         loader = _loader(scanned, source, plan, scan_options)
         weights_hash = scanned.hash()
         _warn_of_changing_images(source)
         worker_device = getattr(scan_options.runner, "device", None)
-        session = new_session(scanned, loader, patterns, "cpu" if worker_device else scan_options.device, readers)
+        device = "cpu" if worker_device else scan_options.device
+        session = new_session(scanned, loader, patterns, device, readers, scan_options.inner)
         _warn_of_findings(scanned, session)
         plan = _affordable(plan, session)
         worker_session = session.on_device(torch.device(worker_device)) if worker_device else session
-        manifest = _manifest(scanned, weights_hash, worker_session, plan, patterns)
+        manifest = _manifest(scanned, weights_hash, worker_session, plan, patterns) | _inner_cells(session, scan_options)
         with Checkpoint(
             folder, _checkpoint_plan(manifest, session, plan), scan_options.checkpoint_every_s
         ).locked() as checkpoint:
@@ -90,6 +92,11 @@ def scan(
             _write(out, result, session, manifest)
             checkpoint.remove()
     return Atlas(out, images=images)
+
+
+def _readers(source: ImageSource, options: Options) -> int:
+    """How many readers there are in this process, or in each of the runner's workers."""
+    return reader_count(options.workers, source, getattr(options.runner, "cpus_per_worker", None))
 
 
 def _plan(source: ImageSource, k: int, options: Options) -> ScanPlan:
@@ -193,6 +200,17 @@ def _manifest(
         "precision": plan.precision,
         "device": session.device.type,
     }
+
+
+def _inner_cells(session: Session, options: Options) -> dict[str, Any]:
+    """What the manifest says of a scan of inner cells alone: which layers have none, and keep all. A warning names them too."""
+    if not options.inner:
+        return {}
+    names = [traced.name for traced in session.layers if traced.layout.inner is None]
+    if names:
+        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        _warn(f"layer {names[0]!r}{more} has no cells whose receptive field lies on the image, so all of them count")
+    return {"inner": True, "without_inner_cells": names}
 
 
 def _checkpoint_plan(manifest: Mapping[str, Any], session: Session, plan: ScanPlan) -> dict[str, Any]:

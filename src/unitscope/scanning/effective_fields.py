@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unitscope.images.content import evenly_spaced
 from unitscope.images.protocol import Pixels
 from unitscope.layers import TracedLayer, tapped
 from unitscope.networks.precision import exact_inference
@@ -26,6 +28,11 @@ log = logging.getLogger(__name__)
 
 IMAGES = 2
 ENERGY_SHARE = 0.95
+MEASURED_LAYERS = 24
+"""At most so many layers are measured, evenly from the first to the last: each costs a backward pass through all that lies below it, so
+measuring every one would cost the square of the depth."""
+MIN_SHARE = 1 / 8
+"""Layers whose receptive field is no larger than this share of the input's sides aren't measured: they are drawn as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +55,54 @@ def with_effective_fields(session: Session, sample: Sample) -> list[Layer]:
     In each of two images, one unit a layer is looked at: the one whose spatial maximum there has the highest z-score.
     """
     readable = _first_readable(sample, session.loader)
+    measurable = _measurable(session)
+    measured_indices = [measurable[i] for i in evenly_spaced(len(measurable), MEASURED_LAYERS)]
     cells_by_image = [_most_excited_cells(sample, index, session.layers) for index, _ in readable]
+    cells_by_image = [[of_layer if i in measured_indices else [] for i, of_layer in enumerate(cells)] for cells in cells_by_image]
     with session.running() as threads:
         futures = [
             threads.submit(_energies_of_image, session, cells, pixels)
             for cells, (_, pixels) in zip(cells_by_image, readable, strict=True)
         ]
         energies_by_image = [future.result() for future in futures]
-    layers = []
-    for index, traced in enumerate(session.layers):
-        measured = [
+    layers = [traced.layer for traced in session.layers]
+    for index in measured_indices:
+        of_images = [
             (cells[index], energy)
             for cells, energies_by_layer in zip(cells_by_image, energies_by_image, strict=True)
             if (energy := energies_by_layer[index]) is not None
         ]
-        layers.append(_with_effective_field(traced, measured))
+        layers[index] = _with_effective_field(session.layers[index], of_images)
+    return _interpolated(layers, measurable)
+
+
+def _measurable(session: Session) -> list[int]:
+    """The indices of the layers whose effective receptive field matters: large fields of cells that stand in rows and columns."""
+    _, height, width = session.trace.input_shape
+    return [
+        index
+        for index, traced in enumerate(session.layers)
+        if traced.layout.is_spatial
+        and (traced.layer.receptive_field_height > MIN_SHARE * height or traced.layer.receptive_field_width > MIN_SHARE * width)
+    ]
+
+
+def _interpolated(layers: list[Layer], indices: Sequence[int]) -> list[Layer]:
+    """The layers, of which those at `indices` that weren't measured get a size between those of their measured neighbours, and no larger
+    than their receptive field."""
+    known = [index for index in indices if layers[index].effective_field_measured]
+    for index in indices:
+        if known and not layers[index].effective_field_measured and known[0] < index < known[-1]:
+            height, width = (
+                round(float(np.interp(index, known, [getattr(layers[i], f"effective_field_{side}") for i in known])))
+                for side in ("height", "width")
+            )
+            layer = layers[index]
+            layers[index] = replace(
+                layer,
+                effective_field_height=min(height, layer.receptive_field_height),
+                effective_field_width=min(width, layer.receptive_field_width),
+            )
     return layers
 
 
@@ -73,7 +113,7 @@ def _with_effective_field(traced: TracedLayer, measured: Sequence[tuple[list[Cel
     size = effective_size(traced, cells, torch.cat([energy for _, energy in measured]))
     if size is None:
         return traced.layer
-    return replace(traced.layer, effective_field_height=size[0], effective_field_width=size[1])
+    return replace(traced.layer, effective_field_height=size[0], effective_field_width=size[1], effective_field_measured=True)
 
 
 def _first_readable(sample: Sample, loader: Loader) -> list[tuple[int, Pixels]]:

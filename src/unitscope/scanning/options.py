@@ -19,6 +19,7 @@ class ScanOptions(TypedDict, total=False):
     workers: int | str
     precision: str
     per_image: int
+    inner: bool
     sample: int
     limit: int | None
     checkpoint_every_s: float
@@ -36,6 +37,7 @@ class Options:
     workers: int | str = "auto"
     precision: str = "fp32"
     per_image: int = 1
+    inner: bool = False
     sample: int = 200
     limit: int | None = None
     checkpoint_every_s: float = 60
@@ -56,5 +58,6 @@ def options_of(scan_options: ScanOptions) -> Options:
         batch_size=whole_number("batch_size", options.batch_size),
         per_image=whole_number("per_image", options.per_image),
         sample=whole_number("sample", options.sample),
+        inner=bool(options.inner),
         limit=None if options.limit is None else whole_number("limit", options.limit),
     )

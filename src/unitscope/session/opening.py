@@ -43,13 +43,18 @@ def open_session(
         yield new_session(opened, loader, layer_patterns(layers), device, reader_count("auto", source))
 
 
-def new_session(network: Network, loader: Loader, layers: Sequence[str] | None, device: str, readers: int) -> Session:
+def new_session(
+    network: Network, loader: Loader, layers: Sequence[str] | None, device: str, readers: int, inner: bool = False
+) -> Session:
     """A session of these parts; the network is traced on the device, and layers that match the patterns are chosen.
 
-    `readers` is how many threads or processes load images.
+    `readers` is how many threads or processes load images. With `inner`, only those cells of a layer are read whose receptive fields lie
+    on the input; where there are none, all are.
     """
     traced = trace(network.module, blank_input(loader.shape, as_device(device)))
     chosen = choose_layers(traced, layers, network.model)
+    if inner:
+        chosen = [layer.with_inner_cells(*loader.shape[1:]) or layer for layer in chosen]
     return Session(network.module, traced, tuple(chosen), loader, readers)
 
 

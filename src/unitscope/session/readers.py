@@ -7,6 +7,7 @@ processes, each with a pickled copy, since forked ones would share the open file
 
 import logging
 import multiprocessing
+import os
 import pickle
 import signal
 from collections.abc import Iterator, Sequence
@@ -25,22 +26,21 @@ from unitscope.session.loader import LoadedImage, Loader
 
 log = logging.getLogger(__name__)
 
-AUTO_THREADS = 2
-"""Enough for two cores: to decode and resize a photograph takes some 2 ms of one, a forward pass of AlexNet 4 ms of both."""
 PROCESS_ENDED = (
     "a process that reads the data set has ended: it was killed, or the script that scans lacks its `if __name__ == '__main__':`; "
     "with workers=1 this process reads"
 )
 
 
-def reader_count(workers: int | str, source: ImageSource) -> int:
-    """How many threads or processes load images: as the user asks or, for `auto`, two threads for files and none for data sets.
+def reader_count(workers: int | str, source: ImageSource, cores: int | None = None) -> int:
+    """How many threads or processes load images: as the user asks or, for `auto`, a thread for each of the `cores` (those of this process
+    unless told otherwise) for files, and none for data sets.
 
     Without any the caller's thread loads them, as one worker does for a data set. Raises `UnitscopeError` for what is no such number, and
     where several workers are to read a data set that can't be pickled.
     """
     if workers == "auto":
-        return AUTO_THREADS if source.thread_safe else 0
+        return (cores or available_cores()) if source.thread_safe else 0
     if isinstance(workers, str):
         raise UnitscopeError(f"workers is auto or a number, not {workers!r}")
     count = whole_number("workers", workers, minimum=0)
@@ -49,6 +49,11 @@ def reader_count(workers: int | str, source: ImageSource) -> int:
     if count > 1:
         _check_picklable(source)
     return count if count > 1 else 0
+
+
+def available_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ def atlas_session(
     channels, height, width = atlas.manifest["input"]
     loader = Loader(StoredImages(atlas), atlas.preprocessing, (channels, height, width))
     names = [layer.name for layer in atlas.layers] if layers is None else layers
-    return new_session(scanned, loader, names, device, reader_count("auto", loader.source))
+    return new_session(scanned, loader, names, device, reader_count("auto", loader.source), bool(atlas.manifest.get("inner")))
 
 
 @dataclass(frozen=True)
