@@ -207,7 +207,9 @@ def test_layers_left_out_and_operators_without_a_rule_are_listed(run: Run, tmp_p
         "    def __init__(self):\n        super().__init__()\n        self.first, self.tokens = nn.Conv2d(3, 4, 1), nn.Linear(256, 6)\n"
         "    def forward(self, images):\n"
         "        maps, places = nn.functional.max_pool2d(self.first(images), 2, return_indices=True)\n"
-        "        return self.tokens(nn.functional.max_unpool2d(maps, places, 2).flatten(2)[..., :256])\n"
+        "        maps = nn.functional.max_unpool2d(maps, places, 2)\n"
+        "        self.tokens(maps.flatten(2)[..., :256].mean(0, keepdim=True))\n"
+        "        return maps\n"
     )
     model = f"{tmp_path / 'partly.py'}:Partly"
     result = run("layers", model, *PREPROCESSING)

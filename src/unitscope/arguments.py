@@ -1,4 +1,4 @@
-"""Checks of the arguments of public functions: whole numbers, layer patterns, unit numbers."""
+"""Checks of the arguments of public functions: model strings, whole numbers, layer patterns, unit numbers."""
 
 import logging
 from collections.abc import Iterable
@@ -9,6 +9,11 @@ from unitscope.errors import AtlasError, LayerNotFound, UnitscopeError
 
 log = logging.getLogger(__name__)
 
+MODEL_FORMS = (
+    "torchvision:NAME, timm:NAME, transformers:NAME_OR_FOLDER, open_clip:NAME/PRETRAINED, demo:efficientnet-lite0, "
+    "PACKAGE.MODULE:FACTORY or PATH.py:FACTORY"
+)
+"""What a model string may be, for people."""
 MAX_QUOTED_LENGTH = 60
 """The longest quotation of a value, so that an error message stays one line."""
 

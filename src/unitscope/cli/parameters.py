@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from unitscope.arguments import MODEL_FORMS
 from unitscope.cli.parsing import channel_values, sizes_px, two_numbers, unit_numbers
 
 if TYPE_CHECKING:
@@ -18,9 +19,7 @@ IMAGES_HELP = (
 AT_LEAST_ONE = (1, None)
 """An option takes all words up to the next option, and needs one."""
 
-Model = Annotated[
-    str, Parameter(help="torchvision:NAME, timm:NAME, demo:efficientnet-lite0, PACKAGE.MODULE:FACTORY or PATH.py:FACTORY")
-]
+Model = Annotated[str, Parameter(help=MODEL_FORMS)]
 Images = Annotated[str, Parameter(help=IMAGES_HELP)]
 AtlasFolder = Annotated[Path, Parameter(help="The folder of an atlas.")]
 LayerName = Annotated[str, Parameter(help="Name of a layer.")]

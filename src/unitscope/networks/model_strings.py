@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from unitscope.arguments import MODEL_FORMS
 from unitscope.errors import NetworkError, first_line, suggestion
 from unitscope.files import absolute_path
 from unitscope.networks.network import Network, check_values
@@ -25,7 +26,6 @@ from unitscope.networks.preprocessing import as_preprocessing
 from unitscope.networks.weights import read_state_dict
 from unitscope.records import Preprocessing
 
-FORMS = "torchvision:NAME, timm:NAME, demo:efficientnet-lite0, PACKAGE.MODULE:FACTORY or PATH.py:FACTORY"
 AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
 """Prefixes of the heads that torchvision's networks have in training only; a weights file may hold them or not."""
 
@@ -39,10 +39,11 @@ def load_network(model: str, weights: str = "default", seed: int = 0) -> Network
 
     Raises `NetworkError` for a model, or weights, that don't exist or don't fit each other.
     """
-    scheme, _, name = model.rpartition(":")
+    library, _, name = model.partition(":")
+    scheme, _, name = (library, ":", name) if library in LIBRARY_BUILDERS else model.rpartition(":")
     if not scheme or not name:
         guess = f" Did you mean 'torchvision:{model}'?" if model in _torchvision_names() else ""
-        raise NetworkError(f"model {model!r} isn't one of the forms {FORMS}.{guess}")
+        raise NetworkError(f"model {model!r} isn't one of the forms {MODEL_FORMS}.{guess}")
     with _seeded(seed), _only_weights_unpickled():
         build = LIBRARY_BUILDERS.get(scheme)
         network = _from_factory(model, seed) if build is None else build(model, weights == "default", seed)
@@ -53,6 +54,8 @@ def load_network(model: str, weights: str = "default", seed: int = 0) -> Network
     network.module.eval()
     if scheme.endswith(".py"):
         model = f"{absolute_path(scheme)}:{name}"  # so that it is found from any folder
+    elif scheme == "transformers" and os.path.isdir(name):
+        model = f"{scheme}:{absolute_path(name)}"
     return replace(network, model=model, weights=weights)
 
 
@@ -109,6 +112,45 @@ def _timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
     return Preprocessing(resize, (height, width), tuple(config["mean"]), tuple(config["std"]), channels, interpolation)
 
 
+def _from_transformers(model: str, pretrained: bool, seed: int) -> Network:
+    try:
+        from unitscope.networks import transformers_models
+    except ImportError as error:
+        raise NetworkError(f"model {model!r} needs transformers: pip install 'unitscope[transformers]'") from error
+    name = model.partition(":")[2]
+    module = _build_with_library(lambda: transformers_models.build(name, pretrained), model)
+    return Network(module, model, "", seed, transformers_models.preprocessing_of(name))
+
+
+def _from_open_clip(model: str, pretrained: bool, seed: int) -> Network:
+    """The visual tower."""
+    try:
+        import open_clip
+    except ImportError as error:
+        raise NetworkError(f"model {model!r} needs open_clip: pip install 'unitscope[open-clip]'") from error
+    name, _, tag = model.partition(":")[2].partition("/")
+    if name not in open_clip.list_models():
+        raise NetworkError(f"open_clip has no model {name!r}.{suggestion(name, open_clip.list_models())}")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained and tag not in tags:
+        raise NetworkError(
+            f"open_clip has no weights {tag!r} for {name!r}; give one of open_clip:{name}/{{{','.join(tags)}}}, or --weights none"
+        )
+    whole = _build_with_library(lambda: open_clip.create_model(name, tag if pretrained else None), model)
+    visual: Any = whole.visual
+    return Network(visual, model, "", seed, _open_clip_preprocessing(open_clip.get_model_preprocess_cfg(whole)))
+
+
+def _open_clip_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
+    height, width = (config["size"],) * 2 if isinstance(config["size"], int) else config["size"]
+    if config["resize_mode"] not in ("shortest", "squash") or (config["resize_mode"] == "shortest" and height != width):
+        return None
+    resize = height if config["resize_mode"] == "shortest" else (height, width)
+    return Preprocessing(
+        resize, (height, width), tuple(config["mean"]), tuple(config["std"]), interpolation=config["interpolation"]
+    )
+
+
 def _from_demo(model: str, pretrained: bool, seed: int) -> Network:
     if model != "demo:efficientnet-lite0":
         raise NetworkError(f"there is no model {model!r}; the demo's is 'demo:efficientnet-lite0'")
@@ -148,6 +190,8 @@ def _from_factory(model: str, seed: int) -> Network:
 LIBRARY_BUILDERS: dict[str, Callable[[str, bool, int], Network]] = {
     "torchvision": _from_torchvision,
     "timm": _from_timm,
+    "transformers": _from_transformers,
+    "open_clip": _from_open_clip,
     "demo": _from_demo,
 }
 """By scheme, a function from model string, whether weights are the library's own (else random), and seed to a network."""
@@ -163,7 +207,9 @@ def _import_module(module_or_path: str, model: str) -> Any:
     except NetworkError:
         raise
     except ModuleNotFoundError as error:
-        raise NetworkError(f"{module_or_path!r} of model {model!r} can't be imported: {error}. The forms are {FORMS}") from error
+        raise NetworkError(
+            f"{module_or_path!r} of model {model!r} can't be imported: {error}. The forms are {MODEL_FORMS}"
+        ) from error
     except SystemExit as error:
         raise NetworkError(
             f"{module_or_path!r} of model {model!r} can't be imported: it ends the program, {_error_with_line(error)}; what a script does, "
@@ -230,7 +276,10 @@ def _load_state_dict(module: nn.Module, weights: str, model: str, optional: tupl
         name: tensor for name, tensor in read_state_dict(weights, list(expected)).items() if not name.startswith(optional)
     }
     if misfits := _misfits(expected, state_dict):
-        raise NetworkError(f"weights {weights!r} don't fit {model!r}: {'; '.join(misfits)}")
+        held = [f"{name} {tuple(tensor.shape)}" for name, tensor in state_dict.items()]
+        raise NetworkError(
+            f"weights {weights!r} don't fit {model!r}: {'; '.join(misfits)}. The file {_listed('holds', held) or 'is empty'}"
+        )
     try:
         module.load_state_dict(state_dict, strict=False)
     except (RuntimeError, NotImplementedError) as error:

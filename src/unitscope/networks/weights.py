@@ -42,6 +42,9 @@ REFUSED_SUFFIXES = {
     ".msgpack": f"is a Flax file; convert it, and save its tensors with {SAVE_STATE_DICT}",
 }
 """Suffixes of such files."""
+COMPILED = "_orig_mod."
+MAX_SHOWN = 6
+"""How many names of a file an error shows."""
 SIGNATURE_BYTES = 64
 """More than the longest of the signatures above."""
 
@@ -65,9 +68,11 @@ def read_state_dict(weights: str, parameter_names: Sequence[str]) -> StateDict:
         raise NetworkError("weights are ''; give 'default', 'none' or the path of a file")
     path, key = split_key(weights)
     content = _read_file(path)
-    state_dicts = dict(_state_dicts(content, ""))
+    state_dicts = {name: _uncompiled(state_dict, parameter_names) for name, state_dict in _state_dicts(content, "")}
     if not state_dicts:
-        raise NetworkError(f"weights {str(path)!r} are a {type(content).__name__}, not a state dict of names and tensors")
+        raise NetworkError(
+            f"weights {str(path)!r} are a {type(content).__name__}, not a state dict of names and tensors{_described(content)}"
+        )
     state_dicts = _split_by_prefix(state_dicts, parameter_names)
     if key:
         return _state_dict_of_key(path, state_dicts, key)
@@ -83,6 +88,27 @@ def read_state_dict(weights: str, parameter_names: Sequence[str]) -> StateDict:
             stacklevel=2,
         )
     return state_dicts[fitting[0]]
+
+
+def _uncompiled(state_dict: StateDict, parameter_names: Sequence[str]) -> StateDict:
+    """The state dict without what `torch.compile` puts into the names of a compiled module's parameters, wherever that stands."""
+    if any(COMPILED in name for name in parameter_names):
+        return state_dict
+    return {name.replace(COMPILED, ""): tensor for name, tensor in state_dict.items()}
+
+
+def _described(content: Any) -> str:
+    """What a file holds in place of a state dict: its first keys, with shapes or types."""
+    if not isinstance(content, Mapping):
+        return ""
+    parts = [f"{name!r} {described_value(value)}" for name, value in list(content.items())[:MAX_SHOWN]]
+    more = f" and {len(content) - MAX_SHOWN} more" if len(content) > MAX_SHOWN else ""
+    return f"; it holds {', '.join(parts) or 'nothing'}{more}"
+
+
+def described_value(value: Any) -> str:
+    """The shape of a tensor, or the type of anything else."""
+    return str(tuple(value.shape)) if isinstance(value, torch.Tensor) else f"(a {type(value).__name__})"
 
 
 def _most_likely(state_dicts: Mapping[str, StateDict]) -> StateDict:
