@@ -436,7 +436,7 @@ class Checkpointed(nn.Module):
             images = (
                 block(images)
                 if self.checkpointing == "plain"
-                else checkpoint(block, images, use_reentrant=self.way == "reentrant")
+                else checkpoint(block, images, use_reentrant=self.checkpointing == "reentrant")
             )
         return images
 
