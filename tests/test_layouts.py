@@ -249,6 +249,8 @@ MOVED: dict[str, Callable[[Tensor], Tensor]] = {
     "images within tokens": lambda maps: maps.flatten(1, 2).transpose(0, 1).flatten(0, 1),
     "images last": lambda maps: maps.permute(1, 2, 3, 0),
     "five dimensions": lambda maps: maps[:, None],
+    "a place for a class token in front": lambda maps: F.pad(maps.flatten(1, 2), (0, 0, 1, 0)),
+    "places at both ends, of heads": lambda maps: F.pad(heads(maps), (0, 0, 2, 1)),
     "rows and columns apart": lambda maps: maps.permute(0, 2, 3, 1)[:, :, None],
 }
 """Ways to move what a linear layer gives; the maps are the same."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unitscope.receptive_fields.bounds import NOTHING, Array, AxisBounds, DependencyBounds, unexpand
+from unitscope.receptive_fields.bounds import NOTHING, Array, AxisBounds, DependencyBounds, runs_along, unexpand
 
 NO_CELL = -(1 << 40)
 """In `cells_read`: neither a cell nor padding is read."""
@@ -47,9 +47,18 @@ class SlidingWindow:
 
 
 def slide(bounds: DependencyBounds, dim: int, cells_read: Array) -> DependencyBounds:
-    """What output cells depend on that read those cells along `dim`. They stand in the middle of what they read."""
+    """What output cells depend on that read those cells along `dim`. They stand in the middle of what they read.
+
+    Where `dim` is one of tokens, which stand in rows and columns both, those beyond its ends stand nowhere.
+    """
     rows, columns = (slide_axis(axis, dim, cells_read) for axis in bounds.axes)
-    return DependencyBounds(rows, columns, _unite_windows(bounds.unit_number, dim, cells_read))
+    slid = DependencyBounds(rows, columns, _unite_windows(bounds.unit_number, dim, cells_read))
+    middles = _middles(cells_read)
+    beyond = (middles < 0) | (middles > bounds.shape[dim] - 1)
+    if beyond.any() and all(runs_along(axis.position, dim) for axis in bounds.axes):
+        positions = (_clear_others(axis.position, dim, ~beyond) for axis in slid.axes)
+        slid = slid.with_positions(*(position.expand(slid.shape) for position in positions))
+    return slid
 
 
 def slide_axis(axis: AxisBounds, dim: int, cells_read: Array) -> AxisBounds:
