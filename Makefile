@@ -6,13 +6,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test quick check bench bench-scan bench-verbs docs
+.PHONY: demo test quick check bench bench-scan bench-verbs coverage docs
 
 demo: .venv/demo  ## scan the demo's network over the demo's photographs and draw the figure
 	$(BIN)/unitscope demo --out demo $(if $(SERVE),--serve)
 
 test: .venv/dev .venv/browser  ## all tests, under checks of types and shapes, on all cores
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 quick: .venv/dev  ## most tests, in about a minute, on all cores and without checks of shapes
 	$(BIN)/python -m pytest -m "not slow" --unchecked --numprocesses auto --dist worksteal
@@ -35,6 +35,10 @@ bench-scan: .venv/dev  ## loop and scan alone, in twenty minutes; AGAINST=COMMIT
 bench-verbs: .venv/dev  ## check, colour-or-shape and occlude beside a scan, in half an hour
 	$(BIN)/python -m pip install --quiet -e ".[bench]"
 	$(BIN)/python benchmarks/verbs.py
+
+coverage: .venv/dev  ## one network of every family, with random weights, in hours; what is done isn't done again
+	$(BIN)/python -m pip install --quiet -e ".[bench]"
+	$(BIN)/python benchmarks/coverage.py --page docs/networks.md
 
 docs: .venv/dev  ## the documentation, as pages in docs/_build
 	$(BIN)/cyclopts generate-docs src/unitscope/cli/__init__.py:app --output docs/cli.md
