@@ -36,7 +36,8 @@ class OneAProposal(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         cells = self.first(images).permute(0, 2, 3, 1).flatten(0, 2)
-        return self.proposals(cells[cells[:, 0] >= cells[:, 0].mean() - 1e-6]).sum()
+        values = cells[:, 0]
+        return self.proposals(cells[values >= values.mean() + values.std() - 1e-6]).sum()
 
 
 class Averages(nn.Module):
