@@ -42,7 +42,7 @@ from unitscope.responses import open_responses
 from unitscope.web import ExplorerOptions, create_explorer, export
 from unitscope.web.addresses import slug
 from unitscope.web.blocks import BlockDrawer
-from unitscope.web.comparison import Comparison
+from unitscope.web.comparison import AtlasComparison
 from unitscope.web.openapi import PATHS, describe_api
 from unitscope.web.page_records import UnitPage
 from unitscope.web.pages import PageBuilder
@@ -923,14 +923,14 @@ def test_nothing_is_read_before_the_application_starts(atlas: Atlas, tmp_path: P
 
 
 def test_an_atlas_compared_with_itself_overlaps_wholly(atlas: Atlas) -> None:
-    comparison = Comparison(PageBuilder(AtlasQueries(atlas)), PageBuilder(AtlasQueries(atlas)))
+    comparison = AtlasComparison(PageBuilder(AtlasQueries(atlas)), PageBuilder(AtlasQueries(atlas)))
     page = comparison.network_page()
     assert [pair.overlap for pair in page.pairs] == [1.0] * len(atlas.layers)
     assert (page.common_images, page.unpaired_layers) == (24, [])
 
 
 def test_the_overlap_is_the_share_of_common_images(atlas: Atlas, second_atlas: Atlas) -> None:
-    page = Comparison(PageBuilder(AtlasQueries(atlas)), PageBuilder(AtlasQueries(second_atlas))).layer_page("relu@2")
+    page = AtlasComparison(PageBuilder(AtlasQueries(atlas)), PageBuilder(AtlasQueries(second_atlas))).layer_page("relu@2")
     assert page is not None
     for pair in page.units:
         first, second = (set(each.peaks("relu#2", pair.first)["image"].to_pylist()) for each in (atlas, second_atlas))
@@ -945,7 +945,7 @@ def test_units_of_another_network_are_paired_by_their_images(atlas: Atlas, folde
     third = unitscope.scan(
         torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3)), folder / "photographs", tmp_path / "atlas", preprocess=preprocessing
     )
-    page = Comparison(PageBuilder(AtlasQueries(atlas)), PageBuilder(AtlasQueries(third))).layer_page("relu")
+    page = AtlasComparison(PageBuilder(AtlasQueries(atlas)), PageBuilder(AtlasQueries(third))).layer_page("relu")
     assert page is not None
     assert page.pair.second is not None
     for pair in page.units[:3]:
@@ -960,7 +960,7 @@ def test_without_common_images_there_is_no_overlap(atlas: Atlas, tmp_path: Path)
     pictures = write_photographs(tmp_path / "birds", labels=("bird",))
     preprocessing = Preprocessing(None, (40, 40), (0.5,) * 3, (0.25,) * 3)
     third = unitscope.scan(explored_network(), pictures, tmp_path / "atlas", preprocess=preprocessing)
-    page = Comparison(PageBuilder(AtlasQueries(atlas)), PageBuilder(AtlasQueries(third))).network_page()
+    page = AtlasComparison(PageBuilder(AtlasQueries(atlas)), PageBuilder(AtlasQueries(third))).network_page()
     assert page.common_images == 0
     assert {pair.overlap for pair in page.pairs} == {None}
 
@@ -1102,7 +1102,7 @@ def test_images_labels_and_similarities_leave_out_units_that_show_no_preference(
 
 
 def test_a_comparison_leaves_out_units_that_show_no_preference(planted: Atlas) -> None:
-    comparison = Comparison(PageBuilder(AtlasQueries(planted)), PageBuilder(AtlasQueries(planted)))
+    comparison = AtlasComparison(PageBuilder(AtlasQueries(planted)), PageBuilder(AtlasQueries(planted)))
     page = comparison.layer_page("1")
     assert page is not None
     pairs = [(pair.shared_images, pair.images, pair.no_preference) for pair in page.units]

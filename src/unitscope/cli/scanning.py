@@ -34,7 +34,7 @@ LAYER_COLUMNS = ("layer", "kind", "units", "activation map", "receptive field", 
 
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScanOptions:
+class ScanFlags:
     """What `scan` takes by name."""
 
     layers: LayerPatterns = None
@@ -100,7 +100,7 @@ def layers(
 
 def scan(
     model: Model, images: Images, /, *, out: Annotated[Path, Parameter(help="The folder to write the atlas to.")] = Path("atlas"),
-    scan_options: ScanOptions = ScanOptions(), runner_options: RunnerOptions = RunnerOptions(),
+    scan_options: ScanFlags = ScanFlags(), runner_options: RunnerOptions = RunnerOptions(),
     network_options: NetworkOptions = NetworkOptions(),
 ) -> None:  # fmt: skip
     """Find the patches that excite every unit most, and keep them in an atlas."""

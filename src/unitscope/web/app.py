@@ -29,7 +29,7 @@ from unitscope.images import Skipped
 from unitscope.records import Layer
 from unitscope.web.addresses import json_path
 from unitscope.web.blocks import BlockDrawer, Unit
-from unitscope.web.comparison import Comparison
+from unitscope.web.comparison import AtlasComparison
 from unitscope.web.image_search import MAX_UPLOAD_MB, RunNetwork
 from unitscope.web.openapi import describe_api
 from unitscope.web.page_records import ImageSearchPage, Page, units_shown_on
@@ -117,7 +117,7 @@ class AtlasRoutes:
 
     def __init__(self, pages: PageBuilder, options: ExplorerOptions, compared_pages: PageBuilder | None = None) -> None:
         self._pages, self._options = pages, options
-        self._comparison = Comparison(pages, compared_pages) if compared_pages is not None else None
+        self._comparison = AtlasComparison(pages, compared_pages) if compared_pages is not None else None
         has_search = options.run_network is not None or options.search_off_reason is not None
         self._navigation = Navigation(comparison=self._comparison is not None, image_search=has_search)
         self._blocks = BlockDrawer(pages.queries)

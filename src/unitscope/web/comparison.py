@@ -68,7 +68,7 @@ class LayerComparisonPage:
     units: list[UnitPair]
 
 
-class Comparison:
+class AtlasComparison:
     """Builds the pages that compare two atlases.
 
     Layers are paired by name, else by depth; units by number or, where numbers mean different units, by the images that they share.

@@ -16,7 +16,7 @@ from unitscope.files import atomic_write
 from unitscope.images import Skipped
 from unitscope.web.addresses import Addresses, json_path
 from unitscope.web.blocks import UNITS_PER_BATCH, BlockDrawer, Unit
-from unitscope.web.comparison import Comparison
+from unitscope.web.comparison import AtlasComparison
 from unitscope.web.openapi import describe_api
 from unitscope.web.page_records import GlossaryPage, Page
 from unitscope.web.pages import PageBuilder
@@ -76,7 +76,7 @@ def _write_atlas(
         if path.is_file():
             _write(folder / "static" / path.relative_to(STATIC), path.read_bytes())
     _write(folder / "search-index.js", search_index_script(pages))
-    comparison = Comparison(pages, compared_pages) if compared_pages is not None else None
+    comparison = AtlasComparison(pages, compared_pages) if compared_pages is not None else None
     _write(folder / "api/openapi.json", msgspec.json.encode(describe_api(has_comparison=comparison is not None)))
     navigation = Navigation(comparison=comparison is not None)
     with ThreadPoolExecutor(1) as pool:
