@@ -89,5 +89,5 @@ def _peaks_by_layer(atlas: Atlas, patterns: Sequence[str] | None, units: Sequenc
 
 def _peaks(atlas: Atlas, layer: Layer, units: Sequence[int] | None) -> list[Peak]:
     layer.check_units(units or ())
-    rows = atlas.peaks(layer.name).to_pylist()
-    return [Peak(**row) for row in rows if units is None or row["unit"] in set(units)]
+    unit_set = None if units is None else set(units)
+    return [Peak(**row) for row in atlas.peaks(layer.name).to_pylist() if unit_set is None or row["unit"] in unit_set]

@@ -29,19 +29,19 @@ ShapesOfTwo = dict[OutputName, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class ImageAxis:
-    """The dimension of an output that holds images: an index is (before, image, behind), where `before` and `behind` say how many other
+    """The dimension of an output that holds images: an index is (outer, image, inner), where `outer` and `inner` say how many other
     things, such as windows or heads, share it."""
 
     dim: int = 0
-    before: int = 1
-    behind: int = 1
+    outer: int = 1
+    inner: int = 1
 
     def with_images_first(self, output: Tensor) -> Tensor:
         """The output, whatever the number of images, as (image, …); what shares their dimension gets dimensions of its own."""
-        if self.before == self.behind == 1:
+        if self.outer == self.inner == 1:
             first: Tensor = output.movedim(self.dim, 0) if self.dim else output
             return first
-        apart: Tensor = output.unflatten(self.dim, (self.before, -1, self.behind)).movedim(self.dim + 1, 0)
+        apart: Tensor = output.unflatten(self.dim, (self.outer, -1, self.inner)).movedim(self.dim + 1, 0)
         return apart
 
 
@@ -113,8 +113,8 @@ def possible_axes(shape: tuple[int, ...], shape_of_two: tuple[int, ...] | None) 
     if len(shape) != len(shape_of_two) or len(changed) != 1 or shape_of_two[changed[0]] != 2 * shape[changed[0]]:
         return f"its output has shape {shape} for one image and {shape_of_two} for two"
     (dim,) = changed
-    others = shape[dim]
-    return [ImageAxis(dim, before, others // before) for before in range(1, others + 1) if others % before == 0]
+    shared = shape[dim]
+    return [ImageAxis(dim, outer, shared // outer) for outer in range(1, shared + 1) if shared % outer == 0]
 
 
 def find_axes(
@@ -126,7 +126,7 @@ def find_axes(
     """
     noise = _noise(images)
     alone: dict[OutputName, Tensor] = {}
-    found: dict[OutputName, ImageAxis] = {}
+    axes: dict[OutputName, ImageAxis] = {}
 
     def keep(name: OutputName, tensor: Tensor) -> None:
         if name in possible:
@@ -137,17 +137,17 @@ def find_axes(
             differences = [_difference(axis, tensor, alone[name]) for axis in possible[name]]
             lowest = min(differences)
             if lowest <= SAME_IMAGE:
-                found[name] = possible[name][differences.index(lowest)]
+                axes[name] = possible[name][differences.index(lowest)]
 
     for look, count in ((keep, 1), (compare, 2)):
         with _looking_at_tensors(network, look), ParameterGuard(network):
             network(input_format.convert(noise[:count]))
-    return found
+    return axes
 
 
 def _difference(axis: ImageAxis, of_two: Tensor, alone: Tensor) -> float:
     """How far the first of two images is from the same image alone, if they lay along that axis, as a share of the highest value."""
-    if of_two.shape[axis.dim] != 2 * axis.before * axis.behind or alone.shape[axis.dim] != axis.before * axis.behind:
+    if of_two.shape[axis.dim] != 2 * axis.outer * axis.inner or alone.shape[axis.dim] != axis.outer * axis.inner:
         return inf  # the shape depends on the images
     first, expected = axis.with_images_first(of_two)[:1], axis.with_images_first(alone)
     if first.shape != expected.shape:

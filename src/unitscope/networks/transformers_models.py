@@ -63,12 +63,12 @@ def preprocessing_of(name: str) -> Preprocessing | None:
 def preprocessing_of_processor(processor: Any) -> Preprocessing | None:
     """The same of an image processor."""
     picture = _picture()
-    wanted = _processed(processor, picture)
-    if wanted.ndim != 3 or wanted.shape[0] not in (1, 3):
+    processed = _processed(processor, picture)
+    if processed.ndim != 3 or processed.shape[0] not in (1, 3):
         return None
-    mean, std = _normalisation(processor, len(wanted))
-    for preprocessing in _candidates(processor, wanted.shape[1:], mean, std):
-        if _does_the_same(preprocessing, picture, wanted):
+    mean, std = _normalisation(processor, len(processed))
+    for preprocessing in _candidates(processor, processed.shape[1:], mean, std):
+        if _does_the_same(preprocessing, picture, processed):
             return preprocessing
     return None
 
@@ -133,12 +133,12 @@ def _sides(size: Any) -> dict[str, int]:
     return {name: int(value) for name, value in items if value is not None}
 
 
-def _does_the_same(preprocessing: Preprocessing, picture: Image.Image, wanted: np.ndarray) -> bool:
+def _does_the_same(preprocessing: Preprocessing, picture: Image.Image, processed: np.ndarray) -> bool:
     """True where the preprocessing makes of a picture what the processor does, or the square in the middle of that."""
     prepared = prepare(picture, preprocessing)
     pixels = prepared.transpose(2, 0, 1) / 255
     mean, std = (np.array(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
-    expected = wanted * std + mean
+    expected = processed * std + mean
     top, left = ((expected.shape[axis + 1] - preprocessing.crop[axis]) // 2 for axis in (0, 1))
     expected = expected[:, top : top + preprocessing.crop[0], left : left + preprocessing.crop[1]]
     return pixels.shape == expected.shape and float(np.abs(pixels - expected).mean()) <= SAME_PICTURE

@@ -101,12 +101,12 @@ def _described(content: Any) -> str:
     """What a file holds in place of a state dict: its first keys, with shapes or types."""
     if not isinstance(content, Mapping):
         return ""
-    parts = [f"{name!r} {described_value(value)}" for name, value in list(content.items())[:MAX_SHOWN]]
+    parts = [f"{name!r} {_shape_or_type(value)}" for name, value in list(content.items())[:MAX_SHOWN]]
     more = f" and {len(content) - MAX_SHOWN} more" if len(content) > MAX_SHOWN else ""
     return f"; it holds {', '.join(parts) or 'nothing'}{more}"
 
 
-def described_value(value: Any) -> str:
+def _shape_or_type(value: Any) -> str:
     """The shape of a tensor, or the type of anything else."""
     return str(tuple(value.shape)) if isinstance(value, torch.Tensor) else f"(a {type(value).__name__})"
 
