@@ -119,6 +119,8 @@ def test_their_cost_does_not_grow_with_the_square_of_the_depth(tmp_path: Path, m
     assert [layer.effective_field_height is None for layer in atlas.layers] == [
         layer.receptive_field_height <= 64 / 8 for layer in atlas.layers
     ]
+    small = atlas.layers[0]
+    assert atlas.sheet(small.name, patch="effective").tobytes() == atlas.sheet(small.name, patch="field").tobytes()
     large = [layer for layer in atlas.layers if layer.effective_field_height is not None]
     assert sum(layer.effective_field_measured for layer in large) == MEASURED_LAYERS
     sizes = [layer.effective_field_height or 0 for layer in large]

@@ -58,11 +58,16 @@ def resolve_patch_kind(atlas: AtlasReader, layer: Layer, kind: str) -> str:
     field reaches, the less of it matters and the more of it is padding; small ones are drawn as they are, since they are exact. From an
     eighth of the input's sides on, sizes go on growing where the one takes over from the other (`docs/questions.md`).
 
+    So `effective` is the receptive field of layers where that is no larger than an eighth of the input's sides: none is measured there.
+
     Raises `AtlasError` for another word, and for `effective` where the effective receptive field could not be measured.
     """
     if kind not in PATCH_KINDS:
         raise AtlasError(f"patch is one of {', '.join(PATCH_KINDS)}, not {kind!r}")
     if kind == "effective" and layer.effective_field_height is None:
+        sizes = (layer.receptive_field_height, layer.receptive_field_width)
+        if all(size <= SMALL_FIELD_SHARE * side for size, side in zip(sizes, atlas.input_size, strict=True)):
+            return "field"
         raise AtlasError(f"the effective field of layer {layer.name!r} could not be measured; draw its field or the image")
     if kind != "auto":
         return kind
