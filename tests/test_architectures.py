@@ -68,7 +68,7 @@ def leaf_fields(network: nn.Module, size: tuple[int, int]) -> list[ReceptiveFiel
     with leaf_hooks(network, look), torch.no_grad(), mode:
         mode.start(images)
         network(images)
-    assert mode.unknown_operators == set()
+    assert not mode.unknown_operators
     return fields
 
 

@@ -204,12 +204,12 @@ def test_layers_left_out_and_operators_without_a_rule_are_listed(run: Run, tmp_p
     (tmp_path / "partly.py").write_text(
         "import torch\nfrom torch import nn\n"
         "class Partly(nn.Module):\n"
-        "    def __init__(self):\n        super().__init__()\n        self.first, self.tokens = nn.Conv2d(3, 4, 1), nn.Linear(256, 6)\n"
+        "    def __init__(self):\n        super().__init__()\n        self.first, self.tokens, self.last = nn.Conv2d(3, 4, 1), nn.Linear(256, 6), nn.Conv2d(4, 5, 1)\n"
         "    def forward(self, images):\n"
         "        maps, places = nn.functional.max_pool2d(self.first(images), 2, return_indices=True)\n"
         "        maps = nn.functional.max_unpool2d(maps, places, 2)\n"
         "        self.tokens(maps.flatten(2)[..., :256].mean(0, keepdim=True))\n"
-        "        return maps\n"
+        "        return self.last(maps)\n"
     )
     model = f"{tmp_path / 'partly.py'}:Partly"
     result = run("layers", model, *PREPROCESSING)

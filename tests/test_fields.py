@@ -155,7 +155,7 @@ def receptive_fields(network: nn.Module, size: tuple[int, int]) -> list[Receptiv
     with torch.no_grad(), mode:
         mode.start(images)
         bounds = [mode.bounds_of(maps) for maps in outputs_of_children(network.double(), images)]
-    assert mode.unknown_operators == set()
+    assert not mode.unknown_operators
     return [ReceptiveFields.from_bounds(b, *size) for b in bounds]
 
 
@@ -245,7 +245,7 @@ def test_operators_that_take_everything_for_want_of_a_rule_are_named(
     with torch.no_grad(), mode:
         mode.start(images)
         bounds = mode.bounds_of(function(images))
-    assert mode.unknown_operators == names
+    assert mode.unknown_operators.keys() == names
     if names:
         assert ReceptiveFields.from_bounds(bounds, 8, 6).box(0, 3, 3) == Box(0, 0, 8, 6)
 

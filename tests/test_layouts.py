@@ -10,6 +10,7 @@ from oracles import assert_bounds_hold
 from read_maps import read_maps
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import nms
 
 from unitscope.errors import LayoutError
 from unitscope.layers import choose_layers, trace
@@ -40,6 +41,25 @@ class OneAProposal(nn.Module):
         return self.proposals(cells[values >= values.mean() + values.std() - 1e-6]).sum()
 
 
+class AlwaysFourProposals(nn.Module):
+    """A detector's head on the four best of all boxes: none of three images that are tried has fewer, but another one may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.proposals = nn.Conv2d(3, 4, 2, stride=2), nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.first(images)
+        rows = []
+        for scores in maps.flatten(2).transpose(1, 2):
+            corners = scores[:, :2].sigmoid()
+            kept = nms(torch.cat([corners, corners + 0.1], 1), scores[:, 0], 0.99)[:4]
+            gathered = torch.zeros(4, 4)
+            gathered[torch.arange(4)] = scores[kept]
+            rows.append(gathered)
+        return self.proposals(torch.cat(rows)).sum() + maps.sum()
+
+
 class Averages(nn.Module):
     """A linear layer on the mean of all images."""
 
@@ -57,7 +77,8 @@ class Averages(nn.Module):
     [
         (OneByOne(), "convolution", r"has shape \(1, 2, 8, 8\) for one image and for two, so it has no dimension of images"),
         (Averages(), "mean", r"has shape \(1, 5\) for one image and for two"),
-        (OneAProposal(), "proposals", r"has shape \(.*, 5\) for one image and \(.*, 5\) for two"),
+        (OneAProposal(), "proposals", "it runs on what 'index' selected in the image"),
+        (AlwaysFourProposals(), "proposals", "it runs on what 'torchvision::nms' selected in the image"),
     ],
 )
 def test_a_layer_that_holds_no_image_of_its_own_is_left_out(network: nn.Module, layer: str, reason: str) -> None:
@@ -70,6 +91,51 @@ def test_a_layer_that_holds_no_image_of_its_own_is_left_out(network: nn.Module, 
         assert layer not in [chosen.name for chosen in choose_layers(traced)]
     with pytest.warns(UserWarning, match=f"{layer!r}.* is left out"):
         assert layer not in [chosen.name for chosen in choose_layers(traced, ["*"])]
+
+
+class Experts(nn.Module):
+    """A mixture of experts: each token is sent to one of two linear layers, by what it holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.experts = nn.Conv2d(3, 4, 2, stride=2), nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.last = nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.first(images).flatten(2).transpose(1, 2)
+        flat = tokens.flatten(0, 1)
+        mixed = torch.zeros_like(flat)
+        for number, expert in enumerate(self.experts):
+            (chosen,) = torch.where((flat[:, 0] > 0) == bool(number))
+            mixed[chosen] = expert(flat[chosen])
+        return self.last(mixed.view_as(tokens))
+
+
+def test_behind_experts_that_get_some_of_the_tokens_layers_are_read() -> None:
+    traced = trace(Experts(), torch.zeros(1, 3, 8, 8))
+    assert [layer.name for layer in traced.layers] == ["first", "last"]
+    reasons = {layer.name: layer.reason for layer in traced.unreadable}
+    assert reasons.keys() == {"experts.0", "experts.1"}
+    assert any(
+        "it runs on what 'nonzero' selected in the image" in reason for reason in reasons.values()
+    )  # the other got no token
+
+
+class Masked(nn.Module):
+    """What is negative is set by a mask, which leaves every shape as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 2, stride=2), nn.Conv2d(4, 5, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.first(images)
+        maps[maps < 0] = 0
+        return self.last(maps)
+
+
+def test_what_a_mask_changes_in_place_keeps_its_shape_and_is_read() -> None:
+    assert [layer.name for layer in trace(Masked(), torch.zeros(1, 3, 8, 8)).layers] == ["first", "last"]
 
 
 def test_the_layers_that_an_error_names_can_be_scanned() -> None:

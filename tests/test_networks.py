@@ -205,6 +205,12 @@ def test_weights_from_a_file(tmp_path: Path, factory: str, ending: str, wrapped:
         ("torchvision.models:nothing", "has no function or class 'nothing'"),
         ("nowhere.py:network", "there is no file 'nowhere.py'"),
         (":", "isn't one of the forms"),
+        (
+            "torchvision:r3d_18",
+            "'torchvision:r3d_18' takes videos, clips of shape .* write a function .* and give FILE.py:FUNCTION",
+        ),
+        ("torchvision:mvit_v2_s", "takes videos"),
+        ("torchvision:swin3d_t", "takes videos"),
     ],
 )
 def test_a_model_that_does_not_exist_is_one_line_with_what_to_do(model: str, message: str) -> None:

@@ -75,16 +75,25 @@ def test_of_plain_and_averaged_weights_the_plain_ones_are_taken_and_the_key_choo
 
 
 @pytest.mark.parametrize(
-    "checkpoint",
+    ("checkpoint", "key"),
     [
-        state_of(1), state_of(1, "module."), {"state_dict": state_of(1, "module.model.")}, {"model": {"state_dict": state_of(1)}},
-        {"ema": state_of(1), "optimizer": OPTIMISER}, {"state_dict": state_of(1), "hyper": {}, "names": ["a"]},
-        {"state_dict": state_of(1, "model.") | {"loss.weight": torch.ones(3)}},
+        (state_of(1), ""), (state_of(1, "module."), "module"), ({"state_dict": state_of(1, "module.model.")}, "state_dict.module.model"),
+        ({"model": {"state_dict": state_of(1)}}, "model.state_dict"), ({"ema": state_of(1), "optimizer": OPTIMISER}, "ema"),
+        ({"state_dict": state_of(1), "hyper": {}, "names": ["a"]}, "state_dict"),
+        ({"state_dict": state_of(1, "model.") | {"loss.weight": torch.ones(3)}}, "state_dict.model"),
+        ({"params_ema": state_of(1)}, "params_ema"), ({"net": state_of(1, "module."), "acc": 91.2}, "net.module"),
+        ({"state_dict": state_of(1, "backbone.")}, "state_dict.backbone"), (state_of(1, "_orig_mod."), ""),
+        ({"model": state_of(1, "module._orig_mod.")}, "model.module"), ({"model_ema": state_of(1, "module."), "n_averaged": torch.ones(1)}, "model_ema.module"),
     ],
 )  # fmt: skip
-def test_a_file_with_one_state_dict_gives_no_warning(tmp_path: Path, model: str, checkpoint: dict[str, Any]) -> None:
+def test_of_a_file_with_one_state_dict_the_network_says_where_it_stands_there(
+    tmp_path: Path, model: str, checkpoint: dict[str, Any], key: str
+) -> None:
     torch.save(checkpoint, tmp_path / "last.pt")
-    assert value_of(model, tmp_path / "last.pt") == 1
+    assert value_of(model, tmp_path / "last.pt") == 1  # without a warning, which would be an error here
+    network = load_network(model, str(tmp_path / "last.pt"))
+    assert network.weights == f"{tmp_path / 'last.pt'}:{key}".removesuffix(":")
+    assert load_network(model, network.weights).hash() == network.hash()
 
 
 def test_the_key_is_part_of_the_networks_weights(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +198,7 @@ def test_the_shards_of_an_index_are_loaded_from_beside_it(tmp_path: Path, model:
     index = tmp_path / f"model{ending}.index.json"
     index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
     assert value_of(model, index) == 5
-    assert read_state_dict(str(index), list(state)).keys() == state.keys()
+    assert read_state_dict(str(index), list(state))[1].keys() == state.keys()
     index.write_text(json.dumps({"weight_map": weight_map | {"0.more": f"model-1{ending}"}}))
     with pytest.raises(NetworkError, match="name 1 tensors that their files lack, such as '0.more'"):
         load_network(model, str(index))

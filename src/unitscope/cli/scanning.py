@@ -176,10 +176,12 @@ def _layer_row(traced: "TracedLayer") -> list[str]:
 
 
 def _layers_json(trace: "Trace", trial: "Trial") -> dict[str, Any]:
+    from unitscope.layers import unknown_operators
+
     return {
         "layers": [_layer_json(traced) for traced in trace.layers],
         "left_out": [{"layer": layer.name, "reason": layer.reason, "default": layer.is_default} for layer in trace.unreadable],
-        "operators_without_rule": sorted(trace.unknown_operators),
+        "operators_without_rule": unknown_operators(trace.layers),
         "trial": trial.described(),
     }
 
@@ -190,13 +192,14 @@ def _layer_json(traced: "TracedLayer") -> dict[str, Any]:
 
 
 def _warn_of_unread_layers(trace: "Trace") -> None:
+    from unitscope.layers import unknown_operators
     from unitscope.session.opening import operators_without_rule
 
     if trace.unreadable:
         first = trace.unreadable[0]
         print(f"{len(trace.unreadable)} more can't be scanned: {first.name!r}: {first.reason}", file=sys.stderr)
-    if trace.unknown_operators:
-        print(operators_without_rule(trace), file=sys.stderr)
+    if operators := unknown_operators(trace.layers):
+        print(operators_without_rule(operators), file=sys.stderr)
 
 
 def _difference_text(difference: "Difference") -> str:

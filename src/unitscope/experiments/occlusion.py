@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from unitscope.attribution.store import AttributionStore
 from unitscope.errors import AtlasError
 from unitscope.layers import TracedLayer
 from unitscope.networks import Network
+from unitscope.networks.outputs import class_scores, describe_output
 from unitscope.records import Peak
 from unitscope.session.replica_threads import ReplicaThreads
 from unitscope.session.session import Session, read_layers_and_output
@@ -179,8 +181,8 @@ class Occlusion:
             return values
 
         inputs = self.session.input_format.convert(images)
-        [values], scores = read_layers_and_output(replica, [self._traced], inputs, read_cells)
-        return values, _probabilities(scores)
+        [values], output = read_layers_and_output(replica, [self._traced], inputs, read_cells)
+        return values, _probabilities(output)
 
     def _check_values(self, peaks: Sequence[Peak], values: NDArray[np.float32]) -> None:
         for peak, value in zip(peaks, values.tolist(), strict=True):
@@ -209,9 +211,9 @@ class Occlusion:
         return attributions
 
 
-def _probabilities(scores: Tensor) -> NDArray[np.float32]:
-    if not isinstance(scores, Tensor) or scores.dim() != 2 or scores.shape[1] < 2:
-        shape = tuple(scores.shape) if isinstance(scores, Tensor) else ()
-        raise AtlasError(f"the network gives no class scores of shape (image, class), but {shape}")
+def _probabilities(output: Any) -> NDArray[np.float32]:
+    scores = class_scores(output)
+    if scores is None:
+        raise AtlasError(f"the network gives no class scores of shape (image, class), but {describe_output(output)}")
     probabilities: NDArray[np.float32] = scores.float().softmax(1).cpu().numpy()
     return probabilities

@@ -18,6 +18,7 @@ from unitscope.atlas import check_table_writable, write_table
 from unitscope.atlas.tables import INVARIANCE
 from unitscope.errors import ImagesError
 from unitscope.networks import Network, as_float32
+from unitscope.networks.outputs import class_scores
 from unitscope.session.opening import open_session
 from unitscope.session.session import Session, read_layers_and_output
 
@@ -91,7 +92,8 @@ class Features:
 
 def _features(replica: nn.Module, session: Session, inputs: Tensor) -> Features:
     maps, output = read_layers_and_output(replica, session.layers, inputs, partial(_seen_by_next_layer, session))
-    return Features(maps, int(output.argmax()) if _are_class_scores(output) else None)
+    scores = class_scores(output)
+    return Features(maps, None if scores is None else int(scores.argmax()))
 
 
 def _rows(
@@ -105,8 +107,8 @@ def _rows(
 
     inputs = session.input_format.convert(transformed)
     distances, output = read_layers_and_output(replica, session.layers, inputs, compare)
-    number = original.class_number
-    probability = None if number is None else float(output.float().softmax(1)[0, number])
+    number, scores = original.class_number, class_scores(output)
+    probability = None if number is None or scores is None else float(scores.float().softmax(1)[0, number])
     return [
         {
             "image": key, "transformation": transformation.name, "amount": transformation.amount, "layer": traced.name,
@@ -120,7 +122,3 @@ def _seen_by_next_layer(session: Session, layer: int, maps: Tensor) -> Tensor:
     """A copy of the maps, rectified where a rectifier follows."""
     rectified = session.layers[layer].layer.rectified
     return as_float32(maps).clamp(min=0) if rectified else as_float32(maps).clone()
-
-
-def _are_class_scores(output: Any) -> bool:
-    return isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] > 1

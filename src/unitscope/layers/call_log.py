@@ -34,10 +34,12 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Readout:
-    """How a call is read: its layout, and the dependency bounds of the activation maps that the layout makes."""
+    """How a call is read: its layout, the dependency bounds of the activation maps that the layout makes, and which operators without a
+    rule these were made with."""
 
     layout: Layout
     map_bounds: DependencyBounds
+    unknown_operators: frozenset[str]
 
 
 class CallLog:
@@ -92,7 +94,7 @@ class CallLog:
         if axis is None:
             return f"its output has shape {tensor.shape} for one image, and which of it is of one image alone can't be told"
         layout = layout_of(tensor.bounds, axis)
-        return Readout(layout, tensor.bounds.map(layout.maps))
+        return Readout(layout, tensor.bounds.map(layout.maps), tensor.unknown_operators)
 
     def _possible_axes(self, call: ModuleCall) -> list[ImageAxis] | str:
         """The axes along which images may lie in what is read of the call, or why it can't be read."""
@@ -101,6 +103,8 @@ class CallLog:
             return f"its output is a {call.output_type}, not a tensor"
         if tensor.bounds is None or not tensor.depends_on_images:
             return "it doesn't depend on the images"
+        if tensor.selected_by:
+            return f"it runs on what {tensor.selected_by!r} selected in the image, as once a proposal: how much that is, the image decides"
         return possible_axes(tensor.shape, self._shapes_of_two.get(self._output_name(call)))
 
     def _output_name(self, call: ModuleCall) -> OutputName:

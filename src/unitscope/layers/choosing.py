@@ -30,6 +30,11 @@ def choose_layers(trace: Trace, patterns: Sequence[str] | None = None, model: st
     return chosen
 
 
+def unknown_operators(layers: Sequence[TracedLayer]) -> list[str]:
+    """The operators without a rule that any of the layers is made with."""
+    return sorted({operator for layer in layers for operator in layer.unknown_operators})
+
+
 def unreadable_layers(trace: Trace, patterns: Sequence[str] | None = None) -> list[UnreadableLayer]:
     """The layers that the patterns match, or the default ones, and that can't be scanned."""
     return _matching(trace.unreadable, patterns) if patterns else [layer for layer in trace.unreadable if layer.is_default]

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unitscope.receptive_fields import DependencyBounds, DependencyMode, depends_on_images, operator_name, tensors_in
+from unitscope.receptive_fields import (
+    SELECTS_BOXES,
+    DependencyBounds,
+    DependencyMode,
+    depends_on_images,
+    operator_name,
+    selects_by_values,
+    tensors_in,
+)
 
 VALUE_KEEPING = {
     "view",
@@ -31,6 +39,18 @@ VALUE_KEEPING = {
     "unsqueeze",
 }
 """Operators whose output has the value of their input."""
+WRITES_ROWS = {
+    "index_put",
+    "_index_put_impl",
+    "index_add",
+    "index_copy",
+    "scatter",
+    "scatter_add",
+    "scatter_reduce",
+    "masked_scatter",
+    "copy",
+}
+"""Operators that write into their first argument, whose shape they keep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +70,17 @@ class LoggedOperator:
 
 @dataclass(frozen=True, slots=True)
 class LoggedTensor:
-    """A tensor at the moment when a module got or returned it: its value, bounds (None where it is made without the images) and shape."""
+    """A tensor at the moment when a module got or returned it: its value, bounds (None where it is made without the images) and shape.
+
+    `selected_by` names the operator that selected what it is made of by what the image shows, as proposals of a detector; then its shape may
+    be another one for another image. It is empty where none did. `unknown_operators` are those that it is made with whose bounds no rule says.
+    """
 
     value: int
     bounds: DependencyBounds | None
     shape: tuple[int, ...]
+    selected_by: str = ""
+    unknown_operators: frozenset[str] = frozenset()
 
     @property
     def depends_on_images(self) -> bool:
@@ -117,6 +143,8 @@ class DataFlowMode(TorchDispatchMode):
         self.operators: list[LoggedOperator] = []
         self._dependencies = dependencies
         self._values: dict[int, tuple[Tensor, int]] = {}
+        self._selected_by: dict[int, str] = {}
+        self._unknown_operators: dict[int, frozenset[str]] = {}
         self._running: list[ModuleCall] = []
         self._call_counts: Counter[str] = Counter()
         self._foreign_values = 0
@@ -150,7 +178,9 @@ class DataFlowMode(TorchDispatchMode):
         return self._values[id(tensor)][1]
 
     def _logged(self, tensor: Tensor) -> LoggedTensor:
-        return LoggedTensor(self._value(tensor), self._dependencies.bounds_of(tensor), tuple(tensor.shape))
+        value = self._value(tensor)
+        bounds, unknown_operators = self._dependencies.bounds_of(tensor), self._unknown_operators.get(value, frozenset())
+        return LoggedTensor(value, bounds, tuple(tensor.shape), self._selected_by.get(value, ""), unknown_operators)
 
     def _start_hook(self, path: str) -> Any:
         def start(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -173,6 +203,7 @@ class DataFlowMode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         inputs = tuple(self._value(tensor) for tensor in tensors_in(args))
+        unknown_before = self._dependencies.unknown_operators.copy()
         output = func(*args, **(kwargs or {}))
         outputs = list(tensors_in([output]))
         name = operator_name(func)
@@ -180,8 +211,34 @@ class DataFlowMode(TorchDispatchMode):
             self._values[id(outputs[0])] = (outputs[0], inputs[0])
         elif outputs:
             other_args = tuple(args[1:])
+            value = -1 - len(self.operators)
+            if selected_by := self._selector(func, name, args, inputs):
+                self._selected_by[value] = selected_by
+            unknown_operators = [self._unknown_operators[value] for value in inputs if value in self._unknown_operators]
+            if unknown_operators or self._dependencies.unknown_operators != unknown_before:
+                new = self._dependencies.unknown_operators - unknown_before
+                self._unknown_operators[value] = frozenset(new).union(*unknown_operators)
             self._log(name, inputs, outputs, lambda first: func(first, *other_args, **(kwargs or {})))
         return output
+
+    def _selector(self, func: Any, name: str, args: tuple[Any, ...], inputs: tuple[int, ...]) -> str:
+        """The operator that selected, by what the image shows, what this one makes its output of: this one or one before; '' for none.
+
+        What is written into a tensor by rows leaves its shape as it is. After boxes were selected there is nothing of one image any more,
+        whatever it is written into.
+        """
+        selectors = [self._selected_by.get(value, "") for value in inputs]
+        if SELECTS_BOXES in selectors:
+            return SELECTS_BOXES
+        if name in WRITES_ROWS:
+            return selectors[0]
+        if selects_by_values(func, tensors_in(args)) and any(self._depends_on_images(tensor) for tensor in tensors_in(args)):
+            return name
+        return next(filter(None, selectors), "")
+
+    def _depends_on_images(self, tensor: Tensor) -> bool:
+        bounds = self._dependencies.bounds_of(tensor)
+        return bounds is not None and depends_on_images(bounds)
 
     def _log(self, name: str, inputs: tuple[int, ...], outputs: list[Tensor], apply: Callable[[Tensor], Any]) -> None:
         """Give the outputs a value of their own, and log the operator, in the leaf call that it runs in too."""

@@ -32,7 +32,8 @@ class TracedLayer:
     """A layer with what it takes to read it: the `nth_call` of the module at `module_path`, and the receptive fields of its cells.
 
     `reads_input` is True for calls of activation modules, whose value is what goes in (rule 1 of docs/exactness.md). `layout` makes
-    activation maps of it. `is_default` says that it is scanned where nobody names layers.
+    activation maps of it. `is_default` says that it is scanned where nobody names layers. For want of a rule for the
+    `unknown_operators` that it is made with, receptive fields behind those are everything that went in.
     """
 
     layer: Layer
@@ -42,6 +43,7 @@ class TracedLayer:
     is_default: bool
     receptive_fields: ReceptiveFields
     layout: Layout
+    unknown_operators: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -75,15 +77,13 @@ class Trace:
     """The layers of a network in call order, those that can't be scanned, and the format in which the network takes its input,
     whose `input_shape` is (channel, y, x).
 
-    `unknown_operators` are those whose receptive fields were taken to be the whole input for want of a rule. `needs_hooks` says that
-    the network computes something else without the hooks that its user hung on it.
+    `needs_hooks` says that the network computes something else without the hooks that its user hung on it.
     """
 
     layers: list[TracedLayer]
     unreadable: list[UnreadableLayer]
     input_format: InputFormat
     input_shape: tuple[int, int, int]
-    unknown_operators: frozenset[str]
     folds: tuple[Fold, ...]
     needs_hooks: bool
 
@@ -156,8 +156,7 @@ def _trace(network: nn.Module, images: Tensor, input_format: InputFormat, with_h
         layers, unreadable = _layers(log, images, known_axes)
         folds = log.folds()
     channels, height, width = images.shape[1:]
-    unknown_operators = frozenset(dependencies.unknown_operators)
-    return Trace(layers, unreadable, input_format, (channels, height, width), unknown_operators, folds, with_hooks)
+    return Trace(layers, unreadable, input_format, (channels, height, width), folds, with_hooks)
 
 
 @contextmanager
@@ -202,7 +201,16 @@ def _traced_layer(call: ModuleCall, log: CallLog, readout: Readout, images: Tens
         order,
     )
     reads_input, is_default = log.reads_input(call), log.is_default(call)
-    return TracedLayer(layer, call.path, call.nth_call, reads_input, is_default, receptive_fields, readout.layout)
+    return TracedLayer(
+        layer,
+        call.path,
+        call.nth_call,
+        reads_input,
+        is_default,
+        receptive_fields,
+        readout.layout,
+        readout.unknown_operators,
+    )
 
 
 def _stride(centres: Array) -> int:

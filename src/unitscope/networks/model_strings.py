@@ -23,7 +23,7 @@ from unitscope.errors import NetworkError, first_line, suggestion
 from unitscope.files import absolute_path
 from unitscope.networks.network import Network, check_values
 from unitscope.networks.preprocessing import as_preprocessing
-from unitscope.networks.weights import read_state_dict
+from unitscope.networks.weights import read_state_dict, with_key
 from unitscope.records import Preprocessing
 
 AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
@@ -48,8 +48,7 @@ def load_network(model: str, weights: str = "default", seed: int = 0) -> Network
         build = LIBRARY_BUILDERS.get(scheme)
         network = _from_factory(model, seed) if build is None else build(model, weights == "default", seed)
     if weights not in ("default", "none"):
-        _load_weights_file(network.module, weights, model)
-        weights = absolute_path(weights)
+        weights = with_key(absolute_path(weights), _load_weights_file(network.module, weights, model))
     check_values(network.module)
     network.module.eval()
     if scheme.endswith(".py"):
@@ -75,6 +74,11 @@ def _from_torchvision(model: str, pretrained: bool, seed: int) -> Network:
     name = model.removeprefix("torchvision:")
     if name not in models.list_models():
         raise NetworkError(f"torchvision has no model {name!r}.{suggestion(name, models.list_models())}")
+    if name in models.list_models(models.video):
+        raise NetworkError(
+            f"{model!r} takes videos, clips of shape (channel, frame, y, x), and unitscope shows images; to look at single frames, write a "
+            "function that gives a module around it which repeats an image as a clip, and give FILE.py:FUNCTION"
+        )
     weights: Any = models.get_model_weights(name).DEFAULT
     arguments: dict[str, Any] = {"weights": weights if pretrained else None}
     if not pretrained and "weights_backbone" in _parameter_names(models.get_model_builder(name)):
@@ -82,11 +86,22 @@ def _from_torchvision(model: str, pretrained: bool, seed: int) -> Network:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet and Inception warn about their random weights
         module = _build_with_library(lambda: models.get_model(name, **arguments), model)
+    if name in models.list_models(models.detection):
+        return Network(module, model, "", seed, _detection_preprocessing(module))
     try:
         preprocessing = as_preprocessing(weights.transforms())
     except (NetworkError, AttributeError):
         preprocessing = None
     return Network(module, model, "", seed, preprocessing)
+
+
+def _detection_preprocessing(module: nn.Module) -> Preprocessing | None:
+    """The square that torchvision's detectors leave at its size; they take pixels from 0 to 1, and normalise them themselves."""
+    transform: Any = getattr(module, "transform", None)
+    if transform is None:
+        return None
+    width, height = transform.fixed_size or (transform.min_size[-1],) * 2
+    return Preprocessing((height, width), (height, width), (0.0,) * 3, (1.0,) * 3)
 
 
 def _from_timm(model: str, pretrained: bool, seed: int) -> Network:
@@ -258,23 +273,22 @@ def _importable_from(folder: Path) -> Iterator[None]:
 # ── weights ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _load_weights_file(module: nn.Module, weights: str, model: str) -> None:
-    """Load a weights file of the user's into the network that a model string names."""
+def _load_weights_file(module: nn.Module, weights: str, model: str) -> str:
+    """Load a weights file of the user's into the network that a model string names. The key under which they stand in it is returned."""
     if model.rpartition(":")[0] != "torchvision":
-        _load_state_dict(module, weights, model)
-        return
-    _load_state_dict(module, weights, model, AUXILIARY_HEADS)
+        return _load_state_dict(module, weights, model)
+    key = _load_state_dict(module, weights, model, AUXILIARY_HEADS)
     network: Any = module
     if hasattr(network, "transform_input"):
         network.transform_input = True  # as torchvision sets it for the weights of its own GoogLeNet and Inception
+    return key
 
 
-def _load_state_dict(module: nn.Module, weights: str, model: str, optional: tuple[str, ...] = ()) -> None:
-    """Load the state dict of a file. Every name and shape must fit, except for names that begin with an `optional` prefix."""
+def _load_state_dict(module: nn.Module, weights: str, model: str, optional: tuple[str, ...] = ()) -> str:
+    """Load the state dict of a file, and return its key there. Every name and shape must fit, except for names with an `optional` prefix."""
     expected = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(optional)}
-    state_dict = {
-        name: tensor for name, tensor in read_state_dict(weights, list(expected)).items() if not name.startswith(optional)
-    }
+    key, state_dict = read_state_dict(weights, list(expected))
+    state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith(optional)}
     if misfits := _misfits(expected, state_dict):
         held = [f"{name} {tuple(tensor.shape)}" for name, tensor in state_dict.items()]
         raise NetworkError(
@@ -284,6 +298,7 @@ def _load_state_dict(module: nn.Module, weights: str, model: str, optional: tupl
         module.load_state_dict(state_dict, strict=False)
     except (RuntimeError, NotImplementedError) as error:
         raise NetworkError(f"weights {weights!r} can't be put into {model!r}: {' '.join(str(error).split())[:200]}") from error
+    return key
 
 
 def _misfits(expected: Mapping[str, torch.Tensor], state_dict: Mapping[str, torch.Tensor]) -> list[str]:

@@ -1,6 +1,7 @@
 """From a weights file to a state dict: which files hold weights, and which of several state dicts in one file is loaded."""
 
 import json
+import logging
 import os
 import re
 import warnings
@@ -14,6 +15,8 @@ import torch
 
 from unitscope.errors import NetworkError, first_line, suggestion
 from unitscope.files import os_error_text
+
+log = logging.getLogger(__name__)
 
 StateDict = dict[str, torch.Tensor]
 
@@ -57,8 +60,13 @@ def split_key(weights: str) -> tuple[Path, str]:
     return Path(weights), ""
 
 
-def read_state_dict(weights: str, parameter_names: Sequence[str]) -> StateDict:
-    """The state dict in a weights file, `PATH` or `PATH:KEY`, for a network with these names of parameters and buffers.
+def with_key(weights: str, key: str) -> str:
+    """The weights with the key that was taken, where none was given."""
+    return f"{weights}:{key}" if key and not split_key(weights)[1] else weights
+
+
+def read_state_dict(weights: str, parameter_names: Sequence[str]) -> tuple[str, StateDict]:
+    """The state dict in a weights file, `PATH` or `PATH:KEY`, for a network with these names of parameters and buffers; and its key there.
 
     Where several state dicts in the file fit, such as weights and their moving average, the plain weights are taken and a warning names
     the others. `KEY` chooses one of them, or is a prefix of names. Raises `NetworkError` for what is no such file. No code of the file is
@@ -75,11 +83,11 @@ def read_state_dict(weights: str, parameter_names: Sequence[str]) -> StateDict:
         )
     state_dicts = _split_by_prefix(state_dicts, parameter_names)
     if key:
-        return _state_dict_of_key(path, state_dicts, key)
+        return key, _state_dict_of_key(path, state_dicts, key)
     fitting = [name for name, state_dict in state_dicts.items() if _fits(state_dict, parameter_names)]
     fitting.sort(key=lambda name: bool(AVERAGED_KEY.search(name)))
     if not fitting:
-        return _most_likely(state_dicts)
+        return "", _most_likely(state_dicts)
     if len(fitting) > 1:
         chosen = repr(fitting[0]) if fitting[0] else "the one without a prefix"
         alternatives = ", ".join(f"--weights {path}:{name}" for name in fitting[1:4])
@@ -87,7 +95,8 @@ def read_state_dict(weights: str, parameter_names: Sequence[str]) -> StateDict:
             f"weights {str(path)!r} hold {len(fitting)} sets that fit; {chosen} is taken. Others: {alternatives}",
             stacklevel=2,
         )
-    return state_dicts[fitting[0]]
+    log.info("of the weights %r those under %r are taken", str(path), fitting[0])
+    return fitting[0], state_dicts[fitting[0]]
 
 
 def _uncompiled(state_dict: StateDict, parameter_names: Sequence[str]) -> StateDict:

@@ -24,11 +24,13 @@ padding too, as if the map went on beyond its border, so that all cells of a con
 from unitscope.receptive_fields.bounds import Array, DependencyBounds, depends_on_images, runs_along, unexpand
 from unitscope.receptive_fields.fields import ReceptiveFields
 from unitscope.receptive_fields.operators import (
+    SELECTS_BOXES,
     decompose,
     is_composite,
     is_foreach,
     named_arguments,
     operator_name,
+    selects_by_values,
     storage_id,
     tensors_in,
     written_arguments,
@@ -36,6 +38,7 @@ from unitscope.receptive_fields.operators import (
 from unitscope.receptive_fields.tracing import DependencyMode
 
 __all__ = [
+    "SELECTS_BOXES",
     "Array",
     "DependencyBounds",
     "DependencyMode",
@@ -47,6 +50,7 @@ __all__ = [
     "named_arguments",
     "operator_name",
     "runs_along",
+    "selects_by_values",
     "storage_id",
     "tensors_in",
     "unexpand",

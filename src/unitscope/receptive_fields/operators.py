@@ -10,6 +10,9 @@ from torch import Tensor
 
 from unitscope.receptive_fields.bounds import DependencyBounds, no_dependencies
 
+SELECTS_BOXES = "torchvision::nms"
+"""Keeps those of overlapping boxes that score highest."""
+
 
 @dataclass(frozen=True, slots=True)
 class OperatorCall:
@@ -180,3 +183,14 @@ def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
 def storage_id(tensor: Tensor) -> int:
     """The number of the storage that holds the tensor's elements."""
     return int(tensor.untyped_storage()._cdata)
+
+
+def selects_by_values(func: Any, tensors: Iterable[Tensor]) -> bool:
+    """True for operators whose output holds as many elements as the values of their inputs say, such as `nonzero` and indexing by a mask.
+
+    Where indexing by a mask may be meant, indexing by numbers may be too, whose shape is known: `tensors` are the inputs.
+    """
+    if operator_name(func) == SELECTS_BOXES:
+        return True
+    is_selection = torch.Tag.dynamic_output_shape in func.tags
+    return is_selection and (operator_name(func) != "index" or any(index.dtype in (torch.bool, torch.uint8) for index in tensors))

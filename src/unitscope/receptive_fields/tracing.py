@@ -1,6 +1,7 @@
 """Tracing of dependencies: one forward pass is followed, operator by operator."""
 
 import logging
+from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,7 @@ class DependencyMode(TorchDispatchMode):
     """Follow a forward pass; afterwards `bounds_of(tensor)` says what each element of a tensor depends on.
 
     Tensors are told apart by identity and kept alive for the length of the pass, so use it on one image. Call `start` with
-    the images first. `unknown_operators` are the names of operators without a rule.
+    the images first. `unknown_operators` counts calls of operators without a rule, by name.
 
     An in-place operation changes what other tensors in the same storage hold, and `x.data = y` gives a tensor another storage. So
     writes are counted for every storage; for a tensor that was met before the last write, or in another storage, bounds are read from
@@ -57,7 +58,7 @@ class DependencyMode(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.unknown_operators: set[str] = set()
+        self.unknown_operators: Counter[str] = Counter()
         self._tensors: dict[int, TensorBounds] = {}
         self._storages: dict[int, StorageBounds] = {}
 
@@ -121,7 +122,7 @@ class DependencyMode(TorchDispatchMode):
                 LOG.debug("the rule of %s fails", call.name, exc_info=True)
         if not any(map(depends_on_images, call.all_bounds())):
             return [no_dependencies(output.shape) for output in call.outputs]
-        self.unknown_operators.add(call.name)
+        self.unknown_operators[call.name] += 1
         return everything(call)
 
     def _keep(self, tensor: Tensor, bounds: DependencyBounds) -> None:

@@ -19,7 +19,7 @@ from unitscope.atlas import Atlas, new_atlas_folder, write_atlas
 from unitscope.atlas.schema import MAX_INPUT_VALUES, MAX_RANK
 from unitscope.errors import UnitscopeError
 from unitscope.images import ImageSource, Skipped, as_source, skipping_errors
-from unitscope.layers import unreadable_layers
+from unitscope.layers import unknown_operators, unreadable_layers
 from unitscope.networks import Network
 from unitscope.networks.precision import plain_tensors
 from unitscope.runners.local import LocalRunner
@@ -134,8 +134,8 @@ def _warn_of_changing_images(source: ImageSource) -> None:
 
 def _warn_of_findings(network: Network, session: Session) -> None:
     """What the trace and the trial on noise found that whoever reads the atlas must know."""
-    if session.trace.unknown_operators:
-        _warn(f"receptive fields of {network.model!r}: {operators_without_rule(session.trace)}")
+    if operators := unknown_operators(session.layers):
+        _warn(f"receptive fields of {network.model!r}: {operators_without_rule(operators)}")
     for finding in session.trial.findings():
         _warn(f"{network.model!r}: {finding}")
 
@@ -192,7 +192,7 @@ def _manifest(
         },
         "layers": list(patterns) if patterns else None,
         "left_out": [{"layer": layer.name, "reason": layer.reason} for layer in unreadable_layers(trace, patterns)],
-        "operators_without_rule": sorted(trace.unknown_operators),
+        "operators_without_rule": unknown_operators(session.layers),
         "k": plan.k,
         "per_image": plan.per_image,
         "sample": plan.sample,

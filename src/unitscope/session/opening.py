@@ -133,9 +133,9 @@ def none_read(count: int, source: ImageSource, skipped: Mapping[int, tuple[str, 
     return f"none of {count:,} {source.noun} is an image that can be read; {'; '.join(list(first.values())[:3])}"
 
 
-def operators_without_rule(traced: Trace) -> str:
-    """What it means that operators of a network have no rule."""
-    names = ", ".join(map(repr, sorted(traced.unknown_operators)))
+def operators_without_rule(operators: Sequence[str]) -> str:
+    """What it means that these operators of a network have no rule."""
+    names = ", ".join(map(repr, operators))
     return f"no rule says what the operators {names} depend on, so behind them a field is everything that went in"
 
 
