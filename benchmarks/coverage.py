@@ -1,6 +1,6 @@
 """Every vision network that people use, scanned: one of each family, with random weights, over eight photographs.
 
-    python benchmarks/coverage.py [--only WORD] [--again] [--results FILE] [--page docs/networks.md]
+    python benchmarks/coverage.py [--only WORD] [--again] [--jobs N] [--results FILE] [--page docs/networks.md]
 
 Of every network it notes how many default layers are read and why others are left out; whether the receptive fields of twenty positions
 hold every pixel whose gradient (in float64) isn't zero; whether every unit's values in every image are those that plain hooks see;
@@ -10,12 +10,13 @@ FILE, a line of JSON a network, and isn't done again; so a run may be stopped, a
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import traceback
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import combinations
 from math import prod
 from pathlib import Path
@@ -25,87 +26,54 @@ from typing import Any
 import numpy as np
 import torch
 from bench import SAMPLE, machine
+from coverage_networks import all_models, write_configuration
 from torch import Tensor, nn
 
 import unitscope
 from unitscope.demonstration import write_demo_images
-from unitscope.layers import Trace, TracedLayer, trace
+from unitscope.layers import Trace, TracedLayer, trace, unknown_operators
 from unitscope.networks import Network
 from unitscope.networks.isolation import isolated_copy
 from unitscope.session.opening import blank_input
 
 HERE = Path(__file__).parent
 IMAGES, POSITIONS, TIMEOUT_S = 8, 20, 1800
-DEFAULT_PREPROCESSING = unitscope.Preprocessing(256, (224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLOSE = 2e-4
 """How far a value may be from that of hooks, as a share of the layer's highest: batches and folded copies round differently."""
-
-
-# ── which networks ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def parameter_count(name: str) -> int:
-    """Of a network of timm, built without memory for its weights."""
-    import timm
-
-    try:
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return sum(parameter.numel() for parameter in timm.create_model(name).parameters())
-    except Exception:
-        return 1 << 60
-
-
-def timm_models(known: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """The smallest network of every module of timm that makes image classifiers; `known` are those of families that are done."""
-    import timm
-
-    for module in timm.list_modules():
-        if f"timm {module}" in known:
-            yield f"timm {module}", known[f"timm {module}"]
-        elif names := timm.list_models(module=module):
-            yield f"timm {module}", f"timm:{min(names, key=parameter_count)}"
-
-
-TORCHVISION = {
-    "classification": [
-        "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3", "maxvit_t",
-        "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18", "resnext50_32x4d",
-        "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11", "vgg11_bn", "vit_b_16", "wide_resnet50_2",
-    ],
-    "segmentation": ["deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50", "fcn_resnet50", "lraspp_mobilenet_v3_large"],
-    "detection": [
-        "fasterrcnn_mobilenet_v3_large_320_fpn", "fcos_resnet50_fpn", "keypointrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn",
-        "retinanet_resnet50_fpn", "ssd300_vgg16", "ssdlite320_mobilenet_v3_large",
-    ],
-    "quantisable": ["quantized_mobilenet_v2", "quantized_resnet18", "quantized_googlenet"],
-}  # fmt: skip
-"""The smallest network of each family of torchvision."""
-
-
-def all_models(known: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Family and model string of every network."""
-    yield from timm_models(known)
-    for kind, names in TORCHVISION.items():
-        for name in names:
-            yield f"torchvision {kind}", f"torchvision:{name}"
 
 
 # ── what is measured of one ─────────────────────────────────────────────────────────────────────────────────────────
 
 
+def load(model: str) -> Network:
+    """The network, with random weights."""
+    scheme, _, name = model.partition(":")
+    if scheme == "transformers":
+        with tempfile.TemporaryDirectory() as folder:
+            return unitscope.load_network(f"transformers:{write_configuration(name, Path(folder))}", "none")
+    return unitscope.load_network(str(HERE / model) if scheme.endswith(".py") else model, "none")
+
+
+def preprocessing_of_size(size: Any) -> unitscope.Preprocessing:
+    """ImageNet's, for networks without their own; of the size that a configuration says, if any."""
+    height, width = (size, size) if isinstance(size, int) else size or (224, 224)
+    return unitscope.Preprocessing((height, width), (height, width), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
 def measured(model: str, photographs: Path) -> dict[str, Any]:
     """All figures of one network."""
     started = perf_counter()
-    network = unitscope.load_network(model, "none")
-    preprocessing = network.preprocessing or DEFAULT_PREPROCESSING
+    network = load(model)
+    preprocessing = network.preprocessing or preprocessing_of_size(
+        getattr(getattr(network.module, "config", None), "image_size", None)
+    )
     traced = trace(network.module, blank_input((preprocessing.channels, *preprocessing.crop), torch.device("cpu")))
     figures: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in network.module.parameters()),
         "layers": sum(layer.is_default for layer in traced.layers),
         "all_layers": len(traced.layers),
         "left_out": [[layer.name, layer.reason] for layer in traced.unreadable if layer.is_default],
-        "operators_without_rule": sorted(traced.unknown_operators),
+        "operators_without_rule": unknown_operators(traced.layers),
         "trace_s": perf_counter() - started,
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -271,7 +239,8 @@ def run_one(family: str, model: str) -> dict[str, Any]:
     command = [sys.executable, __file__, "--one", model]
     started = perf_counter()
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment)
         figures = (
             json.loads(result.stdout.splitlines()[-1]) if result.returncode == 0 else {"error": result.stderr.strip()[-600:]}
         )
@@ -295,6 +264,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="only models whose family or name contains this")
     parser.add_argument("--again", action="store_true", help="also those that are done")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many networks run at the same time")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "coverage.jsonl")
     parser.add_argument("--page", type=Path, help="write the table there")
     parser.add_argument("--one", metavar="MODEL", help="measure this one here, and print its line")
@@ -304,12 +274,15 @@ def main() -> None:
         return
     lines = arguments.results.read_text().splitlines() if arguments.results.exists() else []
     results = {row["model"]: row for row in map(json.loads, lines)}
-    for family, model in all_models({row["family"]: row["model"] for row in results.values()}):
-        if arguments.only not in f"{family} {model}" or (model in results and not arguments.again):
-            continue
-        results[model] = run_one(family, model)
-        arguments.results.write_text("".join(json.dumps(row) + "\n" for row in results.values()))
-        print(summary(results[model]), flush=True)
+    known = {row["family"]: row["model"] for row in results.values()}
+    networks = [(family, model) for family, model in all_models(known) if arguments.only in f"{family} {model}"]
+    to_do = [network for network in networks if arguments.again or network[1] not in results]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for done in as_completed([pool.submit(run_one, *network) for network in to_do]):
+            row = done.result()
+            results[row["model"]] = row
+            arguments.results.write_text("".join(json.dumps(row) + "\n" for row in results.values()))
+            print(summary(row), flush=True)
     if arguments.page:
         arguments.page.write_text(page(list(results.values())), encoding="utf-8")
 
