@@ -16,10 +16,11 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from math import prod
 from pathlib import Path
+from threading import Lock
 from time import perf_counter
 from typing import Any
 
@@ -275,14 +276,20 @@ def main() -> None:
     lines = arguments.results.read_text().splitlines() if arguments.results.exists() else []
     results = {row["model"]: row for row in map(json.loads, lines)}
     known = {row["family"]: row["model"] for row in results.values()}
-    networks = [(family, model) for family, model in all_models(known) if arguments.only in f"{family} {model}"]
-    to_do = [network for network in networks if arguments.again or network[1] not in results]
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        for done in as_completed([pool.submit(run_one, *network) for network in to_do]):
-            row = done.result()
-            results[row["model"]] = row
+    done = set() if arguments.again else set(results)
+    lock = Lock()
+
+    def run(family: str, model: str) -> None:
+        row = run_one(family, model)
+        with lock:
+            results[model] = row
             arguments.results.write_text("".join(json.dumps(row) + "\n" for row in results.values()))
             print(summary(row), flush=True)
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:  # which begins while the smallest networks of timm are still looked for
+        for family, model in all_models(known):
+            if arguments.only in f"{family} {model}" and model not in done:
+                pool.submit(run, family, model)
     if arguments.page:
         arguments.page.write_text(page(list(results.values())), encoding="utf-8")
 

@@ -187,6 +187,8 @@ def test_layers_are_listed(run: Run, model: str) -> None:
     assert (listed["left_out"], listed["operators_without_rule"]) == ([], [])
     assert [row["layer"] for row in listed["layers"] if row["default"]] == ["1", "3", "5"]
     assert listed["layers"][2]["receptive_field_height"] == 7
+    assert "trial" not in listed
+    listed = json.loads(run("layers", model, *PREPROCESSING, "--json", "--trial").out)
     assert listed["trial"] == {"batch": None, "random": None, "shared": None, "rounding": {}}
 
 
@@ -196,8 +198,9 @@ def test_layers_tells_what_else_than_the_image_has_a_say(run: Run, tmp_path: Pat
         "def network():\n    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU())\n"
     )
     model = f"{tmp_path / 'batch.py'}:network"
-    assert "in the same batch, from layer '1' on" in run("layers", model, *PREPROCESSING).err
-    assert json.loads(run("layers", model, *PREPROCESSING, "--json").out)["trial"]["batch"] == "1"
+    assert run("layers", model, *PREPROCESSING).err == ""
+    assert "in the same batch, from layer '1' on" in run("layers", model, *PREPROCESSING, "--trial").err
+    assert json.loads(run("layers", model, *PREPROCESSING, "--json", "--trial").out)["trial"]["batch"] == "1"
 
 
 def test_layers_left_out_and_operators_without_a_rule_are_listed(run: Run, tmp_path: Path) -> None:

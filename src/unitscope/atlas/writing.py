@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -53,8 +54,13 @@ def write_atlas(out: str | os.PathLike[str], tables: Mapping[str, pa.Table], man
     """
     with atomic_write(new_atlas_folder(out), f"the atlas {str(out)!r}") as folder:
         folder.mkdir()
-        for name, spec in CORE_TABLES.items():
-            _write_core_table(tables[name].cast(spec.schema), folder / spec.file)
+        with ThreadPoolExecutor(thread_name_prefix="tables") as pool:
+            written = [
+                pool.submit(_write_core_table, tables[name].cast(spec.schema), folder / spec.file)
+                for name, spec in CORE_TABLES.items()
+            ]
+        for future in written:
+            future.result()
         text = json.dumps({"format": FORMAT, **manifest}, indent=2, sort_keys=True, default=str)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 

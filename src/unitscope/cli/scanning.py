@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from unitscope.atlas import Atlas
     from unitscope.checking import Difference
     from unitscope.layers import Trace, TracedLayer
-    from unitscope.session.trials import Trial
 
 LAYER_COLUMNS = ("layer", "kind", "units", "activation map", "receptive field", "stride", "activation", "default")
 
@@ -81,20 +80,22 @@ class RunnerOptions:
 
 
 def layers(
-    model: Model, /, *, network_options: UntrainedNetworkOptions = UntrainedNetworkOptions(), as_json: AsJson = False,
+    model: Model, /, *,
+    trial: Annotated[bool, Parameter(help="Also run it on noise: do its values depend on more than the image? A scan does so anyway.")] = False,
+    network_options: UntrainedNetworkOptions = UntrainedNetworkOptions(), as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """List every layer of a network in call order: name, kind, units, map, field, stride; and what its values depend on."""
+    """List every layer of a network in call order: name, kind, units, map, field, stride."""
     from unitscope.session.opening import trace_network, trial_of
 
     network, preprocess = load_with_preprocessing(model, network_options)
     trace = trace_network(network, preprocess)
-    trial = trial_of(network, trace)
+    result = trial_of(network, trace) if trial else None
     if as_json:
-        print_json(_layers_json(trace, trial))
+        print_json(_layers_json(trace) | ({} if result is None else {"trial": result.described()}))
         return
     print_rows(LAYER_COLUMNS, [_layer_row(traced) for traced in trace.layers])
     _warn_of_unread_layers(trace)
-    for finding in trial.findings():
+    for finding in () if result is None else result.findings():
         print(finding, file=sys.stderr)
 
 
@@ -175,14 +176,13 @@ def _layer_row(traced: "TracedLayer") -> list[str]:
     ]
 
 
-def _layers_json(trace: "Trace", trial: "Trial") -> dict[str, Any]:
+def _layers_json(trace: "Trace") -> dict[str, Any]:
     from unitscope.layers import unknown_operators
 
     return {
         "layers": [_layer_json(traced) for traced in trace.layers],
         "left_out": [{"layer": layer.name, "reason": layer.reason, "default": layer.is_default} for layer in trace.unreadable],
         "operators_without_rule": unknown_operators(trace.layers),
-        "trial": trial.described(),
     }
 
 

@@ -5,7 +5,8 @@ no layer is read between. The network itself is never changed.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
@@ -86,7 +87,8 @@ def _one_where_shared(copies: list[nn.Module], trace: Trace, layers: Sequence[Tr
 def _fast_copies(plain: nn.Module, trace: Trace, layers: Sequence[TracedLayer], count: int) -> Iterator[list[nn.Module]]:
     """Copies that should run fast and give the same maps, the fastest first."""
     read_modules = {layer.module_path for layer in layers}
-    folds = [fold for fold in trace.folds if fold.convolution not in read_modules and _can_fold(plain, fold)]
+    owners = Counter(id(parameter) for module in plain.modules() for parameter in module._parameters.values())
+    folds = [fold for fold in trace.folds if fold.convolution not in read_modules and _can_fold(plain, fold, owners)]
     for attempted_folds in [folds, []] if folds else [[]]:
         first = _copy_in_format(plain, trace)
         for fold in attempted_folds:
@@ -139,12 +141,12 @@ def _copy_in_format(network: nn.Module, trace: Trace) -> nn.Module:
     return copied
 
 
-def _can_fold(network: nn.Module, fold: Fold) -> bool:
-    """True where both keep their numbers as plain convolutions and batch norms do, and no other module shares them."""
+def _can_fold(network: nn.Module, fold: Fold, owners: Mapping[int, int]) -> bool:
+    """True where both keep their numbers as plain convolutions and batch norms do, and no other module shares them. `owners` says how many
+    modules have a parameter, by its `id`."""
     convolution, norm = network.get_submodule(fold.convolution), network.get_submodule(fold.norm)
     weight = convolution._parameters.get("weight")
-    owners = [m for m in network.modules() if any(p is weight for p in m._parameters.values())]
-    return weight is not None and len(owners) == 1 and getattr(norm, "running_mean", None) is not None
+    return weight is not None and owners[id(weight)] == 1 and getattr(norm, "running_mean", None) is not None
 
 
 def _fold_norm(network: nn.Module, fold: Fold) -> None:
