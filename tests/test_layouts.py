@@ -335,11 +335,12 @@ def test_whatever_moves_numbers_the_maps_are_those_of_the_layer_that_made_them(n
     ]
 
 
-WITHOUT_ROWS_AND_COLUMNS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, int, int]]] = {
+MADE_OF_SEVERAL_CELLS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, int, int]]] = {
     "some tokens are missing": (lambda maps: maps.flatten(1, 2)[:, 1:14:2], (24, 1, 7)),
     "tokens are mixed, as by a linear layer over them": (lambda maps: maps.flatten(1, 2).mT @ maps.new_ones(16, 9), (24, 1, 9)),
-    "means of windows": (lambda maps: windows(maps).mean(2), (24, 1, 4)),
-    "means of windows, of heads": (lambda maps: windows(maps).mean(2).unflatten(2, (4, 6)), (24, 1, 4)),
+    "means of windows": (lambda maps: windows(maps).mean(2), (24, 2, 2)),
+    "means of one cell of every window": (lambda maps: windows(maps).mean(1), (24, 1, 4)),
+    "means of windows, of heads": (lambda maps: windows(maps).mean(2).unflatten(2, (4, 6)), (24, 2, 2)),
     "one cell, of heads": (lambda maps: maps.mean((1, 2)).unflatten(1, (1, 4, 6)), (24, 1, 1)),
     "products of tokens": (lambda maps: maps.flatten(1, 2) @ maps.flatten(1, 2).mT, (16, 4, 4)),
     "products of units": (lambda maps: maps.flatten(1, 2).softmax(1).mT @ maps.flatten(1, 2), (576, 1, 1)),
@@ -348,10 +349,10 @@ WITHOUT_ROWS_AND_COLUMNS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int,
 }
 
 
-@pytest.mark.parametrize("name", WITHOUT_ROWS_AND_COLUMNS)
-def test_every_number_is_read_where_nothing_tells_rows_and_columns(name: str) -> None:
-    """Each with the field that a change of any row or column of the input finds."""
-    function, shape = WITHOUT_ROWS_AND_COLUMNS[name]
+@pytest.mark.parametrize("name", MADE_OF_SEVERAL_CELLS)
+def test_what_is_made_of_several_cells_is_read(name: str) -> None:
+    """In rows and columns or, where nothing tells them, in one row; each with the field that a change of any row or column of the input finds."""
+    function, shape = MADE_OF_SEVERAL_CELLS[name]
     network, images = linear_then(function).double(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
     (layer,) = choose_layers(trace(network, images[:1]), ["3"])
     assert (layer.layer.units, layer.layer.map_height, layer.layer.map_width) == shape
@@ -389,3 +390,35 @@ def test_a_convolution_says_anew_where_units_and_rows_are() -> None:
     assert last.receptive_fields.box(0, 0, 0) == Box(0, 0, 8, 8)
     (unflattened,) = choose_layers(traced, ["2"])
     assert (unflattened.layer.units, unflattened.layer.map_height, unflattened.layer.map_width) == (48, 1, 1)
+
+
+class Blocks(nn.Module):
+    """Maps of 8 x 8 cells as 4 x 4 blocks of four cells, (image, block, cell, unit), reduced along one of the two."""
+
+    def __init__(self, reduced_dim: int, mean: bool) -> None:
+        super().__init__()
+        self.first, self.tokens = nn.Conv2d(3, 4, 2, stride=2), nn.Linear(4, 5)
+        self.reduced_dim, self.mean = reduced_dim, mean
+
+    def forward(self, images: Tensor) -> Tensor:
+        blocks = (
+            self.first(images).unflatten(3, (4, 2)).unflatten(2, (4, 2)).permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
+        )
+        reduced = blocks.mean(self.reduced_dim) if self.mean else blocks.amax(self.reduced_dim)
+        return self.tokens(reduced)
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_blocks_that_are_pooled_stand_where_they_are(mean: bool) -> None:
+    (layer,) = [layer for layer in trace(Blocks(2, mean), torch.zeros(1, 3, 16, 16)).layers if layer.name == "tokens"]
+    assert layer.layout.is_spatial
+    assert (layer.layer.map_height, layer.layer.map_width) == (4, 4)
+    assert layer.receptive_fields.box(0, 1, 3) == Box(4, 12, 8, 16)
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_what_is_made_of_one_cell_of_every_block_stands_nowhere(mean: bool) -> None:
+    (layer,) = [layer for layer in trace(Blocks(1, mean), torch.zeros(1, 3, 16, 16)).layers if layer.name == "tokens"]
+    assert not layer.layout.is_spatial
+    assert (layer.layer.map_height, layer.layer.map_width) == (1, 4)
+    assert layer.receptive_fields.box(0, 0, 3).clipped(16, 16) == Box(2, 2, 16, 16)
