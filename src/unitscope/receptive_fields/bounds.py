@@ -192,21 +192,10 @@ def unite_along(bounds: DependencyBounds, dims: Sequence[int]) -> DependencyBoun
 
 
 def _unite_axis_along(axis: AxisBounds, dims: list[int]) -> AxisBounds:
-    position = _middle_of_blocks(axis.position, dims)
+    position = common_number(axis.position, dims)
     united = axis.map_bounds(lambda tensor: unexpand(tensor).amax(dims, keepdim=True), position)
     differed = any(_varies_along(axis.negated_outer_start, dim) for dim in dims)
     return _axis_as_global(united) if differed and not _varies(united.negated_outer_start) else united
-
-
-def _middle_of_blocks(positions: Tensor, dims: list[int]) -> Tensor:
-    """The position, kept with length 1 along `dims`, of what is made of all elements along them: that which they have in common or, where they
-    are blocks that lie beside each other, as in pooling, the middle of each. `NOTHING` for what is made of elements from all over."""
-    numbers = unexpand(positions)
-    common, highest = common_number(positions, dims), numbers.amax(dims, keepdim=True)
-    lowest = numbers.masked_fill(numbers == NOTHING, torch.inf).amin(dims, keepdim=True)
-    ends = torch.stack([lowest, highest]).flatten(1)[:, (highest != NOTHING).flatten()].unique(dim=1)
-    are_blocks = ends.shape[1] > 1 and bool((ends[0, 1:] > ends[1, :-1]).all())
-    return torch.where(highest == NOTHING, NOTHING, (lowest + highest) / 2) if are_blocks else common
 
 
 def common_number(numbers: Tensor, dims: Sequence[int]) -> Tensor:

@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from unitscope.receptive_fields.bounds import (
+    NOTHING,
     DependencyBounds,
     clear,
     constant_elements,
@@ -24,11 +26,32 @@ def reduction(op: OperatorCall) -> list[DependencyBounds]:
     bounds = op.first_bounds()
     dims = _dims(op, bounds.ndim)
     united = unite_along(bounds, dims)
+    middles = (
+        _middles_of_blocks(axis.position, common.position, dims) for axis, common in zip(bounds.axes, united.axes, strict=True)
+    )
+    united = united.with_positions(*middles)
     if any(runs_along(bounds.unit_number, dim) for dim in dims):  # of several units one is made, of each group or of all
         groups = unexpand(bounds.unit_number).amax(dims, keepdim=True)
         if any(runs_along(groups, dim) for dim in range(groups.dim())):
             united = replace(united, unit_number=groups.expand(united.shape))
     return [_fit(united, dims, output.shape) for output in op.outputs]
+
+
+def _middles_of_blocks(positions: Tensor, common: Tensor, dims: list[int]) -> Tensor:
+    """Where something stands that is made of all elements along `dims`: at the position that they have in common or, where they are blocks that
+    lie beside each other, as in pooling, in the middle of each. What is made of elements from all over stands nowhere."""
+    if not any(runs_along(positions, dim) for dim in dims):
+        return common
+    numbers = unexpand(positions)
+    highest = numbers.amax(dims, keepdim=True)
+    lowest = numbers.masked_fill(numbers == NOTHING, torch.inf).amin(dims, keepdim=True)
+    has_position = highest != NOTHING
+    starts, order = lowest[has_position].sort()
+    stops = highest[has_position][order]
+    begins_block = starts[1:] > stops[:-1]
+    continues_block = (starts[1:] == starts[:-1]) & (stops[1:] == stops[:-1])
+    are_blocks = bool((begins_block | continues_block).all() and begins_block.any())
+    return torch.where(has_position, (lowest + highest) / 2, NOTHING).expand(common.shape) if are_blocks else common
 
 
 def _fit(bounds: DependencyBounds, dims: list[int], shape: torch.Size) -> DependencyBounds:
