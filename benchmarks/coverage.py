@@ -39,6 +39,7 @@ from unitscope.session.opening import blank_input
 
 HERE = Path(__file__).parent
 IMAGES, POSITIONS, TIMEOUT_S = 8, 20, 1800
+SPREAD = 0.2
 CLOSE = 2e-4
 """How far a value may be from that of hooks, as a share of the layer's highest: batches and folded copies round differently."""
 
@@ -47,7 +48,18 @@ CLOSE = 2e-4
 
 
 def load(model: str) -> Network:
-    """The network, with random weights."""
+    """The network, with random weights, those too that are all of one value when a network is made: scales and shifts of norms, and of residual
+    branches, which may be 0, so that nothing would be seen of what goes through them."""
+    network = _untrained(model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.module.parameters():
+            if parameter.is_floating_point() and parameter.numel() > 1 and parameter.amin() == parameter.amax():
+                parameter.add_(SPREAD * torch.randn(parameter.shape, generator=generator))
+    return network
+
+
+def _untrained(model: str) -> Network:
     scheme, _, name = model.partition(":")
     if scheme == "transformers":
         with tempfile.TemporaryDirectory() as folder:
@@ -102,11 +114,11 @@ def ranked_tensors(network: nn.Module, layers: Sequence[TracedLayer], images: Te
             calls[path] += 1
             if (calls[path], True) in of_path:
                 tensor = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-                tensors[of_path[calls[path], True]] = tensor if tensor.requires_grad else tensor.clone()
+                tensors[of_path[calls[path], True]] = tensor.clone()  # an activation may write into it
 
         def after(_: nn.Module, __: Any, output: Any, path: str = path, of_path: Mapping[Any, int] = of_path) -> None:
             if (calls[path], False) in of_path:
-                tensors[of_path[calls[path], False]] = output if output.requires_grad else output.clone()
+                tensors[of_path[calls[path], False]] = output.clone()
 
         module = network.get_submodule(path)
         handles += [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]

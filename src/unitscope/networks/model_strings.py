@@ -327,6 +327,8 @@ def _build_with_library(build: Callable[[], nn.Module], model: str) -> nn.Module
             return build()
     except UnpicklingError as error:
         raise NetworkError(f"the stored weights of {model!r} hold pickled objects; nothing of them was executed") from error
+    except NetworkError as error:
+        raise NetworkError(f"{model!r} can't be built: {error}") from error
     except Exception as error:
         raise NetworkError(
             f"{model!r} can't be built: {type(error).__name__}: {first_line(error)}. Without network access, give --weights PATH or none"
