@@ -38,7 +38,7 @@ bench-verbs: .venv/dev  ## check, colour-or-shape and occlude beside a scan, in 
 
 coverage: .venv/dev  ## one network of every family, with random weights, in hours; what is done isn't done again
 	$(BIN)/python -m pip install --quiet -e ".[bench]"
-	$(BIN)/python benchmarks/coverage.py --page docs/networks.md
+	$(BIN)/python benchmarks/network_coverage.py --page docs/networks.md
 
 docs: .venv/dev  ## the documentation, as pages in docs/_build
 	$(BIN)/cyclopts generate-docs src/unitscope/cli/__init__.py:app --output docs/cli.md

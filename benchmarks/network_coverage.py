@@ -1,6 +1,6 @@
 """Every vision network that people use, scanned: one of each family, with random weights, over eight photographs.
 
-    python benchmarks/coverage.py [--only WORD] [--again] [--jobs N] [--results FILE] [--page docs/networks.md]
+    python benchmarks/network_coverage.py [--only WORD] [--again] [--jobs N] [--results FILE] [--page docs/networks.md]
 
 Of every network it notes how many default layers are read and why others are left out; whether the receptive fields of twenty positions
 hold every pixel whose gradient (in float64) isn't zero; whether every unit's values in every image are those that plain hooks see;
@@ -17,7 +17,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import combinations
+from itertools import chain, combinations
 from math import prod
 from pathlib import Path
 from threading import Lock
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from bench import SAMPLE, machine
-from coverage_networks import all_models, write_configuration
+from network_families import all_models, write_configuration
 from torch import Tensor, nn
 
 import unitscope
@@ -53,9 +53,10 @@ def load(model: str) -> Network:
     network = _untrained(model)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in network.module.parameters():
-            if parameter.is_floating_point() and parameter.numel() > 1 and parameter.amin() == parameter.amax():
-                parameter.add_(SPREAD * torch.randn(parameter.shape, generator=generator))
+        for name, tensor in chain(network.module.named_parameters(), network.module.named_buffers()):
+            is_weight = isinstance(tensor, nn.Parameter) or name.endswith(("weight", "bias"))  # which frozen norms keep as buffers
+            if is_weight and tensor.is_floating_point() and tensor.numel() > 1 and tensor.amin() == tensor.amax():
+                tensor.add_(SPREAD * torch.randn(tensor.shape, generator=generator))
     return network
 
 
@@ -259,7 +260,7 @@ def run_one(family: str, model: str) -> dict[str, Any]:
         )
     except subprocess.TimeoutExpired:
         figures = {"error": f"took more than {TIMEOUT_S} s"}
-    return {"family": family, "model": model, "seconds": perf_counter() - started, **figures}
+    return {"family": family, "model": model, "commit": commit(), "seconds": perf_counter() - started, **figures}
 
 
 def print_one(model: str) -> None:
@@ -278,7 +279,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only models whose family or name contains this")
     parser.add_argument("--again", action="store_true", help="also those that are done")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many networks run at the same time")
-    parser.add_argument("--results", type=Path, default=HERE / "results" / "coverage.jsonl")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "network_coverage.jsonl")
     parser.add_argument("--page", type=Path, help="write the table there")
     parser.add_argument("--one", metavar="MODEL", help="measure this one here, and print its line")
     arguments = parser.parse_args()
@@ -306,6 +307,12 @@ def main() -> None:
         arguments.page.write_text(page(list(results.values())), encoding="utf-8")
 
 
+def commit() -> str:
+    """The commit that is checked out."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def summary(row: Mapping[str, Any]) -> str:
     """One network in one line."""
     if "error" in row:
@@ -318,10 +325,17 @@ def summary(row: Mapping[str, Any]) -> str:
 
 def page(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table as a page of the documentation."""
+    scanned = [row for row in rows if "error" not in row]
+    read, left_out = sum(row["layers"] for row in scanned), sum(len(row["left_out"]) for row in scanned)
     lines = [
         "# Networks",
         "",
-        f"The smallest network of each family, with random weights, over {IMAGES} photographs (`make coverage`). {machine()}.",
+        f"The smallest network of each family, with random weights, over {IMAGES} photographs (`make coverage`). {machine()}, commit {', '.join(sorted({row['commit'] for row in rows}))}.",
+        "",
+        f"{len(scanned)} of {len(rows)} networks are scanned, with {read:,} default layers; {left_out} more are left out ({read / (read + left_out):.1%} are read).",
+        f"Of {sum(row['fields'] for row in scanned):,} receptive fields {sum(row['fields_exact'] for row in scanned):,} are exact and "
+        f"{sum(row['fields_too_small'] for row in scanned)} too small; values are wrong in {sum(len(row['values_wrong']) for row in scanned)} layers; "
+        f"`check` misses {sum(row['check_differences'] for row in scanned)} peaks.",
         "",
         f"*Fields*: of {POSITIONS} positions drawn at random, in how many the receptive field ends where the gradient (in float64) ends, and in",
         "how many it misses a pixel whose gradient isn't zero. *Values*: layers in which a unit's value in an image isn't what plain hooks see.",
@@ -329,13 +343,16 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
         "| family | network | default layers | left out | fields: exact, too small | values wrong | check | seconds |",
         "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: |",
     ]
-    for row in rows:
+    for row in sorted(rows, key=lambda row: (row["family"], row["model"])):
         if "error" in row:
             lines.append(
                 f"| {row['family']} | `{row['model']}` | {row['error'].splitlines()[-1][:200]} | | | | | {row['seconds']:.0f} |"
             )
             continue
-        reasons = "; ".join(f"`{name}`: {reason}" for name, reason in row["left_out"])
+        names_by_reason: dict[str, list[str]] = {}
+        for name, reason in row["left_out"]:
+            names_by_reason.setdefault(reason, []).append(f"`{name}`")
+        reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in names_by_reason.items())
         lines.append(
             f"| {row['family']} | `{row['model']}` | {row['layers']} | {reasons} | {row['fields_exact']} of {row['fields']}, {row['fields_too_small']} "
             f"| {len(row['values_wrong'])} | {row['checked']} | {row['seconds']:.0f} |"

@@ -1,4 +1,4 @@
-"""The networks of `coverage.py`: the smallest of each family of timm, torchvision, transformers, open_clip and segmentation_models_pytorch.
+"""The networks of `network_coverage.py`: the smallest of each family of timm, torchvision, transformers, open_clip and segmentation_models_pytorch.
 
 Those of transformers are made from configurations, with fewer and narrower layers than the published ones where that is simple.
 """
