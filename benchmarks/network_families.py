@@ -97,7 +97,6 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "Swinv2": SWIN,
     "TextNet": {},
     "ViT": VIT,
-    "ViTMAE": VIT,
     "ViTMSN": VIT,
     "Yolos": VIT | {"image_size": [224, 224]},
 }

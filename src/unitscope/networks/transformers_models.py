@@ -41,10 +41,16 @@ def build(name: str, pretrained: bool) -> nn.Module:
 def _part_that_takes_images(network: Any) -> nn.Module:
     """The network, or the first part of it whose first argument are images. Raises `NetworkError` where there is none."""
     for module in network.modules():
-        if isinstance(module, PreTrainedModel) and next(iter(inspect.signature(module.forward).parameters)) == "pixel_values":
+        if isinstance(module, PreTrainedModel) and _takes_images(module):
             part: nn.Module = module
             return part
     raise NetworkError(f"a {type(network).__name__} of transformers has no part that takes images alone")
+
+
+def _takes_images(module: nn.Module) -> bool:
+    """True where the first argument are images: `pixel_values`, or Perceiver's `inputs`, which are what is also called `pixel_values`."""
+    arguments = list(inspect.signature(module.forward).parameters)
+    return arguments[0] == "pixel_values" or (arguments[0] == "inputs" and "pixel_values" in arguments)
 
 
 def preprocessing_of(name: str) -> Preprocessing | None:
