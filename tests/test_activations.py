@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import FrozenBatchNorm2d
 
 import unitscope
 from unitscope.layers import TracedLayer, choose_layers, trace
@@ -55,6 +58,32 @@ class Swish(nn.Module):
 def test_a_users_own_activation_module_is_one() -> None:
     layer = only_layer(nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), Swish()))
     assert (layer.name, layer.layer.activation, layer.reads_input) == ("2", "swish", True)
+
+
+@given(st.lists(st.tuples(st.floats(-60, 60), st.floats(-60, 60)), min_size=3, max_size=3))
+def test_a_norm_that_keeps_its_numbers_as_buffers_is_no_activation_whatever_they_are(numbers: list[tuple[float, float]]) -> None:
+    norm = FrozenBatchNorm2d(3)
+    norm.weight.copy_(torch.tensor([scale for scale, _ in numbers]))
+    norm.bias.copy_(torch.tensor([shift for _, shift in numbers]))
+    layers = choose_layers(trace(nn.Sequential(nn.Conv2d(3, 3, 1), norm, nn.ReLU()), torch.zeros(1, 3, 4, 4)))
+    assert [layer.name for layer in layers] == ["2"]
+
+
+class Bent(nn.Module):
+    """A user's own activation, given as a function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.function(maps)
+
+
+@pytest.mark.parametrize("function", [torch.square, torch.exp, lambda maps: maps**3, lambda maps: maps.abs() * 1e4, torch.sinh])
+def test_what_bends_is_an_activation_however_large_its_values_are(function: Callable[[Tensor], Tensor]) -> None:
+    layers = choose_layers(trace(nn.Sequential(nn.Conv2d(3, 3, 1), Bent(function)), torch.zeros(1, 3, 4, 4)))
+    assert [layer.name for layer in layers] == ["1"]
 
 
 class Sum(nn.Module):

@@ -59,14 +59,24 @@ def is_pointwise_nonlinearity(function: Function, shape: tuple[int, ...], like: 
     if results is None or results.isnan().all():
         return False
     grid = GRID.to(results).reshape(-1, *(1,) * (results.dim() - 1))
-    slope = (results[-1:] - results[:1]) / (grid[-1] - grid[0])
-    if torch.allclose(results, results[:1] + slope * (grid - grid[0]), rtol=COARSE_ROUNDING, atol=1e-4):
+    if _is_straight(results, grid):
         return False
     indices = torch.randint(len(grid), results.shape, generator=torch.Generator().manual_seed(0)).to(results.device)
     shuffled = _apply(function, grid.expand_as(results).gather(0, indices))
     if shuffled is None:
         return False
     return torch.allclose(shuffled, results.gather(0, indices), rtol=COARSE_ROUNDING, atol=1e-4, equal_nan=True)
+
+
+def _is_straight(results: Tensor, grid: Tensor) -> bool:
+    """True where the results lie on a line between the first and the last, which are rounded as numbers of their size are."""
+    values, points = results.cpu().double(), grid.cpu().double()  # some devices have no float64
+    first, last = values[:1], values[-1:]
+    line = first + (last - first) / (points[-1] - points[0]) * (points - points[0])
+    rounding = 1e-4 + 4 * torch.finfo(results.dtype).eps * torch.maximum(first.abs(), last.abs())
+    return bool(
+        ((values - line).abs() <= rounding + COARSE_ROUNDING * line.abs()).all()
+    )  # infinite and missing numbers lie on no line
 
 
 def _over_grid(function: Function, inner_shapes: Iterable[tuple[int, ...]], like: Tensor) -> Tensor | None:
