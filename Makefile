@@ -13,8 +13,9 @@ demo: .venv/demo  ## scan the demo's network over the demo's photographs and dra
 
 test: .venv/dev .venv/browser  ## all tests, under checks of types and shapes, on all cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --unchecked --only-wrong-types
 
-quick: .venv/dev  ## most tests, in about a minute, on all cores and without checks of shapes
+quick: .venv/dev  ## most tests, in five minutes on two cores, without checks of shapes
 	$(BIN)/python -m pytest -m "not slow" --unchecked --numprocesses auto --dist worksteal
 
 check: .venv/dev  ## style, types, imports
