@@ -156,12 +156,12 @@ def values_against_hooks(network: Network, traced: Trace, atlas: unitscope.Atlas
         sample[layer.name][rows, table["unit"].to_numpy()] = table["value"].to_numpy()
     for layer in layers:
         values = torch.from_numpy(sample[layer.name])
-        tensors, units = expected[layer.name], layer.layer.units
-        if any(holds(values, maxima, CLOSE) for maxima in possible_maxima(tensors, units)):
+        tensors, units, cells = expected[layer.name], layer.layer.units, layer.layer.map_height * layer.layer.map_width
+        if any(holds(values, maxima, CLOSE) for maxima in possible_maxima(tensors, units, cells)):
             continue
         inputs = [input_of(atlas, row["image"], preprocessing) for row in images]
         tolerance = ROUNDING_FACTOR * max(deviation_by_rounding(plain, layer, traced, image) for image in inputs)
-        if not any(holds(values, maxima, tolerance) for maxima in possible_maxima(tensors, units)):
+        if not any(holds(values, maxima, tolerance) for maxima in possible_maxima(tensors, units, cells)):
             wrong.append(layer.name)
     return {"values_wrong": wrong}
 
@@ -180,8 +180,9 @@ def holds(values: Tensor, maxima: Tensor, tolerance: float) -> bool:
     return bool(((values - maxima).abs().nan_to_num(0) <= tolerance * scale).all())
 
 
-def possible_maxima(tensors: Sequence[Tensor], units: int) -> Iterator[Tensor]:
-    """Highest values of shape (image, unit), for every choice of dimensions that could be units; tokens at the ends may not count."""
+def possible_maxima(tensors: Sequence[Tensor], units: int, cells: int) -> Iterator[Tensor]:
+    """Highest values of shape (image, unit), for every choice of dimensions that could be units. Of tokens so many as there are `cells` may
+    count alone, or all but ten at the ends."""
     stacked = torch.stack(list(tensors))  # of shape (image, …), each of one image alone
     dims = range(1, stacked.dim())
     for count in range(stacked.dim()):
@@ -197,15 +198,9 @@ def possible_maxima(tensors: Sequence[Tensor], units: int) -> Iterator[Tensor]:
             token_dims = [2 + i for i, dim in enumerate(others) if stacked.shape[dim] > 1]
             for dim in token_dims:
                 length = maps.shape[dim]
-                whole_images = {length - dropped for dropped in range(1, min(10, length - 1) + 1)} | squares_below(length)
-                for kept in whole_images:  # such as 196 patches between a class token and 100 tokens of a detector
+                for kept in dict.fromkeys((cells, *range(length - 1, max(0, length - 11), -1))):
                     for first in range(length - kept + 1):
                         yield maps.narrow(dim, first, kept).flatten(2).amax(2)
-
-
-def squares_below(length: int) -> set[int]:
-    """Numbers of tokens that square images have, from 16 on."""
-    return {side * side for side in range(4, length) if side * side < length}
 
 
 def input_of(atlas: unitscope.Atlas, image: int, preprocessing: Any) -> Tensor:

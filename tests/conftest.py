@@ -10,7 +10,9 @@ settings.load_profile("unitscope")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--unchecked", action="store_true", help="don't check shapes and types, which takes half of the time")
-    parser.addoption("--only-wrong-types", action="store_true", help="only tests that give what annotations forbid; with --unchecked")
+    parser.addoption(
+        "--only-wrong-types", action="store_true", help="only tests that give what annotations forbid; with --unchecked"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
