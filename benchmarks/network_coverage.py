@@ -277,7 +277,9 @@ def run_one(family: str, model: str) -> dict[str, Any]:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment)
         figures = (
-            json.loads(result.stdout.splitlines()[-1]) if result.returncode == 0 else {"error": result.stderr.strip()[-600:]}
+            json.loads(result.stdout.splitlines()[-1])
+            if result.returncode == 0
+            else {"error": result.stderr.strip()[-600:] or f"ended with status {result.returncode}"}
         )
     except subprocess.TimeoutExpired:
         figures = {"error": f"took more than {TIMEOUT_S} s"}

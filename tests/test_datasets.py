@@ -185,7 +185,8 @@ def test_a_data_set_that_changes_its_images_is_told(tmp_path: Path) -> None:
             return picture(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flipped else picture(image)
 
     with pytest.warns(UserWarning, match="gives another image each time"):
-        unitscope.scan(small_network(), Flipping(*range(6)), tmp_path / "atlas", preprocess=HOW)
+        atlas = unitscope.scan(small_network(), Flipping(*range(6)), tmp_path / "atlas", preprocess=HOW)
+    assert atlas.manifest["read"] == 6
 
 
 # ── one bad item ────────────────────────────────────────────────────────────────────────────────────────────────────

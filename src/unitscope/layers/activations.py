@@ -69,14 +69,13 @@ def is_pointwise_nonlinearity(function: Function, shape: tuple[int, ...], like: 
 
 
 def _is_straight(results: Tensor, grid: Tensor) -> bool:
-    """True where the results lie on a line between the first and the last, which are rounded as numbers of their size are."""
+    """True where the results lie on a line between the first and the last, which are rounded as numbers of their size are. Infinite and
+    missing numbers lie on no line."""
     values, points = results.cpu().double(), grid.cpu().double()  # some devices have no float64
     first, last = values[:1], values[-1:]
     line = first + (last - first) / (points[-1] - points[0]) * (points - points[0])
     rounding = 1e-4 + 4 * torch.finfo(results.dtype).eps * torch.maximum(first.abs(), last.abs())
-    return bool(
-        ((values - line).abs() <= rounding + COARSE_ROUNDING * line.abs()).all()
-    )  # infinite and missing numbers lie on no line
+    return bool(((values - line).abs() <= rounding + COARSE_ROUNDING * line.abs()).all())
 
 
 def _over_grid(function: Function, inner_shapes: Iterable[tuple[int, ...]], like: Tensor) -> Tensor | None:
