@@ -69,20 +69,9 @@ def test_a_norm_that_keeps_its_numbers_as_buffers_is_no_activation_whatever_they
     assert [layer.name for layer in layers] == ["2"]
 
 
-class Bent(nn.Module):
-    """A user's own activation, given as a function."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return self.function(maps)
-
-
 @pytest.mark.parametrize("function", [torch.square, torch.exp, lambda maps: maps**3, lambda maps: maps.abs() * 1e4, torch.sinh])
 def test_what_bends_is_an_activation_however_large_its_values_are(function: Callable[[Tensor], Tensor]) -> None:
-    layers = choose_layers(trace(nn.Sequential(nn.Conv2d(3, 3, 1), Bent(function)), torch.zeros(1, 3, 4, 4)))
+    layers = choose_layers(trace(nn.Sequential(nn.Conv2d(3, 3, 1), Pointwise(function)), torch.zeros(1, 3, 4, 4)))
     assert [layer.name for layer in layers] == ["1"]
 
 
