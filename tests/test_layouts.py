@@ -422,3 +422,38 @@ def test_what_is_made_of_one_cell_of_every_block_stands_nowhere(mean: bool) -> N
     assert not layer.layout.is_spatial
     assert (layer.layer.map_height, layer.layer.map_width) == (1, 4)
     assert layer.receptive_fields.box(0, 0, 3).clipped(16, 16) == Box(2, 2, 16, 16)
+
+
+def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    return (queries @ keys.mT).softmax(-1) @ values
+
+
+class WindowsWithGlobalQueries(nn.Module):
+    """Every window of two by two tokens is asked the same four queries, which are of the whole image (GCViT, Hatamizadeh et al. 2023)."""
+
+    def __init__(self, fused: bool, heads: int, batched: bool) -> None:
+        super().__init__()
+        self.first, self.project = nn.Conv2d(3, 24, 2, stride=2), nn.Linear(24, 24)
+        self.fused, self.heads, self.batched = fused, heads, batched
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.first(images)
+        queries = F.adaptive_avg_pool2d(maps, 2).flatten(2).mT[:, None].repeat(1, 4, 1, 1)
+        keys = windows(maps.permute(0, 2, 3, 1))
+        count = len(images)
+        if self.batched:
+            queries, keys = queries.flatten(0, 1), keys.flatten(0, 1)
+        queries, keys = (tokens.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for tokens in (queries, keys))
+        attend = F.scaled_dot_product_attention if self.fused else attention
+        projected = self.project(attend(queries, keys, keys).transpose(-2, -3).flatten(-2))
+        return projected.reshape(count, 2, 2, 2, 2, 24).transpose(2, 3).reshape(count, 4, 4, 24).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("batched", [False, True])
+def test_queries_of_the_whole_image_stand_in_every_window(fused: bool, heads: int, batched: bool) -> None:
+    network, images = WindowsWithGlobalQueries(fused, heads, batched).eval(), torch.randn(3, 3, 8, 8)
+    maps = read_maps(network, images, ["project"])["project"]
+    with torch.no_grad():
+        torch.testing.assert_close(maps, network(images))

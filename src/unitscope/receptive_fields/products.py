@@ -135,11 +135,30 @@ def _highest_counted(tensor: Tensor, counted: Tensor, shape: Sequence[int]) -> T
 
 def _unite_sides(left: DependencyBounds, right: DependencyBounds) -> DependencyBounds:
     """The union; an element stands where its row of the left factor stands or, where that has no positions, its column of the right."""
-    rows, columns = (
-        left_position if bool((unexpand(left_position) != NOTHING).any()) else right_position
-        for left_position, right_position in zip(_positions(left), _positions(right), strict=True)
-    )
+    rows, columns = map(_position_of_sides, _positions(left), _positions(right))
     return unite([left, right]).with_positions(rows, columns)
+
+
+def _position_of_sides(left: Tensor, right: Tensor) -> Tensor:
+    return _in_blocks(left, right) if bool((unexpand(left) != NOTHING).any()) else right
+
+
+def _in_blocks(positions: Tensor, others: Tensor) -> Tensor:
+    """The positions or, where they are the same for several blocks of others, as of queries that every window is asked, where they fall in each
+    block: as far from its start as they are from the first of all.
+
+    Blocks lie along all dimensions but the last two.
+    """
+    block_dims = range(positions.dim() - 2)
+    if not any(runs_along(others, dim) and not runs_along(positions, dim) for dim in block_dims):
+        return positions
+    own, of_blocks = unexpand(positions), unexpand(others)
+    starts = of_blocks.masked_fill(of_blocks == NOTHING, torch.inf).amin((-2, -1), keepdim=True)
+    stops = of_blocks.amax((-2, -1), keepdim=True)
+    first, last = own[own != NOTHING].amin(), own.amax()
+    share = (own - first) / (last - first) if last > first else torch.full_like(own, 0.5)
+    inside = torch.where(starts < torch.inf, starts + share * (stops - starts), NOTHING)
+    return torch.where(own != NOTHING, inside, NOTHING).expand(positions.shape)
 
 
 def _positions(bounds: DependencyBounds) -> tuple[Tensor, Tensor]:
@@ -160,7 +179,10 @@ def attention(op: OperatorCall) -> list[DependencyBounds]:
         sources.append(unite_along(mask, [mask.ndim - 1]).expand(scores_shape))
     weights = unite(sources)
     values = _transpose(_sum_last(_transpose(value), counted, [*op.shape[:-2], op.shape[-1], op.shape[-2]]))
-    rows, columns = (position.expand(op.shape) for position in _positions(queries))
+    rows, columns = (
+        _in_blocks(position.expand(scores_shape), others.expand(key.shape)).expand(op.shape)
+        for position, others in zip(_positions(queries), _positions(keys), strict=True)
+    )
     united = unite([weights.expand(op.shape), values]).with_positions(rows, columns)
     attended = replace(united, unit_number=values.unit_number)
     gives_weights = len(op.outputs) > 1 and op.outputs[1].shape == op.shape[:-1]
