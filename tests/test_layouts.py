@@ -457,3 +457,22 @@ def test_queries_of_the_whole_image_stand_in_every_window(fused: bool, heads: in
     maps = read_maps(network, images, ["project"])["project"]
     with torch.no_grad():
         torch.testing.assert_close(maps, network(images))
+
+
+class HeadsThatSharePooling(nn.Module):
+    """A depthwise convolution pools the maps of each head, with the same filters for all of them (MViTv2, Li et al. 2022)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.pool = nn.Conv2d(3, 24, 2, stride=2), nn.Conv2d(6, 6, 3, padding=1, groups=6)
+
+    def forward(self, images: Tensor) -> Tensor:
+        heads = self.first(images).unflatten(1, (4, 6))
+        return self.pool(heads.flatten(0, 1))
+
+
+def test_heads_that_share_filters_have_their_units_one_after_the_other() -> None:
+    network, images = HeadsThatSharePooling().eval(), torch.randn(3, 3, 8, 8)
+    maps = read_maps(network, images, ["pool"])["pool"]
+    with torch.no_grad():
+        torch.testing.assert_close(maps, network(images).unflatten(0, (3, 4)).flatten(1, 2))

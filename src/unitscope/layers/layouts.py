@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 import numpy as np
 from torch import Tensor
@@ -93,6 +94,8 @@ def _unit_dims(bounds: DependencyBounds) -> tuple[int, ...]:
     Where units take turns along dimensions of positions, as after a pixel shuffle, those hold cells. A dimension that has neither units
     nor positions holds units where others have positions (such as heads, whose maps are different ones), or where no other has units;
     else it holds cells that stand nowhere. Where there is one unit, it is along a dimension of length 1, or along none.
+
+    The first dimension is that whose units are furthest apart, as heads are; before it come those whose units have no numbers.
     """
     dims = [dim for dim in range(1, bounds.ndim) if bounds.shape[dim] > 1]
     with_positions = [dim for dim in dims if any(runs_along(axis.position, dim) for axis in bounds.axes)]
@@ -110,12 +113,12 @@ def _unit_dims(bounds: DependencyBounds) -> tuple[int, ...]:
 
 
 def _step(unit_number: Tensor, dim: int) -> float:
-    """How far apart the numbers of neighbouring units are along the dimension; 0 where they have none."""
+    """How far apart the numbers of neighbouring units are along the dimension; infinite where they don't differ."""
     numbers = unexpand(unit_number)
     if numbers.shape[dim] == 1:
-        return 0.0
+        return inf
     steps = (numbers.narrow(dim, 1, 1) - numbers.narrow(dim, 0, 1)).abs()
-    return float(steps.nan_to_num(0, 0, 0).amax())
+    return float(steps.nan_to_num(0, 0, 0).amax()) or inf
 
 
 def _positions_of_cells(position: Tensor, unit_dims: Sequence[int]) -> Tensor:
