@@ -34,6 +34,7 @@ import unitscope
 from unitscope.demonstration import write_demo_images
 from unitscope.layers import Trace, TracedLayer, trace, unknown_operators
 from unitscope.networks import Network
+from unitscope.networks.gradients import ContiguousNormGradients
 from unitscope.networks.isolation import isolated_copy
 from unitscope.session.noise import perturb_last_bits
 from unitscope.session.opening import blank_input
@@ -227,7 +228,8 @@ def fields_against_gradients(network: Network, traced: Trace) -> dict[str, Any]:
     try:
         plain = isolated_copy(network.module).double()
         leaf = noise.requires_grad_()
-        tensors = ranked_tensors(plain, layers, leaf.clone())
+        with ContiguousNormGradients():
+            tensors = ranked_tensors(plain, layers, leaf.clone())
     except Exception as error:
         return {"fields": 0, "fields_too_small": 0, "fields_exact": 0, "fields_why": f"{type(error).__name__}: {error}"[:200]}
     checked = too_small = exact = 0

@@ -42,3 +42,16 @@ class Reused(nn.Module):
         total = self.second(skip)
         total += skip
         return torch.relu(self.last(self.relu(total)))
+
+
+class NormsBeforeTokens(nn.Module):
+    """A convolution, a norm, and a layer norm and a linear layer over tokens: the gradient comes back to the norm units last."""
+
+    def __init__(self, norm: nn.Module, units: int = 8) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.first, self.norm = nn.Conv2d(3, units, 3, padding=1), norm
+        self.token_norm, self.tokens = nn.LayerNorm(units), nn.Linear(units, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tokens(self.token_norm(self.norm(self.first(images)).flatten(2).transpose(1, 2)))

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from captum.attr import NeuronDeconvolution, NeuronGuidedBackprop, NeuronIntegratedGradients, Occlusion
-from networks import Reused, small_network
+from networks import NormsBeforeTokens, Reused, small_network
 from photographs import write_photographs
 from PIL import Image
 from torch import Tensor, nn
@@ -128,6 +128,36 @@ def test_the_gradient_is_autograds() -> None:
     (maps[0, 0, 2, 2] + maps[1, 9, 0, 0]).backward()
     assert leaf.grad is not None
     assert_close(actual.pixels, leaf.grad)
+
+
+NORMS: list[nn.Module] = [
+    nn.BatchNorm2d(8).eval(), nn.BatchNorm2d(8, track_running_stats=False), nn.InstanceNorm2d(8), nn.InstanceNorm2d(8, affine=True),
+    nn.GroupNorm(2, 8), nn.Sequential(nn.BatchNorm2d(8).eval(), nn.ReLU(inplace=True)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", NORMS, ids=str)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", ["gradient", "guided_backprop", "deconvnet"])
+def test_one_image_alone_has_the_gradient_that_small_changes_of_it_have(name: str, norm: nn.Module, memory_format: Any) -> None:
+    """torch's own is wrong behind batch and instance norms (2.14, on a processor); so it is no oracle here."""
+    network = NormsBeforeTokens(norm).double()
+    image = torch.randn(1, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    image = image.contiguous(memory_format=memory_format)
+
+    def maps_of(images: Tensor) -> Tensor:
+        return network(images).transpose(1, 2).unflatten(2, (12, 12))
+
+    cells = TargetCells(torch.tensor([2]), torch.tensor([4]), torch.tensor([7]))
+    pixels = projected(METHODS[name], maps_of, image, cells).pixels[0].double()
+    if isinstance(norm, nn.Sequential) and name != "gradient":
+        return  # a rectifier replaces it
+    for channel, y, x in [(0, 4, 7), (2, 3, 8), (1, 0, 0), (1, 11, 3)]:
+        moved = torch.zeros_like(image)
+        moved[0, channel, y, x] = 1e-5
+        with torch.no_grad():
+            slope = (maps_of(image + moved) - maps_of(image - moved))[0, 2, 4, 7] / 2e-5
+        assert float(pixels[channel, y, x]) == pytest.approx(float(slope), rel=1e-4, abs=1e-6)
 
 
 def test_integrated_gradients_add_up_to_the_value_less_that_of_the_mean_colour() -> None:

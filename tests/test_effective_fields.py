@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from networks import NormsBeforeTokens
 from torch import Tensor, nn
 
 import unitscope
@@ -153,3 +154,15 @@ def test_gates_that_look_at_the_whole_image_say_nothing_of_the_maps_between_them
     assert any(not layer.effective_field_measured for layer in gates)
     assert max(layer.effective_field_height or 0 for layer in maps) < 40  # of 61 at most
     assert min(layer.effective_field_height or 0 for layer in gates) > 55
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(8).eval(), nn.InstanceNorm2d(8).eval()], ids=str)
+def test_one_image_alone_has_the_field_that_it_has_beside_another(norm: nn.Module) -> None:
+    """torch's gradient behind such norms is wrong for a batch of one."""
+    network = NormsBeforeTokens(norm).eval()
+    layers = choose_layers(trace(network, torch.zeros(1, 3, 16, 16)), ["tokens"])
+    image, cells = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)), [[CellOfUnit(1, 0, 9, 4)]]
+    (alone,), (together,) = energies(network, layers, cells, image), energies(network, layers, cells, image.repeat(2, 1, 1, 1))
+    assert alone is not None
+    assert together is not None
+    torch.testing.assert_close(alone, together)

@@ -19,6 +19,7 @@ from unitscope.attribution.cropped_backward import CroppedBackward
 from unitscope.attribution.rectifiers import RectifierRule, deconvnet, guided_backprop, rectifiers
 from unitscope.errors import NetworkError, first_line
 from unitscope.networks import as_float32
+from unitscope.networks.gradients import ContiguousNormGradients
 
 Forward = Callable[[Tensor], Tensor]
 """From images to the activation maps of one layer, with autograd's graph where that is on."""
@@ -179,7 +180,7 @@ def _gradients(
 
 def _maps_with_graph(forward: Forward, leaf: Tensor, mode: AbstractContextManager[Any]) -> Tensor:
     """The activation maps, with a graph that leads down to `leaf`."""
-    with torch.enable_grad(), mode:
+    with torch.enable_grad(), ContiguousNormGradients(), mode:
         try:
             maps = forward(leaf.clone())  # networks may change their input in place
         except (RuntimeError, NotImplementedError) as error:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from unitscope.images.content import evenly_spaced
 from unitscope.images.protocol import Pixels
 from unitscope.layers import TracedLayer, tapped
+from unitscope.networks.gradients import ContiguousNormGradients
 from unitscope.networks.precision import exact_inference
 from unitscope.records import Layer
 from unitscope.scanning.partial_results import unit_ranges
@@ -182,7 +183,7 @@ def energies(network: nn.Module, layers: Sequence[TracedLayer], cells: CellsByLa
     leaf = images.detach().requires_grad_()
     with torch.enable_grad(), exact_inference(network, images.device):
         try:
-            with tapped(network, layers, keep) as tap:
+            with ContiguousNormGradients(), tapped(network, layers, keep) as tap:
                 tap.run(leaf.clone())  # a copy, so that networks may change their input in place
         except RuntimeError:  # what autograd can't follow comes after the layers that were read by then
             LOG.debug("effective receptive fields of the last layers can't be measured", exc_info=True)
