@@ -11,6 +11,7 @@ from oracles import assert_boxes_equal, make_transparent, moving_rows_and_column
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unitscope.layers import trace
 from unitscope.receptive_fields import DependencyMode, ReceptiveFields
 from unitscope.records import Box
 
@@ -296,3 +297,24 @@ def test_cells_of_one_layer_stand_a_stride_apart() -> None:
     (fields,) = receptive_fields(nn.Sequential(nn.Conv2d(3, 4, 3, stride=4, padding=1)), (29, 22))
     np.testing.assert_array_equal(fields.centres_y, np.arange(8) * 4 + 0.5)
     np.testing.assert_array_equal(fields.centres_x, np.arange(6) * 4 + 0.5)
+
+
+class TokensInWindows(nn.Module):
+    """Tokens that are normed, cut into windows and put back: what they depend on is followed number by number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.tokens = nn.Conv2d(3, 12, 3, padding=1), nn.LayerNorm(12), nn.Linear(12, 9)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.norm(self.first(images).flatten(2).transpose(1, 2))
+        windows = tokens.view(-1, 2, 4, 2, 4, 12).permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, 16, 12)
+        return self.tokens(windows)
+
+
+def test_fields_take_no_memory_for_units_that_have_the_same() -> None:
+    network = TokensInWindows()
+    for layer in trace(network, torch.zeros(1, 3, 8, 8)).layers:
+        fields = layer.receptive_fields
+        assert fields.rows.shape[1] == fields.columns.shape[1] == 1
+        assert fields.rows.shape[3] == fields.columns.shape[2] == 1

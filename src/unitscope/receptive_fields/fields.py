@@ -101,7 +101,16 @@ def _intervals(axis: AxisBounds, length: int) -> Array:
     nearer_start = outer_start + outer_stop < length
     shift = np.where(nearer_start, np.minimum(0, -outer_stop), np.maximum(0, length - outer_start))
     start, stop = np.where(sees_no_pixel, outer_start + shift, start), np.where(sees_no_pixel, outer_stop + shift, stop)
-    return np.stack([start, stop]).astype(np.int64)
+    return _without_copies(np.stack([start, stop]).astype(np.int64))
+
+
+def _without_copies(intervals: Array) -> Array:
+    """The same with length 1 for each dimension along which nothing varies: a deep network has hundreds of layers."""
+    for dim in range(1, intervals.ndim):
+        first = intervals.take([0], dim)
+        if intervals.shape[dim] > 1 and (intervals == first).all():
+            intervals = first
+    return intervals
 
 
 def _as_array(bound: Tensor) -> Array:
