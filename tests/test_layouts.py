@@ -459,6 +459,30 @@ def test_queries_of_the_whole_image_stand_in_every_window(fused: bool, heads: in
         torch.testing.assert_close(maps, network(images))
 
 
+class WindowsWithLearnedQueries(nn.Module):
+    """Every window of two by two tokens is asked queries that are weights."""
+
+    def __init__(self, fused: bool, queries: int) -> None:
+        super().__init__()
+        self.first, self.project = nn.Conv2d(3, 24, 2, stride=2), nn.Linear(24, 24)
+        self.queries, self.fused = nn.Parameter(torch.randn(1, 1, queries, 24)), fused
+
+    def forward(self, images: Tensor) -> Tensor:
+        keys = windows(self.first(images).permute(0, 2, 3, 1))
+        attend = F.scaled_dot_product_attention if self.fused else attention
+        return self.project(attend(self.queries.expand(len(images), 4, -1, -1), keys, keys))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("queries", [1, 3])
+def test_learned_queries_of_windows_are_read(fused: bool, queries: int) -> None:
+    network, images = WindowsWithLearnedQueries(fused, queries).eval(), torch.randn(3, 3, 8, 8)
+    maps = read_maps(network, images, ["project"])["project"]
+    with torch.no_grad():
+        assert_same_numbers(maps, network(images))
+    assert maps.shape[:2] == (3, 24)
+
+
 class HeadsThatSharePooling(nn.Module):
     """A depthwise convolution pools the maps of each head, with the same filters for all of them (MViTv2, Li et al. 2022)."""
 

@@ -1,6 +1,6 @@
 """Gradients that torch gets wrong."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,12 +20,12 @@ class ContiguousNormGradients(TorchFunctionMode):
 
     def __torch_function__(
         self,
-        func: Callable[..., Any],
-        types: Iterable[Any],
+        function: Callable[..., Any],
+        types: Sequence[type],
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in NORMS and result.requires_grad and result.shape[0] == 1:
+        result = function(*args, **kwargs or {})
+        if function in NORMS and result.requires_grad and result.shape[0] == 1:
             result.register_hook(Tensor.contiguous)
         return result

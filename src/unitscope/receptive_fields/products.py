@@ -139,20 +139,22 @@ def _unite_sides(left: DependencyBounds, right: DependencyBounds) -> DependencyB
     return unite([left, right]).with_positions(rows, columns)
 
 
-def _position_of_sides(left: Tensor, right: Tensor) -> Tensor:
-    return _in_blocks(left, right) if bool((unexpand(left) != NOTHING).any()) else right
+def _position_of_sides(row_positions: Tensor, column_positions: Tensor) -> Tensor:
+    has_rows = bool((unexpand(row_positions) != NOTHING).any())
+    return _in_blocks(row_positions, column_positions) if has_rows else column_positions
 
 
-def _in_blocks(positions: Tensor, others: Tensor) -> Tensor:
-    """The positions or, where they are the same for several blocks of others, as of queries that every window is asked, where they fall in each
-    block: as far from its start as they are from the first of all.
+def _in_blocks(positions: Tensor, key_positions: Tensor) -> Tensor:
+    """The positions of queries or, where they are the same for several blocks of keys, as of queries that every window is asked, where they fall
+    in each block: as far from its start as they are from the first of all. Queries that stand nowhere stay there.
 
     Blocks lie along all dimensions but the last two.
     """
+    own, of_blocks = unexpand(positions), unexpand(key_positions)
     block_dims = range(positions.dim() - 2)
-    if not any(runs_along(others, dim) and not runs_along(positions, dim) for dim in block_dims):
+    differ = any(runs_along(key_positions, dim) and not runs_along(positions, dim) for dim in block_dims)
+    if not differ or not bool((own != NOTHING).any()):
         return positions
-    own, of_blocks = unexpand(positions), unexpand(others)
     starts = of_blocks.masked_fill(of_blocks == NOTHING, torch.inf).amin((-2, -1), keepdim=True)
     stops = of_blocks.amax((-2, -1), keepdim=True)
     first, last = own[own != NOTHING].amin(), own.amax()
@@ -180,8 +182,8 @@ def attention(op: OperatorCall) -> list[DependencyBounds]:
     weights = unite(sources)
     values = _transpose(_sum_last(_transpose(value), counted, [*op.shape[:-2], op.shape[-1], op.shape[-2]]))
     rows, columns = (
-        _in_blocks(position.expand(scores_shape), others.expand(key.shape)).expand(op.shape)
-        for position, others in zip(_positions(queries), _positions(keys), strict=True)
+        _in_blocks(position.expand(scores_shape), key_position.expand(key.shape)).expand(op.shape)
+        for position, key_position in zip(_positions(queries), _positions(keys), strict=True)
     )
     united = unite([weights.expand(op.shape), values]).with_positions(rows, columns)
     attended = replace(united, unit_number=values.unit_number)
