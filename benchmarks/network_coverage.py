@@ -17,7 +17,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, combinations
+from itertools import chain, permutations
 from math import prod
 from pathlib import Path
 from threading import Lock
@@ -182,12 +182,12 @@ def holds(values: Tensor, maxima: Tensor, tolerance: float) -> bool:
 
 
 def possible_maxima(tensors: Sequence[Tensor], units: int, cells: int) -> Iterator[Tensor]:
-    """Highest values of shape (image, unit), for every choice of dimensions that could be units. Of tokens so many as there are `cells` may
-    count alone, or all but ten at the ends."""
+    """Highest values of shape (image, unit), for every choice of dimensions that could be units, in any order: filters that several heads or
+    keys share are numbered together. Of tokens so many as there are `cells` may count alone, or all but ten at the ends."""
     stacked = torch.stack(list(tensors))  # of shape (image, …), each of one image alone
     dims = range(1, stacked.dim())
     for count in range(stacked.dim()):
-        for unit_dims in combinations(dims, count):
+        for unit_dims in permutations(dims, count):
             if prod(stacked.shape[dim] for dim in unit_dims) != units:
                 continue
             others = [dim for dim in dims if dim not in unit_dims]
