@@ -160,20 +160,33 @@ def values_against_hooks(network: Network, traced: Trace, atlas: unitscope.Atlas
         tensors, units, cells = expected[layer.name], layer.layer.units, layer.layer.map_height * layer.layer.map_width
         if any(holds(values, maxima, CLOSE) for maxima in possible_maxima(tensors, units, cells)):
             continue
-        inputs = [input_of(atlas, row["image"], preprocessing) for row in images]
-        tolerance = ROUNDING_FACTOR * max(deviation_by_rounding(plain, layer, traced, image) for image in inputs)
+        inputs, nudged = [input_of(atlas, row["image"], preprocessing) for row in images], with_other_last_bits(network.module)
+        tolerance = ROUNDING_FACTOR * max(deviation_by_rounding(plain, nudged, layer, traced, image) for image in inputs)
         if not any(holds(values, maxima, tolerance) for maxima in possible_maxima(tensors, units, cells)):
             wrong.append(layer.name)
     return {"values_wrong": wrong}
 
 
-def deviation_by_rounding(plain: nn.Module, layer: TracedLayer, traced: Trace, image: Tensor) -> float:
-    """How far the last bits of an image move a layer's values, as a share of its highest: far where a network compares values with a threshold."""
+def deviation_by_rounding(plain: nn.Module, nudged: nn.Module, layer: TracedLayer, traced: Trace, image: Tensor) -> float:
+    """How far the last bits of an image, or of the weights, move a layer's values, as a share of its highest: far where a network compares
+    values with a threshold. The weights' count apart, since what an image changes may be small beside what is the same for all."""
     with torch.no_grad():
-        first, second = (
-            ranked_tensors(plain, [layer], traced.input_format.convert(pixels))[0] for pixels in (image, perturb_last_bits(image))
+        values, of_image, of_weights = (
+            ranked_tensors(network, [layer], traced.input_format.convert(pixels))[0]
+            for network, pixels in ((plain, image), (plain, perturb_last_bits(image)), (nudged, image))
         )
-    return float((first - second).abs().amax() / first.abs().amax().clamp(min=1e-20))
+    moved = max(float((other - values).abs().amax()) for other in (of_image, of_weights))
+    return moved / float(values.abs().amax().clamp(min=1e-20))
+
+
+def with_other_last_bits(network: nn.Module) -> nn.Module:
+    """A copy whose weights differ in their last bits."""
+    nudged, generator = isolated_copy(network), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in nudged.parameters():
+            if parameter.is_floating_point():
+                parameter.mul_(1 + torch.finfo(torch.float32).eps * torch.randn(parameter.shape, generator=generator))
+    return nudged
 
 
 def holds(values: Tensor, maxima: Tensor, tolerance: float) -> bool:
