@@ -140,7 +140,7 @@ def ranked_tensors(network: nn.Module, layers: Sequence[TracedLayer], images: Te
 def values_against_hooks(network: Network, traced: Trace, atlas: unitscope.Atlas, preprocessing: Any) -> dict[str, Any]:
     """In how many layers the values of all units in all images are highest values along some dimensions of what hooks see."""
     layers = [layer for layer in traced.layers if layer.is_default]
-    plain = isolated_copy(network.module)
+    plain, nudged = isolated_copy(network.module), None
     wrong = []
     expected: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
     images = sorted(atlas.table("images").to_pylist(), key=lambda row: row["image"])
@@ -160,7 +160,8 @@ def values_against_hooks(network: Network, traced: Trace, atlas: unitscope.Atlas
         tensors, units, cells = expected[layer.name], layer.layer.units, layer.layer.map_height * layer.layer.map_width
         if any(holds(values, maxima, CLOSE) for maxima in possible_maxima(tensors, units, cells)):
             continue
-        inputs, nudged = [input_of(atlas, row["image"], preprocessing) for row in images], with_other_last_bits(network.module)
+        inputs = [input_of(atlas, row["image"], preprocessing) for row in images]
+        nudged = with_other_last_bits(network.module) if nudged is None else nudged
         tolerance = ROUNDING_FACTOR * max(deviation_by_rounding(plain, nudged, layer, traced, image) for image in inputs)
         if not any(holds(values, maxima, tolerance) for maxima in possible_maxima(tensors, units, cells)):
             wrong.append(layer.name)
