@@ -17,6 +17,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from itertools import chain, permutations
 from math import prod
 from pathlib import Path
@@ -181,8 +182,8 @@ def deviation_by_rounding(plain: nn.Module, nudged: nn.Module, layer: TracedLaye
 
 
 def with_other_last_bits(network: nn.Module) -> nn.Module:
-    """A copy whose weights differ in their last bits."""
-    nudged, generator = isolated_copy(network), torch.Generator().manual_seed(0)
+    """A copy with weights of its own, which differ in their last bits; an isolated copy would share them."""
+    nudged, generator = deepcopy(network).eval(), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in nudged.parameters():
             if parameter.is_floating_point():
