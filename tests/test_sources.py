@@ -302,3 +302,30 @@ def test_a_class_that_keeps_to_the_protocol_is_a_source_without_subclassing_anyt
     assert not isinstance(source, NumberedSource)
     assert isinstance(source, ImageSource)
     assert as_source(source) is source
+
+
+WORDNET_NAMES = ("n02084071_4.png", "n02084071_17.PNG", "n02121620_cat.png", "holiday.png", "n12_1.png")
+
+
+@pytest.fixture
+def named_by_wordnet(tmp_path: Path) -> Path:
+    """A flat folder of pictures, a list of them, and an archive."""
+    (tmp_path / "flat").mkdir()
+    with tarfile.open(tmp_path / "shard.tar", "w") as archive:
+        for number, name in enumerate(WORDNET_NAMES):
+            picture(number).save(tmp_path / "flat" / name, "PNG")
+            archive.add(tmp_path / "flat" / name, name)
+    (tmp_path / "list.txt").write_text("".join(f"{tmp_path / 'flat' / name}\n" for name in WORDNET_NAMES))
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", ["flat", "list.txt", "shard.tar"])
+def test_a_name_that_begins_with_a_wordnet_id_has_that_as_its_label(kind: str, named_by_wordnet: Path) -> None:
+    atlas = unitscope.scan(
+        see_through(3),
+        str(named_by_wordnet / kind),
+        named_by_wordnet / "atlas",
+        preprocess=unitscope.Preprocessing(20, (20, 20), (0.5,) * 3, (0.5,) * 3),
+    )
+    labels = {row["key"].rpartition("/")[2]: row["label"] for row in atlas.table("images").to_pylist()}
+    assert labels == dict(zip(WORDNET_NAMES, ["n02084071", "n02084071", "n02121620", None, None], strict=True))

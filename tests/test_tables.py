@@ -30,10 +30,10 @@ from unitscope.errors import AtlasError, LayerNotFound
 from unitscope.records import Box
 
 LAYER, UNIT = (CORE_TABLES["units"].columns[number] for number in (0, 1))
-NAMES = added_table(
-    "names", "unit", ["layer", "unit"], "What a unit responds to",
+CONCEPTS = added_table(
+    "concepts", "unit", ["layer", "unit"], "What a unit responds to",
     [LAYER, UNIT, Column("name", pa.string(), "the concept"), Column("correlation", pa.float64(), "how well it fits")],
-    "my-names --of ATLAS",
+    "my-concepts --of ATLAS",
 )  # fmt: skip
 
 
@@ -110,9 +110,9 @@ def test_a_table_has_a_name_that_a_file_can_have(name: str) -> None:
 # ── written and read ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("name", [*ADDED_TABLES, "names"])
+@pytest.mark.parametrize("name", [*ADDED_TABLES, "concepts"])
 def test_what_is_written_is_what_is_read_in_the_order_of_its_key(atlas: Atlas, name: str) -> None:
-    spec = ADDED_TABLES.get(name, NAMES)
+    spec = ADDED_TABLES.get(name, CONCEPTS)
     order = [layer.name for layer in atlas.layers]
     rows = some_rows(spec, atlas)
     written = write_table(rows, spec, atlas, parameters={"a": [1, None]}, versions={"torch": "2.0"})
@@ -138,24 +138,24 @@ def test_a_table_of_no_single_atlas_lies_in_its_folder(tmp_path: Path, scanned: 
 
 
 def test_the_same_input_gives_the_same_bytes(atlas: Atlas) -> None:
-    path = atlas.folder / NAMES.file
-    rows = some_rows(NAMES, atlas)
-    write_table(rows, NAMES, atlas, parameters={"b": 1, "a": 2})
+    path = atlas.folder / CONCEPTS.file
+    rows = some_rows(CONCEPTS, atlas)
+    write_table(rows, CONCEPTS, atlas, parameters={"b": 1, "a": 2})
     first = path.read_bytes()
     time.sleep(0.01)
-    write_table(rows.slice(3).cast(NAMES.schema), NAMES, atlas)
+    write_table(rows.slice(3).cast(CONCEPTS.schema), CONCEPTS, atlas)
     assert path.read_bytes() != first
     backwards = rows.take(pa.array(range(len(rows) - 1, -1, -1)))
-    write_table(backwards.select(NAMES.schema.names[::-1]), NAMES, Atlas(atlas.folder), parameters={"a": 2, "b": 1})
+    write_table(backwards.select(CONCEPTS.schema.names[::-1]), CONCEPTS, Atlas(atlas.folder), parameters={"a": 2, "b": 1})
     assert path.read_bytes() == first
 
 
 def test_a_table_says_how_it_was_made(atlas: Atlas) -> None:
-    write_table(some_rows(NAMES, atlas), NAMES, atlas, parameters={"metric": "pearson"}, versions={"torch": "2.0"})
-    (summary,) = [table for table in atlas.tables() if table.name == "names"]
+    write_table(some_rows(CONCEPTS, atlas), CONCEPTS, atlas, parameters={"metric": "pearson"}, versions={"torch": "2.0"})
+    (summary,) = [table for table in atlas.tables() if table.name == "concepts"]
     provenance = summary.provenance
     assert provenance is not None
-    assert (provenance.command, provenance.parameters) == ("my-names --of ATLAS", {"metric": "pearson"})
+    assert (provenance.command, provenance.parameters) == ("my-concepts --of ATLAS", {"metric": "pearson"})
     assert provenance.versions == {"torch": "2.0", "unitscope": version("unitscope")}
     assert provenance.peaks == atlas.peaks_hash
     assert len(atlas.peaks_hash) == 32
@@ -171,16 +171,16 @@ def test_a_table_says_how_it_was_made(atlas: Atlas) -> None:
 )
 def test_rows_that_their_key_doesnt_tell_apart_are_not_written(atlas: Atlas, change: Any, text: str) -> None:
     with pytest.raises(AtlasError, match=text):
-        write_table(change(some_rows(NAMES, atlas)), NAMES, atlas)
+        write_table(change(some_rows(CONCEPTS, atlas)), CONCEPTS, atlas)
     assert not (atlas.folder / "tables").exists()
 
 
 def test_no_table_takes_the_place_of_one_of_unitscopes(atlas: Atlas) -> None:
     for name in ("peaks", "colour_or_shape"):
-        spec = added_table(name, "unit", NAMES.key, "", NAMES.columns, "")
+        spec = added_table(name, "unit", CONCEPTS.key, "", CONCEPTS.columns, "")
         for ask in (
             lambda spec=spec: check_table_writable(spec, atlas),
-            lambda spec=spec: write_table(some_rows(NAMES, atlas), spec, atlas),
+            lambda spec=spec: write_table(some_rows(CONCEPTS, atlas), spec, atlas),
         ):
             with pytest.raises(AtlasError, match=f"can't be added as {name!r}: unitscope has another table of that name"):
                 ask()
@@ -190,20 +190,20 @@ def test_no_table_takes_the_place_of_one_of_unitscopes(atlas: Atlas) -> None:
 WRITER = """
 import sys
 sys.path.insert(0, "tests")
-from test_tables import NAMES, some_rows
+from test_tables import CONCEPTS, some_rows
 from unitscope.atlas import Atlas, write_table
 atlas = Atlas(sys.argv[1])
-rows = some_rows(NAMES, atlas)
+rows = some_rows(CONCEPTS, atlas)
 print("ready", flush=True)
 for number in range(100_000):
-    write_table(rows, NAMES, atlas, parameters={"number": number})
+    write_table(rows, CONCEPTS, atlas, parameters={"number": number})
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_a_kill_while_writing_leaves_a_whole_table_and_the_next_write_clears_up(atlas: Atlas) -> None:
-    write_table(some_rows(NAMES, atlas), NAMES, atlas)
+    write_table(some_rows(CONCEPTS, atlas), CONCEPTS, atlas)
     folder, leftovers = atlas.folder / "tables", 0
     for attempt in range(10):
         with subprocess.Popen(
@@ -213,63 +213,63 @@ def test_a_kill_while_writing_leaves_a_whole_table_and_the_next_write_clears_up(
             process.stdout.readline()
             time.sleep(0.05 + attempt / 200)
             os.kill(process.pid, signal.SIGKILL)
-        assert atlas.table("names").num_rows == len(some_rows(NAMES, atlas))
-        assert {table.name for table in atlas.tables()} == {*CORE_TABLES, "names"}
+        assert atlas.table("concepts").num_rows == len(some_rows(CONCEPTS, atlas))
+        assert {table.name for table in atlas.tables()} == {*CORE_TABLES, "concepts"}
         leftovers += len(list(folder.glob(".*.unfinished")))
     assert leftovers > 0  # or no kill came while something was written
-    write_table(some_rows(NAMES, atlas), NAMES, atlas)
-    assert [path.name for path in folder.iterdir()] == ["names.parquet"]
+    write_table(some_rows(CONCEPTS, atlas), CONCEPTS, atlas)
+    assert [path.name for path in folder.iterdir()] == ["concepts.parquet"]
 
 
 # ── listed ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_list_of_tables_is_json_and_says_what_each_holds(atlas: Atlas) -> None:
-    write_table(some_rows(NAMES, atlas), NAMES, atlas)
+    write_table(some_rows(CONCEPTS, atlas), CONCEPTS, atlas)
     write_table(some_rows(COLOUR_OR_SHAPE, atlas), COLOUR_OR_SHAPE, atlas)
     listed = json.loads(json.dumps([table.described() for table in atlas.tables()]))
-    assert [table["name"] for table in listed] == [*CORE_TABLES, "colour_or_shape", "names"]
+    assert [table["name"] for table in listed] == [*CORE_TABLES, "colour_or_shape", "concepts"]
     for table in listed:
         assert table["rows"] == atlas.row_count(table["name"]) == atlas.table(table["name"]).num_rows
         assert (table["stale"], table["problem"]) == (False, None)
     names = listed[-1]
     assert (names["level"], names["key"], names["description"]) == ("unit", ["layer", "unit"], "What a unit responds to")
     assert names["columns"][-1] == {"name": "correlation", "type": "double", "description": "how well it fits"}
-    assert [table["command"] for table in listed[-2:]] == ["unitscope colour-or-shape ATLAS", "my-names --of ATLAS"]
+    assert [table["command"] for table in listed[-2:]] == ["unitscope colour-or-shape ATLAS", "my-concepts --of ATLAS"]
 
 
 def test_a_page_finds_numbers_of_units_without_knowing_their_table(atlas: Atlas) -> None:
-    write_table(some_rows(NAMES, atlas), NAMES, atlas)
+    write_table(some_rows(CONCEPTS, atlas), CONCEPTS, atlas)
     write_table(some_rows(ADDED_TABLES["gradient"], atlas), ADDED_TABLES["gradient"], atlas)
     numeric = {
         table.name: [column.name for column in table.spec.numeric_columns]
         for table in atlas.tables()
         if table.level == "unit" and table.spec is not None and table.problem is None
     }
-    assert list(numeric) == ["units", "names"]
-    assert numeric["names"] == ["correlation"]
+    assert list(numeric) == ["units", "concepts"]
+    assert numeric["concepts"] == ["correlation"]
 
 
 # ── joined to units ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_units_come_with_the_columns_of_other_tables_of_units(atlas: Atlas) -> None:
-    rows = some_rows(NAMES, atlas)
+    rows = some_rows(CONCEPTS, atlas)
     kept = [row for row in rows.to_pylist() if row["layer"] != "4" or row["unit"] != 2]
-    write_table(pa.Table.from_pylist(kept, schema=NAMES.schema), NAMES, atlas)
+    write_table(pa.Table.from_pylist(kept, schema=CONCEPTS.schema), CONCEPTS, atlas)
     write_table(some_rows(COLOUR_OR_SHAPE, atlas), COLOUR_OR_SHAPE, atlas)
     write_table(some_rows(ADDED_TABLES["gradient"], atlas), ADDED_TABLES["gradient"], atlas)
     plain = atlas.units("4")
-    joined, all_joined = atlas.units("4", joined=["names"]), atlas.units("4", joined=True)
-    assert joined.column_names == [*plain.column_names, "names.name", "names.correlation"]
+    joined, all_joined = atlas.units("4", joined=["concepts"]), atlas.units("4", joined=True)
+    assert joined.column_names == [*plain.column_names, "concepts.name", "concepts.correlation"]
     assert all_joined.column_names == [
         *plain.column_names,
         *(f"colour_or_shape.{c.name}" for c in COLOUR_OR_SHAPE.columns[2:]),
         *joined.column_names[-2:],
     ]
     expected = {row["unit"]: row["correlation"] for row in kept if row["layer"] == "4"}
-    assert joined["names.correlation"].to_pylist() == [expected.get(unit) for unit in range(5)]
-    assert joined["names.correlation"].to_pylist()[2] is None
+    assert joined["concepts.correlation"].to_pylist() == [expected.get(unit) for unit in range(5)]
+    assert joined["concepts.correlation"].to_pylist()[2] is None
     assert joined.select(plain.column_names).equals(plain)
 
 
@@ -279,12 +279,12 @@ def test_what_cant_be_joined_to_units_is_named(atlas: Atlas) -> None:
         atlas.units("4", joined=["gradient"])
     with pytest.raises(AtlasError, match="'colour_or_shape' yet; make it with: unitscope colour-or-shape "):
         atlas.units("4", joined=["colour_or_shape"])
-    write_table(some_rows(NAMES, atlas), NAMES, atlas)
-    rewrite(atlas.folder / NAMES.file, lambda rows: pa.concat_tables([rows, rows]))
-    with pytest.raises(AtlasError, match="is broken: its table names has two rows of one unit of layer '4'"):
+    write_table(some_rows(CONCEPTS, atlas), CONCEPTS, atlas)
+    rewrite(atlas.folder / CONCEPTS.file, lambda rows: pa.concat_tables([rows, rows]))
+    with pytest.raises(AtlasError, match="is broken: its table concepts has two rows of one unit of layer '4'"):
         atlas.units("4", joined=True)
-    rewrite(atlas.folder / NAMES.file, lambda rows: rows.set_column(1, "unit", pa.array([99] * len(rows), pa.int32())))
-    with pytest.raises(AtlasError, match="is broken: its table names has other units of layer '4' than 0 to 4"):
+    rewrite(atlas.folder / CONCEPTS.file, lambda rows: rows.set_column(1, "unit", pa.array([99] * len(rows), pa.int32())))
+    with pytest.raises(AtlasError, match="is broken: its table concepts has other units of layer '4' than 0 to 4"):
         atlas.units("4", joined=True)
 
 
@@ -292,21 +292,30 @@ def test_what_cant_be_joined_to_units_is_named(atlas: Atlas) -> None:
 
 
 def test_a_table_that_isnt_there_is_named_with_what_there_is(atlas: Atlas) -> None:
-    write_table(some_rows(NAMES, atlas), NAMES, atlas)
-    with pytest.raises(AtlasError, match=r"has no table 'nams'\. Close: 'names'.* It has: layers, images, .*, skipped, names$"):
-        atlas.table("nams")
-    for name in ("../atlas/peaks", "tables/names", ".names", ""):
+    write_table(some_rows(CONCEPTS, atlas), CONCEPTS, atlas)
+    with pytest.raises(
+        AtlasError, match=r"has no table 'concept_s'\. Close: 'concepts'.* It has: layers, images, .*, skipped, concepts$"
+    ):
+        atlas.table("concept_s")
+    for name in ("../atlas/peaks", "tables/concepts", ".concepts", ""):
         with pytest.raises(AtlasError, match="has no table"):
             atlas.table(name)
     with pytest.raises(LayerNotFound, match="has no layer 'nowhere'"):
-        atlas.table("names", "nowhere")
+        atlas.table("concepts", "nowhere")
     with pytest.raises(AtlasError, match="can't be read"):
         atlas.table("images", "4")
 
 
 @pytest.mark.parametrize("name", ADDED_TABLES)
 def test_a_table_that_isnt_made_yet_is_named_with_the_command_that_makes_it(atlas: Atlas, name: str) -> None:
-    verbs = {"colour_or_shape": "colour-or-shape ATLAS", "class_probability": "occlude ATLAS LAYER UNIT"}
+    verbs = {
+        "colour_or_shape": "colour-or-shape ATLAS",
+        "class_probability": "occlude ATLAS LAYER UNIT",
+        "names": "name ATLAS",
+        "visual_tuning": "name ATLAS",
+        "scores": "score ATLAS",
+        "facets": "score ATLAS",
+    }
     command = "unitscope " + verbs.get(name, f"attribute ATLAS --method {name}").replace("ATLAS", str(atlas.folder))
     with pytest.raises(AtlasError) as raised:
         atlas.table(name)
@@ -314,16 +323,16 @@ def test_a_table_that_isnt_made_yet_is_named_with_the_command_that_makes_it(atla
 
 
 def test_a_stale_table_is_refused_and_listed_as_such(atlas: Atlas) -> None:
-    for spec in (COLOUR_OR_SHAPE, NAMES):
+    for spec in (COLOUR_OR_SHAPE, CONCEPTS):
         write_table(some_rows(spec, atlas), spec, atlas)
     other = scan_other_images(atlas)
-    assert atlas.table("names").num_rows > 0  # who opened the atlas before looks at it as it was
+    assert atlas.table("concepts").num_rows > 0  # who opened the atlas before looks at it as it was
     stale = "is stale, since it was made from other peaks; make it again"
     with pytest.raises(AtlasError, match=f"'colour_or_shape' .* {stale} with: unitscope colour-or-shape {other.folder}$"):
         other.table("colour_or_shape")
-    with pytest.raises(AtlasError, match=f"'names' .* {stale}, or remove it; 'my-names --of ATLAS' made it$"):
-        other.units("4", joined=["names"])
-    assert {table.name for table in other.tables() if table.stale} == {"colour_or_shape", "names"}
+    with pytest.raises(AtlasError, match=f"'concepts' .* {stale}, or remove it; 'my-concepts --of ATLAS' made it$"):
+        other.units("4", joined=["concepts"])
+    assert {table.name for table in other.tables() if table.stale} == {"colour_or_shape", "concepts"}
     assert all("is stale" in (table.problem or "") for table in other.tables() if table.stale)
     write_table(some_rows(COLOUR_OR_SHAPE, other), COLOUR_OR_SHAPE, other)
     assert other.table("colour_or_shape").num_rows > 0
@@ -364,13 +373,13 @@ def test_pieces_of_other_peaks_are_not_taken_in(atlas: Atlas) -> None:
 
 
 def test_a_table_of_another_program_is_read_by_what_it_declares(atlas: Atlas) -> None:
-    write_table(some_rows(NAMES, atlas), NAMES, atlas)
-    declare(atlas.folder / NAMES.file, level="unit", description="Of another kind", columns={"name": "what"})
-    (summary,) = [table for table in atlas.tables() if table.name == "names"]
+    write_table(some_rows(CONCEPTS, atlas), CONCEPTS, atlas)
+    declare(atlas.folder / CONCEPTS.file, level="unit", description="Of another kind", columns={"name": "what"})
+    (summary,) = [table for table in atlas.tables() if table.name == "concepts"]
     assert summary.spec is not None
     assert summary.spec.description == "Of another kind"
     assert [column.description for column in summary.spec.columns] == ["", "", "what", ""]
-    assert atlas.table("names", "4").num_rows == 5
+    assert atlas.table("concepts", "4").num_rows == 5
 
 
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -399,14 +408,14 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_broken_or_foreign_file_is_one_line_and_leaves_the_other_tables(atlas: Atlas, how: str) -> None:
     break_file, text = BROKEN[how]
-    for spec in (COLOUR_OR_SHAPE, NAMES):
+    for spec in (COLOUR_OR_SHAPE, CONCEPTS):
         write_table(some_rows(spec, atlas), spec, atlas)
-    break_file(atlas.folder / NAMES.file)
+    break_file(atlas.folder / CONCEPTS.file)
     with pytest.raises(AtlasError, match=text) as raised:
-        atlas.table("names")
+        atlas.table("concepts")
     assert "\n" not in str(raised.value)
     listed = {table.name: table.described() for table in atlas.tables()}
-    assert listed["names"]["problem"] == str(raised.value)
+    assert listed["concepts"]["problem"] == str(raised.value)
     assert listed["colour_or_shape"]["problem"] is None
     json.dumps(listed)
 
@@ -421,11 +430,11 @@ def test_a_known_table_that_lacks_a_column_is_one_line(atlas: Atlas, name: str) 
 
 
 def test_what_else_lies_in_the_folder_of_tables_is_no_table(atlas: Atlas) -> None:
-    write_table(some_rows(NAMES, atlas), NAMES, atlas)
+    write_table(some_rows(CONCEPTS, atlas), CONCEPTS, atlas)
     folder = atlas.folder / "tables"
     for name in ("notes.txt", ".hidden.parquet", "peaks.parquet"):
         (folder / name).write_text("mine")
-    assert [table.name for table in atlas.tables()] == [*CORE_TABLES, "names"]
+    assert [table.name for table in atlas.tables()] == [*CORE_TABLES, "concepts"]
     assert atlas.table("peaks").num_rows == atlas.row_count("peaks") > 0
 
 
@@ -443,15 +452,15 @@ def test_a_declaration_of_anything_is_read_or_one_line(scanned: Atlas, tmp_path:
     if not (tmp_path / "atlas").exists():
         shutil.copytree(scanned.folder, tmp_path / "atlas")
     atlas = Atlas(tmp_path / "atlas")
-    write_table(some_rows(NAMES, atlas), NAMES, atlas)
-    declare(atlas.folder / NAMES.file, **changes)
-    (summary,) = [table for table in atlas.tables() if table.name == "names"]
+    write_table(some_rows(CONCEPTS, atlas), CONCEPTS, atlas)
+    declare(atlas.folder / CONCEPTS.file, **changes)
+    (summary,) = [table for table in atlas.tables() if table.name == "concepts"]
     assert json.dumps(summary.described())
     if summary.problem is None:
-        assert atlas.table("names").num_rows == summary.rows
+        assert atlas.table("concepts").num_rows == summary.rows
     else:
         with pytest.raises(AtlasError):
-            atlas.table("names")
+            atlas.table("concepts")
 
 
 def test_attributions_are_tables_like_others(atlas: Atlas) -> None:

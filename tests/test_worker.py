@@ -20,7 +20,7 @@ def worker_for(network: nn.Module, images: Tensor, batch_size: int = 32, k: int 
     shape = (images.shape[1], images.shape[2], images.shape[3])
     traced = trace(network, torch.zeros(1, *shape))
     session = Session(network, traced, tuple(choose_layers(traced)), Loader(as_source(images), None, shape))
-    return Worker(session, ScanPlan(len(images), k, per_image, batch_size))
+    return Worker(session, ScanPlan(len(images), k, candidates=k, per_image=per_image, batch_size=batch_size))
 
 
 def result_of(worker: Worker, image_count: int) -> PartialResult:

@@ -25,7 +25,7 @@ MIN_FONT_PX = 9
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One unit's patches, strongest first, with its number and value above them; `slot_count` is how many there is room for.
+    """One unit's patches, strongest first, with its number, its value and its name above them; `slot_count` is how many there is room for.
 
     `attributions` are drawn at the left of the patches in the same order, where they aren't None. `notice` is written over the patches,
     in a grey frame, where there are none or where they mean nothing.
@@ -37,6 +37,7 @@ class Block:
     slot_count: int
     attributions: Sequence[Image.Image] | None = None
     notice: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +195,8 @@ def _draw_strip(strip: Strip, margin: int, size_px: int) -> Image.Image:
 
 
 def _draw_panel(panel: Panel, column_count: int, size_px: int, title_px: int) -> Image.Image:
-    blocks = [_draw_block(block, size_px) for block in panel.blocks]
+    has_names = any(block.name for block in panel.blocks)
+    blocks = [_draw_block(block, size_px, has_names) for block in panel.blocks]
     gap = max(6, size_px // 5)
     rows = [_in_row(blocks[start : start + column_count], gap) for start in range(0, len(blocks), column_count)]
     width = max([5 * size_px, *(row.width for row in rows)])
@@ -216,17 +218,23 @@ def _draw_input_share(share: tuple[float, float], side_px: int) -> Image.Image:
     return image
 
 
-def _draw_block(block: Block, size_px: int) -> Image.Image:
+def _draw_block(block: Block, size_px: int, has_names: bool) -> Image.Image:
+    """With room for a name where a block of the panel has one, so that all are alike."""
     label_px = _label_px(size_px)
-    image = Image.new("RGB", _block_size([block], size_px), BACKGROUND)
+    width, height = _block_size([block], size_px)
+    names_px = label_px + 2 if has_names else 0
+    image = Image.new("RGB", (width, height + names_px), BACKGROUND)
     pen = ImageDraw.Draw(image)
     pen.text((0, 0), block.number, INK, _font(label_px))
     pen.text((image.width, 0), block.value, GREY, _font(label_px), anchor="ra")
+    if block.name:
+        name = _shortened(block.name, _fitting_font_px(block.name, label_px, image.width), image.width)
+        pen.text((0, names_px), name, INK, _font(_fitting_font_px(name, label_px, image.width)))
     grids = [block.patches] if block.attributions is None else [block.attributions, block.patches]
     for index, pictures in enumerate(grids):
         grid = draw_grid(pictures, block.slot_count, size_px)
         draw_notice(grid, block.notice)
-        image.paste(grid, (index * (grid.width + _between_px(size_px)), label_px + 4))
+        image.paste(grid, (index * (grid.width + _between_px(size_px)), label_px + names_px + 4))
     return image
 
 
@@ -291,6 +299,15 @@ def _draw_text(text: str, font_px: int, colour: tuple[int, int, int], width: int
     image = Image.new("RGB", (max(width, 1), font_px * 5 // 4 + 1), BACKGROUND)
     ImageDraw.Draw(image).text((0, 0), text, colour, _font(font_px))
     return image
+
+
+def _shortened(text: str, font_px: int, width: int) -> str:
+    """The text, or as much of its beginning as is no wider than `width`."""
+    if _font(font_px).getlength(text) <= width:
+        return text
+    while text and _font(font_px).getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text.rstrip()}…"
 
 
 def _fitting_font_px(text: str, font_px: int, width: int) -> int:

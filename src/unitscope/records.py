@@ -185,7 +185,8 @@ class Response:
 class ImageRecord:
     """What is known of one image that was read: one row of the `images` table.
 
-    `width` and `height` are in pixels as displayed; `content` is a hash of what it holds, None where nobody knows it.
+    `width` and `height` are in pixels as displayed; `content` is a hash of what it holds, None where nobody knows it; `perceptual_hash` is
+    nearly the same for near-duplicates, None where it shows nothing to tell it by.
     """
 
     image: int
@@ -194,6 +195,7 @@ class ImageRecord:
     height: int
     label: str | None
     content: int | None = None
+    perceptual_hash: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

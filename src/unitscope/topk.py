@@ -98,6 +98,10 @@ class TopK:
         for column, new, free_value in zip(columns, best, free_values, strict=True):
             column[unit_numbers] = new.masked_fill(free, free_value)
 
+    def images_with_value(self, value: Float[Tensor, " unit"]) -> Int[Tensor, " unit"]:
+        """How many of all images that were added hold each unit's value, which is no lower than the k-th; any for NaN."""
+        return self._images_with_value(torch.arange(len(value)), value)
+
     def _images_with_value(self, unit_numbers: Int[Tensor, " unit"], value: Float[Tensor, " unit"]) -> Int[Tensor, " unit"]:
         """How many of all images that were added hold a value; it is no lower than the k-th."""
         in_list = images_with_value(value, self.values[unit_numbers], self.images[unit_numbers])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unitscope.arguments import layer_patterns
+from unitscope.atlas.meaning import read_meanings
 from unitscope.atlas.patches import (
     MAX_PATCHES,
     PatchCount,
@@ -79,13 +80,16 @@ def _blocks(atlas: AtlasReader, layer: Layer, units: Sequence[int], options: Pat
     method = options.attribution
     attributions = cut_attributions(atlas, all_peaks, kind, method, options.size_px) if method else {}
     ties = atlas.ties(layer.name) if all_peaks else {}
+    meanings = read_meanings(atlas, layer.name)
     blocks = []
     for unit, unit_peaks in peaks.items():
         keys = [(unit, peak.rank) for peak in unit_peaks]
         value = f"{unit_peaks[0].value:.3g}" if unit_peaks else "dead"
         beside = [attributions[key] for key in keys] if method else None
         notice = block_notice(unit_peaks, ties.get(unit))
-        blocks.append(Block(str(unit), value, [patches[key] for key in keys], slot_count, beside, notice))
+        blocks.append(
+            Block(str(unit), value, [patches[key] for key in keys], slot_count, beside, notice, meanings[unit].name or "")
+        )
     return blocks
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from unitscope.atlas.attribution_images import ZERO_PIXEL, draw_attribution
@@ -22,6 +24,9 @@ MAX_PATCHES = 9
 """How many patches of a unit are drawn at most: those that Zeiler & Fergus 2014 show."""
 SMALL_FIELD_SHARE = 1 / 8
 """A receptive field whose sides are no more than this share of the input's is drawn as it is (`docs/questions.md`)."""
+
+CELL_COLUMNS = ("y", "x", "top", "left", "bottom", "right")
+"""What a table says of a cell: where it stands on the activation map, and the sides of its receptive field."""
 
 UnitRank = tuple[int, int]
 """The number of a unit of a layer, and the rank of one of its peaks."""
@@ -108,29 +113,38 @@ def patch_crop(atlas: AtlasReader, peak: Peak, kind: str, image_size: tuple[int,
 
 def _box_on_input(atlas: AtlasReader, peak: Peak, kind: str) -> Box:
     """The box that a peak's patch shows, unclipped, in network-input pixels."""
-    input_height, input_width = atlas.input_size
-    if kind == "field":
-        return peak.box
+    cell = {name: np.array([getattr(peak, name)]) for name in CELL_COLUMNS}
+    return Box(*boxes_on_input(atlas, atlas.layer(peak.layer), kind, cell)[0].tolist())
+
+
+def boxes_on_input(atlas: AtlasReader, layer: Layer, kind: str, cells: Mapping[str, Any]) -> NDArray[np.float64]:
+    """The boxes that patches of some cells of a layer show, of shape (cell, side): top, left, bottom and right, unclipped, in network-input
+    pixels. `cells` has the columns that peaks and sample have: the cell, and the sides of its receptive field."""
+    count, (input_height, input_width) = len(cells["y"]), atlas.input_size
     if kind == "image":
-        return Box(0, 0, input_height, input_width)
-    layer = atlas.layer(peak.layer)
+        return np.tile([0.0, 0.0, input_height, input_width], (count, 1))
+    top, left, bottom, right = (np.asarray(cells[side], dtype=np.float64) for side in ("top", "left", "bottom", "right"))
+    if kind == "field":
+        return np.stack([top, left, bottom, right], axis=1)
     height, width = patch_size(atlas, layer, kind)
-    y = _centre(peak.top, peak.bottom, (peak.y, layer.map_height), input_height)
-    x = _centre(peak.left, peak.right, (peak.x, layer.map_width), input_width)
+    y = _centres(top, bottom, np.asarray(cells["y"]), layer.map_height, input_height)
+    x = _centres(left, right, np.asarray(cells["x"]), layer.map_width, input_width)
     top, left = _moved_inside(y - height / 2, height, input_height), _moved_inside(x - width / 2, width, input_width)
-    return Box(top, left, top + height, left + width)
+    return np.stack([top, left, top + height, left + width], axis=1)
 
 
-def _centre(start: float, stop: float, cell: tuple[int, int], input_length: int) -> float:
-    """Where a cell lies on the input along one axis: the middle of its receptive field or, where that is the whole input, the cell's own
-    position. `cell` is its index and how many there are."""
-    index, count = cell
-    return (index + 0.5) * input_length / count if (start, stop) == (0, input_length) else (start + stop) / 2
+def _centres(
+    start: NDArray[np.float64], stop: NDArray[np.float64], index: NDArray[np.int64], count: int, input_length: int
+) -> NDArray[np.float64]:
+    """Where cells lie on the input along one axis: the middle of the receptive field or, where that is the whole input, the cell's own
+    position among the `count` there are."""
+    is_whole = (start == 0) & (stop == input_length)
+    return np.where(is_whole, (index + 0.5) * input_length / count, (start + stop) / 2)
 
 
-def _moved_inside(start: float, length: float, available: float) -> float:
-    """Where a range of that length starts when it is moved into the available one, or centred on it where it is longer."""
-    return (available - length) / 2 if length >= available else min(max(start, 0), available - length)
+def _moved_inside(start: NDArray[np.float64], length: float, available: float) -> NDArray[np.float64]:
+    """Where ranges of that length start when they are moved into the available one, or centred on it where they are longer."""
+    return np.full_like(start, (available - length) / 2) if length >= available else start.clip(0, available - length)
 
 
 # ── its pixels ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from unitscope.arguments import layer_patterns
 from unitscope.atlas.manifest import read_manifest
 from unitscope.atlas.table_files import TableFolder, TableSummary
 from unitscope.atlas.tables import ATTRIBUTION_METHODS
@@ -21,7 +22,7 @@ from unitscope.images import Changed, ImageSource, Skipped, as_source, reopen, s
 from unitscope.images.pixels import in_channels
 from unitscope.images.protocol import Pixels
 from unitscope.images.value_ranges import Range
-from unitscope.records import Layer, Preprocessing, names_user_code
+from unitscope.records import Layer, Preprocessing, match_layers, names_user_code
 
 MAX_LAYERS = 100_000
 MAX_BOX_SIDE_PX = 1 << 24
@@ -165,6 +166,20 @@ class AtlasReader:
                 f"the atlas {str(self.folder)!r} has no layer {name!r}.{suggestion(name, layers)} It has: {', '.join(layers)}"
             )
         return layers[name]
+
+    def layers_matching(self, layers: Any) -> list[Layer]:
+        """The layers that a name, a glob, or several of them match, in call order; all of them for None. Raises `LayerNotFound`."""
+        patterns = layer_patterns(layers)
+        if patterns is None:
+            return self.layers
+        if not patterns:
+            raise LayerNotFound("layers is an empty list; name some, or leave it away for all")
+        matches = match_layers(self.layers, patterns)
+        for pattern, matching in matches.items():
+            if not matching:
+                self.layer(pattern)  # raises, and names what is close
+        names = {layer.name for matching in matches.values() for layer in matching}
+        return [layer for layer in self.layers if layer.name in names]
 
     def table(self, name: str, layer: str | None = None, *, columns: Sequence[str] | None = None) -> pa.Table:
         """A whole table as Arrow, or the rows of one layer, or some of its columns, in stored order.

@@ -123,6 +123,7 @@ _CORE = (
         Column("height", pa.int32(), "the height as displayed, in source pixels"),
         Column("label", pa.string(), "the image's class by the data set; null where it has none"),
         Column("content", pa.uint64(), "a 64-bit hash of the file's bytes or, where there is no file, of the pixels"),
+        Column("perceptual_hash", pa.uint64(), "63 bits of which near-duplicates share all but six or fewer; null where the image shows nothing to tell it by"),
     ),
     _core_table(
         "labels", "label", "label", "How many images have each label",
@@ -130,8 +131,15 @@ _CORE = (
         Column("images", pa.int64(), "how many of all images had it"),
     ),
     _core_table(
-        "peaks", "peak", "layer unit rank", "The highest values of each unit, with the cells where they stand",
+        "peaks", "peak", "layer unit rank", "The highest values of each unit, without near-duplicates, with the cells where they stand",
         _LAYER, _UNIT, _RANK, _VALUE, _IMAGE, *_CELL, *_INPUT_BOX, *_SOURCE_BOX,
+    ),
+    _core_table(
+        "candidates", "candidate", "layer unit candidate", "More of the highest values of each unit, near-duplicates too: what the peaks were chosen from",
+        _LAYER, _UNIT,
+        Column("candidate", pa.int16(), "the candidate's place in its unit; 1 is the highest"),
+        _VALUE, _IMAGE, *_CELL, *_INPUT_BOX,
+        Column("near_duplicate", pa.bool_(), "true for a near-duplicate of an image that stands before it, which is no peak for that reason"),
     ),
     _core_table(
         "units", "unit", "layer unit", "Statistics of each unit's spatial maxima over all images",
@@ -149,6 +157,30 @@ _CORE = (
     _core_table(
         "sample", "unit × image", "layer unit image", "The highest value of each unit in each image of the uniform random sample",
         _LAYER, _UNIT, _IMAGE, _VALUE, *_CELL, *_INPUT_BOX,
+    ),
+    _core_table(
+        "halves", "unit × half", "layer unit half", "Statistics of each unit's responses to the labelled images of each half",
+        _LAYER, _UNIT,
+        Column("half", pa.string(), "a, on which names are chosen, or b, on which they are tested: a bit of the hash of the image's key"),
+        Column("images", pa.int64(), "how many labelled images of the half gave the unit a value"),
+        Column("mean", pa.float64(), "the mean of the responses, which are spatial maxima"),
+        Column("std", pa.float64(), "their standard deviation"),
+        Column("skewness", pa.float64(), "their third standardised moment; NaN where all are equal"),
+    ),
+    _core_table(
+        "tuning", "unit × label", "layer unit label", "The mean response of each unit to the images of each label, in each half",
+        _LAYER, _UNIT,
+        Column("label", pa.string(), "a class of the data set"),
+        Column("images_a", pa.int32(), "how many images of that label in half a gave the unit a finite value"),
+        Column("mean_a", pa.float64(), "the mean of their responses; null where there are none"),
+        Column("images_b", pa.int32(), "the same in half b"),
+        Column("mean_b", pa.float64(), "the same in half b"),
+    ),
+    _core_table(
+        "classes", "class", "class", "What the network's outputs are called",
+        Column("class", pa.int32(), "the position among the outputs, from 0"),
+        Column("name", pa.string(), "the class's name"),
+        Column("node", pa.string(), "its WordNet id; null where nobody knows it"),
     ),
     _core_table(
         "skipped", "image", "key", "What was met among the images and not scanned",
@@ -197,6 +229,80 @@ COLOUR_OR_SHAPE = added_table(
         _share_left("mirrored", "mirrored left to right"),
     ),
     "unitscope colour-or-shape ATLAS",
+)  # fmt: skip
+
+NAMES = added_table(
+    "names", "unit", ("layer", "unit"), "What each unit's response goes with best: a label, a group of labels, a text, or what it is tuned to",
+    (
+        _LAYER, _UNIT,
+        Column("name", pa.string(), "what the unit responds to, in words; null where nothing holds on images that it was not chosen on"),
+        Column("kind", pa.string(), "what the name is: a class or a group of classes, a text, or visual where an angle or a colour explains more"),
+        Column("node", pa.string(), "the concept's id: of the class tree, or the label; null for other names"),
+        Column("nearest", pa.string(), "the concept that the figures are about, whether it holds or not; null where none has enough images"),
+        Column("r_a", pa.float32(), "Pearson's correlation of response and membership in half a of the images, on which it was chosen"),
+        Column("r_b", pa.float32(), "the same in half b, on which it was tested"),
+        Column("images_b", pa.int32(), "the labelled images of half b that gave the unit a value; for texts, those of the sample"),
+        Column("p_value", pa.float64(), "the chance of such a correlation in half b where responses are permuted among images"),
+        Column("explained", pa.float32(), "the share of the response's variance that the unit's visual tuning explains, to be held beside r_b squared; null where it wasn't looked for"),
+        Column("base_rate", pa.float32(), "the share of labelled images that belong to the concept; null for texts, as all that follows"),
+        Column("peaks_inside", pa.int32(), "how many of the unit's peaks are in images of the concept"),
+        Column("peaks", pa.int32(), "how many of its peaks are in labelled images"),
+        Column("f1", pa.float32(), "F1 in the sample's half b, above the threshold that is best in its half a"),
+        Column("average_precision", pa.float32(), "the area under precision and recall in the sample's half b; null below ten images of the concept"),
+        Column("sample_base_rate", pa.float32(), "what that would be by chance: the share of the sample's half b in the concept"),
+    ),
+    "unitscope name ATLAS",
+)  # fmt: skip
+
+VISUAL_TUNING = added_table(
+    "visual_tuning", "unit", ("layer", "unit"), "The angle, spatial frequency, phase and colour that each unit is tuned to",
+    (
+        _LAYER, _UNIT,
+        Column("description", pa.string(), "the tuning in words; null where it explains too little of the response"),
+        Column("explained", pa.float32(), "the share of the response's variance over half b of the sample that it explains, fitted on half a"),
+        Column("grating_gain", pa.float32(), "the response to the best grating above that to middle grey"),
+        Column("angle", pa.float32(), "the angle of that grating's lines in degrees: 0 horizontal, 45 up to the right, 90 vertical"),
+        Column("angle_selectivity", pa.float32(), "how sharp the angle is: 0 where all give the same, 1 where one alone gives a response"),
+        Column("period_px", pa.float32(), "the period of that grating, in network-input pixels"),
+        Column("cycles_per_receptive_field", pa.float32(), "how many periods of it the receptive field holds"),
+        Column("phase", pa.float32(), "the phase of that grating in the middle of the field, in degrees: 0 a bright line, 180 a dark one, 90 and 270 edges"),
+        Column("phase_modulation", pa.float32(), "how much of the response depends on the phase: 0 for none of it"),
+        Column("hue", pa.float32(), "the hue that excites the unit most, in degrees: red 0, green 120, blue 240"),
+        Column("hue_gain", pa.float32(), "the response to that hue everywhere, above that to middle grey"),
+        Column("hue_opponent", pa.float32(), "how far below that to middle grey the response to the opposite hue is"),
+        Column("brightness_gain", pa.float32(), "the response to white above that to black"),
+    ),
+    "unitscope name ATLAS",
+)  # fmt: skip
+
+SCORES = added_table(
+    "scores", "unit", ("layer", "unit"), "How well each unit's patches predict its response to images that they don't show",
+    (
+        _LAYER, _UNIT,
+        Column("predictability", pa.float32(), "the share of pairs of unseen images, one that excites the unit much and one little, that its patches tell right"),
+        Column("predictability_low", pa.float32(), "the lower end of its 95 % interval, by bootstrap over images"),
+        Column("predictability_high", pa.float32(), "the upper end of that interval"),
+        Column("predictability_shuffled", pa.float32(), "the same where it is shuffled which images excite the unit: chance is a half"),
+        Column("pairs", pa.int32(), "how many pairs there were"),
+        Column("monosemanticity", pa.float32(), "how much alike the patches of the sample are, weighed by response: the mean cosine of their pairs"),
+        Column("monosemanticity_shuffled", pa.float32(), "the same where responses are shuffled among the images"),
+        Column("localisation", pa.float32(), "the share of unseen images in which what looks most like the patches lies where the unit responds; null where patches are large"),
+        Column("localisation_chance", pa.float32(), "the share of positions that would count as such"),
+        Column("facets", pa.int32(), "how many groups the unit's candidates fall into, by a test that prefers one; 0 where there are none"),
+        Column("facets_shuffled", pa.int32(), "the same of as many patches drawn at random from the sample"),
+        Column("embedder", pa.string(), "the network that says how much alike patches are"),
+    ),
+    "unitscope score ATLAS",
+)  # fmt: skip
+
+FACETS = added_table(
+    "facets", "candidate", ("layer", "unit", "candidate"), "Which group of its unit's candidates each candidate belongs to",
+    (
+        _LAYER, _UNIT,
+        Column("candidate", pa.int16(), "the candidate's place in its unit, as in the table candidates; near-duplicates have no row"),
+        Column("facet", pa.int16(), "the group's number, from 1, in the order of their highest candidates"),
+    ),
+    "unitscope score ATLAS",
 )  # fmt: skip
 
 CLASS_PROBABILITY = added_table(
@@ -255,6 +361,29 @@ INVARIANCE = TableSpec(
     "unitscope invariance MODEL IMAGES", "invariance.parquet",
 )  # fmt: skip
 
+DEPTH = TableSpec(
+    "depth", "layer", ("layer",), "What units are like from the first layer to the last",
+    (
+        _LAYER,
+        Column("units", pa.int32(), "how many units the layer has"),
+        Column("receptive_field_height", pa.int32(), "the height of an inner cell's receptive field, in network-input pixels"),
+        Column("effective_field_height", pa.int32(), "the height of the effective receptive field; null where the receptive field is small"),
+        Column("named", pa.float32(), "the share of units that are named after a class, a group of classes or a text"),
+        Column("visual", pa.float32(), "the share of units that are named after what they are tuned to: an angle, a colour, brightness, contrast"),
+        Column("r", pa.float32(), "the mean correlation of units with the nearest concept, on the half that it was not chosen on"),
+        Column("r_chance", pa.float32(), "the standard deviation of such a correlation where responses are permuted among images; its mean is 0"),
+        Column("predictability", pa.float32(), "the mean share of pairs of unseen images that patches tell right"),
+        Column("predictability_shuffled", pa.float32(), "the same where it is shuffled which images excite a unit"),
+        Column("several_facets", pa.float32(), "the share of units whose candidates fall into several groups"),
+        Column("several_facets_shuffled", pa.float32(), "the same of patches drawn at random"),
+        Column("grey", pa.float32(), "the mean share of the peaks' values that is left when the images are grey"),
+        Column("scrambled", pa.float32(), "the mean share of the peaks' values that is left when the images' phases are scrambled"),
+        Column("dead", pa.float32(), "the share of dead units"),
+        Column("tied", pa.float32(), "the share of units whose last peaks tie with images beyond them"),
+    ),
+    "unitscope depth ATLAS", "depth.parquet",
+)  # fmt: skip
+
 
 def _by_name(specs: Iterable[TableSpec]) -> dict[str, TableSpec]:
     return {spec.name: spec for spec in specs}
@@ -263,9 +392,17 @@ def _by_name(specs: Iterable[TableSpec]) -> dict[str, TableSpec]:
 CORE_TABLES = _by_name(_CORE)
 """The tables that a scan writes. A change needs a decision record and a new format version."""
 ADDED_TABLES = _by_name(
-    (*(_attribution_table(*method) for method in ATTRIBUTION_METHODS.items()), COLOUR_OR_SHAPE, CLASS_PROBABILITY)
+    (
+        *(_attribution_table(*method) for method in ATTRIBUTION_METHODS.items()),
+        COLOUR_OR_SHAPE,
+        NAMES,
+        VISUAL_TUNING,
+        SCORES,
+        FACETS,
+        CLASS_PROBABILITY,
+    )
 )
 """The tables that commands add to an atlas."""
 ATLAS_TABLES = CORE_TABLES | ADDED_TABLES
-OWN_TABLES = _by_name((SETTLING, PROBE, INVARIANCE))
+OWN_TABLES = _by_name((SETTLING, PROBE, INVARIANCE, DEPTH))
 """Tables that belong to no single atlas and lie in a folder of their own."""

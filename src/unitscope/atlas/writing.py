@@ -2,25 +2,27 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from unitscope.atlas.atlas import Atlas
 from unitscope.atlas.provenance import Provenance, schema_with_metadata
 from unitscope.atlas.schema import FORMAT, MANIFEST
 from unitscope.atlas.tables import ADDED_TABLES, CORE_TABLES, TableSpec
 from unitscope.errors import AtlasError
-from unitscope.files import atomic_write, check_writable
+from unitscope.files import atomic_write, check_writable, os_error_text
 
-MEASURED_COLUMNS = ("value", "mean", "std", "lowest", "highest")
+MEASURED_COLUMNS = ("value", "mean", "std", "skewness", "lowest", "highest", "mean_a", "mean_b")
 """Columns of core tables without a dictionary: their values hardly ever repeat, so a dictionary would cost time and space."""
 
 
@@ -47,17 +49,22 @@ def new_atlas_folder(out: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def write_atlas(out: str | os.PathLike[str], tables: Mapping[str, pa.Table], manifest: Mapping[str, Any]) -> None:
-    """Write all tables and the manifest, whole or not at all.
+def write_atlas(
+    out: str | os.PathLike[str],
+    tables: Mapping[str, pa.Table],
+    manifest: Mapping[str, Any],
+    tables_in_pieces: Mapping[str, Iterable[pa.Table]] = MappingProxyType({}),
+) -> None:
+    """Write all tables and the manifest, whole or not at all. Tables that are too large for memory come in pieces.
 
     Raises `AtlasError` where that can't be done, and leaves nothing behind.
     """
     with atomic_write(new_atlas_folder(out), f"the atlas {str(out)!r}") as folder:
         folder.mkdir()
         with ThreadPoolExecutor(thread_name_prefix="tables") as pool:
+            pieces = {name: [table] for name, table in tables.items()} | dict(tables_in_pieces)
             written = [
-                pool.submit(_write_core_table, tables[name].cast(spec.schema), folder / spec.file)
-                for name, spec in CORE_TABLES.items()
+                pool.submit(_write_core_table, pieces[name], spec, folder / spec.file) for name, spec in CORE_TABLES.items()
             ]
         for future in written:
             future.result()
@@ -114,6 +121,27 @@ def table_writer(
             yield writer
 
 
+@contextmanager
+def locked_pieces(folder: Path, name: str, atlas: Atlas) -> Iterator[None]:
+    """The folder for the pieces of a table that is being made, for one run at a time.
+
+    Raises `AtlasError` where another run holds it, or where it can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AtlasError(f"{str(folder)!r} can't be made: {os_error_text(error)}") from error
+    lock = FileLock(folder / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise AtlasError(f"{name!r} is at work on the atlas {str(atlas.folder)!r} already") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def provenance_of(
     spec: TableSpec, target: Atlas | Path, parameters: Mapping[str, Any] | None, versions: Mapping[str, str] | None
 ) -> Provenance:
@@ -147,7 +175,11 @@ def _sorted(table: pa.Table, spec: TableSpec, atlas: Atlas) -> pa.Table:
     return table.take(pc.sort_indices(keys, [(name, "ascending") for name in spec.key]))
 
 
-def _write_core_table(table: pa.Table, path: Path) -> None:
-    repeating = [name for name in table.column_names if name not in MEASURED_COLUMNS]
-    with path.open("wb") as file:  # a path would have to be valid text
-        pq.write_table(table, file, use_dictionary=repeating)
+def _write_core_table(pieces: Iterable[pa.Table], spec: TableSpec, path: Path) -> None:
+    repeating = [name for name in spec.schema.names if name not in MEASURED_COLUMNS]
+    with (
+        path.open("wb") as file,  # a path would have to be valid text
+        pq.ParquetWriter(file, spec.schema, use_dictionary=repeating) as writer,
+    ):
+        for piece in pieces:
+            writer.write_table(piece.cast(spec.schema))

@@ -5,15 +5,15 @@ from contextlib import closing
 
 from torch import nn
 
-from unitscope.arguments import layer_patterns, unit_numbers
+from unitscope.arguments import unit_numbers
 from unitscope.atlas import Atlas
 from unitscope.attribution.backward import LayerAttribution
 from unitscope.attribution.gradient_checkpoints import keep_checkpoint_graphs
 from unitscope.attribution.methods import METHODS, Method
 from unitscope.attribution.store import AttributionStore
-from unitscope.errors import AtlasError, LayerNotFound, suggestion
+from unitscope.errors import AtlasError, suggestion
 from unitscope.networks import Network
-from unitscope.records import Layer, Peak, match_layers
+from unitscope.records import Layer, Peak
 from unitscope.session.stored import layer_tolerance, open_atlas_session
 
 __all__ = ["METHODS", "attribute"]
@@ -43,7 +43,7 @@ def attribute(
     gradient comes down. The table is then as it was.
     """
     chosen_method = _method(method)
-    peaks_by_layer = _peaks_by_layer(atlas, layer_patterns(layers), unit_numbers(units))
+    peaks_by_layer = _peaks_by_layer(atlas, layers, unit_numbers(units))
     on_peaks = (lambda _: None) if on_peaks is None else on_peaks
     with (
         AttributionStore(atlas, method).locked() as store,
@@ -71,16 +71,9 @@ def _method(name: str) -> Method:
     return METHODS[name]
 
 
-def _peaks_by_layer(atlas: Atlas, patterns: Sequence[str] | None, units: Sequence[int] | None) -> dict[str, list[Peak]]:
+def _peaks_by_layer(atlas: Atlas, layers: Sequence[str] | str | None, units: Sequence[int] | None) -> dict[str, list[Peak]]:
     """The peaks asked for, layer by layer. Raises `AtlasError` where there are none."""
-    if patterns is not None and not patterns:
-        raise LayerNotFound("layers is an empty list; name some, or leave it away for all")
-    matches = match_layers(atlas.layers, ["*"] if patterns is None else patterns)
-    for pattern, layers in matches.items():
-        if not layers:
-            atlas.layer(pattern)  # raises, and names what is close
-    names = {layer.name for layers in matches.values() for layer in layers}
-    peaks_by_layer = {layer.name: _peaks(atlas, layer, units) for layer in atlas.layers if layer.name in names}
+    peaks_by_layer = {layer.name: _peaks(atlas, layer, units) for layer in atlas.layers_matching(layers)}
     if not any(peaks_by_layer.values()):
         chosen = "the chosen units" if units is not None else "the units of the chosen layers"
         raise AtlasError(f"{chosen} have no peaks in the atlas {str(atlas.folder)!r}: they are dead")

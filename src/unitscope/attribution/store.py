@@ -12,15 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from filelock import FileLock, Timeout
 
 from unitscope.atlas import ADDED_TABLES, Atlas, table_writer
 from unitscope.atlas.attribution_images import Attribution
 from unitscope.atlas.provenance import read_metadata, schema_with_metadata
 from unitscope.atlas.table_files import table_errors
-from unitscope.atlas.writing import provenance_of
-from unitscope.errors import AtlasError
-from unitscope.files import atomic_write, os_error_text
+from unitscope.atlas.writing import locked_pieces, provenance_of
+from unitscope.files import atomic_write
 from unitscope.records import Peak
 
 PIECE_EVERY_S = 10.0
@@ -51,26 +49,17 @@ class AttributionStore:
     @contextmanager
     def locked(self) -> Iterator["AttributionStore"]:
         """Raises `AtlasError` where another run holds the lock, or where the folder can't be written to."""
-        try:
-            self._pieces_folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise AtlasError(f"{str(self._pieces_folder)!r} can't be made: {os_error_text(error)}") from error
-        lock = FileLock(self._pieces_folder / "lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise AtlasError(f"{self._spec.name!r} is at work on the atlas {str(self._atlas.folder)!r} already") from error
-        try:
+        with locked_pieces(self._pieces_folder, self._spec.name, self._atlas):
             self._remove_stale_pieces()
-            yield self
-        finally:
             try:
-                self._write_piece()
+                yield self
             finally:
-                if not self._pieces():
-                    shutil.rmtree(self._pieces_folder, ignore_errors=True)
-                    _remove_empty(self._path.parent)
-                lock.release()
+                try:
+                    self._write_piece()
+                finally:
+                    if not self._pieces():
+                        shutil.rmtree(self._pieces_folder, ignore_errors=True)
+                        _remove_empty(self._path.parent)
 
     def missing(self, layer: str, peaks: Sequence[Peak]) -> list[Peak]:
         """Those peaks of a layer that have no attribution yet."""

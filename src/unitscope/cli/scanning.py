@@ -52,6 +52,18 @@ class ScanFlags:
     limit: Annotated[int | None, Parameter(help="Scan the first images only.")] = None
     precision: Annotated[str, Parameter(help="fp32, or bf16: screen in bfloat16, rank in float32.")] = "fp32"
     sample: Annotated[int, Parameter(help="Images of which every unit's value is kept, to compare with.")] = 200
+    candidates: Annotated[
+        int | None,
+        Parameter(
+            help="How many of each unit's highest values are kept to choose its peaks from, without near-duplicates; 50, or 12 under bf16, if not given.",
+            metavar="N",
+        ),
+    ] = None
+    labels: Annotated[Path | None, Parameter(help="A CSV file with the key and the label of every image.", metavar="FILE")] = None
+    classes: Annotated[
+        Path | None, Parameter(help="Text with the name of each of the network's classes, a line each.", metavar="FILE")
+    ] = None
+    tuning: Annotated[bool, Parameter(help="Keep every unit's mean response to each label.")] = True
     device: Device = "auto"
 
 

@@ -9,11 +9,13 @@ import pyarrow as pa
 
 from unitscope.atlas import Atlas
 from unitscope.atlas.attribution_images import decode_attribution
+from unitscope.atlas.depth import DEPTH_PLOTS, SIZE_PLOT
 from unitscope.errors import UnitscopeError
 from unitscope.files import atomic_write, check_writable
 from unitscope.records import Peak
 
 ACCENT, MUTED = "#e2703a", "#787c82"
+CURVE_COLOURS = (ACCENT, "#4d7ea8", "#5d8a4f", MUTED)
 AMOUNT_LABELS = {"translation": "share of the height", "scale": "times", "rotation": "degrees"}
 OCCLUSION_TITLES = ("image", "drop of the unit", "probability of its class", "most probable class")
 NAMED_CLASSES = 3
@@ -67,6 +69,36 @@ def draw_probe(table: pa.Table, path: Path) -> None:
     axis.set_ylabel("accuracy of a linear classifier")
     axis.set_ylim(0, 1)
     axis.legend(frameon=False)
+    _save(pyplot, figure, path)
+
+
+def draw_depth(table: pa.Table, network: str, path: Path) -> None:
+    """Curves over the layers from the first to the last: fields; shares of named units; correlation and predictability with what chance
+    gives; what is left in grey and scrambled. Curves of tables that aren't there are left out."""
+    pyplot = import_pyplot()
+    rows = table.to_pylist()
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 6.4), layout="constrained", sharex=True)
+    figure.suptitle(f"{network}: units from the first layer to the last", fontsize=12)
+    for axis, (title, curves) in zip(axes.ravel(), DEPTH_PLOTS.items(), strict=True):
+        axis.set_title(title, fontsize=10)
+        for curve in curves:
+            values = [np.nan if row[curve.column] is None else row[curve.column] for row in rows]
+            if not np.isnan(values).all():
+                style = ":" if curve.is_control else "o-"
+                colour = CURVE_COLOURS[curve.number]
+                axis.plot(range(len(rows)), values, style, color=colour, label=curve.label, linewidth=1.8, markersize=3)
+        if title == SIZE_PLOT:
+            axis.set_yscale("log", base=2)
+            axis.yaxis.set_major_formatter("{x:.0f}")
+        else:
+            axis.set_ylim(0, 1.02)
+        if axis.lines:
+            axis.legend(framealpha=0.85, edgecolor="none", fontsize=8)
+        else:
+            axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color=MUTED)
+    step = max(1, len(rows) // 26)
+    for axis in axes[1]:
+        axis.set_xticks(range(0, len(rows), step), [row["layer"] for row in rows][::step], rotation=60, ha="right", fontsize=7)
     _save(pyplot, figure, path)
 
 

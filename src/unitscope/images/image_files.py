@@ -11,7 +11,7 @@ from unitscope.errors import ImagesError
 from unitscope.files import absolute_path, os_error_text
 from unitscope.images.decoding import content_of_file, read_file
 from unitscope.images.folders import FolderListing, list_folder
-from unitscope.images.labels import written_label
+from unitscope.images.labels import wordnet_label, written_label
 from unitscope.images.numbered import NumberedSource
 from unitscope.images.protocol import SourceImage, valid_text
 
@@ -40,7 +40,8 @@ class ImageFiles(NumberedSource):
 
 
 class FolderSource(ImageFiles):
-    """All files below a folder, sorted by path; the label is the name of the first folder on the way, where there is one.
+    """All files below a folder, sorted by path; the label is the name of the first folder on the way, where there is one, or else the
+    WordNet id that the file's name begins with.
 
     Every file counts, whatever its name ends in: what isn't an image is skipped with its reason. What is left out, `list_folder` says.
     The folder is listed on first use; where it holds no files, that raises `ImagesError`.
@@ -72,7 +73,7 @@ class FolderSource(ImageFiles):
 
     def label(self, image: int) -> str | None:
         folder, slash, _ = self.key(image).partition("/")
-        return folder if slash else None
+        return folder if slash else wordnet_label(folder)
 
     def path(self, image: int) -> Path:
         return self.folder / self._listing.paths[image]
@@ -87,7 +88,8 @@ class FolderSource(ImageFiles):
 
 
 class ListSource(ImageFiles):
-    """Files in the order given, with labels where they are given; a key is the path from the deepest folder that all files are in.
+    """Files in the order given; a key is the path from the deepest folder that all files are in. Where no labels are given, it is the
+    WordNet id that a file's name begins with.
 
     Relative paths start from `folder` or, without one, from the working folder. `passed_over` are paths that are no images, with reasons.
     """
@@ -106,7 +108,7 @@ class ListSource(ImageFiles):
             raise ImagesError(url_text(os.fspath(paths[0])))
         self._start = os.path.join(os.getcwd(), folder or "")
         self._given_paths = [os.fspath(path) for path in paths]
-        self._labels, self._passed_over = labels, passed_over or {}
+        self._labels, self._passed_over = labels if labels and any(labels) else None, passed_over or {}
 
     @property
     def description(self) -> Mapping[str, Any]:
@@ -123,7 +125,9 @@ class ListSource(ImageFiles):
         return valid_text(self._paths[image].replace(os.sep, "/"))
 
     def label(self, image: int) -> str | None:
-        return written_label(self._labels[image] or "") if self._labels else None
+        if self._labels:
+            return written_label(self._labels[image] or "")
+        return wordnet_label(self._given_paths[image])
 
     def path(self, image: int) -> Path:
         return Path(self._folder, self._paths[image])

@@ -1,6 +1,7 @@
 """Labels as text: from whatever data sets, rows and files give for one."""
 
 import os
+import re
 from bisect import bisect_right
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
@@ -17,6 +18,8 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class")
 """What data sets call their column of labels, the usual name first."""
 NO_LABEL = -1
 """What data sets give for an image that has no label."""
+WORDNET_NAME = re.compile(r"(n\d{8})_")
+"""How names of ImageNet's files begin: with the WordNet id of the class."""
 MAX_WRAPPERS = 100
 """How many data sets inside each other are looked through: more than anybody nests, fewer than one that holds itself."""
 
@@ -99,6 +102,16 @@ def written_label(text: str) -> str | None:
     """A label that was written as text; None where that means that there is none."""
     label = text.strip()
     return None if label in ("", str(NO_LABEL)) else label
+
+
+def wordnet_label(name: str) -> str | None:
+    """The WordNet id that a file's name begins with, as ImageNet's do; None where it doesn't.
+
+    >>> wordnet_label("train/n02084071_10026.JPEG"), wordnet_label("n02084071.jpg"), wordnet_label("n1_a.jpg")
+    ('n02084071', None, None)
+    """
+    match = WORDNET_NAME.match(name.replace("\\", "/").rpartition("/")[2])
+    return match[1] if match else None
 
 
 def first_label(row: Mapping[str, Any], columns: Iterable[str] = LABEL_COLUMNS) -> tuple[str, Any]:

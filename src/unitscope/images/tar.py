@@ -15,7 +15,7 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from unitscope.images.archive_formats import ArchiveMember, IndexEntry, Stream
-from unitscope.images.labels import decoded, first_label, label_text, written_label
+from unitscope.images.labels import decoded, first_label, label_text, wordnet_label, written_label
 from unitscope.images.names import is_picture_name
 from unitscope.images.protocol import Skipped, valid_text
 
@@ -245,14 +245,14 @@ def _is_label(member: tarfile.TarInfo) -> bool:
 
 def _label_for(member: tarfile.TarInfo, labels: Mapping[str, str | None]) -> str | None:
     """The label of an image: the one of its own name, with the ending or without, or of its name up to an earlier dot; else its first
-    folder."""
+    folder, or the WordNet id that its name begins with."""
     stem, sample = member.name, _sample_name(member)
     while len(stem) >= len(sample):
         if labels.get(stem):
             return labels[stem]
         stem = splitext(stem)[0] if splitext(stem)[1] else ""
     folders = [part for part in member.name.split("/")[:-1] if part not in ("", ".")]
-    return valid_text(folders[0]) if folders else None
+    return valid_text(folders[0]) if folders else wordnet_label(member.name)
 
 
 def _label_in(member: tarfile.TarInfo, content: bytes) -> str | None:

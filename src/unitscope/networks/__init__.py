@@ -4,7 +4,7 @@ Whatever runs a network runs an isolated copy of it (`isolation`, `copying`) in 
 was.
 """
 
-from unitscope.networks.model_strings import load_network
+from unitscope.networks.model_strings import build_with_factory, is_factory, load_network, open_clip_model
 from unitscope.networks.network import InputFormat, Network, as_float32, first_float_tensor, network_from_module
 from unitscope.networks.preprocessing import PREPROCESSING_FLAGS, PreprocessingOverrides, as_preprocessing, preprocessing_for
 
@@ -15,8 +15,11 @@ __all__ = [
     "PreprocessingOverrides",
     "as_float32",
     "as_preprocessing",
+    "build_with_factory",
     "first_float_tensor",
+    "is_factory",
     "load_network",
     "network_from_module",
+    "open_clip_model",
     "preprocessing_for",
 ]

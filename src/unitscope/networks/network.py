@@ -9,19 +9,22 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from unitscope.errors import NetworkError
+from unitscope.networks.classes import OutputClass
 from unitscope.networks.copying import uncompiled
 from unitscope.records import Preprocessing
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A module with the model string, weights and seed that it was made from. `preprocessing` is None where it isn't known."""
+    """A module with the model string, weights and seed that it was made from. `preprocessing` and `classes`, those of its outputs, are
+    None where they aren't known."""
 
     module: nn.Module
     model: str
     weights: str
     seed: int
     preprocessing: Preprocessing | None
+    classes: tuple[OutputClass, ...] | None = None
 
     def hash(self) -> str:
         """SHA-256 over names, types, shapes and bytes of all parameters and buffers, by name; other state counts by its `repr`.

@@ -53,6 +53,14 @@ def _takes_images(module: nn.Module) -> bool:
     return arguments[0] == "pixel_values" or (arguments[0] == "inputs" and "pixel_values" in arguments)
 
 
+def class_names(network: Any) -> list[str] | None:
+    """What the configuration of a classifier calls its outputs; None where it gives them numbers alone."""
+    names: Mapping[int, str] = getattr(network.config, "id2label", None) or {}
+    if "ForImageClassification" not in type(network).__name__ or names.get(0, "LABEL_0") == "LABEL_0":
+        return None
+    return [names.get(position, str(position)) for position in range(network.config.num_labels)]
+
+
 def preprocessing_of(name: str) -> Preprocessing | None:
     """The preprocessing of a network's image processor; None where there is none, or where it does what a `Preprocessing` can't say.
 

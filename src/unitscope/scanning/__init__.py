@@ -19,22 +19,31 @@ from unitscope.atlas import Atlas, new_atlas_folder, write_atlas
 from unitscope.atlas.schema import MAX_INPUT_VALUES, MAX_RANK
 from unitscope.errors import UnitscopeError
 from unitscope.images import ImageSource, Skipped, as_source, skipping_errors
+from unitscope.images.keys import HALVES
+from unitscope.images.label_files import as_labels, check_labels, labels_hash
 from unitscope.layers import unknown_operators, unreadable_layers
 from unitscope.networks import Network
+from unitscope.networks.classes import OutputClass, as_classes
 from unitscope.networks.precision import plain_tensors
 from unitscope.runners.local import LocalRunner
 from unitscope.scanning.checkpoint import Checkpoint, clear_finished
+from unitscope.scanning.class_units import class_units
 from unitscope.scanning.effective_fields import with_effective_fields
 from unitscope.scanning.options import Options, ScanOptions, options_of
 from unitscope.scanning.partial_results import PartialResult
-from unitscope.scanning.plan import ScanPlan
+from unitscope.scanning.plan import ScanPlan, default_candidates
 from unitscope.scanning.screening import has_bfloat16, no_gain_reason, screen_shards
 from unitscope.scanning.shards import scan_shards
-from unitscope.scanning.tables import layers_table, tables_without_layers
+from unitscope.scanning.tables import classes_table, layers_table, tables_without_layers, tuning_rows
+from unitscope.scanning.tuning import MAX_TUNING_BYTES, FixedPoint, tuning_bytes
 from unitscope.session.loader import Loader
 from unitscope.session.opening import as_network, loader_for, new_session, operators_without_rule, preprocessing_of
 from unitscope.session.readers import reader_count
 from unitscope.session.session import Session
+
+TOO_MANY_LABELS = (
+    "the mean responses to {} of {:,} units would take too much memory, so there are none; scan fewer layers for them"
+)
 
 
 def scan(
@@ -59,8 +68,11 @@ def scan(
     caller's thread alone or, with two workers and more, by as many processes with a pickled copy each. With `precision` bf16 the
     images are screened in bfloat16 first, and only those that may hold peaks run in float32; where that gains nothing a warning says
     so. Of one image a unit gets one peak, or `per_image` that are half a field apart. With `inner` only cells count whose receptive fields
-    lie on the image, so that no patch shows padding; layers without such cells keep all. The `sample` has 200 images. `limit` scans the
-    first images only. What was scanned is saved every `checkpoint_every_s` seconds. `on_images` is told of progress.
+    lie on the image, so that no patch shows padding; layers without such cells keep all. Of every unit the highest `candidates` (50, or
+    12 with bf16) are kept, of which the first that are no near-duplicates of others are its peaks. The `sample` has 200 images. `limit` scans the
+    first images only. `labels`, a mapping from keys or a CSV file, take the place of those that the images have, and `classes`, a list or
+    a file with one a line, of those that come with the network's weights; without `tuning` no means by label are kept. What was scanned is
+    saved every `checkpoint_every_s` seconds. `on_images` is told of progress.
 
     A scan that was stopped is resumed when it is started again. The network is left as it was: it is a copy that runs. First
     it runs on noise; a warning says where values depend on more than their image.
@@ -81,15 +93,17 @@ def scan(
         device = "cpu" if worker_device else scan_options.device
         session = new_session(scanned, loader, patterns, device, readers, scan_options.inner)
         _warn_of_findings(scanned, session)
-        plan = _affordable(plan, session)
+        plan = _with_tuning(_affordable(plan, session, scan_options), session, scan_options)
+        outputs = class_units(session, as_classes(scan_options.classes), scanned.classes)
         worker_session = session.on_device(torch.device(worker_device)) if worker_device else session
         manifest = _manifest(scanned, weights_hash, worker_session, plan, patterns) | _inner_cells(session, scan_options)
+        manifest |= {"class_layers": outputs.layers}
         with Checkpoint(
             folder, _checkpoint_plan(manifest, session, plan), scan_options.checkpoint_every_s
         ).locked() as checkpoint:
             new_atlas_folder(out)  # another scan may have come first
             result = _scanned(worker_session, plan, scan_options, checkpoint)
-            _write(out, result, session, manifest)
+            _write(out, result, session, plan, manifest, outputs.classes)
             checkpoint.remove()
     return Atlas(out, images=images)
 
@@ -101,11 +115,15 @@ def _readers(source: ImageSource, options: Options) -> int:
 
 def _plan(source: ImageSource, k: int, options: Options) -> ScanPlan:
     images = source.count(options.limit)
-    return ScanPlan(images, k, options.per_image, options.batch_size, options.precision, options.sample)
+    candidates = options.candidates or default_candidates(k, options.precision)
+    return ScanPlan(images, k, candidates, options.per_image, options.batch_size, options.precision, options.sample)
 
 
 def _loader(network: Network, source: ImageSource, plan: ScanPlan, options: Options) -> Loader:
     loader = loader_for(source, preprocessing_of(options.preprocess, network), plan.images, network.model)
+    if (labels := as_labels(options.labels)) is not None:
+        check_labels(labels, source)
+        loader = replace(loader, labels=labels)
     if prod(loader.shape) > MAX_INPUT_VALUES:
         raise UnitscopeError(
             f"an input of {loader.shape} has more than {MAX_INPUT_VALUES:,} numbers; give smaller images, or a smaller crop"
@@ -113,12 +131,26 @@ def _loader(network: Network, source: ImageSource, plan: ScanPlan, options: Opti
     return loader
 
 
-def _affordable(plan: ScanPlan, session: Session) -> ScanPlan:
+def _affordable(plan: ScanPlan, session: Session, options: Options) -> ScanPlan:
     """The plan, in float32 where bfloat16 would gain nothing; a warning says so."""
     if plan.precision == "bf16" and (reason := no_gain_reason(session, plan, has_bfloat16(session.device))):
         _warn(f"bf16 would gain nothing here, so this runs in fp32: {reason}")
-        return replace(plan, precision="fp32")
+        return replace(plan, precision="fp32", candidates=options.candidates or default_candidates(plan.k, "fp32"))
     return plan
+
+
+def _with_tuning(plan: ScanPlan, session: Session, options: Options) -> ScanPlan:
+    """The plan with sums by label, where they are wanted, images may have labels, and these are not too many. A warning says so."""
+    loader = session.loader
+    known = loader.source.labels() if loader.labels is None and plan.images is not None else None
+    labels = None if known is None else set(known) - {None}
+    if not options.tuning or labels == set():
+        return plan
+    label_halves = len(HALVES) * len(labels or ())
+    if options.limit is None and tuning_bytes(label_halves, sum(session.unit_counts)) > MAX_TUNING_BYTES:
+        _warn(TOO_MANY_LABELS.format(f"{len(labels or ()):,} labels", sum(session.unit_counts)))
+        return plan
+    return replace(plan, fixed_point=FixedPoint.of(session.trial.magnitudes, plan.images))
 
 
 def _warn_of_changing_images(source: ImageSource) -> None:
@@ -151,14 +183,23 @@ def _scanned(session: Session, plan: ScanPlan, options: Options, checkpoint: Che
     run = screen_shards if plan.precision == "bf16" else scan_shards
     result = run(session, plan, runner, checkpoint, on_images)
     passed_over, first_free = session.loader.source.passed_over.items(), plan.images or 0
+    if result.tuning.is_full:
+        _warn(TOO_MANY_LABELS.format("so many labels", sum(session.unit_counts)))
     result.skipped |= {first_free + index: key_and_reason for index, key_and_reason in enumerate(passed_over)}
     return result
 
 
-def _write(out: str | os.PathLike[str], result: PartialResult, session: Session, manifest: Mapping[str, Any]) -> None:
+def _write(
+    out: str | os.PathLike[str],
+    result: PartialResult,
+    session: Session,
+    plan: ScanPlan,
+    manifest: Mapping[str, Any],
+    classes: Sequence[OutputClass],
+) -> None:
     """Write the atlas. Effective receptive fields are measured while its tables are made."""
     with ThreadPoolExecutor(1, "tables") as pool:
-        tables = pool.submit(tables_without_layers, result, session.layers, session.loader.preprocessing)
+        tables = pool.submit(tables_without_layers, result, session.layers, plan.k, session.loader.preprocessing)
         layers = layers_table(with_effective_fields(session, result.sample))
     counts = {
         "listed": result.listed,
@@ -168,7 +209,9 @@ def _write(out: str | os.PathLike[str], result: PartialResult, session: Session,
     }
     images = {"images": manifest["images"] | {"contents": f"{result.contents:016x}"}}
     findings = {"trial": session.trial.described()}
-    write_atlas(out, tables.result() | {"layers": layers}, {**manifest, **counts, **findings, **images})
+    tuning = {"tuning": tuning_rows(result.tuning, session.layers, plan.fixed_point)}
+    more_tables = {"layers": layers, "classes": classes_table(classes)}
+    write_atlas(out, tables.result() | more_tables, {**manifest, **counts, **findings, **images}, tuning)
 
 
 # ── the manifest ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -189,11 +232,14 @@ def _manifest(
             **source.description,
             "hash": source.hash(plan.images),
             "fingerprint": source.fingerprint(plan.images),
+            **({} if session.loader.labels is None else {"labels_hash": labels_hash(session.loader.labels)}),
         },
         "layers": list(patterns) if patterns else None,
         "left_out": [{"layer": layer.name, "reason": layer.reason} for layer in unreadable_layers(trace, patterns)],
         "operators_without_rule": unknown_operators(session.layers),
+        "tuning": plan.fixed_point is not None,
         "k": plan.k,
+        "candidates": plan.candidates,
         "per_image": plan.per_image,
         "sample": plan.sample,
         "batch_size": plan.batch_size,
@@ -217,4 +263,11 @@ def _checkpoint_plan(manifest: Mapping[str, Any], session: Session, plan: ScanPl
     """All that an unfinished scan must have in common with this one to be resumed."""
     labels = session.loader.source.fingerprint_labels(plan.images)
     layers = [traced.name for traced in session.layers]
-    return {**manifest, "images": manifest["images"] | {"labels": labels}, "scanned": layers, "listed": plan.images or 0}
+    images = manifest["images"] | {"labels": labels}
+    return {
+        **manifest,
+        "images": images,
+        "scanned": layers,
+        "listed": plan.images or 0,
+        "fixed_point": plan.fixed_point and asdict(plan.fixed_point),
+    }

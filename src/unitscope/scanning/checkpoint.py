@@ -5,15 +5,16 @@ all, and `lock` belongs to the scan that runs. The folder goes when the atlas is
 """
 
 import json
+import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from filelock import FileLock, Timeout
@@ -27,13 +28,15 @@ from unitscope.files import atomic_write
 from unitscope.images import contradictions
 from unitscope.records import ImageRecord
 from unitscope.scanning.partial_results import PartialResult
-from unitscope.scanning.running_statistics import Extremes, MeanVariance, RunningStatistics
+from unitscope.scanning.running_statistics import Extremes, ImageGroup, Moments, RunningStatistics
 from unitscope.scanning.sample import Sample
+from unitscope.scanning.tuning import Tuning
 from unitscope.topk import TopK
 
 MAX_TIME_SHARE = 0.01
 """Of a scan, for saving."""
 STAGES = ("checkpoint", "screened")
+LENGTH_BYTES, DIGEST_BYTES, READ_BYTES = 8, 32, 1 << 20
 
 
 def checkpoint_folder(out: Path) -> Path:
@@ -97,11 +100,10 @@ class Checkpoint:
         """
         if not self._path.exists():
             return None
-        digest, _, content = self._path.read_bytes().partition(b"\n")
         try:
-            if sha256(content).hexdigest().encode() != digest:
-                raise ValueError("its bytes have changed")
-            return _unpacked(load(content))
+            with self._path.open("rb") as file:
+                _check_digest(file)
+                return _read_result(file)
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
             raise AtlasError(
                 f"the checkpoint {str(self._path)!r} is damaged ({error}); remove the folder {str(self.folder)!r} to scan from the beginning"
@@ -117,9 +119,8 @@ class Checkpoint:
 
     def save(self, result: PartialResult) -> None:
         """Write the result. It is left as it is."""
-        content = save(_packed(result))
-        self._write(self.folder / "plan.json", json.dumps(self._plan, indent=2, sort_keys=True).encode())
-        self._write(self._path, sha256(content).hexdigest().encode() + b"\n" + content)
+        self._write(self.folder / "plan.json", [json.dumps(self._plan, indent=2, sort_keys=True).encode()])
+        self._write(self._path, _with_digest(_chunks(result)))
 
     def remove(self) -> None:
         """Remove the folder."""
@@ -148,9 +149,9 @@ class Checkpoint:
             )
         raise AtlasError(f"{str(path)!r} is damaged; remove the folder {str(self.folder)!r} to scan from the beginning")
 
-    def _write(self, path: Path, content: bytes) -> None:
-        with atomic_write(path, f"the checkpoint {str(path)!r}") as aside:
-            aside.write_bytes(content)
+    def _write(self, path: Path, chunks: Iterable[bytes]) -> None:
+        with atomic_write(path, f"the checkpoint {str(path)!r}") as aside, aside.open("wb") as file:
+            file.writelines(chunks)
 
 
 def _remove_folder(folder: Path) -> None:
@@ -188,7 +189,58 @@ def _shortened_json(value: Any) -> str:
     return text if len(text) < 60 else f"{text[:56]} …"
 
 
-# ── a partial result as tensors and text ────────────────────────────────────────────────────────────────────────────
+# ── a partial result as bytes ───────────────────────────────────────────────────────────────────────────────────────
+# The length of what follows, tensors and text, the rows of the tuning one by one since they may fill hundreds of megabytes, a digest.
+
+
+def _with_digest(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    digest = sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+        yield chunk
+    yield digest.digest()
+
+
+def _check_digest(file: BinaryIO) -> None:
+    """Raises `ValueError` where the bytes aren't those that were written; else the file is at its start."""
+    remaining, digest = file.seek(0, os.SEEK_END) - DIGEST_BYTES, sha256()
+    if remaining < 0:
+        raise ValueError("it is too short")
+    file.seek(0)
+    while remaining:
+        chunk = file.read(min(remaining, READ_BYTES))
+        digest.update(chunk)
+        remaining -= len(chunk)
+    if file.read() != digest.digest():
+        raise ValueError("its bytes have changed")
+    file.seek(0)
+
+
+def _chunks(result: PartialResult) -> Iterator[bytes]:
+    content = save(_packed(result))
+    yield len(content).to_bytes(LENGTH_BYTES, "big")
+    yield content
+    for key in result.tuning.images:
+        yield result.tuning.sums[key].numpy().tobytes()
+        yield from (row.numpy().tobytes() for row in result.tuning.missing.get(key, ()))
+
+
+def _read_result(file: BinaryIO) -> PartialResult:
+    tensors = load(file.read(int.from_bytes(file.read(LENGTH_BYTES), "big")))
+    texts = json.loads(bytes(tensors["texts"].numpy()).decode())
+    result = _unpacked(tensors, texts)
+    unit_count, tuning = len(result.top_k.tied), result.tuning
+    for label, half, images, missing_units in texts["tuning"]:
+        key = label, ImageGroup(half)
+        tuning.images[key] = images
+        tuning.sums[key] = _read_row(file, unit_count, torch.int64)
+        if missing_units:
+            tuning.missing[key] = _read_row(file, missing_units, torch.int32), _read_row(file, missing_units, torch.int64)
+    return result
+
+
+def _read_row(file: BinaryIO, length: int, dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(bytearray(file.read(length * dtype.itemsize)), dtype=dtype)
 
 
 def _packed(result: PartialResult) -> dict[str, Tensor]:
@@ -204,18 +256,20 @@ def _packed(result: PartialResult) -> dict[str, Tensor]:
         "contents": result.contents,
         "images": result.statistics.images,
         "sample_size": result.sample.size,
+        "tuning": [(*key, images, len(result.tuning.missing.get(key, ((),))[0])) for key, images in result.tuning.images.items()],
+        "tuning_is_full": result.tuning.is_full,
     }
     return tensors | {"texts": _as_tensor(json.dumps(texts))}
 
 
-def _unpacked(tensors: Mapping[str, Tensor]) -> PartialResult:
+def _unpacked(tensors: Mapping[str, Tensor], texts: Mapping[str, Any]) -> PartialResult:
+    """All but the rows of the tuning."""
     groups: dict[str, dict[str, Tensor]] = {}
     for path, tensor in tensors.items():
         group, _, name = path.partition("/")
         groups.setdefault(group, {})[name] = tensor
-    texts = json.loads(bytes(tensors["texts"].numpy()).decode())
     blocks = {
-        (int(level), int(number)): MeanVariance(**columns)
+        (int(level), int(number)): Moments(**columns)
         for group, columns in groups.items()
         if group.startswith("block")
         for _, level, number in [group.split()]
@@ -227,6 +281,7 @@ def _unpacked(tensors: Mapping[str, Tensor]) -> PartialResult:
         Sample(**groups["sample"], size=texts["sample_size"]),
         {record["image"]: ImageRecord(**record) for record in texts["image_records"]},
         Counter(texts["labels"]),
+        Tuning(is_full=texts["tuning_is_full"]),
         {int(image): tuple(reason) for image, reason in texts["skipped"].items()},
         texts["read"],
         texts["contents"],

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 from unitscope.arguments import shortened, whole_number
+from unitscope.atlas.schema import MAX_RANK
 from unitscope.errors import UnitscopeError
 from unitscope.runners import Runner
 
@@ -21,6 +22,10 @@ class ScanOptions(TypedDict, total=False):
     per_image: int
     inner: bool
     sample: int
+    candidates: int | None
+    labels: Any
+    classes: Any
+    tuning: bool
     limit: int | None
     checkpoint_every_s: float
     on_images: Callable[[int], None] | None
@@ -39,6 +44,10 @@ class Options:
     per_image: int = 1
     inner: bool = False
     sample: int = 200
+    candidates: int | None = None
+    labels: Any = None
+    classes: Any = None
+    tuning: bool = True
     limit: int | None = None
     checkpoint_every_s: float = 60
     on_images: Callable[[int], None] | None = None
@@ -58,6 +67,8 @@ def options_of(scan_options: ScanOptions) -> Options:
         batch_size=whole_number("batch_size", options.batch_size),
         per_image=whole_number("per_image", options.per_image),
         sample=whole_number("sample", options.sample),
+        candidates=None if options.candidates is None else whole_number("candidates", options.candidates, maximum=MAX_RANK),
         inner=bool(options.inner),
+        tuning=bool(options.tuning),
         limit=None if options.limit is None else whole_number("limit", options.limit),
     )

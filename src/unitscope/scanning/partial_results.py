@@ -13,6 +13,7 @@ from unitscope.layers import TracedLayer
 from unitscope.records import ImageRecord
 from unitscope.scanning.running_statistics import RunningStatistics
 from unitscope.scanning.sample import Sample
+from unitscope.scanning.tuning import Tuning
 from unitscope.topk import TopK
 
 MIN_RECORDS = 1_000
@@ -24,7 +25,7 @@ class PartialResult:
     """Everything that the atlas needs of the images of some shards.
 
     `image_records` are kept of images that a peak or the sample may mention; `skipped` has key and reason of the images that
-    couldn't be read. `contents` is the total of what the images that were read are called and hold (see `images.content`);
+    couldn't be read. `tuning` is empty where the plan has none. `contents` is the total of what the images that were read are called and hold (see `images.content`);
     `images_run_twice` are those that screening ran in float32 too.
     """
 
@@ -33,6 +34,7 @@ class PartialResult:
     sample: Sample
     image_records: dict[int, ImageRecord] = field(default_factory=dict)
     labels: Counter[str] = field(default_factory=Counter)
+    tuning: Tuning = field(default_factory=Tuning)
     skipped: dict[int, tuple[str, str]] = field(default_factory=dict)
     read: int = 0
     contents: int = 0
@@ -54,6 +56,7 @@ class PartialResult:
         self.statistics.merge(other.statistics)
         self.sample.merge(other.sample)
         self.labels += other.labels
+        self.tuning.merge(other.tuning)
         self.skipped |= other.skipped
         self.read += other.read
         self.contents = sum_of_hashes((self.contents, other.contents))

@@ -1,16 +1,10 @@
 """The sample: every unit's spatial maximum in images drawn at random, the same images for every unit and on every machine."""
 
 from dataclasses import dataclass
-from hashlib import blake2b
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
-
-def key_hash(key: str) -> int:
-    """A number between 0 and 2⁶³ that depends on nothing but the key."""
-    return int.from_bytes(blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big") >> 1
 
 
 @dataclass(slots=True)

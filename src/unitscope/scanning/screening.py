@@ -2,7 +2,7 @@
 
 A forward pass in bfloat16 takes half the time where the hardware has it, and its values are right to two or three digits. So it
 can't rank, but it can rule out: an image that comes up to no unit's k-th value, nor near it, holds no peak. The others run again in
-float32, and those values are ranked and stored. The statistics over all images are those of the first look.
+float32, and those values are ranked and stored. Statistics over all images, sums by label among them, are those of the first look.
 """
 
 import logging
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 MARGIN = 0.03
 """How far below its k-th value a unit's candidates may be, as a share of it: ten times what bfloat16's eight bits round away."""
-CANDIDATES_PER_PEAK = 4
+SCREENED_PER_CANDIDATE = 4
 """How many images as many as peaks are looked at again for a unit, at most. With eight copies of every image, twice as many lost one peak in
 fourteen, four times as many none."""
 MAX_RERUN_SHARE = 1 / 3
@@ -37,7 +37,7 @@ def no_gain_reason(session: Session, plan: ScanPlan, is_fast: bool) -> str:
     if not is_fast:
         return f"this {session.device.type} has no fast bfloat16 arithmetic"
     unit_count = sum(session.unit_counts)
-    mentioned = unit_count * plan.k + plan.sample
+    mentioned = unit_count * plan.candidates + plan.sample
     if plan.images and (share := 1 - exp(-mentioned / plan.images)) > MAX_RERUN_SHARE:
         return f"about {share:.0%} of the {plan.images:,} images would have to run again for {unit_count:,} units"
     return _refusal(session.in_dtype(torch.bfloat16))
@@ -45,11 +45,12 @@ def no_gain_reason(session: Session, plan: ScanPlan, is_fast: bool) -> str:
 
 def screen_shards(session: Session, plan: ScanPlan, runner: Runner, checkpoint: Checkpoint, on_images: OnImages) -> PartialResult:
     """The result of a whole scan, screened. `images_run_twice` says how many images ran again."""
-    screening_plan = replace(plan, k=CANDIDATES_PER_PEAK * plan.k)
+    screening_plan = replace(plan, candidates=SCREENED_PER_CANDIDATE * plan.candidates)
     screening_checkpoint = checkpoint.for_stage("screened")
     screened = scan_shards(session.in_dtype(torch.bfloat16), screening_plan, runner, screening_checkpoint, on_images)
     screening_checkpoint.save(screened)
-    exact = scan_shards(session, plan, runner, checkpoint, lambda _: None, candidate_images(screened, plan.k))
+    exact_plan = replace(plan, fixed_point=None)
+    exact = scan_shards(session, exact_plan, runner, checkpoint, lambda _: None, candidate_images(screened, plan.candidates))
     return _combined(screened, exact)
 
 
@@ -68,6 +69,7 @@ def _combined(screened: PartialResult, exact: PartialResult) -> PartialResult:
     if extremes is not None:
         screened.statistics.extremes = replace(extremes, highest=torch.where(highest.isnan(), extremes.highest, highest))
     exact.statistics, exact.labels, exact.skipped = screened.statistics, screened.labels, screened.skipped
+    exact.tuning = screened.tuning
     exact.images_run_twice, exact.read, exact.contents = exact.read, screened.read, screened.contents
     return exact
 

@@ -9,15 +9,22 @@ import pyarrow as pa
 
 from unitscope.atlas import CORE_TABLES
 from unitscope.images import Geometry
+from unitscope.images.keys import HALVES
 from unitscope.layers import TracedLayer
+from unitscope.networks.classes import OutputClass
 from unitscope.receptive_fields import Array
 from unitscope.records import ImageRecord, Layer, Preprocessing
+from unitscope.scanning.near_duplicates import distinct_peaks
 from unitscope.scanning.partial_results import PartialResult, unit_ranges
+from unitscope.scanning.running_statistics import ImageGroup, Moments
 from unitscope.scanning.sample import Sample
-from unitscope.topk import NO_IMAGE
+from unitscope.scanning.tuning import FixedPoint, Tuning
+from unitscope.topk import NO_IMAGE, TopK
 
 Columns = dict[str, Any]
 SIDES = ("top", "left", "bottom", "right")
+MAX_TUNING_ROWS = 1 << 20
+"""How many rows of the tuning are made at once."""
 
 
 def layers_table(layers: Sequence[Layer]) -> pa.Table:
@@ -28,18 +35,25 @@ def layers_table(layers: Sequence[Layer]) -> pa.Table:
 
 
 def tables_without_layers(
-    result: PartialResult, layers: Sequence[TracedLayer], preprocessing: Preprocessing | None
+    result: PartialResult, layers: Sequence[TracedLayer], k: int, preprocessing: Preprocessing | None
 ) -> dict[str, pa.Table]:
     """All other tables of the atlas, sorted by layer order, unit and rank, or by image, or by label."""
     records = result.mentioned_records()
     images = [records[image] for image in sorted(records)]
     geometries = ImageGeometries.of(images, preprocessing)
-    labels = sorted(result.labels)
+    labels, moments = sorted(result.labels), result.statistics.total()
+    peaks, is_near_duplicate = distinct_peaks(result.top_k, records, k)
     return {
         "images": _table("images", [_image_columns(images)]),
         "labels": _table("labels", [{"label": labels, "images": [result.labels[label] for label in labels]}]),
-        "peaks": _table("peaks", (_peak_columns(result, *layer, geometries) for layer in unit_ranges(layers))),
-        "units": _table("units", (_unit_columns(result, *layer) for layer in unit_ranges(layers))),
+        "peaks": _table("peaks", (_peak_columns(peaks, *layer, geometries) for layer in unit_ranges(layers))),
+        "candidates": _table(
+            "candidates", (_candidate_columns(result.top_k, is_near_duplicate, *layer) for layer in unit_ranges(layers))
+        ),
+        "units": _table(
+            "units", (_unit_columns(result, peaks, moments.of_all_groups(), *layer) for layer in unit_ranges(layers))
+        ),
+        "halves": _table("halves", (_half_columns(moments, *layer) for layer in unit_ranges(layers))),
         "sample": _table("sample", _sample_columns(result.sample, layers)),
         "skipped": _table("skipped", [_skipped_columns(result.skipped)]),
     }
@@ -68,31 +82,38 @@ class ImageGeometries:
         return source
 
 
-def _peak_columns(result: PartialResult, traced: TracedLayer, unit_range: slice, geometries: ImageGeometries) -> Columns:
-    top_k = result.top_k
+def _peak_columns(peaks: TopK, traced: TracedLayer, unit_range: slice, geometries: ImageGeometries) -> Columns:
+    unit, rank, columns = _ranked_columns(peaks, traced, unit_range)
+    axes = dict(zip(SIDES, (0, 1, 0, 1), strict=True))
+    image = columns["image"]
+    on_source = {f"source_{side}": geometries.to_source(image, columns[side], axes[side]).astype(np.float32) for side in SIDES}
+    return {"unit": unit, "rank": rank + 1, **columns, **on_source}
+
+
+def _candidate_columns(top_k: TopK, is_near_duplicate: Array, traced: TracedLayer, unit_range: slice) -> Columns:
+    unit, rank, columns = _ranked_columns(top_k, traced, unit_range)
+    return {"unit": unit, "candidate": rank + 1, **columns, "near_duplicate": is_near_duplicate[unit_range][unit, rank]}
+
+
+def _ranked_columns(top_k: TopK, traced: TracedLayer, unit_range: slice) -> tuple[Array, Array, Columns]:
+    """Unit and rank, from 0, of all that a layer's units keep, and the columns that they share."""
     values, images, cells = (tensor[unit_range].numpy() for tensor in (top_k.values, top_k.images, top_k.cells))
     unit, rank = np.nonzero(images != NO_IMAGE)
-    image = images[unit, rank]
     y, x = np.divmod(cells[unit, rank], traced.layer.map_width)
     sides = dict(zip(SIDES, traced.receptive_fields.boxes(unit, y, x), strict=True))
-    axes = dict(zip(SIDES, (0, 1, 0, 1), strict=True))
-    on_source = {f"source_{side}": geometries.to_source(image, sides[side], axes[side]).astype(np.float32) for side in SIDES}
-    return {
+    columns: Columns = {
         "layer": _repeated(traced.name, len(unit)),
-        "unit": unit,
-        "rank": rank + 1,
         "value": values[unit, rank],
-        "image": image,
+        "image": images[unit, rank],
         "y": y,
         "x": x,
         **sides,
-        **on_source,
     }
+    return unit, rank, columns
 
 
-def _unit_columns(result: PartialResult, traced: TracedLayer, unit_range: slice) -> Columns:
-    statistics, unit_count = result.statistics, traced.layer.units
-    total, extremes = statistics.total(), statistics.extremes
+def _unit_columns(result: PartialResult, peaks: TopK, total: Moments, traced: TracedLayer, unit_range: slice) -> Columns:
+    statistics, unit_count, extremes = result.statistics, traced.layer.units, result.statistics.extremes
     assert extremes is not None  # noqa: S101 - the scan has read an image
     finite_images = total.count[unit_range].numpy()
     has_values = finite_images > 0
@@ -107,9 +128,74 @@ def _unit_columns(result: PartialResult, traced: TracedLayer, unit_range: slice)
         "lowest": np.where(has_values, extremes.lowest[unit_range].numpy(), np.nan),
         "highest": np.where(has_values, extremes.highest[unit_range].numpy(), np.nan),
         "nan_images": extremes.nan_images[unit_range].numpy(),
-        "dead": (result.top_k.images[unit_range, 0] == NO_IMAGE).numpy(),
-        "tied": result.top_k.tied[unit_range].numpy(),
+        "dead": (peaks.images[unit_range, 0] == NO_IMAGE).numpy(),
+        "tied": peaks.tied[unit_range].numpy(),
     }
+
+
+def _half_columns(moments: Moments, traced: TracedLayer, unit_range: slice) -> Columns:
+    """Two rows a unit, one a half; none where no image has a label."""
+    halves = slice(ImageGroup.A, ImageGroup.B + 1)
+    count, mean, squares, cubes = (
+        getattr(moments, name)[halves, unit_range].numpy().T.ravel() for name in ("count", "mean", "squares", "cubes")
+    )
+    if not moments.count[halves].any():
+        count, mean, squares, cubes = (values[:0] for values in (count, mean, squares, cubes))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        variance = squares / count
+        skewness = cubes / count / variance**1.5
+    return {
+        "layer": _repeated(traced.name, len(count)),
+        "unit": np.repeat(np.arange(traced.layer.units), 2)[: len(count)],
+        "half": np.tile(HALVES, traced.layer.units)[: len(count)],
+        "images": count,
+        "mean": np.where(count > 0, mean, np.nan),
+        "std": np.sqrt(variance),
+        "skewness": skewness,
+    }
+
+
+def classes_table(classes: Sequence[OutputClass]) -> pa.Table:
+    """What the network's outputs are called."""
+    columns = {
+        "class": range(len(classes)),
+        "name": [output.name for output in classes],
+        "node": pa.array([output.node for output in classes], pa.string()),
+    }
+    return _table("classes", [columns])
+
+
+def tuning_rows(tuning: Tuning, layers: Sequence[TracedLayer], fixed_point: FixedPoint | None) -> Iterator[pa.Table]:
+    """The mean responses by label, some units at a time: the whole table may take a gigabyte."""
+    labels = tuning.labels
+    if not labels or fixed_point is None:
+        return
+    for (traced, unit_range), step in zip(unit_ranges(layers), fixed_point.steps, strict=True):
+        units_at_once = max(1, MAX_TUNING_ROWS // len(labels))
+        for start in range(unit_range.start, unit_range.stop, units_at_once):
+            units = slice(start, min(start + units_at_once, unit_range.stop))
+            yield _table("tuning", [_tuning_columns(tuning, labels, traced.name, units, unit_range.start, step)])
+
+
+def _tuning_columns(tuning: Tuning, labels: list[str], layer: str, units: slice, first: int, step: float) -> Columns:
+    """One row a unit and label; a mean is null where no image of the half gave a value."""
+    unit_count, shape = units.stop - units.start, (len(labels), units.stop - units.start)
+    columns: Columns = {
+        "layer": _repeated(layer, unit_count * len(labels)),
+        "unit": np.repeat(np.arange(units.start - first, units.stop - first, dtype=np.int32), len(labels)),
+        "label": pa.DictionaryArray.from_arrays(np.tile(np.arange(len(labels), dtype=np.int32), unit_count), labels),
+    }
+    for half, name in zip((ImageGroup.A, ImageGroup.B), HALVES, strict=True):
+        sums, images = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int32)
+        for row, label in enumerate(labels):
+            key = label, half
+            if key in tuning.sums:
+                sums[row] = tuning.sums[key][units].numpy()
+                images[row] = tuning.images[key] - tuning.missing_images(key, units).numpy()
+        counts = np.ascontiguousarray(images.T).ravel()
+        means = np.ascontiguousarray(sums.T).ravel() * step / np.maximum(counts, 1)
+        columns |= {f"images_{name}": counts, f"mean_{name}": pa.array(means, mask=counts == 0)}
+    return columns
 
 
 def _sample_columns(sample: Sample, layers: Sequence[TracedLayer]) -> Iterator[Columns]:
@@ -136,7 +222,7 @@ def _sample_columns(sample: Sample, layers: Sequence[TracedLayer]) -> Iterator[C
 
 def _image_columns(images: Sequence[ImageRecord]) -> Columns:
     columns: Columns = {name: [getattr(image, name) for image in images] for name in ImageRecord.__slots__}
-    return columns | {"content": pa.array(columns["content"], pa.uint64())}
+    return columns | {name: pa.array(columns[name], pa.uint64()) for name in ("content", "perceptual_hash")}
 
 
 def _skipped_columns(skipped: Mapping[int, tuple[str, str]]) -> Columns:

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from unitscope.errors import UnitscopeError, first_line
 from unitscope.images import Item, ShardUnreadable
 from unitscope.images.content import image_hash, sum_of_hashes
+from unitscope.images.keys import key_hash
 from unitscope.layers import TracedLayer
-from unitscope.records import Shard
+from unitscope.records import ImageRecord, Shard
 from unitscope.runners import FailedShard
 from unitscope.scanning.partial_results import PartialResult
 from unitscope.scanning.plan import ScanPlan
 from unitscope.scanning.running_statistics import RunningStatistics
-from unitscope.scanning.sample import Sample, key_hash
+from unitscope.scanning.sample import Sample
+from unitscope.scanning.tuning import MAX_TUNING_BYTES, LabelHalf, Tuning, image_groups, label_half, tuning_bytes
 from unitscope.session.loader import LoadedImage
 from unitscope.session.session import Session, read_layers
 from unitscope.spatial_max import Candidates, PeakPicker, Spacing, SpatialMax, concatenated, highest_cell, highest_cell_by_pooling
@@ -70,13 +72,17 @@ class Worker:
     _sample: Sample = field(init=False)
     _is_rectified: Tensor = field(init=False)
     _batch_images: int = field(init=False)
+    _steps: Tensor | None = field(init=False)
+    _label_halves: set[LabelHalf] = field(init=False, default_factory=set)
     _pickers: list[PeakPicker] = field(init=False)
 
     def __post_init__(self) -> None:
         session, device = self.session, self.session.device
-        self._top_k = TopK.empty(sum(session.unit_counts), self.plan.k, device)
+        self._top_k = TopK.empty(sum(session.unit_counts), self.plan.candidates, device)
         self._sample = Sample.empty(0, self.plan.sample)
         self._batch_images = session.images_per_pass(self.plan.batch_size)
+        fixed_point = self.plan.fixed_point
+        self._steps = None if fixed_point is None else fixed_point.by_unit(session.unit_counts)
         is_rectified = torch.tensor([traced.layer.rectified for traced in session.layers], device=device)
         self._is_rectified = is_rectified.repeat_interleave(torch.tensor(session.unit_counts, device=device))
         kth_values = self._top_k.kth_values().split(session.unit_counts)
@@ -161,7 +167,7 @@ class Worker:
 
     def _piece_result(self, shard: Shard, batches: list[BatchMaxima]) -> PartialResult:
         unit_count = sum(self.session.unit_counts)
-        result = PartialResult.empty(unit_count, self.plan.k, self.plan.sample)
+        result = PartialResult.empty(unit_count, self.plan.candidates, self.plan.sample)
         result.statistics = RunningStatistics.of_empty_shard(shard.number, unit_count)
         images = [image for batch in batches for image in batch.images]
         result.skipped = {image.image: (image.key, image.skip_reason) for image in images if image.record is None}
@@ -173,7 +179,10 @@ class Worker:
             numbers = torch.tensor([image.image for image in readable])
             result.top_k = self._new_top_k([batch for batch in batches if batch.maxima is not None], hashes, numbers)
             joined = concatenated(maxima, 0)
-            result.statistics = RunningStatistics.of_shard(shard.number, joined.values.cpu(), joined.has_nan.cpu())
+            values, has_nan = joined.values.cpu(), joined.has_nan.cpu()
+            records = [image.record for image in images if image.record is not None]
+            result.statistics = RunningStatistics.of_shard(shard.number, values, has_nan, image_groups(records))
+            result.tuning = self._new_tuning(values, records)
             result.sample = self._new_sample(joined, hashes, numbers)
         return result
 
@@ -181,7 +190,7 @@ class Worker:
         """Those candidates of some batches that come in among the top k so far."""
         values, cells = (torch.cat(tensors) for tensors in zip(*map(self._candidates, batches), strict=True))
         hashes, images = (t.to(self.session.device).repeat_interleave(self.plan.per_image) for t in (hashes, images))
-        top_k = TopK.empty(sum(self.session.unit_counts), self.plan.k, self.session.device)
+        top_k = TopK.empty(sum(self.session.unit_counts), self.plan.candidates, self.session.device)
         top_k.add(values, hashes, images, cells, kth_values=self._top_k.kth_values())
         return top_k.to("cpu")
 
@@ -194,6 +203,16 @@ class Worker:
         return values.masked_fill(
             (values <= 0) & self._is_rectified, torch.nan
         ), batch.maxima.cells  # rule 5 of docs/exactness.md
+
+    def _new_tuning(self, values: Tensor, records: Sequence[ImageRecord]) -> Tuning:
+        """Sums by label, where they are wanted and not of too many labels."""
+        fixed_point = self.plan.fixed_point
+        if fixed_point is None or self._steps is None:
+            return Tuning()
+        self._label_halves.update(label_half(record.label, record.key) for record in records if record.label is not None)
+        if tuning_bytes(len(self._label_halves), values.shape[1]) > MAX_TUNING_BYTES:
+            return Tuning(is_full=True)
+        return Tuning.of_images(values, records, self._steps, fixed_point.max_steps)
 
     def _new_sample(self, maxima: SpatialMax, hashes: Tensor, images: Tensor) -> Sample:
         """Those images that could come into the sample."""

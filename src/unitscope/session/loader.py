@@ -10,6 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from unitscope.images import ImageSource, Item, Skipped, SourceImage, prepare, skipping_errors
+from unitscope.images.label_files import Labels
+from unitscope.images.perceptual_hash import perceptual_hash
 from unitscope.images.protocol import Pixels
 from unitscope.networks import InputFormat
 from unitscope.records import ImageRecord, Preprocessing
@@ -30,12 +32,14 @@ class LoadedImage:
 class Loader:
     """Turns images of a source into inputs.
 
-    Without preprocessing the source gives arrays that are taken as they are. `shape` is (channel, y, x) of every input.
+    Without preprocessing the source gives arrays that are taken as they are. `shape` is (channel, y, x) of every input. `labels`, by
+    key, take the place of those that the source gives.
     """
 
     source: ImageSource
     preprocessing: Preprocessing | None
     shape: tuple[int, int, int]
+    labels: Labels | None = None
 
     def item(self, image: int) -> Item:
         """The image of that number, to be loaded; one whose key can't be had says so when it is read."""
@@ -53,9 +57,11 @@ class Loader:
                 source_image = item.read()
             with skipping_errors("can't be prepared:"):
                 pixels, (width, height) = self._prepared(source_image.pixels)
+                seen = perceptual_hash(pixels if self.preprocessing is not None else pixels.transpose(1, 2, 0))
         except Skipped as reason:
             return LoadedImage(item.image, item.key, None, None, str(reason))
-        record = ImageRecord(item.image, item.key, width, height, source_image.label, source_image.content)
+        label = source_image.label if self.labels is None else self.labels.get(item.key)
+        record = ImageRecord(item.image, item.key, width, height, label, source_image.content, seen)
         return LoadedImage(item.image, item.key, pixels, record)
 
     def _prepared(self, pixels: Image.Image | Pixels) -> tuple[Pixels, tuple[int, int]]:

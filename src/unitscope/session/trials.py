@@ -66,7 +66,7 @@ class Trial:
     `batch` is the first layer whose values depend on the other images of the batch, `random` the first whose values may differ from run
     to run, `shared` the first whose values another replica changes that runs at the same time; each None where there is none. `rounding`
     gives for each layer how far rounding moves values, as a share of the layer's highest, where that is above 1e-5. Up to `usual` that
-    is normal for the type that the network computes in.
+    is normal for the type that the network computes in. `magnitudes` has the largest magnitude of each layer's finite values.
     """
 
     batch: str | None = None
@@ -74,6 +74,7 @@ class Trial:
     shared: str | None = None
     rounding: Mapping[str, float] = field(default_factory=dict)
     usual: float = FLOAT32_DEVIATION
+    magnitudes: tuple[float, ...] = ()
 
     def findings(self) -> Iterator[str]:
         """What the user should know of it, a sentence each."""
@@ -136,15 +137,11 @@ def run_trial(network: nn.Module, trace: Trace, layers: Sequence[TracedLayer], t
     with restore_class_variables(network) as class_variables:
         runs = _TrialRuns(network, trace, layers, class_variables)
         result = runs.result(test_second_image)
-        if result.trial.batch is None and result.trial.random is None:
-            return result
-        last = max(layer.layer.order for layer in layers)
-        all_runs = replace(runs, layers=[layer for layer in trace.layers if layer.layer.order <= last])
-        if result.trial.random is not None:
-            all_runs.check_history()
-        trial = all_runs.result(test_second_image).trial
-    repeated = trial.batch is not None if result.trial.random is None else trial.random is not None
-    return replace(result, trial=trial) if repeated else result  # what is rare may not show a second time
+        trial = result.trial
+        if trial.batch is not None or trial.random is not None:
+            trial = runs.trial_of_all_layers(trial, test_second_image)
+    magnitudes = tuple(float(maps.nan_to_num(0, 0, 0).abs().max()) for maps in result.maps)
+    return replace(result, trial=replace(trial, magnitudes=magnitudes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +169,19 @@ class _TrialRuns:
         trial = Trial(usual=USUAL_ROUNDING.get(image.dtype, FLOAT32_DEVIATION))
         trial = trial.with_rounding(self.layers, in_batch).with_rounding(self.layers, perturbed)
         return TrialResult(self._with_second_image(trial, kept_maps) if test_second_image else trial, kept_maps)
+
+    def trial_of_all_layers(self, trial: Trial, test_second_image: bool) -> Trial:
+        """What it is that values of these layers depend on, looked for in all layers up to them.
+
+        Raises `NetworkError` where values depend on the images that ran before.
+        """
+        last = max(layer.layer.order for layer in self.layers)
+        all_runs = replace(self, layers=[layer for layer in self.trace.layers if layer.layer.order <= last])
+        if trial.random is not None:
+            all_runs.check_history()
+        found = all_runs.result(test_second_image).trial
+        is_repeated = found.batch is not None if trial.random is None else found.random is not None
+        return found if is_repeated else trial  # what is rare may not show a second time
 
     def _with_second_image(self, trial: Trial, kept_maps: Sequence[Tensor]) -> Trial:
         """The trial with the second image compared too: in some networks only some images of a batch depend on the others."""

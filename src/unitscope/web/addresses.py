@@ -89,6 +89,9 @@ class Addresses:
     def label(self, name: str) -> str:
         return f"{self.root}labels/{slug(name)}.html"
 
+    def concept(self, node: str) -> str:
+        return f"{self.root}concepts/{slug(node)}.html"
+
     def layer_comparison(self, name: str) -> str:
         return f"{self.root}compare/{slug(name)}.html"
 

@@ -132,6 +132,7 @@ class AtlasRoutes:
             *self._page_routes("units/{layer_slug}/{unit:number}.html", pages.unit_page),
             *self._page_routes("images/{image:number}.html", pages.image_page),
             *self._page_routes("labels/{label_slug}.html", pages.label_page),
+            *self._page_routes("concepts/{concept_slug}.html", pages.concept_page),
             Route("/glossary.html", partial(self._answer_html, pages.glossary_page)),
             Route("/blocks/{layer_slug}/{unit:number}.webp", self._answer_block),
             Route("/attributions/{method}/{layer_slug}/{unit:number}.webp", self._answer_attributions),

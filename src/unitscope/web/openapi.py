@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from unitscope.web.comparison import ComparisonPage, LayerComparisonPage
-from unitscope.web.page_records import ImagePage, LabelPage, LayerPage, NetworkPage, UnitPage
+from unitscope.web.page_records import ConceptPage, ImagePage, LabelPage, LayerPage, NetworkPage, UnitPage
 
 PATHS = {
     "/api/index.json": NetworkPage,
@@ -14,6 +14,7 @@ PATHS = {
     "/api/units/{layer}/{unit}.json": UnitPage,
     "/api/images/{image}.json": ImagePage,
     "/api/labels/{label}.json": LabelPage,
+    "/api/concepts/{concept}.json": ConceptPage,
     "/api/compare/index.json": ComparisonPage,
     "/api/compare/{layer}.json": LayerComparisonPage,
 }
@@ -22,6 +23,7 @@ PARAMETERS = {
     "unit": ("integer", "A unit's number, from 0."),
     "image": ("integer", "An image's number in the `images` table."),
     "label": ("string", "A label as in the addresses of pages."),
+    "concept": ("string", "The id of a name, a WordNet id or the name itself, as in the addresses of pages."),
 }
 
 

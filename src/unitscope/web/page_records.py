@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
+from unitscope.atlas.meaning import NamePiece, UnitMeaning
 from unitscope.atlas.ties import Tie
 from unitscope.records import Box, Layer
 from unitscope.web.checked_tables import ImageEntry
@@ -108,6 +109,26 @@ class SimilarUnit:
     shared_images: int
 
 
+@dataclass(frozen=True, slots=True)
+class ConceptUnit:
+    """A unit of a name: which kind of name that is, and its evidence: the correlation that it was tested by or, of what is seen, the share of the
+    response that it explains; None where there is none."""
+
+    layer: str
+    unit: int
+    kind: str | None
+    evidence: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ConceptLink:
+    """Another name, by its id, and how many units have it."""
+
+    node: str
+    name: str
+    units: int
+
+
 # ── pages ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -123,14 +144,33 @@ class LayerRow:
 
 
 @dataclass(frozen=True, slots=True)
+class DepthCurve:
+    """A number for each layer, None where there is none; `is_control` is true for what chance gives, in the colour of its curve."""
+
+    label: str
+    colour: int
+    is_control: bool
+    values: list[float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class DepthPlot:
+    """Curves over the layers, from the first to the last, that share an axis from 0 to 1."""
+
+    title: str
+    curves: list[DepthCurve]
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkPage:
-    """All layers, from shallow to deep; `overview` is some of them, evenly from the first to the last."""
+    """All layers, from shallow to deep; `overview` is some of them, evenly from the first to the last; `depth` has curves over the layers."""
 
     template: ClassVar[str] = "network.html"
     path: str
     atlas: AtlasSummary
     overview: list[LayerRow]
     layers: list[LayerRow]
+    depth: list[DepthPlot]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +198,13 @@ SORT_KEYS = (
 class UnitEntry:
     """A unit on the layer page: its statistics, and the labels of its peaks; no labels where it shows no preference.
 
-    `added` has the numbers of added tables of units by `TABLE.COLUMN`, None where the unit has none.
+    `added` has the numbers of added tables of units by `TABLE.COLUMN`, None where the unit has none. `name` is what the unit is called.
     """
 
     statistics: UnitStatistics
     labels: list[str]
     added: dict[str, float | None]
+    name: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +223,7 @@ class LayerPage:
     sort_keys: list[SortKey]
     units: list[UnitEntry]
     labels: list[str]
+    names: list[str]
     table_errors: dict[str, str]
 
 
@@ -231,8 +273,19 @@ class TableOfUnit:
 
 
 @dataclass(frozen=True, slots=True)
+class Facet:
+    """Some of the candidates of one facet, the highest first; `size` is how many there are."""
+
+    number: int
+    size: int
+    examples: list[Example]
+
+
+@dataclass(frozen=True, slots=True)
 class UnitPage:
-    """One unit: its peaks, images of the sample to compare them with, and similar units.
+    """One unit: what it is, its peaks, images of the sample to compare them with, and similar units.
+
+    `meaning` is what is known of it, `sentence` the same in words. `facets` are there where there are several.
 
     `attribution_methods` names the methods that were used on the unit, each with what it does; `attribution_errors` the methods whose
     tables can't be read, each with the reason. `tables` is what added tables of units say of it, `table_errors` why some can't be read.
@@ -244,6 +297,9 @@ class UnitPage:
     layer: Layer
     patch: PatchSize
     statistics: UnitStatistics
+    meaning: UnitMeaning
+    sentence: list[NamePiece]
+    facets: list[Facet]
     previous_unit: int | None
     next_unit: int | None
     peaks: list[Example]
@@ -308,6 +364,22 @@ class LabelPage:
 
 
 @dataclass(frozen=True, slots=True)
+class ConceptPage:
+    """One name, a class, a group of classes or another, and the units that have it, those that go with it best first."""
+
+    template: ClassVar[str] = "concept.html"
+    path: str
+    atlas: AtlasSummary
+    node: str
+    name: str
+    definition: str
+    unit_count: int
+    units: list[ConceptUnit]
+    broader: list[ConceptLink]
+    narrower: list[ConceptLink]
+
+
+@dataclass(frozen=True, slots=True)
 class GlossaryPage:
     """What the words mean."""
 
@@ -336,6 +408,6 @@ def units_shown_on(page: Page) -> list[tuple[str, int]]:
             return [(page.layer.name, entry.statistics.unit) for entry in page.units]
         case UnitPage():
             return [(similar.layer, similar.unit) for similar in page.similar_units]
-        case LabelPage():
+        case LabelPage() | ConceptPage():
             return [(unit.layer, unit.unit) for unit in page.units]
     return []

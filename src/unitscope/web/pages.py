@@ -7,9 +7,12 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from unitscope.atlas.depth import DEPTH_PLOTS, SIZE_PLOT
 from unitscope.atlas.figures import choose_overview_layers, draw_units
+from unitscope.atlas.patches import MAX_PATCHES
 from unitscope.atlas.schema import MANIFEST
 from unitscope.records import Layer
 from unitscope.web.addresses import slug
@@ -18,7 +21,11 @@ from unitscope.web.page_records import (
     SORT_KEYS,
     AtlasSummary,
     Band,
+    ConceptPage,
+    DepthCurve,
+    DepthPlot,
     Example,
+    Facet,
     GlossaryPage,
     Histogram,
     ImagePage,
@@ -34,10 +41,12 @@ from unitscope.web.page_records import (
     UnitPage,
 )  # fmt: skip
 from unitscope.web.queries import AtlasQueries
+from unitscope.wordnet import in_words
 
 OVERVIEW_UNITS = 4
 MAX_SIMILAR_UNITS = 12
 MAX_LABEL_UNITS = 60
+MAX_CONCEPT_UNITS = 240
 BINS = 32
 METHOD_DESCRIPTIONS = {
     "deconvnet": "The peak brought down by a deconvnet: through the filters turned over, the switches of the pooling, and a rectifier wherever the network has one",
@@ -67,7 +76,7 @@ class PageBuilder:
     def network_page(self) -> NetworkPage:
         rows = {layer.name: self._layer_row(layer) for layer in self.queries.layers}
         overview = [self._overview_row(rows[layer.name]) for layer in choose_overview_layers(self.queries.layers)] if rows else []
-        return NetworkPage("index.html", self.atlas_summary, overview, list(rows.values()))
+        return NetworkPage("index.html", self.atlas_summary, overview, list(rows.values()), _depth_plots(self.queries.depth))
 
     def layer_page(self, layer_slug: str) -> LayerPage | None:
         layer = self.queries.layer_by_slug(layer_slug)
@@ -76,15 +85,21 @@ class PageBuilder:
         added = self.queries.layer_tables(layer.name)
         units = [
             UnitEntry(
-                statistics, sorted(self.queries.label_counts(layer.name, statistics.unit)), added.values_of(statistics.unit)
+                statistics,
+                sorted(self.queries.label_counts(layer.name, statistics.unit)),
+                added.values_of(statistics.unit),
+                meaning.name,
             )
-            for statistics in self.queries.unit_statistics(layer.name)
+            for statistics, meaning in zip(
+                self.queries.unit_statistics(layer.name), self.queries.meanings(layer.name), strict=True
+            )
         ]
         sort_keys = [*SORT_KEYS, *(key for key in self.queries.unit_tables.sort_keys if key.column in added.values)]
         return LayerPage(
             f"layers/{layer_slug}.html", self.atlas_summary, layer, self.queries.patch_size(layer.name),
             self.queries.dead_counts[layer.name], len(self.queries.no_preference(layer.name)), *self.queries.neighbours(layer.name),
-            sort_keys, units, sorted({label for unit in units for label in unit.labels}), dict(added.errors),
+            sort_keys, units, sorted({label for unit in units for label in unit.labels}),
+            sorted({unit.name for unit in units if unit.name is not None}), dict(added.errors),
         )  # fmt: skip
 
     def unit_page(self, layer_slug: str, unit: int) -> UnitPage | None:
@@ -92,8 +107,11 @@ class PageBuilder:
         if layer is None or not 0 <= unit < layer.units:
             return None
         name, statistics = layer.name, queries.unit_statistics(layer.name)[unit]
+        meaning = queries.meanings(name)[unit]
         return UnitPage(
             f"units/{layer_slug}/{unit}.html", self.atlas_summary, layer, queries.patch_size(name), statistics,
+            meaning, meaning.sentence(),
+            [Facet(number, len(examples), examples[:MAX_PATCHES]) for number, examples in queries.facets(name, unit).items()],
             previous_unit=unit - 1 if unit else None,
             next_unit=unit + 1 if unit + 1 < layer.units else None,
             peaks=queries.peaks(name, unit),
@@ -128,6 +146,21 @@ class PageBuilder:
             f"labels/{label_slug}.html", self.atlas_summary, label, image_count, base_rate, self._label_units(images), images
         )  # fmt: skip
 
+    def concept_page(self, concept_slug: str) -> ConceptPage | None:
+        concepts = self.queries.concepts
+        node = self._concepts_by_slug.get(concept_slug)
+        if node is None:
+            return None
+        units = list(concepts.units[node])
+        return ConceptPage(
+            f"concepts/{concept_slug}.html", self.atlas_summary, node, concepts.names[node], concepts.definition(node), len(units),
+            units[:MAX_CONCEPT_UNITS], concepts.broader(node), concepts.narrower(node),
+        )  # fmt: skip
+
+    @cached_property
+    def _concepts_by_slug(self) -> dict[str, str]:
+        return {slug(node): node for node in self.queries.concepts.names}
+
     def glossary_page(self) -> GlossaryPage:
         return GlossaryPage("glossary.html", self.atlas_summary)
 
@@ -144,12 +177,19 @@ class PageBuilder:
             yield partial(self.image_page, image)
         for label_slug in self._labels_by_slug:
             yield partial(self.label_page, label_slug)
+        for concept_slug in self._concepts_by_slug:
+            yield partial(self.concept_page, concept_slug)
 
     def search_index(self) -> dict[str, Any]:
         """What the search box looks through."""
+        concepts = self.queries.concepts
         return {
             "layers": [[layer.name, slug(layer.name), layer.units] for layer in self.queries.layers],
-            "labels": [[label, label_slug] for label_slug, label in self._labels_by_slug.items()],
+            "names": [
+                [concepts.names[node], concept_slug, len(concepts.units[node])]
+                for concept_slug, node in self._concepts_by_slug.items()
+            ],
+            "labels": [[in_words(label), label_slug] for label_slug, label in self._labels_by_slug.items()],
             "images": [[image.key, image.image] for image in self.queries.images.values()],
         }
 
@@ -183,6 +223,20 @@ class PageBuilder:
             LabelUnit(layer, unit, peak_counts[layer, unit], len(self.queries.peak_rows(layer, unit)))
             for layer, unit in ranked[:MAX_LABEL_UNITS]
         ]
+
+
+def _depth_plots(depth: pa.Table) -> list[DepthPlot]:
+    """Those of shares and means that have curves; none of a network of one layer."""
+    plots = []
+    for title, columns in DEPTH_PLOTS.items():
+        curves = [
+            DepthCurve(plotted.label, plotted.number, plotted.is_control, depth[plotted.column].to_pylist())
+            for plotted in columns
+            if title != SIZE_PLOT and depth[plotted.column].null_count < len(depth)
+        ]
+        if curves and len(depth) > 1:
+            plots.append(DepthPlot(title, curves))
+    return plots
 
 
 def _histogram(sample: NDArray[np.float32], highest: float | None) -> Histogram | None:

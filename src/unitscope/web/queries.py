@@ -16,8 +16,10 @@ from cachetools import LRUCache, cachedmethod
 from numpy.typing import NDArray
 
 from unitscope.atlas import Atlas
+from unitscope.atlas.depth import depth_table
+from unitscope.atlas.meaning import UnitMeaning, read_meanings
 from unitscope.atlas.patches import patch_crop, patch_size, resolve_patch_kind
-from unitscope.atlas.tables import ATTRIBUTION_METHODS
+from unitscope.atlas.tables import ATTRIBUTION_METHODS, FACETS
 from unitscope.atlas.ties import Tie, find_ties, units_without_preference
 from unitscope.errors import AtlasError, ImagesError
 from unitscope.images import Geometry
@@ -32,6 +34,7 @@ from unitscope.web.checked_tables import (
     read_sample,
     read_units,
 )
+from unitscope.web.meanings import NamedUnits
 from unitscope.web.page_records import Example, PatchSize, SimilarUnit, UnitStatistics
 from unitscope.web.peak_table import PeakTable
 from unitscope.web.samples import BANDS, LayerSample, SampleStatistics
@@ -60,6 +63,7 @@ class AtlasQueries:
         self._sample_statistics: dict[Any, SampleStatistics] = {}
         self._ties: dict[Any, dict[int, Tie]] = {}
         self._layer_tables: MutableMapping[Any, LayerTables] = LRUCache(UNITS_KEPT)
+        self._meanings: MutableMapping[Any, list[UnitMeaning]] = LRUCache(UNITS_KEPT)
 
     def check(self) -> None:
         """Raises `AtlasError` where the tables that every page needs are broken."""
@@ -310,6 +314,41 @@ class AtlasQueries:
     def layer_tables(self, layer: str) -> LayerTables:
         """What added tables say of a layer's units."""
         return self.unit_tables.of_layer(self.atlas, layer)
+
+    @cachedmethod(attrgetter("_meanings"), lock=attrgetter("_lock"))
+    def meanings(self, layer: str) -> list[UnitMeaning]:
+        """What is known of each unit of a layer."""
+        return read_meanings(self.atlas, layer)
+
+    @cached_property
+    def depth(self) -> pa.Table:
+        """What units are like from the first layer to the last."""
+        return depth_table(self.atlas)
+
+    @cached_property
+    def concepts(self) -> NamedUnits:
+        """The names that units have."""
+        return NamedUnits.of(self.atlas)
+
+    def facets(self, layer: str, unit: int) -> dict[int, list[Example]]:
+        """The candidates of each facet of a unit, the highest first; none where it has one facet, or none were looked for."""
+        if (self.meanings(layer)[unit].facets or 0) < 2:
+            return {}
+        try:
+            facets, candidates = (self._rows_of_unit(name, layer, unit) for name in (FACETS.name, "candidates"))
+        except AtlasError:  # pages say why it can't be read
+            return {}
+        by_place = {row["candidate"]: row for row in candidates}
+        examples: dict[int, list[Example]] = {}
+        for row in facets:
+            if row["candidate"] in by_place:
+                examples.setdefault(row["facet"], []).append(self._sampled(layer, unit, by_place[row["candidate"]]))
+        return dict(sorted(examples.items()))
+
+    def _rows_of_unit(self, table: str, layer: str, unit: int) -> list[dict[str, Any]]:
+        of_layer = self.atlas.table(table, layer)
+        rows: list[dict[str, Any]] = of_layer.filter(pc.equal(of_layer["unit"], unit)).sort_by("candidate").to_pylist()
+        return rows
 
     def bands(self, layer: str, unit: int) -> dict[str, list[Example]]:
         """Images of the sample around its 99, 90 and 50 per cent quantile and at its lowest, for a unit; none without a sample."""

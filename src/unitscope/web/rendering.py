@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from unitscope.web.addresses import Addresses
 from unitscope.web.page_records import Histogram, Page
+from unitscope.wordnet import in_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,15 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("unitscope.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    filters: dict[str, Any] = {"number": number, "percent": percent, "px": px, "bar_path": bar_path}
+    filters: dict[str, Any] = {
+        "number": number,
+        "percent": percent,
+        "px": px,
+        "bar_path": bar_path,
+        "in_words": in_words,
+        "curve_path": curve_path,
+        "first_and_last": first_and_last,
+    }
     environment.filters |= filters
     return environment
 
@@ -66,6 +75,32 @@ def percent(share: float | None) -> str:
     if share is None:
         return "–"
     return f"{share * 100:.0f} %" if share >= 0.1 or share == 0 else f"{share * 100:.2g} %"
+
+
+def curve_path(values: list[float | None]) -> str:
+    """The SVG path of a curve from 0 to 1 in a box of 100 × 50; values that aren't there leave a gap.
+
+    >>> curve_path([0, None, 1])
+    'M0 50M100 0'
+    """
+    points, is_open = [], False
+    for index, value in enumerate(values):
+        if value is not None:
+            points.append(
+                f"{'L' if is_open else 'M'}{px(100 * index / max(len(values) - 1, 1))} {px(50 * (1 - min(max(value, 0), 1)))}"
+            )
+        is_open = value is not None
+    return "".join(points)
+
+
+def first_and_last(values: list[float | None]) -> str:
+    """The first and the last number of a curve, in words.
+
+    >>> first_and_last([0.25, None, 1.0]), first_and_last([None])
+    ('0.25 → 1', '–')
+    """
+    known = [value for value in values if value is not None]
+    return f"{number(known[0])} → {number(known[-1])}" if known else "–"
 
 
 def px(length: float) -> str:

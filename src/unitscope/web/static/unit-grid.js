@@ -1,7 +1,7 @@
 // A grid of units: their order, choice and size. What is chosen stays in the address, so that a link shows the same.
 "use strict";
 {
-  const FIELDS = ["sort", "show", "label", "size"];
+  const FIELDS = ["sort", "show", "label", "name", "size"];
   const form = document.getElementById("grid-choice");
   const grid = document.getElementById("units");
   const blocks = [...grid.children];
@@ -32,9 +32,10 @@
   function choose() {
     const isChosen = isShown[form.show?.value ?? "all"];
     const label = form.label?.value.trim().toLowerCase() ?? "";
+    const name = form.elements.namedItem("name")?.value.trim().toLowerCase() ?? "";
     let count = 0;
     for (const block of blocks) {
-      const stays = isChosen(block) && (!label || labels.get(block).some((name) => name.toLowerCase().includes(label)));
+      const stays = isChosen(block) && (!label || labels.get(block).some((text) => text.toLowerCase().includes(label))) && (!name || (block.dataset.name ?? "").toLowerCase().includes(name));
       block.hidden = !stays;
       count += stays;
     }
