@@ -131,13 +131,13 @@ def _two_means(points: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
     second = (points[:, :, 0] > 0) & members
     for _ in range(ITERATIONS):
         size = second.sum(1)
-        sums = (points * second[:, :, None]).sum(1)
+        sums = torch.bmm(second[:, None].float(), points)[:, 0]
         # The members' mean is 0, so both means are multiples of the sum over the second group.
         means = sums / size.clamp(min=1)[:, None], -sums / (count - size).clamp(min=1)[:, None]
         direction = means[0] - means[1]
         middle = ((means[0] + means[1]) / 2 * direction).sum(1)
-        second = (torch.einsum("upd,ud->up", points, direction) > middle[:, None]) & members
+        second = (torch.bmm(points, direction[:, :, None])[:, :, 0] > middle[:, None]) & members
     size = second.sum(1)
-    sums = (points * second[:, :, None]).sum(1).square().sum(1)
+    sums = torch.bmm(second[:, None].float(), points)[:, 0].square().sum(1)
     between = sums / size.clamp(min=1) + sums / (count - size).clamp(min=1)
     return torch.where((size > 0) & (size < count), 1 - between / total, 1.0), second
