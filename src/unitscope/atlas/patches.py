@@ -127,8 +127,8 @@ def boxes_on_input(atlas: AtlasReader, layer: Layer, kind: str, cells: Mapping[s
     if kind == "field":
         return np.stack([top, left, bottom, right], axis=1)
     height, width = patch_size(atlas, layer, kind)
-    y = _centres(top, bottom, np.asarray(cells["y"]), layer.map_height, input_height)
-    x = _centres(left, right, np.asarray(cells["x"]), layer.map_width, input_width)
+    y = _centres(top, bottom, np.asarray(cells["y"], dtype=np.int64), layer.map_height, input_height)
+    x = _centres(left, right, np.asarray(cells["x"], dtype=np.int64), layer.map_width, input_width)
     top, left = _moved_inside(y - height / 2, height, input_height), _moved_inside(x - width / 2, width, input_width)
     return np.stack([top, left, top + height, left + width], axis=1)
 
