@@ -12,9 +12,9 @@ def average_precision(values: Floats, is_member: Bools) -> Floats:
 
     Both have the shape (unit, image). Equal values are taken together, and NaN comes last, together too.
     """
-    _, member, retrieved, found = _retrieved(values, is_member)
+    _, member, retrieved, members_at = _retrieved(values, is_member)
     with np.errstate(invalid="ignore"):
-        average: Floats = np.where(member, found / retrieved, 0).sum(1) / member.sum(1)
+        average: Floats = np.where(member, members_at / retrieved, 0).sum(1) / member.sum(1)
     return average
 
 
@@ -22,9 +22,9 @@ def best_thresholds(values: Floats, is_member: Bools) -> Floats:
     """The value of each unit at and above which F1 is highest, of shape (unit); NaN where there is no member."""
     if values.shape[1] == 0:
         return np.full(len(values), np.nan)
-    ranked, member, retrieved, found = _retrieved(values, is_member)
+    ranked, member, retrieved, members_at = _retrieved(values, is_member)
     with np.errstate(invalid="ignore"):
-        f1 = 2 * found / (retrieved + member.sum(1, keepdims=True))
+        f1 = 2 * members_at / (retrieved + member.sum(1, keepdims=True))
     best: Floats = np.take_along_axis(ranked, f1.argmax(1)[:, None], 1)[:, 0]
     return np.where(member.any(1), best, np.nan)
 
@@ -46,5 +46,5 @@ def _retrieved(values: Floats, is_member: Bools) -> tuple[Floats, Bools, NDArray
     is_last[:, :-1] = (ranked[:, :-1] != ranked[:, 1:]) & ~(np.isnan(ranked[:, :-1]) & np.isnan(ranked[:, 1:]))
     rank = np.broadcast_to(np.arange(ranked.shape[1]), ranked.shape)
     last = np.minimum.accumulate(np.where(is_last, rank, ranked.shape[1])[:, ::-1], axis=1)[:, ::-1]
-    found = np.take_along_axis(member.cumsum(1), last, 1)
-    return ranked, member, last + 1, found
+    members_at = np.take_along_axis(member.cumsum(1), last, 1)
+    return ranked, member, last + 1, members_at

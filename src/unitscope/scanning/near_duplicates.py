@@ -43,9 +43,9 @@ def near_duplicates(images: NDArray[np.int64], records: Mapping[int, ImageRecord
     known = [records[number].perceptual_hash if number in records else None for number in numbers.tolist()]
     hashes = np.array([hash_ or 0 for hash_ in known], dtype=np.uint64)[positions.reshape(images.shape)]
     has_hash = np.array([hash_ is not None for hash_ in known])[positions.reshape(images.shape)]
-    found = np.zeros(images.shape, dtype=bool)
+    is_near_duplicate = np.zeros(images.shape, dtype=bool)
     for rank in range(1, images.shape[1]):
         near = differing_bits(hashes[:, :rank], hashes[:, rank : rank + 1]) <= MAX_DISTANCE
         near &= has_hash[:, :rank] & has_hash[:, rank : rank + 1] & (images[:, :rank] != images[:, rank : rank + 1])
-        found[:, rank] = (near & ~found[:, :rank]).any(1)
-    return found
+        is_near_duplicate[:, rank] = (near & ~is_near_duplicate[:, :rank]).any(1)
+    return is_near_duplicate

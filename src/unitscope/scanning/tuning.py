@@ -54,8 +54,8 @@ def _sparse(counts: Int[Tensor, " unit"]) -> MissingImages:
 
 
 def _added(first: MissingImages, second: MissingImages) -> MissingImages:
-    units, place = torch.cat([first[0], second[0]]).unique(return_inverse=True)
-    counts = torch.zeros(len(units), dtype=torch.int64).index_add_(0, place, torch.cat([first[1], second[1]]))
+    units, row = torch.cat([first[0], second[0]]).unique(return_inverse=True)
+    counts = torch.zeros(len(units), dtype=torch.int64).index_add_(0, row, torch.cat([first[1], second[1]]))
     return units, counts
 
 

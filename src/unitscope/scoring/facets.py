@@ -107,11 +107,11 @@ def _cut(points: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
     centred = (points - (points * weights).sum(1, keepdim=True) / count) * weights
     variances, axes = torch.linalg.eigh(centred.mT @ centred / count)
     rotated = (centred @ axes).flip(2)
-    left, second = _two_means(rotated, members)
+    unexplained, second = _two_means(rotated, members)
     deviations = variances.flip(1).clamp(min=0).sqrt()
     noise = torch.rand(DRAWS, *points.shape[1:], generator=torch.Generator().manual_seed(0)) - 0.5
     by_chance = torch.stack([_two_means(_of_variances(draw * weights, count, deviations), members)[0] for draw in noise])
-    z = (by_chance.mean(0) - left) / by_chance.std(0).clamp(min=1e-9)
+    z = (by_chance.mean(0) - unexplained) / by_chance.std(0).clamp(min=1e-9)
     sizes = torch.stack([second.sum(1), members.sum(1) - second.sum(1)])
     return z.masked_fill(sizes.amin(0) < SMALLEST_FACET, -torch.inf), second
 

@@ -179,9 +179,9 @@ class _TrialRuns:
         all_runs = replace(self, layers=[layer for layer in self.trace.layers if layer.layer.order <= last])
         if trial.random is not None:
             all_runs.check_history()
-        found = all_runs.result(test_second_image).trial
-        is_repeated = found.batch is not None if trial.random is None else found.random is not None
-        return found if is_repeated else trial  # what is rare may not show a second time
+        trial_of_all = all_runs.result(test_second_image).trial
+        is_repeated = trial_of_all.batch is not None if trial.random is None else trial_of_all.random is not None
+        return trial_of_all if is_repeated else trial  # what is rare may not show a second time
 
     def _with_second_image(self, trial: Trial, kept_maps: Sequence[Tensor]) -> Trial:
         """The trial with the second image compared too: in some networks only some images of a batch depend on the others."""
