@@ -4,6 +4,7 @@ import copy
 import random
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,8 +26,9 @@ IMAGES = torch.randn(48, 3, 14, 14, generator=torch.Generator().manual_seed(0))
 
 
 def trial_of(network: nn.Module, replica_count: int = 2) -> Trial:
+    """What the trial found, without the magnitudes, which have a test of their own."""
     traced = trace(network, IMAGES[:1])
-    return make_replicas(network, traced, choose_layers(traced), replica_count).trial
+    return replace(make_replicas(network, traced, choose_layers(traced), replica_count).trial, magnitudes=())
 
 
 class Body(nn.Module):
@@ -588,3 +590,24 @@ def test_differences_larger_than_rounding_are_not_allowed_for(tmp_path: Path) ->
     assert atlas.manifest["trial"]["rounding"] == {}
     changed = unitscope.Atlas(tmp_path / "atlas", images=IMAGES * (1 + 1e-3))
     assert unitscope.check(changed, network).differences
+
+
+# ── magnitudes ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Tripled(nn.Module):
+    """Minus three times its input, but for a first cell that is infinite."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        tripled = -3 * maps
+        tripled[..., 0, 0] = torch.inf
+        return tripled
+
+
+def test_a_layers_magnitude_is_its_largest_finite_value_without_its_sign() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ZeroPad2d(1), Tripled())
+    traced = trace(network, IMAGES[:1])
+    trial = make_replicas(network, traced, choose_layers(traced, ["0", "2"]), 1).trial
+    assert trial.magnitudes[0] > 0
+    assert trial.magnitudes[1] == pytest.approx(3 * trial.magnitudes[0])
