@@ -358,7 +358,7 @@ except AtlasError as error:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the limit that stands for a full disk exists on POSIX only")
-@pytest.mark.parametrize("limit", [0, 100, 3000])
+@pytest.mark.parametrize("limit", [0, 100, 1000])
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, limit: int) -> None:
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "atlas"), str(limit), "100"]
     ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent)

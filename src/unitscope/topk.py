@@ -5,13 +5,18 @@ The total order is rule 2 of docs/exactness.md: value down, then hash of the ima
 "no candidate" everywhere.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 NO_IMAGE = torch.iinfo(torch.int64).max
+
+Columns = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Values, hashes, images and cells, of shape (unit, candidate), or of (candidate,) where all units have the same."""
 
 
 @dataclass(slots=True)
@@ -74,29 +79,37 @@ class TopK:
         unit_numbers = may_change.nonzero()[:, 0]
         if len(unit_numbers):
             columns = values[:, unit_numbers].T, hashes, images, cells[:, unit_numbers].T
-            best = first_in_total_order(self._columns(unit_numbers), columns)
-            self._replace(unit_numbers, best, images_with_value(best[0][:, -1], columns[0], images))
+            self._take(unit_numbers, columns, lambda value: images_with_value(value, columns[0], images))
 
     def merge(self, other: "TopK") -> None:
         """Take in all that another TopK keeps, which is of other images."""
         may_change = may_enter(other.values[:, :1].T, self.kth_values()).any(0)
         unit_numbers = may_change.nonzero()[:, 0]
         if len(unit_numbers):
-            best = first_in_total_order(self._columns(unit_numbers), other._columns(unit_numbers))
-            self._replace(unit_numbers, best, other._images_with_value(unit_numbers, best[0][:, -1]))
+            self._take(unit_numbers, other._columns(unit_numbers), partial(other._images_with_value, unit_numbers))
 
-    def _columns(self, unit_numbers: Int[Tensor, " unit"]) -> tuple[Tensor, ...]:
-        """Values, hashes, images and cells of some units."""
-        return tuple(column[unit_numbers] for column in (self.values, self.hashes, self.images, self.cells))
+    def _columns(self, unit_numbers: Int[Tensor, " unit"]) -> Columns:
+        """Values, hashes, images and cells of some units, without the last ranks where all are free."""
+        used = int((~self.values[unit_numbers].isnan()).any(0).sum())
+        return (
+            self.values[unit_numbers, :used],
+            self.hashes[unit_numbers, :used],
+            self.images[unit_numbers, :used],
+            self.cells[unit_numbers, :used],
+        )
 
-    def _replace(self, unit_numbers: Int[Tensor, " unit"], best: tuple[Tensor, ...], added_images: Int[Tensor, " unit"]) -> None:
-        """Write the new candidates of some units. `added_images` counts the images among the added ones with the new k-th value."""
-        # The new k-th value is no lower than the old one, and the list still has all candidates above the old one.
-        self.tied[unit_numbers] = self._images_with_value(unit_numbers, best[0][:, -1]) + added_images
+    def _take(self, unit_numbers: Int[Tensor, " unit"], added: Columns, count_added_images: Callable[[Tensor], Tensor]) -> None:
+        """Take in candidates of some units. `count_added_images` tells how many of their images hold each unit's value."""
+        best = first_in_total_order(self._columns(unit_numbers), added, self.k)
+        ranks = best[0].shape[1]
+        if ranks == self.k:
+            # The new k-th value is no lower than the old one, and the list still has all candidates above the old one.
+            kth_values = best[0][:, -1]
+            self.tied[unit_numbers] = self._images_with_value(unit_numbers, kth_values) + count_added_images(kth_values)
         free = best[0].isnan()
         columns, free_values = (self.values, self.hashes, self.images, self.cells), (torch.nan, NO_IMAGE, NO_IMAGE, 0)
         for column, new, free_value in zip(columns, best, free_values, strict=True):
-            column[unit_numbers] = new.masked_fill(free, free_value)
+            column[unit_numbers, :ranks] = new.masked_fill(free, free_value)
 
     def images_with_value(self, value: Float[Tensor, " unit"]) -> Int[Tensor, " unit"]:
         """How many of all images that were added hold each unit's value, which is no lower than the k-th; any for NaN."""
@@ -106,6 +119,28 @@ class TopK:
         """How many of all images that were added hold a value; it is no lower than the k-th."""
         in_list = images_with_value(value, self.values[unit_numbers], self.images[unit_numbers])
         return torch.where(value == self.kth_values()[unit_numbers], self.tied[unit_numbers], in_list)
+
+
+@dataclass(slots=True)
+class HighestValues:
+    """The k highest values of every unit so far, without what a `TopK` knows of them; NaN where ranks are free."""
+
+    values: Float[Tensor, "unit rank"]
+
+    @classmethod
+    def empty(cls, unit_count: int, k: int, device: str | torch.device) -> "HighestValues":
+        """All ranks free."""
+        return cls(torch.full((unit_count, k), torch.nan, dtype=torch.float32, device=device))
+
+    def kth_values(self) -> Float[Tensor, " unit"]:
+        """The k-th value of every unit, NaN where ranks are free: a view, which follows what is added later."""
+        return self.values[:, -1]
+
+    def merge(self, added: Float[Tensor, "unit candidate"]) -> None:
+        """Take in values, the highest of a unit first; NaN is none."""
+        unit_numbers = may_enter(added[:, :1].T, self.kth_values()).any(0).nonzero()[:, 0]
+        joined = torch.cat([self.values[unit_numbers], added[unit_numbers]], 1)
+        self.values[unit_numbers] = -(-joined).topk(self.values.shape[1], dim=1, largest=False).values
 
 
 def may_enter(values: Float[Tensor, "candidate unit"], kth_values: Float[Tensor, " unit"]) -> Bool[Tensor, "candidate unit"]:
@@ -126,12 +161,9 @@ def images_with_value(
     return count
 
 
-def first_in_total_order(kept: tuple[Tensor, ...], added: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Values, hashes, images and cells of every unit's k first candidates, of its k kept ones and the added ones.
-
-    Columns have the shape (unit, candidate), or (candidate,) where all units have the same.
-    """
-    k, values = kept[0].shape[1], torch.cat([kept[0], added[0]], 1)
+def first_in_total_order(kept: Columns, added: Columns, k: int) -> Columns:
+    """Values, hashes, images and cells of every unit's k first candidates, of its kept ones and the added ones; all, where there are fewer."""
+    values = torch.cat([kept[0], added[0]], 1)
     # `torch.topk` orders by value, and promises nothing about ties. It takes NaN for the highest value, hence the minus.
     by_value = (-values).topk(min(k + 1, values.shape[1]), dim=1, largest=False)
     order = by_value.indices[:, :k]
@@ -139,7 +171,8 @@ def first_in_total_order(kept: tuple[Tensor, ...], added: tuple[Tensor, ...]) ->
     if len(tied):
         columns = (torch.cat([own[tied], _rows(new, tied)], 1) for own, new in zip(kept, added, strict=True))
         order[tied] = total_order(*columns)[:, :k]
-    return tuple(_gather(own, new, order) for own, new in zip(kept, added, strict=True))
+    values, hashes, images, cells = (_gather(own, new, order) for own, new in zip(kept, added, strict=True))
+    return values, hashes, images, cells
 
 
 def _rows(column: Tensor, unit_numbers: Int[Tensor, " unit"]) -> Tensor:
@@ -149,10 +182,10 @@ def _rows(column: Tensor, unit_numbers: Int[Tensor, " unit"]) -> Tensor:
 
 def _gather(kept: Tensor, added: Tensor, order: Int[Tensor, "unit rank"]) -> Tensor:
     """The entries at these positions of the kept and then the added candidates, without joining the two."""
-    k = kept.shape[1]
-    added_position = (order - k).clamp(min=0)
+    width = kept.shape[1]
+    added_position = (order - width).clamp(min=0)
     from_added = added[added_position] if added.dim() == 1 else added.gather(1, added_position)
-    return torch.where(order < k, kept.gather(1, order.clamp(max=k - 1)), from_added)
+    return torch.where(order < width, kept.gather(1, order.clamp(max=width - 1)), from_added) if width else from_added
 
 
 def total_order(values: Tensor, hashes: Tensor, images: Tensor, cells: Tensor) -> Int[Tensor, "unit candidate"]:

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +23,9 @@ from unitscope.files import atomic_write, check_writable, os_error_text
 
 MEASURED_COLUMNS = ("value", "mean", "std", "skewness", "lowest", "highest", "mean_a", "mean_b")
 """Columns of core tables without a dictionary: their values hardly ever repeat, so a dictionary would cost time and space."""
+
+MIN_ROW_GROUP = 1 << 17
+"""How many rows of a core table are written at once, where it has as many."""
 
 
 def new_atlas_folder(out: str | os.PathLike[str]) -> Path:
@@ -51,21 +53,20 @@ def new_atlas_folder(out: str | os.PathLike[str]) -> Path:
 
 def write_atlas(
     out: str | os.PathLike[str],
-    tables: Mapping[str, pa.Table],
+    tables: Mapping[str, pa.Table | Iterable[pa.Table]],
     manifest: Mapping[str, Any],
-    tables_in_pieces: Mapping[str, Iterable[pa.Table]] = MappingProxyType({}),
 ) -> None:
-    """Write all tables and the manifest, whole or not at all. Tables that are too large for memory come in pieces.
+    """Write all tables, each whole or in pieces, and the manifest: all or nothing.
+
+    One thread a table asks for its pieces; tables begin in the order of `tables`.
 
     Raises `AtlasError` where that can't be done, and leaves nothing behind.
     """
     with atomic_write(new_atlas_folder(out), f"the atlas {str(out)!r}") as folder:
         folder.mkdir()
         with ThreadPoolExecutor(thread_name_prefix="tables") as pool:
-            pieces = {name: [table] for name, table in tables.items()} | dict(tables_in_pieces)
-            written = [
-                pool.submit(_write_core_table, pieces[name], spec, folder / spec.file) for name, spec in CORE_TABLES.items()
-            ]
+            specs = [CORE_TABLES[name] for name in tables]
+            written = [pool.submit(_write_core_table, tables[spec.name], spec, folder / spec.file) for spec in specs]
         for future in written:
             future.result()
         text = json.dumps({"format": FORMAT, **manifest}, indent=2, sort_keys=True, default=str)
@@ -175,11 +176,32 @@ def _sorted(table: pa.Table, spec: TableSpec, atlas: Atlas) -> pa.Table:
     return table.take(pc.sort_indices(keys, [(name, "ascending") for name in spec.key]))
 
 
-def _write_core_table(pieces: Iterable[pa.Table], spec: TableSpec, path: Path) -> None:
+def _write_core_table(table: pa.Table | Iterable[pa.Table], spec: TableSpec, path: Path) -> None:
     repeating = [name for name in spec.schema.names if name not in MEASURED_COLUMNS]
+    schema = _with_dictionaries(spec.schema)
     with (
         path.open("wb") as file,  # a path would have to be valid text
-        pq.ParquetWriter(file, spec.schema, use_dictionary=repeating) as writer,
+        pq.ParquetWriter(file, schema, use_dictionary=repeating, store_schema=False) as writer,  # read, strings are plain again
     ):
-        for piece in pieces:
-            writer.write_table(piece.cast(spec.schema))
+        pieces = [table] if isinstance(table, pa.Table) else table
+        for row_group in _row_groups(piece.cast(schema) for piece in pieces):
+            writer.write_table(row_group.unify_dictionaries())
+
+
+def _with_dictionaries(schema: pa.Schema) -> pa.Schema:
+    """The schema with a dictionary for each column of strings: millions of rows name the same layers and labels."""
+    return pa.schema(
+        (field.name, pa.dictionary(pa.int32(), pa.string()) if pa.types.is_string(field.type) else field.type) for field in schema
+    )
+
+
+def _row_groups(pieces: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The pieces, small ones put together: a row group of few rows costs more than it holds."""
+    waiting: list[pa.Table] = []
+    for piece in pieces:
+        waiting.append(piece)
+        if sum(map(len, waiting)) >= MIN_ROW_GROUP:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)

@@ -21,7 +21,6 @@ _COSINES = np.cos(np.pi / SIDE * np.outer(np.arange(FREQUENCIES), np.arange(SIDE
 _MIN_ENERGY = (MIN_CONTRAST * SIDE**2 / 2) ** 2
 """Of the frequencies together: a wave along one axis and one along the other has an energy of SIDE² / 2 times its standard deviation, squared."""
 _BITS = np.left_shift(np.uint64(1), np.arange(FREQUENCIES**2 - 1, dtype=np.uint64))
-_BIT_COUNTS = np.array([bin(number).count("1") for number in range(1 << 16)], dtype=np.uint8)
 
 
 def perceptual_hash(pixels: Pixels) -> int | None:
@@ -59,9 +58,7 @@ def _grey(pixels: Pixels) -> NDArray[np.float64] | None:
     return np.asarray(Image.fromarray(scaled.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float64)
 
 
-def differing_bits(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> NDArray[np.int64]:
+def differing_bits(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> NDArray[np.uint8]:
     """In how many bits hashes differ; both broadcast."""
-    differing = np.bitwise_xor(first, second)
-    parts = np.ascontiguousarray(differing).view(np.uint16).reshape(*differing.shape, 4)
-    counts: NDArray[np.int64] = _BIT_COUNTS[parts].sum(-1, dtype=np.int64)
+    counts: NDArray[np.uint8] = np.bitwise_count(np.bitwise_xor(first, second))
     return counts

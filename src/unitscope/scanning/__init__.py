@@ -3,7 +3,6 @@
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -34,7 +33,7 @@ from unitscope.scanning.partial_results import PartialResult
 from unitscope.scanning.plan import ScanPlan, default_candidates
 from unitscope.scanning.screening import has_bfloat16, no_gain_reason, screen_shards
 from unitscope.scanning.shards import scan_shards
-from unitscope.scanning.tables import classes_table, layers_table, tables_without_layers, tuning_rows
+from unitscope.scanning.tables import classes_table, layers_table, tables_without_layers
 from unitscope.scanning.tuning import MAX_TUNING_BYTES, FixedPoint, tuning_bytes
 from unitscope.session.loader import Loader
 from unitscope.session.opening import as_network, loader_for, new_session, operators_without_rule, preprocessing_of
@@ -197,10 +196,9 @@ def _write(
     manifest: Mapping[str, Any],
     classes: Sequence[OutputClass],
 ) -> None:
-    """Write the atlas. Effective receptive fields are measured while its tables are made."""
-    with ThreadPoolExecutor(1, "tables") as pool:
-        tables = pool.submit(tables_without_layers, result, session.layers, plan.k, session.loader.preprocessing)
-        layers = layers_table(with_effective_fields(session, result.sample))
+    """Measure the effective receptive fields, and write the atlas."""
+    layers = layers_table(with_effective_fields(session, result.sample))
+    tables = tables_without_layers(result, session.layers, plan.k, session.loader.preprocessing, plan.fixed_point)
     counts = {
         "listed": result.listed,
         "read": result.read,
@@ -209,9 +207,8 @@ def _write(
     }
     images = {"images": manifest["images"] | {"contents": f"{result.contents:016x}"}}
     findings = {"trial": session.trial.described()}
-    tuning = {"tuning": tuning_rows(result.tuning, session.layers, plan.fixed_point)}
-    more_tables = {"layers": layers, "classes": classes_table(classes)}
-    write_atlas(out, tables.result() | more_tables, {**manifest, **counts, **findings, **images}, tuning)
+    all_tables = {**tables, "layers": layers, "classes": classes_table(classes)}
+    write_atlas(out, all_tables, {**manifest, **counts, **findings, **images})
 
 
 # ── the manifest ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from unitscope.atlas import CORE_TABLES
 from unitscope.images import Geometry
@@ -31,32 +33,38 @@ def layers_table(layers: Sequence[Layer]) -> pa.Table:
     """The layers with their effective receptive fields."""
     rows = [asdict(layer) for layer in layers]
     columns = {("layer" if name == "name" else name): [row[name] for row in rows] for name in Layer.__slots__}
-    return _table("layers", [columns])
+    return _table("layers", columns)
 
 
 def tables_without_layers(
-    result: PartialResult, layers: Sequence[TracedLayer], k: int, preprocessing: Preprocessing | None
-) -> dict[str, pa.Table]:
-    """All other tables of the atlas, sorted by layer order, unit and rank, or by image, or by label."""
+    result: PartialResult,
+    layers: Sequence[TracedLayer],
+    k: int,
+    preprocessing: Preprocessing | None,
+    fixed_point: FixedPoint | None,
+) -> dict[str, Iterable[pa.Table]]:
+    """All other tables of the atlas, sorted by layer order, unit and rank, or by image, or by label.
+
+    Each comes in pieces, which are made when they are asked for: by the threads that write them, and no large table is ever whole in memory.
+    """
     records = result.mentioned_records()
     images = [records[image] for image in sorted(records)]
     geometries = ImageGeometries.of(images, preprocessing)
     labels, moments = sorted(result.labels), result.statistics.total()
     peaks, is_near_duplicate = distinct_peaks(result.top_k, records, k)
-    return {
-        "images": _table("images", [_image_columns(images)]),
-        "labels": _table("labels", [{"label": labels, "images": [result.labels[label] for label in labels]}]),
-        "peaks": _table("peaks", (_peak_columns(peaks, *layer, geometries) for layer in unit_ranges(layers))),
-        "candidates": _table(
-            "candidates", (_candidate_columns(result.top_k, is_near_duplicate, *layer) for layer in unit_ranges(layers))
-        ),
-        "units": _table(
-            "units", (_unit_columns(result, peaks, moments.of_all_groups(), *layer) for layer in unit_ranges(layers))
-        ),
-        "halves": _table("halves", (_half_columns(moments, *layer) for layer in unit_ranges(layers))),
-        "sample": _table("sample", _sample_columns(result.sample, layers)),
-        "skipped": _table("skipped", [_skipped_columns(result.skipped)]),
+    ranges, total = list(unit_ranges(layers)), moments.of_all_groups()
+    pieces: dict[str, Iterable[Columns]] = {  # what takes longest comes first
+        "tuning": _tuning_columns(result.tuning, layers, fixed_point),
+        "sample": _sample_columns(result.sample, layers),
+        "images": [_image_columns(images)],
+        "labels": [{"label": labels, "images": [result.labels[label] for label in labels]}],
+        "peaks": (_peak_columns(peaks, *layer, geometries) for layer in ranges),
+        "candidates": (_candidate_columns(result.top_k, is_near_duplicate, *layer) for layer in ranges),
+        "units": (_unit_columns(result, peaks, total, *layer) for layer in ranges),
+        "halves": (_half_columns(moments, *layer) for layer in ranges),
+        "skipped": [_skipped_columns(result.skipped)],
     }
+    return {name: map(partial(_table, name), of_table) for name, of_table in pieces.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +170,10 @@ def classes_table(classes: Sequence[OutputClass]) -> pa.Table:
         "name": [output.name for output in classes],
         "node": pa.array([output.node for output in classes], pa.string()),
     }
-    return _table("classes", [columns])
+    return _table("classes", columns)
 
 
-def tuning_rows(tuning: Tuning, layers: Sequence[TracedLayer], fixed_point: FixedPoint | None) -> Iterator[pa.Table]:
+def _tuning_columns(tuning: Tuning, layers: Sequence[TracedLayer], fixed_point: FixedPoint | None) -> Iterator[Columns]:
     """The mean responses by label, some units at a time: the whole table may take a gigabyte."""
     labels = tuning.labels
     if not labels or fixed_point is None:
@@ -174,28 +182,31 @@ def tuning_rows(tuning: Tuning, layers: Sequence[TracedLayer], fixed_point: Fixe
         units_at_once = max(1, MAX_TUNING_ROWS // len(labels))
         for start in range(unit_range.start, unit_range.stop, units_at_once):
             units = slice(start, min(start + units_at_once, unit_range.stop))
-            yield _table("tuning", [_tuning_columns(tuning, labels, traced.name, units, unit_range.start, step)])
+            numbers = np.arange(units.start - unit_range.start, units.stop - unit_range.start, dtype=np.int32)
+            yield {
+                "layer": _repeated(traced.name, len(numbers) * len(labels)),
+                "unit": np.repeat(numbers, len(labels)),
+                "label": pa.DictionaryArray.from_arrays(np.tile(np.arange(len(labels), dtype=np.int32), len(numbers)), labels),
+                **_half_means(tuning, labels, ImageGroup.A, units, step),
+                **_half_means(tuning, labels, ImageGroup.B, units, step),
+            }
 
 
-def _tuning_columns(tuning: Tuning, labels: list[str], layer: str, units: slice, first: int, step: float) -> Columns:
-    """One row a unit and label; a mean is null where no image of the half gave a value."""
-    unit_count, shape = units.stop - units.start, (len(labels), units.stop - units.start)
-    columns: Columns = {
-        "layer": _repeated(layer, unit_count * len(labels)),
-        "unit": np.repeat(np.arange(units.start - first, units.stop - first, dtype=np.int32), len(labels)),
-        "label": pa.DictionaryArray.from_arrays(np.tile(np.arange(len(labels), dtype=np.int32), unit_count), labels),
-    }
-    for half, name in zip((ImageGroup.A, ImageGroup.B), HALVES, strict=True):
-        sums, images = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int32)
-        for row, label in enumerate(labels):
-            key = label, half
-            if key in tuning.sums:
-                sums[row] = tuning.sums[key][units].numpy()
-                images[row] = tuning.images[key] - tuning.missing_images(key, units).numpy()
-        counts = np.ascontiguousarray(images.T).ravel()
-        means = np.ascontiguousarray(sums.T).ravel() * step / np.maximum(counts, 1)
-        columns |= {f"images_{name}": counts, f"mean_{name}": pa.array(means, mask=counts == 0)}
-    return columns
+def _half_means(tuning: Tuning, labels: Sequence[str], half: ImageGroup, units: slice, step: float) -> Columns:
+    """By unit and label; a mean is null where no image of the half gave a value."""
+    images = np.zeros((units.stop - units.start, len(labels)), dtype=np.int32)
+    means = np.zeros(images.shape)
+    met = [row for row, label in enumerate(labels) if (label, half) in tuning.sums]
+    if met:
+        keys = [(labels[row], half) for row in met]
+        counts = np.tile(np.array([tuning.images[key] for key in keys], dtype=np.int32), (len(images), 1))
+        for column, key in enumerate(keys):
+            if key in tuning.missing:
+                counts[:, column] -= tuning.missing_images(key, units).numpy()
+        sums = torch.stack([tuning.sums[key][units] for key in keys], 1).numpy()
+        images[:, met], means[:, met] = counts, sums * step / np.maximum(counts, 1)
+    name = HALVES[half - ImageGroup.A]
+    return {f"images_{name}": images.ravel(), f"mean_{name}": pa.array(means.ravel(), mask=images.ravel() == 0)}
 
 
 def _sample_columns(sample: Sample, layers: Sequence[TracedLayer]) -> Iterator[Columns]:
@@ -231,14 +242,16 @@ def _skipped_columns(skipped: Mapping[int, tuple[str, str]]) -> Columns:
 
 
 def _repeated(name: str, count: int) -> pa.Array:
-    return pa.repeat(pa.scalar(name), count)
+    return pa.DictionaryArray.from_arrays(np.zeros(count, dtype=np.int32), [name])
 
 
-def _table(name: str, pieces: Iterable[Columns]) -> pa.Table:
-    """A table of several pieces, one below the other, with the schema of its name."""
-    schema = CORE_TABLES[name].schema
+def _table(name: str, columns: Columns) -> pa.Table:
+    """A table, or a piece of one, with the types of its name; strings may have a dictionary."""
+    return pa.table({field.name: _array(columns[field.name], field.type) for field in CORE_TABLES[name].schema})
 
-    def column(columns: Columns, field: pa.Field) -> pa.Array:
-        return pa.array(columns[field.name]).cast(field.type) if len(columns[field.name]) else pa.array([], field.type)
 
-    return pa.concat_tables([pa.table([column(columns, field) for field in schema], schema=schema) for columns in pieces])
+def _array(values: Any, type_: pa.DataType) -> pa.Array:
+    if len(values) == 0:
+        return pa.array([], type_)
+    array = pa.array(values)
+    return array if pa.types.is_dictionary(array.type) else array.cast(type_)

@@ -27,7 +27,7 @@ from unitscope.scanning.tuning import MAX_TUNING_BYTES, LabelHalf, Tuning, image
 from unitscope.session.loader import LoadedImage
 from unitscope.session.session import Session, read_layers
 from unitscope.spatial_max import Candidates, PeakPicker, Spacing, SpatialMax, concatenated, highest_cell, highest_cell_by_pooling
-from unitscope.topk import TopK
+from unitscope.topk import HighestValues, TopK
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class BatchMaxima:
 
 @dataclass(slots=True)
 class Worker:
-    """Scans shards. It remembers the top k of the shards that it has done, so that later partial results hold only what beats them.
+    """Scans shards. It remembers the highest values of the shards that it has done, so that later partial results hold only what beats them.
 
     What a partial result leaves out for that reason can't be in the atlas: higher peaks went out with earlier ones. A shard that
     fails leaves nothing behind. With `only_images`, others are passed over.
@@ -68,7 +68,7 @@ class Worker:
     session: Session
     plan: ScanPlan
     only_images: frozenset[int] | None = None
-    _top_k: TopK = field(init=False)
+    _highest: HighestValues = field(init=False)
     _sample: Sample = field(init=False)
     _is_rectified: Tensor = field(init=False)
     _batch_images: int = field(init=False)
@@ -78,14 +78,14 @@ class Worker:
 
     def __post_init__(self) -> None:
         session, device = self.session, self.session.device
-        self._top_k = TopK.empty(sum(session.unit_counts), self.plan.candidates, device)
+        self._highest = HighestValues.empty(sum(session.unit_counts), self.plan.candidates, device)
         self._sample = Sample.empty(0, self.plan.sample)
         self._batch_images = session.images_per_pass(self.plan.batch_size)
         fixed_point = self.plan.fixed_point
         self._steps = None if fixed_point is None else fixed_point.by_unit(session.unit_counts)
         is_rectified = torch.tensor([traced.layer.rectified for traced in session.layers], device=device)
         self._is_rectified = is_rectified.repeat_interleave(torch.tensor(session.unit_counts, device=device))
-        kth_values = self._top_k.kth_values().split(session.unit_counts)
+        kth_values = self._highest.kth_values().split(session.unit_counts)
         several_peaks = self.plan.per_image > 1
         self._pickers = [self._picker(*pair) for pair in zip(session.layers, kth_values, strict=True)] if several_peaks else []
 
@@ -161,7 +161,7 @@ class Worker:
                 result.merge(piece_result)
         if failure or result is None:
             return FailedShard(shard, failure)
-        self._top_k.merge(result.top_k.to(self.session.device))
+        self._highest.merge(result.top_k.values.to(self.session.device))
         self._sample.merge(result.sample.without_units())
         return result
 
@@ -191,7 +191,7 @@ class Worker:
         values, cells = (torch.cat(tensors) for tensors in zip(*map(self._candidates, batches), strict=True))
         hashes, images = (t.to(self.session.device).repeat_interleave(self.plan.per_image) for t in (hashes, images))
         top_k = TopK.empty(sum(self.session.unit_counts), self.plan.candidates, self.session.device)
-        top_k.add(values, hashes, images, cells, kth_values=self._top_k.kth_values())
+        top_k.add(values, hashes, images, cells, kth_values=self._highest.kth_values())
         return top_k.to("cpu")
 
     def _candidates(self, batch: BatchMaxima) -> tuple[Tensor, Tensor]:
