@@ -179,12 +179,12 @@ def means_in_boxes(maps: Floats, boxes: NDArray[np.float64], input_size: tuple[i
     height, width, numbers = maps.shape
     rows = _shares(boxes[:, 0], boxes[:, 2], height, input_size[0])
     columns = _shares(boxes[:, 1], boxes[:, 3], width, input_size[1])
-    weights = (rows[:, :, None] * columns[:, None, :]).reshape(len(boxes), height * width).astype(np.float32)
+    weights = (rows[:, :, None] * columns[:, None, :]).reshape(len(boxes), height * width)
     means: Floats = weights @ maps.reshape(height * width, numbers)
     return means
 
 
-def _shares(start: NDArray[np.float64], stop: NDArray[np.float64], cells: int, pixels: int) -> NDArray[np.float64]:
+def _shares(start: NDArray[np.float64], stop: NDArray[np.float64], cells: int, pixels: int) -> Floats:
     """How much each cell along one axis counts in each range of pixels, of shape (range, cell); the sum is 1."""
     scale = cells / pixels
     low, high = np.clip(start * scale, 0, cells), np.clip(stop * scale, 0, cells)
@@ -192,5 +192,4 @@ def _shares(start: NDArray[np.float64], stop: NDArray[np.float64], cells: int, p
     overlap = np.clip(np.minimum(high[:, None], edges + 1) - np.maximum(low[:, None], edges), 0, None)
     nearest = np.clip(np.floor((low + high) / 2), 0, cells - 1)[:, None] == edges
     total = overlap.sum(1, keepdims=True)
-    shares: NDArray[np.float64] = np.where(total > 0, overlap / np.where(total > 0, total, 1), nearest)
-    return shares
+    return np.where(total > 0, overlap / np.where(total > 0, total, 1), nearest).astype(np.float32)

@@ -15,6 +15,9 @@ NOTHING = -torch.inf
 """The bound of an element that depends on no pixel, the position of one that stands nowhere, the unit number of one that belongs to
 no unit. It is the lowest number, so a union (a maximum) ignores it."""
 
+LARGE = 1 << 12
+"""Tensors of bounds with as many numbers are made compact."""
+
 
 @dataclass(frozen=True, slots=True)
 class AxisBounds:
@@ -144,6 +147,21 @@ def unexpand(tensor: Tensor) -> Tensor:
         if tensor.stride(dim) == 0 and tensor.shape[dim] > 1:
             tensor = tensor.narrow(dim, 0, 1)
     return tensor
+
+
+def without_copies(tensor: Tensor) -> Tensor:
+    """The tensor with length 1 in the dimensions along which it doesn't vary, in memory of its own where that makes it smaller."""
+    whole = tensor = unexpand(tensor)
+    for dim in range(tensor.dim()):
+        first = tensor.narrow(dim, 0, min(1, tensor.shape[dim]))
+        if tensor.shape[dim] > 1 and torch.equal(first.expand(tensor.shape), tensor):
+            tensor = first
+    return tensor if tensor.shape == whole.shape else tensor.clone()
+
+
+def compact(bounds: DependencyBounds) -> DependencyBounds:
+    """The same bounds in as little memory as they need: reshaping may have copied what doesn't vary, and bounds of a whole pass are kept."""
+    return bounds.map(lambda tensor: tensor if unexpand(tensor).numel() < LARGE else without_copies(tensor).expand(tensor.shape))
 
 
 def runs_along(numbers: Tensor, dim: int) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unitscope.receptive_fields.bounds import DependencyBounds, no_dependencies
+from unitscope.receptive_fields.bounds import DependencyBounds, no_dependencies, without_copies
 from unitscope.receptive_fields.operators import storage_id
 
 
@@ -75,7 +75,7 @@ class StorageBounds:
     def read(self, view: StorageView) -> DependencyBounds:
         """What a tensor of that view sees; dimensions along which nothing varies get stride 0."""
         parts = self._parts_for(view)
-        return parts.map(lambda flat: _without_copies(_unite_parts(flat, view, self._part_bytes)).expand(view.shape))
+        return parts.map(lambda flat: without_copies(_unite_parts(flat, view, self._part_bytes)).clone().expand(view.shape))
 
     def _write_parts(self, view: StorageView, bounds: DependencyBounds) -> None:
         overlaps = view.overlaps_itself()
@@ -114,12 +114,3 @@ def _viewed_parts(flat: Tensor, view: StorageView, part_bytes: int) -> Tensor:
 def _unite_parts(flat: Tensor, view: StorageView, part_bytes: int) -> Tensor:
     parts = _viewed_parts(flat, view, part_bytes)
     return parts[..., 0] if parts.shape[-1] == 1 else parts.amax(-1)
-
-
-def _without_copies(tensor: Tensor) -> Tensor:
-    """The tensor, copied, with length 1 in the dimensions along which it doesn't vary."""
-    for dim in range(tensor.dim()):
-        first = tensor.narrow(dim, 0, min(1, tensor.shape[dim]))
-        if tensor.shape[dim] > 1 and torch.equal(first.expand(tensor.shape), tensor):
-            tensor = first
-    return tensor.clone()

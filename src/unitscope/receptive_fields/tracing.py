@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unitscope.receptive_fields.bounds import DependencyBounds, depends_on_images, image_bounds, no_dependencies
+from unitscope.receptive_fields.bounds import DependencyBounds, compact, depends_on_images, image_bounds, no_dependencies
 from unitscope.receptive_fields.elementwise import everything
 from unitscope.receptive_fields.memory import StorageBounds, StorageView, storage_view
 from unitscope.receptive_fields.operators import (
@@ -102,7 +102,7 @@ class DependencyMode(TorchDispatchMode):
         if written:
             bounds_by_id = {id(t): bounds_by_id[id(t)] for t in tensors_in(read.values()) if id(t) in bounds_by_id}
         call = OperatorCall(func, read, bounds_by_id, outputs, storages)
-        for tensor, bounds in zip(outputs, self._bounds_of_outputs(call), strict=True):
+        for tensor, bounds in zip(outputs, map(compact, self._bounds_of_outputs(call)), strict=True):
             if storage_id(tensor) not in storages:
                 self._keep(tensor, bounds)
             elif storage_id(tensor) in self._storages or depends_on_images(bounds):

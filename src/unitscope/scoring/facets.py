@@ -21,11 +21,11 @@ SMALLEST_FACET = 5
 """How many candidates a facet has at least: one that stands apart is no facet."""
 MAX_AXES = 16
 """Along how many axes candidates are compared: those along which the layer's patches vary most."""
-DRAWS = 24
+DRAWS = 16
 """Of points in that box."""
 MIN_Z = 2.33
 """How far below the mean of those draws, in their standard deviations, what is left of the variance must lie: about one in 100 of one group."""
-ITERATIONS = 8
+ITERATIONS = 5
 UNITS_AT_ONCE = 512
 
 Floats = NDArray[np.floating]
