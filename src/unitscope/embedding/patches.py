@@ -180,7 +180,7 @@ def means_in_boxes(maps: Floats, boxes: NDArray[np.float64], input_size: tuple[i
     rows = _shares(boxes[:, 0], boxes[:, 2], height, input_size[0])
     columns = _shares(boxes[:, 1], boxes[:, 3], width, input_size[1])
     weights = (rows[:, :, None] * columns[:, None, :]).reshape(len(boxes), height * width)
-    means: Floats = weights @ maps.reshape(height * width, numbers)
+    means: Floats = np.matmul(weights, maps.reshape(height * width, numbers), dtype=np.float32)
     return means
 
 
@@ -192,4 +192,5 @@ def _shares(start: NDArray[np.float64], stop: NDArray[np.float64], cells: int, p
     overlap = np.clip(np.minimum(high[:, None], edges + 1) - np.maximum(low[:, None], edges), 0, None)
     nearest = np.clip(np.floor((low + high) / 2), 0, cells - 1)[:, None] == edges
     total = overlap.sum(1, keepdims=True)
-    return np.where(total > 0, overlap / np.where(total > 0, total, 1), nearest).astype(np.float32)
+    shares: Floats = np.where(total > 0, overlap / np.where(total > 0, total, 1), nearest).astype(np.float32)
+    return shares
