@@ -65,7 +65,7 @@ def write_atlas(
     with atomic_write(new_atlas_folder(out), f"the atlas {str(out)!r}") as folder:
         folder.mkdir()
         with ThreadPoolExecutor(thread_name_prefix="tables") as pool:
-            specs = [CORE_TABLES[name] for name in tables]
+            specs = sorted(CORE_TABLES.values(), key=lambda spec: list(tables).index(spec.name))
             written = [pool.submit(_write_core_table, tables[spec.name], spec, folder / spec.file) for spec in specs]
         for future in written:
             future.result()
