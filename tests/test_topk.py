@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unitscope.topk import NO_IMAGE, TopK
+from unitscope.topk import NO_IMAGE, HighestValues, TopK
 
 VALUES = st.sampled_from([float("nan"), float("-inf"), float("inf"), -2.0, -0.0, 0.0, 1.0, 1.0, 3.0])
 Candidate = tuple[list[float], list[int]]
@@ -108,3 +108,15 @@ def test_minus_infinity_is_a_value() -> None:
     best = TopK.empty(unit_count=1, k=2)
     best.add(torch.tensor([[-torch.inf]]), torch.tensor([0]), torch.tensor([1]), torch.tensor([[0]]))
     assert peaks(best) == [[(-torch.inf, 1, 0)]]
+
+
+@given(candidates(), st.integers(0, 12))
+def test_highest_values_are_those_of_a_top_k(drawn: tuple[Tensor, Tensor, Tensor, int], split: int) -> None:
+    values, images, cells, k = drawn
+    highest, whole = HighestValues.empty(values.shape[1], k, "cpu"), TopK.empty(values.shape[1], k)
+    whole.add(values, HASHES[images.long()], images.long(), cells)
+    for rows in (slice(split), slice(split, None)):
+        part = TopK.empty(values.shape[1], k)
+        part.add(values[rows], HASHES[images[rows].long()], images[rows].long(), cells[rows])
+        highest.merge(part.values)
+    assert torch.equal(highest.values.nan_to_num(-7.5), whole.values.nan_to_num(-7.5))
