@@ -6,7 +6,7 @@ A trace is one pass whose `data_flow` is logged. The `call_log` says which calls
 
 from unitscope.layers.call_log import Fold
 from unitscope.layers.choosing import choose_layers, unknown_operators, unreadable_layers
-from unitscope.layers.tapping import Tap, tapped
+from unitscope.layers.tapping import Tap, outputs_watched, tapped
 from unitscope.layers.tracing import Trace, TracedLayer, trace
 
-__all__ = ["Fold", "Tap", "Trace", "TracedLayer", "choose_layers", "tapped", "trace", "unknown_operators", "unreadable_layers"]
+__all__ = ["Fold", "Tap", "Trace", "TracedLayer", "choose_layers", "outputs_watched", "tapped", "trace", "unknown_operators", "unreadable_layers"]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from unitscope.layers.image_axis import ImageAxis
@@ -45,6 +46,17 @@ class Layout:
         """The output as activation maps of shape (image, unit, y, x), without copying where that can be."""
         maps = self._all_maps(output)
         return maps if self.inner is None else self.inner.of_maps(maps)
+
+    def cells(self, output: Tensor) -> Tensor:
+        """The whole output as (image, unit, cell): tokens outside the grid and cells outside the window, too, in the output's order."""
+        units_first = _with_units_first(self.image_axis.with_images_first(output), self.unit_dims)
+        return units_first.flatten(2) if units_first.dim() > 2 else units_first[..., None]
+
+    def with_units(self, output: Tensor, image: Tensor, unit: Tensor, values: Tensor) -> Tensor:
+        """A copy of the output in which these units of these images, two arrays of one length, have other values, of shape (pair, cell)."""
+        numbers = torch.arange(output.numel(), device=output.device).reshape(output.shape)
+        changed = output.clone()
+        return changed.put_(self.cells(numbers)[image, unit], values.to(changed))
 
     def _all_maps(self, output: Tensor) -> Tensor:
         output = self.image_axis.with_images_first(output)

@@ -107,3 +107,33 @@ def tapped(network: nn.Module, layers: Sequence[TracedLayer], read_maps: ReadMap
     finally:
         for handle in handles:
             handle.remove()
+
+
+ChangeOutput = Callable[[int, Tensor], Tensor | None]
+"""Called with a layer's index among the watched ones and the output of its module; what it returns, if anything, takes the output's place."""
+
+
+@contextmanager
+def outputs_watched(network: nn.Module, layers: Sequence[TracedLayer], change: ChangeOutput) -> Iterator[None]:
+    """While the block lasts, `change` is given what the layers' modules pass on: of an activation what comes out, not the value that is ranked."""
+    indices = {(layer.module_path, layer.nth_call): index for index, layer in enumerate(layers)}
+    call_counts: Counter[str] = Counter()
+
+    def start(*_: Any) -> None:
+        call_counts.clear()
+
+    def hook(path: str) -> Callable[..., Tensor | None]:
+        def watch(module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
+            call_counts[path] += 1
+            index = indices.get((path, call_counts[path]))
+            return change(index, output) if index is not None and isinstance(output, Tensor) else None
+
+        return watch
+
+    handles = [network.register_forward_pre_hook(start, prepend=True)]
+    handles += [network.get_submodule(path).register_forward_hook(hook(path)) for path in {layer.module_path for layer in layers}]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
