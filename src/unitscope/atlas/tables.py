@@ -305,6 +305,87 @@ FACETS = added_table(
     "unitscope score ATLAS",
 )  # fmt: skip
 
+_CLASS = Column("class", pa.int32(), "the position among the network's outputs, from 0")
+
+MEAN_MAPS = added_table(
+    "mean_maps", "unit", ("layer", "unit"), "What each unit passes on, on average over the images, at each cell: what takes its place where it is knocked out",
+    (
+        _LAYER, _UNIT,
+        Column("map", pa.list_(pa.float32()), "the mean of what comes out of the unit (of its activation, if it has one) at each cell, in the order of the output, with class tokens and the like"),
+    ),
+    "unitscope effects ATLAS",
+)  # fmt: skip
+
+EFFECTS = added_table(
+    "effects", "unit × class", ("layer", "unit", "class"), "What each unit does to each class: how far the class's score would fall in its images if the unit passed on its mean, to first order",
+    (
+        _LAYER, _UNIT, _CLASS,
+        Column("effect", pa.float32(), "the mean over the class's images, in the score's units; above zero the unit raises the class"),
+        Column("standard_error", pa.float32(), "its standard error over these images; null where there is one"),
+        Column("share", pa.float32(), "the effect's size as a share of those of all units of its layer"),
+        Column("images", pa.int32(), "how many images the mean is over"),
+    ),
+    "unitscope effects ATLAS",
+)  # fmt: skip
+
+EFFECT_LAYERS = added_table(
+    "effect_layers", "layer", ("layer",), "How far effects of a layer's units can be believed",
+    (
+        _LAYER,
+        Column("exact", pa.bool_(), "true where only linear operations follow, so that first order is the truth"),
+        Column("r", pa.float32(), "Pearson's correlation of first order with the drop that knocking the unit out gives; null without --verify"),
+        Column("slope", pa.float32(), "the drop for each unit of first order, by least squares through zero"),
+        Column("knockouts", pa.int32(), "how many pairs of a unit and an image that was measured on"),
+    ),
+    "unitscope effects ATLAS --verify N",
+)  # fmt: skip
+
+PREDICTIONS = added_table(
+    "predictions", "image", ("label_class", "predicted", "rank"), "How often images of each class are taken for which, with the most certain ones",
+    (
+        Column("label_class", pa.int32(), "the position of the class that the image's label is; -1 where it has none"),
+        Column("predicted", pa.int32(), "the position of the highest output"),
+        Column("rank", pa.int16(), "the image's place among those of that label and that prediction; 1 is the most certain"),
+        Column("images", pa.int64(), "how many images have that label and that prediction"),
+        _IMAGE,
+        Column("key", pa.string(), "the image's name"),
+        Column("probability", pa.float32(), "the probability of the prediction: the softmax of the outputs"),
+        Column("top_classes", pa.list_(pa.int32()), "the positions of the five highest outputs"),
+        Column("top_probabilities", pa.list_(pa.float32()), "their probabilities"),
+    ),
+    "unitscope effects ATLAS",
+)  # fmt: skip
+
+KNOCKOUTS = added_table(
+    "knockouts", "units × class", ("layer", "units", "replacement", "class"), "What taking units away for real does to each class",
+    (
+        _LAYER,
+        Column("units", pa.string(), "the numbers of the units that were taken away together, with spaces between"),
+        Column("replacement", pa.string(), "what they passed on instead: mean, their mean map, or zero"),
+        _CLASS,
+        Column("images", pa.int32(), "how many images of the class that was measured on"),
+        Column("logit_drop", pa.float32(), "how far the class's score fell in these images, on average"),
+        Column("standard_error", pa.float32(), "its standard error over these images; null where there is one"),
+        Column("probability_drop", pa.float32(), "how far the class's probability fell, on average"),
+        Column("right_before", pa.float32(), "the share of these images in which the class came first, before"),
+        Column("right_after", pa.float32(), "the same after"),
+    ),
+    "unitscope knock-out ATLAS LAYER UNIT",
+)  # fmt: skip
+
+CIRCUITS = added_table(
+    "circuits", "unit × unit", ("layer", "unit", "source_layer", "source_unit"), "Which units of earlier layers each unit is fed by, in the images of its peaks",
+    (
+        _LAYER, _UNIT,
+        Column("source_layer", pa.string(), "the earlier layer"),
+        Column("source_unit", pa.int32(), "the unit of that layer; -1 for all units that have no row of their own"),
+        Column("contribution", pa.float32(), "what it passes on, times the gradient of the peak's value with respect to that, summed over cells: the mean over the peaks"),
+        Column("share", pa.float32(), "its size as a share of those of all units of the earlier layer"),
+        Column("peaks", pa.int16(), "how many peaks the mean is over"),
+    ),
+    "unitscope circuits ATLAS",
+)  # fmt: skip
+
 CLASS_PROBABILITY = added_table(
     "class_probability", "image", ("image",), "The class probabilities of an image while a grey square slides over it",
     (
@@ -399,6 +480,12 @@ ADDED_TABLES = _by_name(
         VISUAL_TUNING,
         SCORES,
         FACETS,
+        MEAN_MAPS,
+        EFFECTS,
+        EFFECT_LAYERS,
+        PREDICTIONS,
+        KNOCKOUTS,
+        CIRCUITS,
         CLASS_PROBABILITY,
     )
 )

@@ -9,4 +9,15 @@ from unitscope.layers.choosing import choose_layers, unknown_operators, unreadab
 from unitscope.layers.tapping import Tap, outputs_watched, tapped
 from unitscope.layers.tracing import Trace, TracedLayer, trace
 
-__all__ = ["Fold", "Tap", "Trace", "TracedLayer", "choose_layers", "outputs_watched", "tapped", "trace", "unknown_operators", "unreadable_layers"]
+__all__ = [
+    "Fold",
+    "Tap",
+    "Trace",
+    "TracedLayer",
+    "choose_layers",
+    "outputs_watched",
+    "tapped",
+    "trace",
+    "unknown_operators",
+    "unreadable_layers",
+]

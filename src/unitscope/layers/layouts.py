@@ -54,9 +54,12 @@ class Layout:
 
     def with_units(self, output: Tensor, image: Tensor, unit: Tensor, values: Tensor) -> Tensor:
         """A copy of the output in which these units of these images, two arrays of one length, have other values, of shape (pair, cell)."""
-        numbers = torch.arange(output.numel(), device=output.device).reshape(output.shape)
-        changed = output.clone()
-        return changed.put_(self.cells(numbers)[image, unit], values.to(changed))
+        if self.image_axis == ImageAxis():  # then images lie one behind the other, and one says where the others have their cells
+            of_one = torch.arange(output[0].numel(), device=output.device).reshape(1, *output.shape[1:])
+            numbers = self.cells(of_one)[0, unit] + of_one.numel() * image[:, None]
+        else:
+            numbers = self.cells(torch.arange(output.numel(), device=output.device).reshape(output.shape))[image, unit]
+        return output.clone().put_(numbers, values.to(output))
 
     def _all_maps(self, output: Tensor) -> Tensor:
         output = self.image_axis.with_images_first(output)

@@ -4,7 +4,7 @@ Whatever runs a network runs an isolated copy of it (`isolation`, `copying`) in 
 was.
 """
 
-from unitscope.networks.model_strings import build_with_factory, is_factory, load_network, open_clip_model
+from unitscope.networks.model_strings import build_with_factory, is_factory, load_function, load_network, open_clip_model
 from unitscope.networks.network import InputFormat, Network, as_float32, first_float_tensor, network_from_module
 from unitscope.networks.preprocessing import PREPROCESSING_FLAGS, PreprocessingOverrides, as_preprocessing, preprocessing_for
 
@@ -18,6 +18,7 @@ __all__ = [
     "build_with_factory",
     "first_float_tensor",
     "is_factory",
+    "load_function",
     "load_network",
     "network_from_module",
     "open_clip_model",

@@ -13,7 +13,7 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -218,12 +218,10 @@ def _from_factory(model: str, seed: int) -> Network:
 def build_with_factory(model: str) -> object:
     """What the function or class of `PATH.py:FACTORY` or `PACKAGE.MODULE:FACTORY` gives; of a module of torch under that name a copy, since
     weights may be loaded into it. Raises `NetworkError` for whatever goes wrong in it."""
-    module_or_path, _, name = model.rpartition(":")
-    factory = getattr(_import_module(module_or_path, model), name, None)
+    factory = load_function(model)
+    name = model.rpartition(":")[2]
     if isinstance(factory, nn.Module):
         return deepcopy(factory)
-    if not callable(factory):
-        raise NetworkError(f"{module_or_path!r} has no function or class {name!r} to build {model!r} with")
     if required := _required_parameters(factory):
         raise NetworkError(
             f"{model!r} can't be built: {name!r} needs arguments, {', '.join(required)}; write a function without any that calls it with "
@@ -233,6 +231,15 @@ def build_with_factory(model: str) -> object:
         return factory()
     except (Exception, SystemExit) as error:
         raise NetworkError(f"{model!r} can't be built: {_error_with_line(error)}") from error
+
+
+def load_function(text: str) -> Callable[..., Any]:
+    """The function or class that `PATH.py:NAME` or `PACKAGE.MODULE:NAME` means. Raises `NetworkError` where there is none."""
+    module_or_path, _, name = text.rpartition(":")
+    function = getattr(_import_module(module_or_path, text), name, None)
+    if not callable(function):
+        raise NetworkError(f"{module_or_path!r} has no function or class {name!r}, as {text!r} says")
+    return cast("Callable[..., Any]", function)
 
 
 LIBRARY_BUILDERS: dict[str, Callable[[str, bool, int], Network]] = {

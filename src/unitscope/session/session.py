@@ -183,10 +183,10 @@ class Session:
         with replica_threads(replicas, self.device) as threads:
             yield threads
 
-    def run_batches(self, batches: Iterable[Batch], run: "RunBatch[Batch, Result]") -> Iterator[Result]:
-        """What `run` makes of every batch, in order. Images are loaded ahead, so that replicas don't wait for them."""
+    def run_batches(self, batches: Iterable[Batch], run: "RunBatch[Batch, Result]", to_output: bool = False) -> Iterator[Result]:
+        """What `run` makes of every batch, in order. Images are loaded ahead, so that replicas don't wait for them. See `running`."""
         pending: deque[Future[Result]] = deque()
-        with readers(self.loader, self.reader_count) as image_readers, self.running() as threads:
+        with readers(self.loader, self.reader_count) as image_readers, self.running(to_output) as threads:
             for batch in batches:
                 pending.append(threads.submit(_run_loaded, run, batch, image_readers.start(batch.items)))
                 if len(pending) >= self._batches_ahead(len(batch.items)):
