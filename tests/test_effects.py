@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import unitscope
 from unitscope.atlas import Atlas
-from unitscope.effects import knock_out, measure_effects
+from unitscope.effects import find_circuits, knock_out, measure_effects
 from unitscope.records import Preprocessing
 
 AS_IT_IS = Preprocessing(None, (16, 16), (0.5,) * 3, (0.25,) * 3)
@@ -151,3 +151,76 @@ def test_how_far_first_order_is_believed(atlas: Atlas) -> None:
     assert {row["class"] for row in knockouts} == {0, 1, 2}
     assert len(knockouts) == 2 * len(CLASSES)
     assert "7" not in {row["layer"] for row in knockouts}, "a class's own unit says nothing"
+
+
+class Twice(nn.Module):
+    """A hand-made network of one colour: a convolution that is used twice, with a residual sum; all weights are known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 2, 1)
+        self.mix = nn.Conv2d(2, 2, 1, bias=False)
+        self.relu = nn.ReLU(inplace=True)
+        self.head = nn.Linear(2, 2)
+        with torch.no_grad():
+            self.first.weight.copy_(torch.tensor([1.0, 2.0]).reshape(2, 1, 1, 1))
+            self.first.bias.copy_(torch.tensor([1.0, 0.0]))
+            self.mix.weight.copy_(torch.tensor([[2.0, -1.0], [0.5, 3.0]]).reshape(2, 2, 1, 1))
+            self.head.weight.copy_(torch.tensor([[1.0, 2.0], [-1.0, 1.0]]))
+            self.head.bias.zero_()
+
+    def forward(self, images: Tensor) -> Tensor:
+        skip = self.relu(self.first(images))
+        maps = self.mix(self.relu(self.mix(skip)))
+        maps += skip
+        return self.head(self.relu(maps).mean((2, 3)))
+
+
+def test_circuits_of_a_hand_made_network(tmp_path: Path) -> None:
+    """Every image is one grey, so every cell is that number: the sums are worked out by hand."""
+    from PIL import Image
+
+    folder = tmp_path / "greys"
+    folder.mkdir()
+    for number, grey in enumerate((51, 102, 204)):
+        Image.new("L", (4, 4), grey).save(folder / f"{number}.png")
+    network = Twice().eval()
+    atlas = unitscope.scan(
+        network, folder, tmp_path / "atlas", preprocess=Preprocessing(None, (4, 4), (0.0,), (1.0,), channels=1)
+    )
+    table = find_circuits(atlas, network)
+    found = {
+        (row["layer"], row["unit"], row["source_layer"], row["source_unit"]): row["contribution"] for row in table.to_pylist()
+    }
+    greys = np.array([51, 102, 204]) / 255
+    skip = np.stack([greys + 1, 2 * greys])
+    between = np.maximum(np.array([[2, -1], [0.5, 3]]) @ skip, 0)
+    assert {layer for layer, *_ in found} == {"relu#2", "mix#2", "relu#3", "head"}
+    for unit, weights in enumerate(((2, -1), (0.5, 3))):
+        for source, weight in enumerate(weights):
+            assert found["relu#2", unit, "relu", source] == pytest.approx(weight * skip[source].mean(), rel=1e-5)
+            assert found["mix#2", unit, "relu#2", source] == pytest.approx(weight * between[source].mean(), rel=1e-5)
+        assert found["relu#3", unit, "relu", unit] == pytest.approx(skip[unit].mean(), rel=1e-5), "the way past the block"
+        second = np.array([[2, -1], [0.5, 3]])[unit] @ between
+        assert found["relu#3", unit, "mix#2", unit] == pytest.approx(second.mean(), rel=1e-5)
+    assert ("relu#3", 0, "relu#2", 0) not in found, "that way passes mix#2"
+
+
+def test_contributions_are_weights_times_what_is_passed_on(atlas: Atlas) -> None:
+    """Between the two convolutions lies a pooling: the gradient is the weight at the highest cell of each window."""
+    network = classifier()
+    table = find_circuits(atlas, network, layers=["7"])
+    weight = network[7].weight.detach()
+    images, _ = inputs(atlas)
+    passed_on = outputs_of(network, images)["6"].detach()
+    scores = network(images).detach()
+    for row in table.to_pylist():
+        nine = scores[:, row["unit"]].argsort(descending=True)[:9]
+        expected = float((weight[row["unit"], row["source_unit"]] * passed_on[nine, row["source_unit"]]).mean())
+        assert row["contribution"] == pytest.approx(expected, abs=1e-5)
+    for unit in range(3):
+        own = [row for row in table.to_pylist() if row["unit"] == unit]
+        assert sum(row["share"] for row in own) == pytest.approx(1)
+        nine = scores[:, unit].argsort(descending=True)[:9]
+        bias = float(network[7].bias[unit].detach())
+        assert sum(row["contribution"] for row in own) + bias == pytest.approx(float(scores[nine, unit].mean()), abs=1e-5)

@@ -374,13 +374,13 @@ KNOCKOUTS = added_table(
 )  # fmt: skip
 
 CIRCUITS = added_table(
-    "circuits", "unit × unit", ("layer", "unit", "source_layer", "source_unit"), "Which units of earlier layers each unit is fed by, in the images of its peaks",
+    "circuits", "unit × unit", ("layer", "unit", "source_layer", "source_unit"), "Which units of earlier layers feed each unit, in the images of its peaks, on ways that pass no other layer",
     (
         _LAYER, _UNIT,
         Column("source_layer", pa.string(), "the earlier layer"),
-        Column("source_unit", pa.int32(), "the unit of that layer; -1 for all units that have no row of their own"),
+        Column("source_unit", pa.int32(), "the unit of that layer; -1 for all of its units that have no row of their own"),
         Column("contribution", pa.float32(), "what it passes on, times the gradient of the peak's value with respect to that, summed over cells: the mean over the peaks"),
-        Column("share", pa.float32(), "its size as a share of those of all units of the earlier layer"),
+        Column("share", pa.float32(), "its size as a share of those of all units that feed it"),
         Column("peaks", pa.int16(), "how many peaks the mean is over"),
     ),
     "unitscope circuits ATLAS",
