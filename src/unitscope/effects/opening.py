@@ -144,10 +144,9 @@ def baseline_of(atlas: Atlas, layer: str, shape: tuple[int, ...], replacement: s
         raise UnitscopeError(f"a unit is replaced by {' or '.join(REPLACEMENTS)}, not {replacement!r}")
     if replacement == "zero":
         return torch.zeros(shape)
-    table = atlas.table(MEAN_MAPS.name, layer)
-    maps = table["map"].to_pylist()
-    if len(maps) != shape[0] or any(row is None or len(row) != shape[1] for row in maps):
-        raise AtlasError(
-            f"the table {MEAN_MAPS.name!r} has no mean maps of layer {layer!r}; make it with: {MEAN_MAPS.command_for(atlas.folder)}"
-        )
-    return torch.from_numpy(np.array(maps, dtype=np.float32))
+    maps = atlas.table(MEAN_MAPS.name, layer)["map"].combine_chunks()
+    lengths = np.diff(maps.offsets.to_numpy()) if len(maps) else np.zeros(0)
+    if maps.null_count or len(maps) != shape[0] or (lengths != shape[1]).any():
+        command = MEAN_MAPS.command_for(atlas.folder)
+        raise AtlasError(f"the table {MEAN_MAPS.name!r} has no mean maps of layer {layer!r}; make it with: {command}")
+    return torch.from_numpy(maps.flatten().to_numpy().reshape(shape).copy())
