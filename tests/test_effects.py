@@ -1,16 +1,21 @@
 """Effects: what units do to a class, against closed forms, autograd and real knock-outs."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from photographs import write_photographs
+from PIL import Image
 from torch import Tensor, nn
 
 import unitscope
 from unitscope.atlas import Atlas
-from unitscope.effects import find_circuits, knock_out, measure_effects
+from unitscope.effects import find_circuits, knock_out, measure_effects, progress
+from unitscope.effects.explaining import open_explainer
+from unitscope.effects.figure import draw_explanation
+from unitscope.errors import AtlasError, UnitscopeError
 from unitscope.records import Preprocessing
 
 AS_IT_IS = Preprocessing(None, (16, 16), (0.5,) * 3, (0.25,) * 3)
@@ -44,8 +49,6 @@ def atlas(photographs: Path, tmp_path: Path) -> Atlas:
 
 def inputs(atlas: Atlas) -> tuple[Tensor, list[int]]:
     """All images as the network gets them, and the classes that their labels are, read without the package's loaders."""
-    from PIL import Image
-
     files = sorted(Path(atlas.manifest["images"]["folder"]).rglob("*.png"))
     pixels = [np.asarray(Image.open(file).convert("RGB").crop((0, 2, 16, 18)), dtype=np.float32) / 255 for file in files]
     return (torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) - 0.5) / 0.25, [
@@ -178,8 +181,6 @@ class Twice(nn.Module):
 
 def test_circuits_of_a_hand_made_network(tmp_path: Path) -> None:
     """Every image is one grey, so every cell is that number: the sums are worked out by hand."""
-    from PIL import Image
-
     folder = tmp_path / "greys"
     folder.mkdir()
     for number, grey in enumerate((51, 102, 204)):
@@ -224,3 +225,200 @@ def test_contributions_are_weights_times_what_is_passed_on(atlas: Atlas) -> None
         nine = scores[:, unit].argsort(descending=True)[:9]
         bias = float(network[7].bias[unit].detach())
         assert sum(row["contribution"] for row in own) + bias == pytest.approx(float(scores[nine, unit].mean()), abs=1e-5)
+
+
+class TokensFirst(nn.Module):
+    """Tokens come before images in what its module gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 6, 4, stride=4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.embed(images).flatten(2).permute(2, 0, 1)
+
+
+class Windows(nn.Module):
+    """Four windows of every image stand one after the other where others have images."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        images, units, height, width = maps.shape
+        windows = maps.reshape(images, units, 2, height // 2, 2, width // 2).permute(0, 2, 4, 1, 3, 5)
+        return windows.reshape(images * 4, units, height // 2, width // 2)
+
+
+class Mixed(nn.Module):
+    """A convolution behind tokens and windows, and a classifier; `mixing` says what comes before."""
+
+    def __init__(self, mixing: str) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.mixing = mixing
+        self.tokens, self.windows, self.first = TokensFirst(), Windows(), nn.Conv2d(3, 6, 1)
+        self.second, self.relu, self.head = nn.Conv2d(6, 5, 3, padding=1), nn.ReLU(inplace=True), nn.Linear(5, len(CLASSES))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.mixing == "tokens":
+            maps = self.tokens(images).permute(1, 2, 0).unflatten(2, (4, 4))
+        else:
+            maps = self.windows(self.first(images)).unflatten(0, (len(images), 4)).sum(1)
+        maps = self.relu(self.second(maps))
+        return self.head(torch.relu(maps.mean((2, 3)) - 0.1))
+
+
+@pytest.mark.parametrize("mixing", ["tokens", "windows"])
+def test_copies_begin_at_the_layer_wherever_images_stand(photographs: Path, tmp_path: Path, mixing: str) -> None:
+    network = Mixed(mixing).eval()
+    atlas = unitscope.scan(network, photographs, tmp_path / "atlas", preprocess=AS_IT_IS, classes=list(CLASSES))
+    measure_effects(atlas, network)
+    images, classes = inputs(atlas)
+    outputs: list[Tensor] = []
+    handle = network.relu.register_forward_hook(lambda module, args, output: outputs.append(output.detach().clone()))
+    before = network(images).detach()
+    handle.remove()
+    rows = knock_out(atlas, "relu", [[1], [0, 4]], network).to_pylist()
+    for group in ([1], [0, 4]):
+
+        def hook(module: nn.Module, args: object, output: Tensor, group: list[int] = group) -> Tensor:
+            output[:, group] = outputs[0].mean(0)[group]
+            return output
+
+        handle = network.relu.register_forward_hook(hook)
+        after = network(images).detach()
+        handle.remove()
+        for class_ in range(len(CLASSES)):
+            of_class = [number for number, known in enumerate(classes) if known == class_]
+            row = next(r for r in rows if r["units"] == " ".join(map(str, group)) and r["class"] == class_)
+            assert row["logit_drop"] == pytest.approx(float((before - after)[of_class, class_].mean()), abs=1e-5)
+
+
+# ── one picture ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "head"),
+    [("torchvision:resnet18", "layer4.1.relu#2", "fc"), ("torchvision:alexnet", "classifier.5", "classifier.6")],
+)
+def test_what_units_pass_on_and_the_bias_make_the_score(
+    photographs: Path, tmp_path: Path, model: str, layer: str, head: str
+) -> None:
+    preprocess = Preprocessing(None, (96, 96), (0.5,) * 3, (0.25,) * 3)
+    network = unitscope.load_network(model, "none")
+    atlas = unitscope.scan(network, photographs, tmp_path / "atlas", layers=[layer], preprocess=preprocess, limit=4)
+    measure_effects(atlas, network, by="prediction")
+    picture = Image.open(next(photographs.rglob("*.png")))
+    with open_explainer(atlas, network) as explainer:
+        explanation = explainer.explain(picture)
+        other = explainer.explain(picture, explained="7", against="3")
+    [of_layer] = explanation.layers
+    bias = network.module.get_submodule(head).bias.detach()
+    assert of_layer.exact
+    assert of_layer.rest == pytest.approx(float(bias[explanation.explained.position]), abs=1e-5)
+    assert other.layers[0].rest == pytest.approx(float(bias[7] - bias[3]), abs=1e-5)
+
+
+def test_a_unit_that_is_taken_away_lowers_the_score_by_its_effect(atlas: Atlas) -> None:
+    network = classifier()
+    measure_effects(atlas, network)
+    images, _ = inputs(atlas)
+    file = sorted(Path(atlas.manifest["images"]["folder"]).rglob("*.png"))[5]
+    with open_explainer(atlas, network) as explainer:
+        explanation = explainer.explain(Image.open(file), "dog", "cat")
+        scores = network(images[5:6]).detach()[0]
+        assert [known.position for known in explanation.top] == scores.argsort(descending=True).tolist()
+        assert explanation.score == pytest.approx(float(scores[1] - scores[0]), abs=1e-5)
+        of_layer = {found.layer: found for found in explanation.layers}["4"]
+        for unit in (*of_layer.raising, *of_layer.lowering):
+            without_unit = explainer.explain(Image.open(file), "1", "0", {"4": [unit.unit]})
+            assert without_unit.score == pytest.approx(explanation.score - unit.effect, abs=1e-5)
+            assert unit.map is not None
+            assert unit.map.sum() == pytest.approx(unit.effect, abs=1e-5)
+        drawn = draw_explanation(atlas, Image.open(file), explanation, "4")
+        assert drawn.width > drawn.height / 4
+        with pytest.raises(AtlasError, match=r"no class 'dgo' among its 3 outputs\. Close: 'dog'"):
+            explainer.explain(Image.open(file), "dgo")
+
+
+# ── what bad input gets ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class NoGradients(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = classifier()
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.network(images)
+
+
+class Maps(nn.Module):
+    """Returns no class scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = classifier()[:5]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+
+@pytest.mark.parametrize(
+    ("network", "classes", "options", "words"),
+    [
+        (NoGradients(), CLASSES, {}, "no gradient comes down through the network"),
+        (Maps(), None, {"by": "prediction"}, r"no class scores of shape .* --output PATH\.py:FUNCTION"),
+        (classifier(), None, {}, "3 of 3 labels are none of the network's 3 classes, such as 'cat', 'dog', 'fish'; its outputs have no names"),
+        (classifier(), ["cat", "dog", "bird"], {}, "1 of 3 labels are none of the network's 3 classes, such as 'fish'; the outputs are 'cat'"),
+        (classifier(), CLASSES, {"classes": ["a", "b"]}, "2 classes are known by name, but the network has 3 outputs"),
+        (classifier(), CLASSES, {"by": "chance"}, "by is auto, label, prediction, not 'chance'"),
+        (classifier(), CLASSES, {"output": lambda returned: returned.argmax(1)}, "must give a tensor of shape"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_measured_is_said(
+    photographs: Path, tmp_path: Path, network: nn.Module, classes: tuple[str, ...] | None, options: dict[str, Any], words: str
+) -> None:
+    atlas = unitscope.scan(
+        network.eval(), photographs, tmp_path / "atlas", preprocess=AS_IT_IS, classes=None if classes is None else list(classes)
+    )
+    with pytest.raises(UnitscopeError, match=words):
+        measure_effects(atlas, network, **options)
+    assert not [table.name for table in atlas.tables() if table.name in ("effects", "mean_maps", "predictions", "effect_layers")]
+
+
+def test_an_output_of_ones_own(photographs: Path, tmp_path: Path) -> None:
+    """Effects on how bright the last map is, summed: each unit's own deviation, which sums to nothing over the images."""
+    network = Maps().eval()
+    atlas = unitscope.scan(network, photographs, tmp_path / "atlas", preprocess=AS_IT_IS)
+    table = measure_effects(atlas, network, output=lambda returned: returned.sum((1, 2, 3)))
+    assert set(table["class"].to_pylist()) == {0}
+    last = table.filter(np.array(table["layer"].to_pylist()) == "network.4")
+    assert np.allclose(last["effect"].to_numpy(), 0, atol=1e-3)
+    assert atlas.table("effect_layers").to_pylist()[-1]["exact"]
+
+
+def test_a_killed_run_goes_on(atlas: Atlas, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in the middle of either pass, with everything saved, it gives the same bytes as one that wasn't stopped."""
+    network = classifier()
+    measure_effects(atlas, network)
+    expected = {
+        name: (atlas.folder / "tables" / f"{name}.parquet").read_bytes() for name in ("effects", "mean_maps", "predictions")
+    }
+    for name in expected:
+        (atlas.folder / "tables" / f"{name}.parquet").unlink()
+    monkeypatch.setattr(progress, "SAVE_EVERY_S", 0)
+    for stop_after in (7, 31):
+        seen = 0
+
+        def stop(images: int, stop_after: int = stop_after) -> None:
+            nonlocal seen
+            seen += images
+            if seen >= stop_after:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            measure_effects(Atlas(atlas.folder), network, on_images=stop)
+    counted: list[int] = []
+    measure_effects(Atlas(atlas.folder), network, on_images=counted.append)
+    assert 0 < sum(counted) < 48, "what was done isn't done again"
+    assert {name: (atlas.folder / "tables" / f"{name}.parquet").read_bytes() for name in expected} == expected

@@ -10,6 +10,7 @@ from itertools import groupby
 from math import ceil, sqrt
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from unitscope.records import Box
@@ -19,6 +20,8 @@ HATCH = (226, 228, 231), (211, 214, 218)
 TRANSPARENT_HATCH = (128, 134, 142, 44), (128, 134, 142, 96)
 """The same stripes for a page of any colour, with alpha."""
 ACCENT = (226, 112, 58)
+LOWERS = (58, 118, 190)
+"""The colour of what lowers a score, where the accent raises it."""
 GAP_PX = 2
 MIN_FONT_PX = 9
 
@@ -69,6 +72,19 @@ class Strip:
     layer: str
     unit: int
     checkpoints: Sequence[CheckpointPatch]
+
+
+@dataclass(frozen=True, slots=True)
+class EffectRow:
+    """What one unit does to a score: how much, as text and as a share of the longest bar (below zero where it lowers the score), what it is
+    called, where in the picture that is, and its patches."""
+
+    value: str
+    length: float
+    title: str
+    subtitle: str
+    place: Image.Image
+    patches: Sequence[Image.Image]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +190,45 @@ def draw_strips(strips: Sequence[Strip], checkpoint_names: Sequence[str], size_p
         "A bar marks a jump to another image."
     )
     return _framed(_in_column([body, _draw_text(text, label_px, GREY, body.width)], 2 * gap), 24)
+
+
+def draw_effects(picture: Image.Image, lines: Sequence[str], title: str, rows: Sequence[EffectRow], size_px: int) -> Image.Image:
+    """A picture with lines of text below it, and beside it a row for each unit that raises or lowers a score."""
+    text_px, bar_px = max(11, size_px // 8), 2 * size_px
+    width = picture.width
+    left = _in_column(
+        [picture, *(_draw_text(line, text_px, INK if not number else GREY, width) for number, line in enumerate(lines))], 6
+    )
+    drawn = [_draw_effect_row(row, size_px, bar_px, text_px) for row in rows]
+    right = _in_column([_draw_text(title, text_px + 2, INK, max((row.width for row in drawn), default=width)), *drawn], 10)
+    return _framed(_in_row([left, right], 28), 20)
+
+
+def _draw_effect_row(row: EffectRow, size_px: int, bar_px: int, text_px: int) -> Image.Image:
+    """Bar and words at the left, where it is in the picture, and the patches one beside the other."""
+    side = Image.new("RGB", (bar_px, size_px), BACKGROUND)
+    pen, middle, length = ImageDraw.Draw(side), bar_px // 2, round(row.length * (bar_px // 2 - 2))
+    top = text_px * 3
+    pen.text((0, 0), _shortened(row.title, text_px, bar_px), INK, _font(text_px))
+    pen.text((0, text_px * 4 // 3), _shortened(row.subtitle, text_px - 2, bar_px), GREY, _font(text_px - 2))
+    pen.rectangle(
+        (min(middle, middle + length), top, max(middle, middle + length), top + text_px), fill=ACCENT if length > 0 else LOWERS
+    )
+    pen.line((middle, top - 2, middle, top + text_px + 2), GREY)
+    pen.text((middle - 6 if length > 0 else middle + 6, top), row.value, INK, _font(text_px), anchor="ra" if length > 0 else "la")
+    strip = _in_row([patch.resize((size_px, size_px)) for patch in row.patches], GAP_PX)
+    return _in_row([side, row.place.resize((size_px, size_px)), strip], 12)
+
+
+def draw_place(picture: Image.Image, values: NDArray[np.float32]) -> Image.Image:
+    """A picture that is grey but where values, of shape (y, x), are far from zero: there orange where they are above it, and blue below."""
+    highest = float(np.abs(values).max()) or 1.0
+    small = Image.fromarray((values / highest).astype(np.float32))
+    spread = np.clip(np.asarray(small.resize(picture.size, Image.Resampling.BICUBIC)), -1, 1)[..., None]
+    grey = np.asarray(picture.convert("L"), dtype=np.float32)[..., None] * 0.55 + 90
+    colour = np.where(spread > 0, np.array(ACCENT, dtype=np.float32), np.array(LOWERS, dtype=np.float32))
+    strength = np.abs(spread) * 0.75
+    return Image.fromarray((grey * (1 - strength) + colour * strength).clip(0, 255).astype(np.uint8))
 
 
 def _draw_strip(strip: Strip, margin: int, size_px: int) -> Image.Image:

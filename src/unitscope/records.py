@@ -182,6 +182,60 @@ class Response:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassScore:
+    """One of a network's outputs in an image: its position, what it is called, its score and its probability."""
+
+    position: int
+    name: str
+    score: float
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class UnitEffect:
+    """What a unit does to a score in one image: how far the score would fall, to first order, if the unit passed on its mean map.
+
+    `share` is its size as a share of those of all units of its layer. `map` says where in the image that is, by cell, of shape (y, x); None
+    where cells stand nowhere.
+    """
+
+    unit: int
+    effect: float
+    share: float
+    map: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerEffects:
+    """What the units of one layer do to a score in one image: those that raise it and those that lower it, the strongest first.
+
+    Where only linear operations follow the layer (`exact`), what its units pass on and the `rest`, which is a bias, add up to the score, and
+    effects are exact. Elsewhere there is no rest.
+    """
+
+    layer: str
+    raising: list[UnitEffect]
+    lowering: list[UnitEffect]
+    exact: bool
+    rest: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageExplanation:
+    """Why a network gives an image a score: that of the class `explained` or, with `against`, the difference of the two."""
+
+    top: list[ClassScore]
+    explained: ClassScore
+    against: ClassScore | None
+    layers: list[LayerEffects]
+
+    @property
+    def score(self) -> float:
+        """What the effects are effects on."""
+        return self.explained.score - (0.0 if self.against is None else self.against.score)
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRecord:
     """What is known of one image that was read: one row of the `images` table.
 

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from unitscope.cli.networks import network_by_trusted_code
-from unitscope.cli.output import print_json, print_table, progress_bar
-from unitscope.cli.parameters import IMAGES_HELP, AsJson, AtlasFolder, Device, LayerName, TrustCode
+from unitscope.cli.output import check_picture_path, print_drawn, print_json, print_rows, print_table, progress_bar, save_picture
+from unitscope.cli.parameters import IMAGES_HELP, AsJson, AtlasFolder, Device, LayerName, LayerPatterns, TrustCode
 from unitscope.cli.parsing import unit_numbers
+from unitscope.errors import ImagesError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from unitscope.effects import EffectOptions
 
 
@@ -99,3 +102,60 @@ def knock_out(
         )  # fmt: skip
     order = sorted(table.to_pylist(), key=lambda row: -abs(row["logit_drop"]))
     print_table(type(table).from_pylist(order, schema=table.schema), as_json)
+
+
+def circuits(
+    atlas: AtlasFolder, /, *, layers: LayerPatterns = None, device: Device = "auto", trust_code: TrustCode = False,
+) -> None:  # fmt: skip
+    """Find the units of earlier layers that feed every unit, in the images of its peaks."""
+    from unitscope.atlas import Atlas
+    from unitscope.effects import find_circuits
+
+    opened = Atlas(atlas)
+    network = network_by_trusted_code(opened, trust_code)
+    total = sum(layer.units for layer in opened.layers_matching(layers))
+    try:
+        with progress_bar(total, "finding circuits", "units") as advance:
+            table = find_circuits(opened, network, layers=layers, device=device, on_units=advance)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt("stopped; the same command goes on from here") from interrupt
+    print(f"{len(table):,} rows in {atlas / 'tables' / 'circuits.parquet'}")
+
+
+def why(
+    atlas: AtlasFolder, image: Annotated[Path, Parameter(help="The file of an image.")], /, *,
+    class_: Annotated[str | None, Parameter("--class", help="The class to explain: its name, WordNet id or position; the predicted one, if not given.", metavar="CLASS")] = None,
+    against: Annotated[str | None, Parameter("--not", help="Explain why not this one: the difference of the two scores.", metavar="CLASS")] = None,
+    layer: Annotated[str | None, Parameter(help="The layer whose units are drawn; the last one with a map, if not given.")] = None,
+    out: Annotated[Path, Parameter(help="The picture to write.")] = Path("why.png"),
+    trust_code: TrustCode = False, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Explain a picture: which units carry its class, and where in it?"""
+    from unitscope.atlas import Atlas
+    from unitscope.effects.explaining import explanation_as_json, open_explainer
+    from unitscope.effects.figure import draw_explanation, explained_layer, question_text
+
+    check_picture_path(out)
+    opened = Atlas(atlas)
+    picture = _read_picture(image)
+    with open_explainer(opened, network_by_trusted_code(opened, trust_code)) as explainer:
+        explanation = explainer.explain(picture, class_, against)
+    save_picture(draw_explanation(opened, picture, explanation, layer), out)
+    if as_json:
+        print_json(explanation_as_json(explanation))
+    else:
+        print(question_text(explanation))
+        shown = explained_layer(opened, explanation, layer)
+        units = [*shown.raising, *shown.lowering]
+        print_rows(("unit", "effect", "share"), [[str(u.unit), f"{u.effect:+.3f}", f"{u.share:.3f}"] for u in units])
+    print_drawn(out, as_json)
+
+
+def _read_picture(file: Path) -> "Image.Image":
+    """The image as displayed. Raises `ImagesError` where it can't be read."""
+    from unitscope.images import Skipped, decode_image
+
+    try:
+        return decode_image(file)
+    except Skipped as reason:
+        raise ImagesError(f"the image {str(file)!r} {reason}") from reason

@@ -1,5 +1,6 @@
 """knock_out(): units taken away for real, and what that does to each class."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from unitscope.arguments import unit_numbers
 from unitscope.atlas import Atlas, check_table_writable, write_table
 from unitscope.atlas.tables import KNOCKOUTS
-from unitscope.effects.opening import EffectOptions, EffectSession, baseline_of, open_effects
+from unitscope.effects.opening import EffectOptions, EffectSession, baseline_of, open_effects, passed_on_shapes
 from unitscope.effects.outputs import Output, probabilities
 from unitscope.effects.replay import ModuleCall, Recording, find_unused, recording, replaying
 from unitscope.errors import ImagesError
@@ -23,6 +24,8 @@ from unitscope.networks import Network
 from unitscope.session.loader import LoadedImage
 from unitscope.session.noise import deviation
 from unitscope.session.session import ImageBatch
+
+log = logging.getLogger(__name__)
 
 BATCH_IMAGES = 8
 """How many images are loaded together; each group of units makes copies of them."""
@@ -55,7 +58,7 @@ def knock_out(
     found = atlas.layer(layer)
     groups = [list(dict.fromkeys(found.unit_numbers(group) or ())) for group in _as_groups(units)]
     with open_effects(atlas, network, device, options, [found.name]) as opened:
-        baseline = baseline_of(atlas, found.name, opened.check_layers()[0], replacement)
+        baseline = baseline_of(atlas, found.name, passed_on_shapes(opened.session)[0], replacement)
         drops = [ClassDrops() for _ in groups]
         runs = LayerKnockouts(opened, opened.session.layers[0], baseline, groups)
         batches = opened.session.all_batches(BATCH_IMAGES)
@@ -199,7 +202,8 @@ class KnockoutRuns:
             with recording(self.network, self.layer, len(images), self._unused or frozenset()) as kept:
                 before = self.output.scores(self.network(images))
             if self._unused is None:
-                self._try_replay(kept, images, before)
+                self._unused, self._can_replay = self._try_replay(kept, images, before)
+                kept.unused = self._unused
             groups_at_once = max(1, self.images_at_once // len(images))
             after = []
             for start in range(0, len(groups), groups_at_once):
@@ -214,18 +218,23 @@ class KnockoutRuns:
                 after.append(self.output.scores(returned).unflatten(0, (len(chunk), len(images))))
         return before, torch.cat(after)
 
-    def _try_replay(self, kept: Recording, images: Tensor, before: Tensor) -> None:
-        """Find out whether copies that begin at the layer give what whole passes give."""
-        self._unused, returned = find_unused(self.network, kept, images)
-        scores = self.output.scores(returned)
-        same_shape = len(scores) == 2 * len(images)
-        self._can_replay = same_shape and deviation(scores, torch.cat([before] * 2)) <= SAME
-        if self._can_replay and self._unused:  # and without what seems unused?
-            kept.unused = self._unused
+    def _try_replay(self, kept: Recording, images: Tensor, before: Tensor) -> tuple[frozenset[ModuleCall], bool]:
+        """What nobody looks at, and whether copies that begin at the layer give what whole passes give: where images don't come first in what a
+        module gives, they don't."""
+
+        def agrees(returned: Any) -> bool:
+            scores = self.output.scores(returned)
+            return len(scores) == 2 * len(images) and deviation(scores, torch.cat([before] * 2)) <= SAME
+
+        try:
+            kept.unused, returned = find_unused(self.network, kept, images)
+            if not agrees(returned):
+                return frozenset(), False
             with replaying(self.network, kept, 2):
-                scores = self.output.scores(self.network(torch.cat([images] * 2)))
-            self._can_replay = deviation(scores, torch.cat([before] * 2)) <= SAME
-        kept.unused = self._unused
+                return kept.unused, agrees(self.network(torch.cat([images] * 2)))
+        except Exception:  # whatever a network does with copies that lie in another way
+            log.debug("copies can't begin at layer %s", self.layer.name, exc_info=True)
+            return frozenset(), False
 
     def _without(self, groups: Sequence[Sequence[int]], images: int) -> Callable[[int, Tensor], Tensor]:
         """What changes the layer's output: each copy of the images has lost a group of units."""

@@ -19,7 +19,7 @@ from unitscope.atlas.tables import EFFECT_LAYERS, EFFECTS, MEAN_MAPS, PREDICTION
 from unitscope.atlas.writing import table_writer
 from unitscope.effects.gradients import effects_of_units, overwritten_layers, read_gradients
 from unitscope.effects.knockouts import add_knockouts
-from unitscope.effects.opening import EffectOptions, EffectSession, open_effects
+from unitscope.effects.opening import EffectOptions, EffectSession, open_effects, passed_on_shapes
 from unitscope.effects.outputs import probabilities
 from unitscope.effects.progress import Progress, progress_of
 from unitscope.effects.verifying import ClassUnit, SampledEffects, Verification
@@ -213,7 +213,7 @@ class _Measuring:
 
     def mean_maps(self, progress: Progress) -> Means:
         """What each unit passes on, on average, and what the network predicts."""
-        means = Means([np.zeros(shape) for shape in self.opened.check_layers()])
+        means = Means([np.zeros(shape) for shape in passed_on_shapes(self.session)])
         done, state = 0, progress.load()
         if state is not None:
             done = state["plain"]["mean_batches"]

@@ -68,24 +68,6 @@ class EffectSession:
         known = torch.tensor([self.label_class(image) for image in images], device=scores.device)
         return torch.where(known >= 0, known, scores.detach().argmax(1))
 
-    def check_layers(self) -> list[tuple[int, ...]]:
-        """The shapes (unit, cell) of what each layer's units pass on, found with noise. Raises `AtlasError` where that can't be read."""
-        session, shapes = self.session, {}
-
-        def note(index: int, output: Tensor) -> None:
-            shapes[index] = tuple(session.layers[index].layout.cells(output).shape[1:])
-
-        with (
-            torch.no_grad(),
-            exact_inference(session.plain_copy, session.device),
-            outputs_watched(session.plain_copy, session.layers, note),
-        ):
-            session.plain_copy(noise_images(session.trace, 1))
-        for index, traced in enumerate(session.layers):
-            if index not in shapes or shapes[index][0] != traced.layer.units:
-                raise AtlasError(f"what layer {traced.name!r} passes on can't be read as its units; leave it out with --layers")
-        return [shapes[index] for index in range(len(session.layers))]
-
 
 @contextmanager
 def open_effects(
@@ -133,6 +115,22 @@ def _by_label(by: str, output: Output, session: Session, classes: Classes, outpu
         )
     classes.check_labels(present, outputs)
     return bool(present)
+
+
+def passed_on_shapes(session: Session) -> list[tuple[int, ...]]:
+    """The shapes (unit, cell) of what each layer's units pass on, found with noise. Raises `AtlasError` where that can't be read."""
+    shapes: dict[int, tuple[int, ...]] = {}
+
+    def note(index: int, output: Tensor) -> None:
+        shapes[index] = tuple(session.layers[index].layout.cells(output).shape[1:])
+
+    network = session.plain_copy
+    with torch.no_grad(), exact_inference(network, session.device), outputs_watched(network, session.layers, note):
+        network(noise_images(session.trace, 1))
+    for index, traced in enumerate(session.layers):
+        if index not in shapes or shapes[index][0] != traced.layer.units:
+            raise AtlasError(f"what layer {traced.name!r} passes on can't be read as its units; scan again without it")
+    return [shapes[index] for index in range(len(session.layers))]
 
 
 def baseline_of(atlas: Atlas, layer: str, shape: tuple[int, ...], replacement: str) -> Tensor:
