@@ -308,7 +308,7 @@ FACETS = added_table(
 _CLASS = Column("class", pa.int32(), "the position among the network's outputs, from 0")
 
 MEAN_MAPS = added_table(
-    "mean_maps", "unit", ("layer", "unit"), "What each unit passes on, on average over the images, at each cell: what takes its place where it is knocked out",
+    "mean_maps", "activation map", ("layer", "unit"), "What each unit passes on, on average over the images, at each cell: what takes its place where it is knocked out",
     (
         _LAYER, _UNIT,
         Column("map", pa.list_(pa.float32()), "the mean of what comes out of the unit (of its activation, if it has one) at each cell, in the order of the output, with class tokens and the like"),

@@ -92,6 +92,16 @@ class Addresses:
     def concept(self, node: str) -> str:
         return f"{self.root}concepts/{slug(node)}.html"
 
+    @property
+    def predictions(self) -> str:
+        return f"{self.root}predictions.html"
+
+    def class_page(self, position: int) -> str:
+        return f"{self.root}classes/{position}.html"
+
+    def mistake(self, label_class: int, predicted: int) -> str:
+        return f"{self.root}mistakes/{label_class}-{predicted}.html"
+
     def layer_comparison(self, name: str) -> str:
         return f"{self.root}compare/{slug(name)}.html"
 

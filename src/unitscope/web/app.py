@@ -119,7 +119,7 @@ class AtlasRoutes:
         self._pages, self._options = pages, options
         self._comparison = AtlasComparison(pages, compared_pages) if compared_pages is not None else None
         has_search = options.run_network is not None or options.search_off_reason is not None
-        self._navigation = Navigation(comparison=self._comparison is not None, image_search=has_search)
+        self._navigation = Navigation(self._comparison is not None, has_search, bool(pages.queries.purpose.confusions))
         self._blocks = BlockDrawer(pages.queries)
         self._block_tag = _block_tag(pages.queries.atlas)
 
@@ -133,6 +133,9 @@ class AtlasRoutes:
             *self._page_routes("images/{image:number}.html", pages.image_page),
             *self._page_routes("labels/{label_slug}.html", pages.label_page),
             *self._page_routes("concepts/{concept_slug}.html", pages.concept_page),
+            *self._page_routes("predictions.html", pages.predictions_page),
+            *self._page_routes("classes/{position:number}.html", pages.class_page),
+            *self._page_routes("mistakes/{label_class:number}-{predicted:number}.html", pages.mistake_page),
             Route("/glossary.html", partial(self._answer_html, pages.glossary_page)),
             Route("/blocks/{layer_slug}/{unit:number}.webp", self._answer_block),
             Route("/attributions/{method}/{layer_slug}/{unit:number}.webp", self._answer_attributions),

@@ -6,7 +6,17 @@ from typing import Any
 import msgspec
 
 from unitscope.web.comparison import ComparisonPage, LayerComparisonPage
-from unitscope.web.page_records import ConceptPage, ImagePage, LabelPage, LayerPage, NetworkPage, UnitPage
+from unitscope.web.page_records import (
+    ClassPage,
+    ConceptPage,
+    ImagePage,
+    LabelPage,
+    LayerPage,
+    MistakePage,
+    NetworkPage,
+    PredictionsPage,
+    UnitPage,
+)
 
 PATHS = {
     "/api/index.json": NetworkPage,
@@ -15,6 +25,9 @@ PATHS = {
     "/api/images/{image}.json": ImagePage,
     "/api/labels/{label}.json": LabelPage,
     "/api/concepts/{concept}.json": ConceptPage,
+    "/api/predictions.json": PredictionsPage,
+    "/api/classes/{position}.json": ClassPage,
+    "/api/mistakes/{label_class}-{predicted}.json": MistakePage,
     "/api/compare/index.json": ComparisonPage,
     "/api/compare/{layer}.json": LayerComparisonPage,
 }
@@ -22,6 +35,9 @@ PARAMETERS = {
     "layer": ("string", "A layer's name as in the addresses of pages: `#` is written `@`."),
     "unit": ("integer", "A unit's number, from 0."),
     "image": ("integer", "An image's number in the `images` table."),
+    "position": ("integer", "A class's position among the network's outputs, from 0."),
+    "label_class": ("integer", "The position of the class that images' labels are."),
+    "predicted": ("integer", "The position of the class that they are taken for."),
     "label": ("string", "A label as in the addresses of pages."),
     "concept": ("string", "The id of a name, a WordNet id or the name itself, as in the addresses of pages."),
 }

@@ -129,6 +129,154 @@ class ConceptLink:
     units: int
 
 
+# ── what units are for ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """How far the effects of a layer's units can be believed: `exact` where only linear operations follow; else `r`, the correlation of first
+    order with real knock-outs, None where nobody tried."""
+
+    exact: bool
+    r: float | None
+    knockouts: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClassEffect:
+    """What a unit does to a class: how far its score would fall without the unit, the mean over the class's images."""
+
+    position: int
+    name: str
+    effect: float
+    standard_error: float | None
+    share: float
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class Knockout:
+    """What taking units away did to a class: a row of the table `knockouts`, with the class's name."""
+
+    layer: str
+    units: str
+    replacement: str
+    position: int
+    name: str
+    images: int
+    logit_drop: float
+    standard_error: float | None
+    probability_drop: float
+    right_before: float
+    right_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class UnitEffects:
+    """The classes that a unit raises most and those that it lowers, and what came of taking it away."""
+
+    raised: list[ClassEffect]
+    lowered: list[ClassEffect]
+    trust: Trust
+    knockouts: list[Knockout]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassUnit:
+    """A unit that raises a class, or lowers it, where its effect is below zero."""
+
+    layer: str
+    unit: int
+    effect: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClassLayer:
+    """The units of one layer that raise a class most, and those that lower it."""
+
+    layer: str
+    trust: Trust
+    raising: list[ClassUnit]
+    lowering: list[ClassUnit]
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedImage:
+    """An image with what the network predicts; `is_known` is true where the atlas has a page of it."""
+
+    image: int
+    key: str
+    is_known: bool
+    probability: float
+    top: list[tuple[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """How many images of one class are taken for another, or for what they are, with the most certain ones."""
+
+    label_class: int
+    predicted: int
+    label_name: str
+    predicted_name: str
+    images: int
+    shown: list[PredictedImage]
+
+
+@dataclass(frozen=True, slots=True)
+class FeedingUnit:
+    """A unit that feeds another one, or is fed by it: its contribution to the value of the peaks, and its share of all contributions."""
+
+    layer: str
+    unit: int
+    contribution: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitNode:
+    """A unit in a drawing; columns go from -2, earlier layers, to 2."""
+
+    number: int
+    column: int
+    row: int
+    layer: str
+    unit: int
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitEdge:
+    """From one node of a drawing to another, by their numbers."""
+
+    start: int
+    stop: int
+    contribution: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitDrawing:
+    """A unit with what feeds it and what it feeds, two layers up and down."""
+
+    nodes: list[CircuitNode]
+    edges: list[CircuitEdge]
+
+
+@dataclass(frozen=True, slots=True)
+class UnitCircuit:
+    """What feeds a unit, and what it feeds, the strongest first."""
+
+    fed_by: list[FeedingUnit]
+    feeds: list[FeedingUnit]
+    drawing: CircuitDrawing
+
+    def units(self) -> list[tuple[str, int]]:
+        """Layer and number of all units that are shown."""
+        drawn = [(node.layer, node.unit) for node in self.drawing.nodes]
+        return [*drawn, *((unit.layer, unit.unit) for unit in (*self.fed_by, *self.feeds))]
+
+
 # ── pages ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -289,6 +437,7 @@ class UnitPage:
 
     `attribution_methods` names the methods that were used on the unit, each with what it does; `attribution_errors` the methods whose
     tables can't be read, each with the reason. `tables` is what added tables of units say of it, `table_errors` why some can't be read.
+    `effects` and `circuit` are None where they weren't looked for.
     """
 
     template: ClassVar[str] = "unit.html"
@@ -311,6 +460,8 @@ class UnitPage:
     attribution_errors: dict[str, str]
     tables: list[TableOfUnit]
     table_errors: dict[str, str]
+    effects: UnitEffects | None
+    circuit: UnitCircuit | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,6 +531,57 @@ class ConceptPage:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassLink:
+    """A class, how many images have its label, and how many of them are taken for it."""
+
+    position: int
+    name: str
+    images: int
+    right: int
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionsPage:
+    """What the network predicts: its mistakes, the most frequent first, and all classes that images are of, or are taken for."""
+
+    template: ClassVar[str] = "predictions.html"
+    path: str
+    atlas: AtlasSummary
+    images: int
+    labelled: int
+    right: int
+    mistakes: list[Confusion]
+    classes: list[ClassLink]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassPage:
+    """One of the network's classes: the units that raise it and lower it, what it is taken for, and what is taken for it."""
+
+    template: ClassVar[str] = "class.html"
+    path: str
+    atlas: AtlasSummary
+    position: int
+    name: str
+    images: int
+    right: int
+    layers: list[ClassLayer]
+    knockouts: list[Knockout]
+    taken_for: list[Confusion]
+    mistaken: list[Confusion]
+
+
+@dataclass(frozen=True, slots=True)
+class MistakePage:
+    """The images of one class that are taken for another."""
+
+    template: ClassVar[str] = "mistake.html"
+    path: str
+    atlas: AtlasSummary
+    confusion: Confusion
+
+
+@dataclass(frozen=True, slots=True)
 class GlossaryPage:
     """What the words mean."""
 
@@ -407,7 +609,10 @@ def units_shown_on(page: Page) -> list[tuple[str, int]]:
         case LayerPage():
             return [(page.layer.name, entry.statistics.unit) for entry in page.units]
         case UnitPage():
-            return [(similar.layer, similar.unit) for similar in page.similar_units]
+            circuit = [] if page.circuit is None else page.circuit.units()
+            return [*circuit, *((similar.layer, similar.unit) for similar in page.similar_units)]
+        case ClassPage():
+            return [(unit.layer, unit.unit) for layer in page.layers for unit in (*layer.raising, *layer.lowering)]
         case LabelPage() | ConceptPage():
             return [(unit.layer, unit.unit) for unit in page.units]
     return []

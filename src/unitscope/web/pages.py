@@ -21,6 +21,8 @@ from unitscope.web.page_records import (
     SORT_KEYS,
     AtlasSummary,
     Band,
+    ClassLink,
+    ClassPage,
     ConceptPage,
     DepthCurve,
     DepthPlot,
@@ -35,8 +37,10 @@ from unitscope.web.page_records import (
     LayerPage,
     LayerPeaks,
     LayerRow,
+    MistakePage,
     NetworkPage,
     Page,
+    PredictionsPage,
     UnitEntry,
     UnitPage,
 )  # fmt: skip
@@ -47,6 +51,7 @@ OVERVIEW_UNITS = 4
 MAX_SIMILAR_UNITS = 12
 MAX_LABEL_UNITS = 60
 MAX_CONCEPT_UNITS = 240
+MAX_MISTAKES = 200
 BINS = 32
 METHOD_DESCRIPTIONS = {
     "deconvnet": "The peak brought down by a deconvnet: through the filters turned over, the switches of the pooling, and a rectifier wherever the network has one",
@@ -123,6 +128,8 @@ class PageBuilder:
             attribution_errors=queries.attribution_errors,
             tables=queries.layer_tables(name).tables_of(unit),
             table_errors=dict(queries.layer_tables(name).errors),
+            effects=queries.purpose.unit_effects(name, unit),
+            circuit=queries.purpose.unit_circuit(name, unit),
         )  # fmt: skip
 
     def image_page(self, image: int) -> ImagePage | None:
@@ -161,6 +168,48 @@ class PageBuilder:
     def _concepts_by_slug(self) -> dict[str, str]:
         return {slug(node): node for node in self.queries.concepts.names}
 
+    # ── what the network predicts ────────────────────────────────────────────────────────────────────────────────
+
+    def predictions_page(self) -> PredictionsPage | None:
+        purpose = self.queries.purpose
+        if not purpose.confusions:
+            return None
+        labelled, right = purpose.labelled_and_right
+        images = sum(confusion.images for confusion in purpose.confusions.values())
+        classes = [
+            ClassLink(position, purpose.class_name(position), *self._images_and_right(position)) for position in self._classes
+        ]
+        return PredictionsPage(
+            "predictions.html", self.atlas_summary, images, labelled, right, purpose.mistakes[:MAX_MISTAKES], classes
+        )
+
+    def class_page(self, position: int) -> ClassPage | None:
+        purpose = self.queries.purpose
+        if position not in self._classes:
+            return None
+        shown = [layer.name for layer in reversed(choose_overview_layers(self.queries.layers))]
+        mistakes = purpose.mistakes
+        return ClassPage(
+            f"classes/{position}.html", self.atlas_summary, position, purpose.class_name(position), *self._images_and_right(position),
+            purpose.class_layers(position, shown), purpose.class_knockouts(position),
+            [found for found in mistakes if found.label_class == position], [found for found in mistakes if found.predicted == position],
+        )  # fmt: skip
+
+    def mistake_page(self, label_class: int, predicted: int) -> MistakePage | None:
+        confusion = self.queries.purpose.confusions.get((label_class, predicted))
+        if confusion is None:
+            return None
+        return MistakePage(f"mistakes/{label_class}-{predicted}.html", self.atlas_summary, confusion)
+
+    @cached_property
+    def _classes(self) -> list[int]:
+        """The classes that images are of, or are taken for."""
+        return sorted({position for cell in self.queries.purpose.confusions for position in cell if position >= 0})
+
+    def _images_and_right(self, position: int) -> tuple[int, int]:
+        of_class = [c for (label, _), c in self.queries.purpose.confusions.items() if label == position]
+        return sum(c.images for c in of_class), sum(c.images for c in of_class if c.predicted == position)
+
     def glossary_page(self) -> GlossaryPage:
         return GlossaryPage("glossary.html", self.atlas_summary)
 
@@ -179,6 +228,11 @@ class PageBuilder:
             yield partial(self.label_page, label_slug)
         for concept_slug in self._concepts_by_slug:
             yield partial(self.concept_page, concept_slug)
+        yield self.predictions_page
+        for position in self._classes:
+            yield partial(self.class_page, position)
+        for confusion in self.queries.purpose.mistakes:
+            yield partial(self.mistake_page, confusion.label_class, confusion.predicted)
 
     def search_index(self) -> dict[str, Any]:
         """What the search box looks through."""
@@ -191,6 +245,7 @@ class PageBuilder:
             ],
             "labels": [[in_words(label), label_slug] for label_slug, label in self._labels_by_slug.items()],
             "images": [[image.key, image.image] for image in self.queries.images.values()],
+            "classes": [[self.queries.purpose.class_name(position), position] for position in self._classes],
         }
 
     def _layer_row(self, layer: Layer) -> LayerRow:

@@ -37,6 +37,7 @@ from unitscope.web.checked_tables import (
 from unitscope.web.meanings import NamedUnits
 from unitscope.web.page_records import Example, PatchSize, SimilarUnit, UnitStatistics
 from unitscope.web.peak_table import PeakTable
+from unitscope.web.purpose import PurposeQueries
 from unitscope.web.samples import BANDS, LayerSample, SampleStatistics
 from unitscope.web.unit_statistics import describe_units
 from unitscope.web.unit_tables import LayerTables, UnitTables
@@ -324,6 +325,11 @@ class AtlasQueries:
     def depth(self) -> pa.Table:
         """What units are like from the first layer to the last."""
         return depth_table(self.atlas)
+
+    @cached_property
+    def purpose(self) -> PurposeQueries:
+        """What units are for, and what the network predicts."""
+        return PurposeQueries(self.atlas, {image.image: image.key for image in self.images.values()})
 
     @cached_property
     def concepts(self) -> NamedUnits:

@@ -19,6 +19,7 @@ class Navigation:
 
     comparison: bool = False
     image_search: bool = False
+    predictions: bool = False
 
 
 def render_html(page: Page, navigation: Navigation) -> str:

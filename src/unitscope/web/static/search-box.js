@@ -42,6 +42,7 @@
     }
     yield* matching(index.layers, words).map(layerResult);
     for (const [name, slug, units] of matching(index.names, words)) yield { text: name, note: units === 1 ? "name of one unit" : `name of ${units} units`, href: `concepts/${slug}.html` };
+    for (const [name, position] of matching(index.classes, words)) yield { text: name, note: "class", href: `classes/${position}.html` };
     for (const [name, slug] of matching(index.labels, words)) yield { text: name, note: "label", href: `labels/${slug}.html` };
     for (const [key, number] of matching(index.images, words)) yield { text: key, note: "image", href: `images/${number}.html` };
   }

@@ -1,0 +1,277 @@
+"""What pages say of what units are for: the classes that a unit raises and lowers, what feeds it, what the network predicts."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from math import isfinite
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from cachetools import LRUCache
+from numpy.typing import NDArray
+
+from unitscope.atlas import Atlas
+from unitscope.atlas.tables import CIRCUITS, EFFECT_LAYERS, EFFECTS, KNOCKOUTS, PREDICTIONS
+from unitscope.errors import AtlasError
+from unitscope.web.page_records import (
+    CircuitDrawing,
+    CircuitEdge,
+    CircuitNode,
+    ClassEffect,
+    ClassLayer,
+    ClassUnit,
+    Confusion,
+    FeedingUnit,
+    Knockout,
+    PredictedImage,
+    Trust,
+    UnitCircuit,
+    UnitEffects,
+)
+
+LOG = logging.getLogger(__name__)
+CLASSES_EACH_WAY = 6
+UNITS_EACH_WAY = 6
+FEEDING_UNITS = 8
+DRAWN_UNITS = 4
+"""How many units a circuit is drawn with that feed a unit, or that it feeds."""
+DRAWN_FURTHER = 2
+"""How many units more for each of these."""
+LAYERS_KEPT = 8
+"""Layers whose effects stay in memory: some 20 bytes a unit and class, so 20 MB for 1,280 units and 1,000 classes."""
+
+Row = dict[str, Any]
+
+
+class PurposeQueries:
+    """Answers questions about effects, knock-outs, circuits and predictions. A table that isn't there, or can't be read, says nothing."""
+
+    def __init__(self, atlas: Atlas, images: Mapping[int, str]) -> None:
+        self.atlas, self._image_keys = atlas, images
+        self._effects: LRUCache[str, pa.Table] = LRUCache(LAYERS_KEPT)
+        self._lock = Lock()
+
+    @cached_property
+    def _readable(self) -> set[str]:
+        return {table.name for table in self.atlas.tables() if table.problem is None}
+
+    @cached_property
+    def class_names(self) -> dict[int, str]:
+        """What the classes are called that anything is known of, by position."""
+        names = {row["class"]: str(row["name"]) for row in self._rows("classes")}
+        positions = {
+            position for row in self._predictions for position in (row["label_class"], row["predicted"], *row["top_classes"])
+        }
+        return {
+            position: names.get(position, f"output {position}") for position in sorted(positions | set(names)) if position >= 0
+        }
+
+    def class_name(self, position: int) -> str:
+        """What a class is called; the label of images without one has position -1."""
+        return "no label" if position < 0 else self.class_names.get(position, f"output {position}")
+
+    # ── what a unit does ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def unit_effects(self, layer: str, unit: int) -> UnitEffects | None:
+        """The classes that a unit raises most, and those that it lowers; None where effects weren't measured."""
+        table = self._layer_effects(layer)
+        if table is None:
+            return None
+        rows = table.filter(pc.equal(table["unit"], unit)).sort_by([("effect", "descending")]).to_pylist()
+        effects = [self._class_effect(row) for row in rows if isfinite(row["effect"])]
+        raised = [effect for effect in effects if effect.effect > 0][:CLASSES_EACH_WAY]
+        lowered = [effect for effect in reversed(effects) if effect.effect < 0][:CLASSES_EACH_WAY]
+        return UnitEffects(raised, lowered, self.trust(layer), self._unit_knockouts(layer, unit))
+
+    def _class_effect(self, row: Row) -> ClassEffect:
+        name = self.class_name(row["class"])
+        return ClassEffect(row["class"], name, row["effect"], row["standard_error"], row["share"], row["images"])
+
+    def _unit_knockouts(self, layer: str, unit: int) -> list[Knockout]:
+        rows = [row for row in self._knockouts if row["layer"] == layer and row["units"] == str(unit)]
+        return [self._knockout(row) for row in sorted(rows, key=lambda row: -abs(row["logit_drop"]))][:CLASSES_EACH_WAY]
+
+    def _knockout(self, row: Row) -> Knockout:
+        return Knockout(
+            row["layer"], row["units"], row["replacement"], row["class"], self.class_name(row["class"]), row["images"],
+            row["logit_drop"], row["standard_error"], row["probability_drop"], row["right_before"], row["right_after"],
+        )  # fmt: skip
+
+    def trust(self, layer: str) -> Trust:
+        """How far the effects of a layer's units can be believed."""
+        row = self._trust.get(layer, {})
+        r = row.get("r")
+        return Trust(bool(row.get("exact")), r if r is not None and isfinite(r) else None, row.get("knockouts") or 0)
+
+    @cached_property
+    def _trust(self) -> dict[str, Row]:
+        return {row["layer"]: row for row in self._rows(EFFECT_LAYERS.name)}
+
+    # ── what makes a class ───────────────────────────────────────────────────────────────────────────────────────
+
+    def class_layers(self, position: int, layers: Sequence[str]) -> list[ClassLayer]:
+        """The units of each layer that raise a class most, and those that lower it."""
+        found = []
+        for layer in layers:
+            table = self._layer_effects(layer)
+            rows = [] if table is None else table.filter(pc.equal(table["class"], position)).to_pylist()
+            units = sorted((row for row in rows if isfinite(row["effect"])), key=lambda row: -row["effect"])
+            described = [ClassUnit(layer, row["unit"], row["effect"], row["share"]) for row in units]
+            raising = [unit for unit in described if unit.effect > 0][:UNITS_EACH_WAY]
+            lowering = [unit for unit in reversed(described) if unit.effect < 0][:UNITS_EACH_WAY]
+            if raising or lowering:
+                found.append(ClassLayer(layer, self.trust(layer), raising, lowering))
+        return found
+
+    def class_knockouts(self, position: int) -> list[Knockout]:
+        """What taking units away did to a class, the largest drops first."""
+        rows = [row for row in self._knockouts if row["class"] == position]
+        return [self._knockout(row) for row in sorted(rows, key=lambda row: -row["logit_drop"])][:CLASSES_EACH_WAY]
+
+    def _layer_effects(self, layer: str) -> pa.Table | None:
+        with self._lock:
+            if layer not in self._effects:
+                try:
+                    self._effects[layer] = self.atlas.table(EFFECTS.name, layer) if EFFECTS.name in self._readable else None
+                except AtlasError:
+                    LOG.debug("effects can't be read", exc_info=True)
+                    self._effects[layer] = None
+            return self._effects[layer]
+
+    # ── what the network predicts ────────────────────────────────────────────────────────────────────────────────
+
+    @cached_property
+    def confusions(self) -> dict[tuple[int, int], Confusion]:
+        """How often images of a label are taken for a class, with the most certain ones, by label and prediction; the most frequent first."""
+        by_cell: dict[tuple[int, int], list[Row]] = {}
+        for row in self._predictions:
+            by_cell.setdefault((row["label_class"], row["predicted"]), []).append(row)
+        found = [self._confusion(*cell, rows) for cell, rows in by_cell.items()]
+        return {(c.label_class, c.predicted): c for c in sorted(found, key=lambda c: (-c.images, c.label_class, c.predicted))}
+
+    def _confusion(self, label_class: int, predicted: int, rows: list[Row]) -> Confusion:
+        shown = [
+            PredictedImage(
+                row["image"], row["key"], self._image_keys.get(row["image"]) == row["key"], row["probability"],
+                [(self.class_name(position), share) for position, share in zip(row["top_classes"], row["top_probabilities"], strict=False)],
+            )
+            for row in sorted(rows, key=lambda row: row["rank"])
+        ]  # fmt: skip
+        return Confusion(
+            label_class, predicted, self.class_name(label_class), self.class_name(predicted), rows[0]["images"], shown
+        )
+
+    @cached_property
+    def mistakes(self) -> list[Confusion]:
+        """Those of images whose label is another class, the most frequent first."""
+        return [found for found in self.confusions.values() if 0 <= found.label_class != found.predicted]
+
+    @cached_property
+    def labelled_and_right(self) -> tuple[int, int]:
+        """How many images have a label, and how many of them are taken for it."""
+        labelled = [found for found in self.confusions.values() if found.label_class >= 0]
+        return sum(c.images for c in labelled), sum(c.images for c in labelled if c.label_class == c.predicted)
+
+    # ── circuits ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def unit_circuit(self, layer: str, unit: int) -> UnitCircuit | None:
+        """What feeds a unit and what it feeds; None where nobody looked."""
+        if not len(self._circuits):
+            return None
+        fed_by, feeds = self._fed_by(layer, unit), self._feeds(layer, unit)
+        return UnitCircuit(fed_by[:FEEDING_UNITS], feeds[:FEEDING_UNITS], self._drawing(layer, unit)) if fed_by or feeds else None
+
+    def _fed_by(self, layer: str, unit: int) -> list[FeedingUnit]:
+        return self._feeding(layer, unit, "layer", "unit", "source_layer", "source_unit")
+
+    def _feeds(self, layer: str, unit: int) -> list[FeedingUnit]:
+        return self._feeding(layer, unit, "source_layer", "source_unit", "layer", "unit")
+
+    def _feeding(
+        self, layer: str, unit: int, layer_column: str, unit_column: str, other_layer: str, other_unit: str
+    ) -> list[FeedingUnit]:
+        code = self._layer_codes.get(layer, -1)
+        rows = np.flatnonzero((self._circuit_columns[layer_column] == code) & (self._circuit_columns[unit_column] == unit))
+        columns = {name: self._circuit_columns[name][rows] for name in (other_layer, other_unit, "contribution", "share")}
+        names = list(self._layer_codes)
+        return [
+            FeedingUnit(names[int(columns[other_layer][row])], int(columns[other_unit][row]), float(columns["contribution"][row]), float(columns["share"][row]))
+            for row in np.argsort(-columns["share"], kind="stable")
+            if columns[other_unit][row] >= 0
+        ]  # fmt: skip
+
+    def _drawing(self, layer: str, unit: int) -> CircuitDrawing:
+        """Two layers up and down, as columns from left to right."""
+        nodes: dict[tuple[int, str, int], CircuitNode] = {}
+        edges: list[CircuitEdge] = []
+
+        def node(column: int, layer: str, unit: int) -> CircuitNode:
+            key = column, layer, unit
+            if key not in nodes:
+                nodes[key] = CircuitNode(len(nodes), column, sum(1 for known in nodes if known[0] == column), layer, unit)
+            return nodes[key]
+
+        def spread(start: CircuitNode, step: int, count: int) -> list[CircuitNode]:
+            found = (self._fed_by if step < 0 else self._feeds)(start.layer, start.unit)[:count]
+            added = []
+            for other in found:
+                beside = node(start.column + step, other.layer, other.unit)
+                first, second = (beside, start) if step < 0 else (start, beside)
+                edges.append(CircuitEdge(first.number, second.number, other.contribution, other.share))
+                added.append(beside)
+            return added
+
+        middle = node(0, layer, unit)
+        for step in (-1, 1):
+            for beside in spread(middle, step, DRAWN_UNITS):
+                spread(beside, step, DRAWN_FURTHER)
+        return CircuitDrawing(list(nodes.values()), edges)
+
+    @cached_property
+    def _layer_codes(self) -> dict[str, int]:
+        return {layer.name: number for number, layer in enumerate(self.atlas.layers)}
+
+    @cached_property
+    def _circuits(self) -> NDArray[np.int32]:
+        return self._circuit_columns["unit"]
+
+    @cached_property
+    def _circuit_columns(self) -> dict[str, NDArray[Any]]:
+        names = ("layer", "unit", "source_layer", "source_unit", "contribution", "share")
+        try:
+            table = (
+                self.atlas.table(CIRCUITS.name, columns=names)
+                if CIRCUITS.name in self._readable
+                else CIRCUITS.schema.empty_table().select(names)
+            )
+        except AtlasError:
+            LOG.debug("circuits can't be read", exc_info=True)
+            table = CIRCUITS.schema.empty_table().select(names)
+        layers = pa.array(list(self._layer_codes), pa.string())
+        columns = {name: table[name].to_numpy() for name in names if not name.endswith("layer")}
+        return columns | {
+            name: pc.fill_null(pc.index_in(table[name], layers), -1).to_numpy() for name in ("layer", "source_layer")
+        }
+
+    # ── tables ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @cached_property
+    def _predictions(self) -> list[Row]:
+        return self._rows(PREDICTIONS.name)
+
+    @cached_property
+    def _knockouts(self) -> list[Row]:
+        return self._rows(KNOCKOUTS.name)
+
+    def _rows(self, name: str) -> list[Row]:
+        if name not in self._readable:
+            return []
+        try:
+            rows: list[Row] = self.atlas.table(name).to_pylist()
+        except AtlasError:
+            LOG.debug("the table %s can't be read", name, exc_info=True)
+            return []
+        return rows
