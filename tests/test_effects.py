@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import unitscope
 from unitscope.atlas import Atlas
+from unitscope.atlas.explanations import draw_explanation
 from unitscope.effects import find_circuits, knock_out, measure_effects, progress
 from unitscope.effects.explaining import open_explainer
-from unitscope.effects.figure import draw_explanation
 from unitscope.errors import AtlasError, UnitscopeError
 from unitscope.records import Preprocessing
 

@@ -11,7 +11,7 @@ from responses import LAYER, halves, responding_atlas
 from unitscope.errors import AtlasError, UnitscopeError
 from unitscope.naming import ClassTree, name_units
 from unitscope.naming.correlations import LayerTuning
-from unitscope.naming.permutations import false_discoveries_controlled, membership_p_values
+from unitscope.permutations import false_discoveries_controlled, membership_p_values
 from unitscope.naming.retrieval import average_precision, best_thresholds, f1_at
 
 DOGS = ("n02085620", "n02099601", "n02106662", "n02110341")

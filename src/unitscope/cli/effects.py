@@ -132,8 +132,8 @@ def why(
 ) -> None:  # fmt: skip
     """Explain a picture: which units carry its class, and where in it?"""
     from unitscope.atlas import Atlas
+    from unitscope.atlas.explanations import draw_explanation, explained_layer, question_text
     from unitscope.effects.explaining import explanation_as_json, open_explainer
-    from unitscope.effects.figure import draw_explanation, explained_layer, question_text
 
     check_picture_path(out)
     opened = Atlas(atlas)

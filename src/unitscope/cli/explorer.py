@@ -4,6 +4,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ from unitscope.errors import WHERE_IMAGES_ARE, UnitscopeError
 
 if TYPE_CHECKING:
     from unitscope.atlas import Atlas
+    from unitscope.effects.explaining import Explainer
 
 
 def serve(
@@ -39,9 +41,10 @@ def serve(
     why_no_search = _why_no_search(opened, trust_code)
     with ExitStack() as resources:
         search = LazySearch(opened, device, trust_code, resources) if why_no_search is None else None
-        application = create_explorer(
-            opened, ExplorerOptions(compared, search, (*LOOPBACK, host) if is_local else ("*",), why_no_search)
-        )
+        options = ExplorerOptions(compared, search, (*LOOPBACK, host) if is_local else ("*",), why_no_search)
+        if search is not None and search.can_explain:
+            options = replace(options, explain_image=search.explain)
+        application = create_explorer(opened, options)
         listener = _listening_socket(host, port)
         _print_address(listener, host, atlas, is_local)
         create_server(application).run(sockets=[listener])
@@ -75,6 +78,7 @@ class LazySearch:
         self._atlas, self._device, self._trust_code, self._resources = atlas, device, trust_code, resources
         self._loading = Lock()
         self._respond: Callable[[Any], Any] | None = None
+        self._explainer: Explainer | None = None
 
     def __call__(self, image: Any) -> Any:
         """What each layer of the atlas says to an image; may be called from several threads."""
@@ -85,6 +89,22 @@ class LazySearch:
                 network = network_by_trusted_code(self._atlas, self._trust_code)
                 self._respond = self._resources.enter_context(open_responses(self._atlas, network, self._device))
         return self._respond(image)
+
+    @property
+    def can_explain(self) -> bool:
+        """True where effects were measured, so that mean maps are there to take units away with."""
+        readable = {table.name for table in self._atlas.tables() if table.problem is None}
+        return {"mean_maps", "effect_layers"} <= readable
+
+    def explain(self, image: Any, question: Any) -> Any:
+        """Why the network gives an image its class; may be called from several threads."""
+        with self._loading:
+            if self._explainer is None:
+                from unitscope.effects.explaining import open_explainer
+
+                network = network_by_trusted_code(self._atlas, self._trust_code)
+                self._explainer = self._resources.enter_context(open_explainer(self._atlas, network, device=self._device))
+        return self._explainer.explain(image, question.explained, question.against, question.taken_away)
 
 
 def _why_no_search(atlas: "Atlas", trust_code: bool) -> str | None:

@@ -14,7 +14,7 @@ from unitscope.embedding import TextEmbedder, open_text_embedder
 from unitscope.embedding.patches import image_batches
 from unitscope.errors import NetworkError, UnitscopeError
 from unitscope.images.keys import HALVES, image_half
-from unitscope.naming.permutations import permutation_p_values
+from unitscope.permutations import permutation_p_values
 from unitscope.records import Layer
 
 Floats = NDArray[np.float64]

@@ -30,7 +30,7 @@ from unitscope.records import Layer
 from unitscope.web.addresses import json_path
 from unitscope.web.blocks import BlockDrawer, Unit
 from unitscope.web.comparison import AtlasComparison
-from unitscope.web.image_search import MAX_UPLOAD_MB, RunNetwork
+from unitscope.web.image_search import MAX_UPLOAD_MB, ExplainImage, RunNetwork
 from unitscope.web.openapi import describe_api
 from unitscope.web.page_records import ImageSearchPage, Page, units_shown_on
 from unitscope.web.pages import PageBuilder
@@ -49,7 +49,7 @@ LOOPBACK = ("localhost", "127.0.0.1")
 class ExplorerOptions:
     """What is served besides the pages of one atlas: a second atlas to compare with, and search by image.
 
-    `run_network` runs the network over an uploaded image; `search_off_reason` says why images can't be searched with, where they could
+    `run_network` runs the network over an uploaded image, and `explain_image` says why it has its class, where effects were measured; `search_off_reason` says why images can't be searched with, where they could
     be if the user wished. `hosts` are the names and addresses by which requests may call this server; `*` is any. An upload may take
     `upload_s` seconds.
     """
@@ -59,6 +59,7 @@ class ExplorerOptions:
     hosts: Sequence[str] = LOOPBACK
     search_off_reason: str | None = None
     upload_s: float = 60
+    explain_image: ExplainImage | None = None
 
 
 class _Number(Convertor[int]):
@@ -119,7 +120,7 @@ class AtlasRoutes:
         self._pages, self._options = pages, options
         self._comparison = AtlasComparison(pages, compared_pages) if compared_pages is not None else None
         has_search = options.run_network is not None or options.search_off_reason is not None
-        self._navigation = Navigation(self._comparison is not None, has_search, bool(pages.queries.purpose.confusions))
+        self._navigation = Navigation(self._comparison is not None, has_search, pages.queries.purpose.has_predictions)
         self._blocks = BlockDrawer(pages.queries)
         self._block_tag = _block_tag(pages.queries.atlas)
 
@@ -227,7 +228,7 @@ class AtlasRoutes:
             return [Route("/image-search.html", answer_page), Route("/image-search", self._refuse_upload, methods=["POST"])]
         if options.run_network is None:
             return []
-        endpoint = UploadEndpoint(self._pages, options.run_network, options.upload_s)
+        endpoint = UploadEndpoint(self._pages, options.run_network, options.upload_s, options.explain_image)
         return [Route("/image-search.html", answer_page), Route("/image-search", endpoint.answer, methods=["POST"])]
 
     def _image_search_page(self) -> ImageSearchPage:

@@ -1,18 +1,20 @@
 """Search by image: the units that an uploaded image excites as much as the images of the atlas."""
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from io import BytesIO
+from math import ceil
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from unitscope.atlas.explanations import explained_layer
 from unitscope.images import Geometry, Skipped, decode_image
-from unitscope.records import Box, Layer, Response
-from unitscope.web.page_records import AtlasSummary
+from unitscope.records import Box, ClassScore, ImageExplanation, Layer, Response, UnitEffect
+from unitscope.web.page_records import AtlasSummary, Trust
 from unitscope.web.pages import PageBuilder
 from unitscope.web.queries import AtlasQueries
 from unitscope.web.samples import z_scores
@@ -23,8 +25,66 @@ MAX_UNITS_PER_LAYER = 12
 ROUNDING = 1e-5
 """A value differs in its last bits with the batch that its image is in; values that differ by no more than this share are equal."""
 
+MAX_MAP_SIDE = 28
+"""Maps of effects are drawn in so many cells along a side, at most."""
+
 RunNetwork = Callable[[Image.Image], Sequence[Response]]
 """Runs the network over an image; it is passed in, so that pages need no network."""
+
+
+@dataclass(frozen=True, slots=True)
+class WhyQuestion:
+    """What of an image is to be explained: a class, the predicted one where it is None, and not another; by the units of one layer, with some
+    units taken away."""
+
+    explained: str | None = None
+    against: str | None = None
+    layer: str | None = None
+    taken_away: dict[str, list[int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, str], taken_away: Sequence[str]) -> "WhyQuestion":
+        """From the parameters of an address; units that are taken away are written LAYER:UNIT."""
+        by_layer: dict[str, list[int]] = {}
+        for text in taken_away:
+            layer, _, unit = text.rpartition(":")
+            if layer and unit.isdecimal() and len(unit) < MAX_DIGITS:
+                by_layer.setdefault(layer, []).append(int(unit))
+        return cls(parameters.get("class") or None, parameters.get("not") or None, parameters.get("layer") or None, by_layer)
+
+
+ExplainImage = Callable[[Image.Image, WhyQuestion], ImageExplanation]
+"""Says why the network gives an image its class; it is passed in, as the network is."""
+MAX_DIGITS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class CarryingUnit:
+    """A unit that raises the score in an image, or lowers it; `map` says where, as rows, columns and whole numbers from -99 to 99."""
+
+    layer: str
+    unit: int
+    name: str | None
+    effect: float
+    share: float
+    map: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """Why an image has its class, by the units of one layer. `input_box` is the part of the image that the network sees, in its pixels."""
+
+    top: list[ClassScore]
+    explained: ClassScore
+    against: ClassScore | None
+    score: float
+    layer: str
+    layers: list[str]
+    trust: Trust
+    raising: list[CarryingUnit]
+    lowering: list[CarryingUnit]
+    taken_away: list[tuple[str, int]]
+    input_box: Box
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +121,7 @@ class ImageSearchResults:
     width: int
     height: int
     layers: list[ExcitedLayer]
+    why: Why | None = None
 
 
 def decode_upload(content: bytes) -> Image.Image:
@@ -90,6 +151,38 @@ def search_by_image(pages: PageBuilder, image: Image.Image, responses: Sequence[
     return ImageSearchResults("image-search.html", pages.atlas_summary, image.width, image.height, layers)
 
 
+def explained_image(pages: PageBuilder, image: Image.Image, explanation: ImageExplanation, question: WhyQuestion) -> Why:
+    """The explanation of an image as a piece of a page."""
+    atlas = pages.queries.atlas
+    of_layer = explained_layer(atlas, explanation, question.layer)
+    meanings = pages.queries.meanings(of_layer.layer)
+    input_box = Geometry.of(atlas.preprocessing, image.height, image.width).to_source(Box(0, 0, *atlas.input_size))
+
+    def carrying(units: Sequence[UnitEffect]) -> list[CarryingUnit]:
+        return [
+            CarryingUnit(of_layer.layer, unit.unit, meanings[unit.unit].name, unit.effect, unit.share, None if unit.map is None else _map_text(unit.map))
+            for unit in units
+        ]  # fmt: skip
+
+    return Why(
+        explanation.top, explanation.explained, explanation.against, explanation.score, of_layer.layer,
+        [found.layer for found in explanation.layers if found.raising or found.lowering], pages.queries.purpose.trust(of_layer.layer),
+        carrying(of_layer.raising), carrying(of_layer.lowering),
+        [(layer, unit) for layer, units in question.taken_away.items() for unit in units], input_box,
+    )  # fmt: skip
+
+
+def _map_text(values: NDArray[np.float32]) -> str:
+    """A map in few cells: rows, columns, and each value as a share of the largest one, in 99ths."""
+    step_y, step_x = (ceil(length / MAX_MAP_SIDE) for length in values.shape)
+    height, width = (ceil(length / step) for length, step in zip(values.shape, (step_y, step_x), strict=True))
+    padded = np.zeros((height * step_y, width * step_x))
+    padded[: values.shape[0], : values.shape[1]] = np.nan_to_num(values)
+    means = padded.reshape(height, step_y, width, step_x).mean((1, 3))
+    shares = np.rint(99 * means / (np.abs(means).max() or 1)).astype(int)
+    return " ".join(map(str, [height, width, *shares.ravel().tolist()]))
+
+
 def _excited_units(queries: AtlasQueries, layer: Layer, response: Response, geometry: Geometry) -> list[ExcitedUnit]:
     """The units with the highest z-scores among those for which the image would be a peak, or lies above the whole sample."""
     values, sample = response.values.astype(np.float64), queries.sample_statistics(layer.name)
@@ -98,6 +191,7 @@ def _excited_units(queries: AtlasQueries, layer: Layer, response: Response, geom
     is_above_sample[list(queries.no_preference(layer.name))] = False  # the sample reaches no more than the peaks do
     responds = np.isfinite(values) & ((values > 0) | (not layer.rectified))
     candidates = np.flatnonzero(responds & ((ranks > 0) | is_above_sample))
+    sorted_values, unit_starts = queries.sample_values(layer.name)
     by_z_score = candidates[np.argsort(-z_scores(values, sample)[candidates], kind="stable")]  # NaN comes last
     return [
         ExcitedUnit(
@@ -105,7 +199,7 @@ def _excited_units(queries: AtlasQueries, layer: Layer, response: Response, geom
             unit,
             float(values[unit]),
             int(ranks[unit]) or None,
-            _share_below(queries.sample(layer.name).values(unit), values[unit]),
+            _share_below(sorted_values[unit_starts[unit] : unit_starts[unit + 1]], values[unit]),
             geometry.to_source(Box(*(float(side) for side in response.boxes[unit]))),
         )
         for unit in by_z_score[:MAX_UNITS_PER_LAYER].tolist()

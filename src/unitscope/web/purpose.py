@@ -1,7 +1,7 @@
 """What pages say of what units are for: the classes that a unit raises and lowers, what feeds it, what the network predicts."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from math import isfinite
 from threading import Lock
@@ -43,20 +43,28 @@ DRAWN_FURTHER = 2
 LAYERS_KEPT = 8
 """Layers whose effects stay in memory: some 20 bytes a unit and class, so 20 MB for 1,280 units and 1,000 classes."""
 
+MAY_BE_NULL = ("standard_error", "r", "slope", "node")
+"""Columns that have no value in some rows. A row that lacks another one says nothing."""
+
 Row = dict[str, Any]
 
 
 class PurposeQueries:
     """Answers questions about effects, knock-outs, circuits and predictions. A table that isn't there, or can't be read, says nothing."""
 
-    def __init__(self, atlas: Atlas, images: Mapping[int, str]) -> None:
-        self.atlas, self._image_keys = atlas, images
+    def __init__(self, atlas: Atlas, image_keys: Callable[[], Mapping[int, str]]) -> None:
+        self.atlas, self._image_keys = atlas, image_keys
         self._effects: LRUCache[str, pa.Table] = LRUCache(LAYERS_KEPT)
         self._lock = Lock()
 
     @cached_property
     def _readable(self) -> set[str]:
         return {table.name for table in self.atlas.tables() if table.problem is None}
+
+    @property
+    def has_predictions(self) -> bool:
+        """True where it was measured what the network predicts."""
+        return PREDICTIONS.name in self._readable
 
     @cached_property
     def class_names(self) -> dict[int, str]:
@@ -118,7 +126,10 @@ class PurposeQueries:
         for layer in layers:
             table = self._layer_effects(layer)
             rows = [] if table is None else table.filter(pc.equal(table["class"], position)).to_pylist()
-            units = sorted((row for row in rows if isfinite(row["effect"])), key=lambda row: -row["effect"])
+            units = sorted(
+                (row for row in rows if isfinite(row["effect"]) and self._has_unit(layer, row["unit"])),
+                key=lambda row: -row["effect"],
+            )
             described = [ClassUnit(layer, row["unit"], row["effect"], row["share"]) for row in units]
             raising = [unit for unit in described if unit.effect > 0][:UNITS_EACH_WAY]
             lowering = [unit for unit in reversed(described) if unit.effect < 0][:UNITS_EACH_WAY]
@@ -135,7 +146,14 @@ class PurposeQueries:
         with self._lock:
             if layer not in self._effects:
                 try:
-                    self._effects[layer] = self.atlas.table(EFFECTS.name, layer) if EFFECTS.name in self._readable else None
+                    columns = [column for column in EFFECTS.schema.names if column not in MAY_BE_NULL]
+                    table = self.atlas.table(EFFECTS.name, layer) if EFFECTS.name in self._readable else None
+                    whole = (
+                        None
+                        if table is None
+                        else pc.min_element_wise(*(table[name].is_valid().cast(pa.int8()) for name in columns))
+                    )
+                    self._effects[layer] = None if table is None else table.filter(pc.equal(whole, 1))
                 except AtlasError:
                     LOG.debug("effects can't be read", exc_info=True)
                     self._effects[layer] = None
@@ -155,7 +173,7 @@ class PurposeQueries:
     def _confusion(self, label_class: int, predicted: int, rows: list[Row]) -> Confusion:
         shown = [
             PredictedImage(
-                row["image"], row["key"], self._image_keys.get(row["image"]) == row["key"], row["probability"],
+                row["image"], row["key"], self._known_keys.get(row["image"]) == row["key"], row["probability"],
                 [(self.class_name(position), share) for position, share in zip(row["top_classes"], row["top_probabilities"], strict=False)],
             )
             for row in sorted(rows, key=lambda row: row["rank"])
@@ -163,6 +181,10 @@ class PurposeQueries:
         return Confusion(
             label_class, predicted, self.class_name(label_class), self.class_name(predicted), rows[0]["images"], shown
         )
+
+    @cached_property
+    def _known_keys(self) -> Mapping[int, str]:
+        return self._image_keys()
 
     @cached_property
     def mistakes(self) -> list[Confusion]:
@@ -200,7 +222,7 @@ class PurposeQueries:
         return [
             FeedingUnit(names[int(columns[other_layer][row])], int(columns[other_unit][row]), float(columns["contribution"][row]), float(columns["share"][row]))
             for row in np.argsort(-columns["share"], kind="stable")
-            if columns[other_unit][row] >= 0
+            if columns[other_layer][row] >= 0 and self._has_unit(names[int(columns[other_layer][row])], int(columns[other_unit][row]))
         ]  # fmt: skip
 
     def _drawing(self, layer: str, unit: int) -> CircuitDrawing:
@@ -241,15 +263,12 @@ class PurposeQueries:
     @cached_property
     def _circuit_columns(self) -> dict[str, NDArray[Any]]:
         names = ("layer", "unit", "source_layer", "source_unit", "contribution", "share")
-        try:
-            table = (
-                self.atlas.table(CIRCUITS.name, columns=names)
-                if CIRCUITS.name in self._readable
-                else CIRCUITS.schema.empty_table().select(names)
-            )
-        except AtlasError:
-            LOG.debug("circuits can't be read", exc_info=True)
-            table = CIRCUITS.schema.empty_table().select(names)
+        table = CIRCUITS.schema.empty_table().select(names)
+        if CIRCUITS.name in self._readable:
+            try:
+                table = self.atlas.table(CIRCUITS.name, columns=names).drop_null()
+            except AtlasError:
+                LOG.debug("circuits can't be read", exc_info=True)
         layers = pa.array(list(self._layer_codes), pa.string())
         columns = {name: table[name].to_numpy() for name in names if not name.endswith("layer")}
         return columns | {
@@ -274,4 +293,12 @@ class PurposeQueries:
         except AtlasError:
             LOG.debug("the table %s can't be read", name, exc_info=True)
             return []
-        return rows
+        return [row for row in rows if all(value is not None or column in MAY_BE_NULL for column, value in row.items())]
+
+    def _has_unit(self, layer: str, unit: int) -> bool:
+        units = self._unit_counts.get(layer)
+        return units is not None and 0 <= unit < units
+
+    @cached_property
+    def _unit_counts(self) -> dict[str, int]:
+        return {layer.name: layer.units for layer in self.atlas.layers}

@@ -62,6 +62,7 @@ class AtlasQueries:
         self._samples: MutableMapping[Any, LayerSample] = LRUCache(SAMPLES_KEPT)
         self._statistics: MutableMapping[Any, list[UnitStatistics]] = LRUCache(UNITS_KEPT)
         self._sample_statistics: dict[Any, SampleStatistics] = {}
+        self._sample_values: dict[Any, tuple[NDArray[np.float32], NDArray[np.int64]]] = {}
         self._ties: dict[Any, dict[int, Tie]] = {}
         self._layer_tables: MutableMapping[Any, LayerTables] = LRUCache(UNITS_KEPT)
         self._meanings: MutableMapping[Any, list[UnitMeaning]] = LRUCache(UNITS_KEPT)
@@ -295,6 +296,12 @@ class AtlasQueries:
         record = self._layer(layer)
         return LayerSample.of(read_sample(self.atlas, record), record.units)
 
+    @cachedmethod(attrgetter("_sample_values"), lock=attrgetter("_lock"))
+    def sample_values(self, layer: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """A layer's values in the sample, by unit and value, and the first row of each unit: small enough for all layers to stay in memory."""
+        sample = self.sample(layer)
+        return sample.columns["value"].astype(np.float32), sample.unit_starts
+
     @cachedmethod(attrgetter("_sample_statistics"), lock=attrgetter("_lock"))
     def sample_statistics(self, layer: str) -> SampleStatistics:
         """Mean, standard deviation and highest value of each unit's sample."""
@@ -329,7 +336,7 @@ class AtlasQueries:
     @cached_property
     def purpose(self) -> PurposeQueries:
         """What units are for, and what the network predicts."""
-        return PurposeQueries(self.atlas, {image.image: image.key for image in self.images.values()})
+        return PurposeQueries(self.atlas, lambda: {image.image: image.key for image in self.images.values()})
 
     @cached_property
     def concepts(self) -> NamedUnits:

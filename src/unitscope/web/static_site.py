@@ -78,7 +78,7 @@ def _write_atlas(
     _write(folder / "search-index.js", search_index_script(pages))
     comparison = AtlasComparison(pages, compared_pages) if compared_pages is not None else None
     _write(folder / "api/openapi.json", msgspec.json.encode(describe_api(has_comparison=comparison is not None)))
-    navigation = Navigation(comparison=comparison is not None, predictions=bool(pages.queries.purpose.confusions))
+    navigation = Navigation(comparison=comparison is not None, predictions=pages.queries.purpose.has_predictions)
     with ThreadPoolExecutor(1) as pool:
         pictures = pool.submit(_write_pictures, pages.queries, folder, on_units)
         for build_page in chain(pages.every_page(), comparison.every_page() if comparison is not None else ()):

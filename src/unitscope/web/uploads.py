@@ -2,14 +2,25 @@
 
 import logging
 from asyncio import Lock, timeout
+from dataclasses import replace
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 
+from unitscope.errors import AtlasError, LayerNotFound
 from unitscope.images import Skipped
-from unitscope.web.image_search import MAX_UPLOAD_MB, ImageSearchResults, RunNetwork, decode_upload, search_by_image
+from unitscope.web.image_search import (
+    MAX_UPLOAD_MB,
+    ExplainImage,
+    ImageSearchResults,
+    RunNetwork,
+    WhyQuestion,
+    decode_upload,
+    explained_image,
+    search_by_image,
+)
 from unitscope.web.pages import PageBuilder
 from unitscope.web.rendering import Navigation, render_html
 
@@ -19,8 +30,10 @@ LOG = logging.getLogger(__name__)
 class UploadEndpoint:
     """Answers an upload with a piece of a page. The image is neither kept nor written. An upload may take `upload_s` seconds."""
 
-    def __init__(self, pages: PageBuilder, run_network: RunNetwork, upload_s: float) -> None:
-        self._pages, self._run_network, self._upload_s = pages, run_network, upload_s
+    def __init__(
+        self, pages: PageBuilder, run_network: RunNetwork, upload_s: float, explain_image: ExplainImage | None = None
+    ) -> None:
+        self._pages, self._run_network, self._upload_s, self._explain_image = pages, run_network, upload_s, explain_image
         self._lock = Lock()
 
     async def answer(self, request: Request) -> Response:
@@ -34,15 +47,22 @@ class UploadEndpoint:
             LOG.warning("an upload from %s ended before the whole image was there", request.client and request.client.host)
             return Response(status_code=400)  # nobody is there to read it
         async with self._lock:  # one image at a time: decoded, it may take many times the memory of its file
-            results = await run_in_threadpool(self._search, content)
+            question = WhyQuestion.of(request.query_params, request.query_params.getlist("without"))
+            results = await run_in_threadpool(self._search, content, question)
         return HTMLResponse(await run_in_threadpool(render_html, results, Navigation()))
 
-    def _search(self, content: bytes) -> ImageSearchResults:
+    def _search(self, content: bytes, question: WhyQuestion) -> ImageSearchResults:
         try:
             image = decode_upload(content)
-            return search_by_image(self._pages, image, self._run_network(image))
+            results = search_by_image(self._pages, image, self._run_network(image))
+            if self._explain_image is None:
+                return results
+            why = explained_image(self._pages, image, self._explain_image(image, question), question)
+            return replace(results, why=why)
         except Skipped as reason:
             raise HTTPException(422, f"The image {reason}.") from reason
+        except (AtlasError, LayerNotFound) as error:  # a class or a layer that isn't there
+            raise HTTPException(422, f"{error}.") from error
 
 
 async def _receive(request: Request) -> bytes:

@@ -1,19 +1,38 @@
-// Draws the box of the unit that a person points at, or comes to by key, on the image of the page.
+// Draws the box of the unit that a person points at, or comes to by key, or the map of its effect, on the image of the page.
 "use strict";
 {
   const SVG = "http://www.w3.org/2000/svg";
 
+  function add(stage, kind, attributes) {
+    const rectangle = document.createElementNS(SVG, "rect");
+    for (const [name, value] of Object.entries({ class: kind, ...attributes })) rectangle.setAttribute(name, value);
+    stage.append(rectangle);
+  }
+
+  // A map is rows, columns, and a number from -99 to 99 for each cell; `input` is the part of the image that it covers.
+  function drawMap(stage, map, input) {
+    const [rows, columns, ...values] = map.split(" ").map(Number);
+    const [left, top, width, height] = input.split(" ").map(Number);
+    values.forEach((value, cell) => {
+      if (!value) return;
+      const x = left + ((cell % columns) * width) / columns;
+      const y = top + (Math.floor(cell / columns) * height) / rows;
+      const attributes = { x, y, width: width / columns, height: height / rows, opacity: 0.75 * Math.abs(value / 99) };
+      add(stage, value > 0 ? "raises" : "lowers", attributes);
+    });
+  }
+
   function draw(event) {
-    const element = event.target.closest?.("[data-box]");
+    const element = event.target.closest?.("[data-box], [data-map]");
     const stage = document.getElementById("stage");
     if (!element || !stage) return;
     stage.querySelectorAll("rect").forEach((rectangle) => rectangle.remove());
-    const [x, y, width, height] = element.dataset.box.split(" ");
-    for (const kind of ["halo", "patch-box"]) {
-      const rectangle = document.createElementNS(SVG, "rect");
-      for (const [name, value] of Object.entries({ class: kind, x, y, width, height })) rectangle.setAttribute(name, value);
-      stage.append(rectangle);
+    if (element.dataset.map) {
+      drawMap(stage, element.dataset.map, element.dataset.input);
+      return;
     }
+    const [x, y, width, height] = element.dataset.box.split(" ");
+    for (const kind of ["halo", "patch-box"]) add(stage, kind, { x, y, width, height });
   }
 
   document.addEventListener("pointerover", draw);

@@ -5,18 +5,21 @@
   const file = document.getElementById("file");
   const status = document.getElementById("upload-status");
   const results = document.getElementById("upload-results");
+  let current = null; // the image that is shown
 
   function showStatus(text) {
     status.textContent = text;
     status.hidden = !text;
   }
 
-  async function upload(image) {
+  // `question` says which class is explained, by which layer, and which units are taken away.
+  async function upload(image, question = "") {
     showStatus("The network is running …");
-    results.replaceChildren();
+    if (image !== current) results.replaceChildren();
+    current = image;
     let response;
     try {
-      response = await fetch("image-search", { method: "POST", body: image, headers: { "Content-Type": "application/octet-stream" } });
+      response = await fetch(`image-search?${question}`, { method: "POST", body: image, headers: { "Content-Type": "application/octet-stream" } });
     } catch {
       showStatus("The server can't be reached.");
       return;
@@ -33,6 +36,25 @@
     uploaded.setAttribute("href", address);
     showStatus("");
   }
+
+  function ask(changes = {}) {
+    const question = new URLSearchParams(new FormData(document.getElementById("why-form")));
+    for (const [name, value] of Object.entries(changes)) question.set(name, value);
+    for (const box of results.querySelectorAll('input[name="without"]:checked')) question.append("without", box.value);
+    upload(current, question);
+  }
+
+  results.addEventListener("submit", (event) => {
+    event.preventDefault();
+    ask();
+  });
+  results.addEventListener("change", (event) => {
+    if (event.target.name === "without" || event.target.name === "layer") ask();
+  });
+  results.addEventListener("click", (event) => {
+    const chosen = event.target.closest("[data-class]");
+    if (chosen) ask({ class: chosen.dataset.class });
+  });
 
   file.addEventListener("change", () => file.files.length && upload(file.files[0]));
   for (const name of ["dragover", "dragleave", "drop"]) {

@@ -1,11 +1,11 @@
-"""The figure of an explanation: a picture, its classes, and the units that raise or lower a class's score in it."""
+"""Explanations of images: which layer is shown, and the figure of a picture with the units that raise or lower a class's score in it."""
 
 from PIL import Image
 
-from unitscope.atlas import Atlas
 from unitscope.atlas.figures import panel
 from unitscope.atlas.meaning import read_meanings
 from unitscope.atlas.patches import PatchOptions
+from unitscope.atlas.reading import AtlasReader
 from unitscope.drawing import EffectRow, draw_effects, draw_place
 from unitscope.errors import AtlasError
 from unitscope.images import prepare
@@ -16,7 +16,7 @@ RAISING, LOWERING = 5, 3
 SIZE_PX, PICTURE_PX = 96, 288
 
 
-def explained_layer(atlas: Atlas, explanation: ImageExplanation, layer: str | None = None) -> LayerEffects:
+def explained_layer(atlas: AtlasReader, explanation: ImageExplanation, layer: str | None = None) -> LayerEffects:
     """The layer whose units are shown: the last one with a map whose units aren't the classes, unless told otherwise.
 
     Raises `AtlasError` for a layer that the score doesn't depend on.
@@ -41,7 +41,9 @@ def question_text(explanation: ImageExplanation) -> str:
     return f"Why {explanation.explained.name}{against}?"
 
 
-def draw_explanation(atlas: Atlas, image: Image.Image, explanation: ImageExplanation, layer: str | None = None) -> Image.Image:
+def draw_explanation(
+    atlas: AtlasReader, image: Image.Image, explanation: ImageExplanation, layer: str | None = None
+) -> Image.Image:
     """The explanation of an image as displayed, by the units of one layer; their patches are cut from the atlas's images.
 
     Raises `AtlasError` for a layer that the score doesn't depend on, and `ImagesError` where the atlas's images are gone.
@@ -71,7 +73,7 @@ def draw_explanation(atlas: Atlas, image: Image.Image, explanation: ImageExplana
     return draw_effects(picture, scores, title, rows, SIZE_PX)
 
 
-def _as_seen(image: Image.Image, atlas: Atlas) -> Image.Image:
+def _as_seen(image: Image.Image, atlas: AtlasReader) -> Image.Image:
     """What the network gets to see of an image."""
     if atlas.preprocessing is None:
         return image

@@ -1,0 +1,166 @@
+"""What pages say of what units are for: classes, mistakes, effects, circuits, and why a picture has its class."""
+
+import re
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from photographs import write_photographs
+from PIL import Image
+from starlette.testclient import TestClient
+from test_effects import AS_IT_IS, CLASSES, classifier
+
+import unitscope
+from unitscope import web
+from unitscope.atlas import Atlas
+from unitscope.effects import find_circuits, knock_out, measure_effects
+from unitscope.effects.explaining import open_explainer
+from unitscope.responses import open_responses
+from unitscope.web import ExplorerOptions, create_explorer
+from unitscope.web.openapi import PATHS
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
+    """An atlas with every table that says what units are for."""
+    folder = tmp_path_factory.mktemp("complete")
+    photographs = write_photographs(folder / "photographs", 24, (20, 16), CLASSES)
+    network = classifier()
+    atlas = unitscope.scan(network, photographs, folder / "atlas", preprocess=AS_IT_IS, classes=list(CLASSES), sample=24)
+    measure_effects(atlas, network, verify=2)
+    knock_out(atlas, "4", [1], network)
+    find_circuits(atlas, network)
+    return Atlas(atlas.folder)
+
+
+@pytest.fixture
+def site(complete: Atlas) -> Iterator[TestClient]:
+    network = classifier()
+    with open_responses(complete, network) as run_network, open_explainer(complete, network) as explainer:
+        options = ExplorerOptions(
+            run_network=run_network,
+            explain_image=lambda image, question: explainer.explain(
+                image, question.explained, question.against, question.taken_away
+            ),
+        )
+        yield TestClient(create_explorer(complete, options), base_url="http://localhost")
+
+
+def png(image: Image.Image) -> bytes:
+    content = BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()
+
+
+def test_json_of_classes_and_mistakes_is_what_the_description_says(site: TestClient, complete: Atlas) -> None:
+    cell = next(
+        (row["label_class"], row["predicted"])
+        for row in complete.table("predictions").to_pylist()
+        if row["label_class"] != row["predicted"]
+    )
+    addresses = {
+        "/api/predictions.json": "/api/predictions.json",
+        "/api/classes/{position}.json": "/api/classes/1.json",
+        "/api/mistakes/{label_class}-{predicted}.json": f"/api/mistakes/{cell[0]}-{cell[1]}.json",
+        "/api/units/{layer}/{unit}.json": "/api/units/4/1.json",
+    }
+    for path, address in addresses.items():
+        answer = site.get(address)
+        assert answer.status_code == 200, address
+        assert msgspec.json.encode(msgspec.json.decode(answer.content, type=PATHS[path])) == answer.content
+
+
+def test_pages_say_what_the_tables_say(site: TestClient, complete: Atlas) -> None:
+    rows = complete.table("predictions").to_pylist()
+    counts = {(row["label_class"], row["predicted"]): row["images"] for row in rows}
+    page = site.get("/api/predictions.json").json()
+    assert page["images"] == page["labelled"] == 24
+    assert page["right"] == sum(count for (label, predicted), count in counts.items() if label == predicted)
+    assert [m["images"] for m in page["mistakes"]] == sorted((m["images"] for m in page["mistakes"]), reverse=True)
+    effects = [row for row in complete.table("effects", "4").to_pylist() if row["unit"] == 1]
+    unit = site.get("/api/units/4/1.json").json()["effects"]
+    shown = {row["position"]: row["effect"] for row in (*unit["raised"], *unit["lowered"])}
+    assert shown == {row["class"]: pytest.approx(row["effect"]) for row in effects}
+    assert unit["trust"]["exact"]
+    assert {row["position"] for row in unit["knockouts"]} == {0, 1, 2}
+    html = site.get("/units/4/1.html").text
+    assert "so these" in html
+    assert "are exact" in html
+    assert re.search(r"Taken away for real", html)
+    assert 'class="circuit"' in html
+    fed_by = site.get("/api/units/7/0.json").json()["circuit"]["fed_by"]
+    own = {row["source_unit"]: row["contribution"] for row in complete.table("circuits", "7").to_pylist() if row["unit"] == 0}
+    assert {unit["unit"]: unit["contribution"] for unit in fed_by} == {
+        unit: pytest.approx(value) for unit, value in own.items() if unit >= 0
+    }
+    feeds = site.get("/api/units/4/2.json").json()["circuit"]["feeds"]
+    assert {unit["layer"] for unit in feeds} == {"7"}
+
+
+def test_classes_have_pages(site: TestClient, complete: Atlas) -> None:
+    page = site.get("/api/classes/2.json").json()
+    rows = [row for row in complete.table("effects").to_pylist() if row["class"] == 2]
+    for layer in page["layers"]:
+        effects = sorted(row["effect"] for row in rows if row["layer"] == layer["layer"])
+        assert [unit["effect"] for unit in layer["raising"]] == pytest.approx([e for e in effects[::-1] if e > 0][:6])
+        assert [unit["effect"] for unit in layer["lowering"]] == pytest.approx([e for e in effects if e < 0][:6])
+    assert "fish" in site.get("/classes/2.html").text
+    assert site.get("/classes/3.html").status_code == 404
+    assert site.get("/mistakes/0-99.html").status_code == 404
+    assert '"classes":[["cat",0]' in site.get("/search-index.js").text
+
+
+def test_a_picture_is_explained_and_units_taken_away(site: TestClient, complete: Atlas) -> None:
+    file = sorted(Path(complete.manifest["images"]["folder"]).rglob("*.png"))[3]
+    content = file.read_bytes()
+    html = site.post("/image-search?layer=4&class=dog&not=0", content=content).text
+    assert "Why dog, not cat?" in html
+    scores = [float(text) for text in re.findall(r"The score is (-?[\d.]+)\.", html)]
+    unit = re.search(r'name="without" value="4:(\d)"', html)
+    assert unit is not None
+    assert "data-map=" in html
+    without = site.post(f"/image-search?layer=4&class=dog&not=0&without=4:{unit[1]}", content=content).text
+    assert re.search(rf'value="4:{unit[1]}" checked', without)
+    assert [float(text) for text in re.findall(r"The score is (-?[\d.]+)\.", without)] != scores
+    for question, words in (("class=dgo", "no class 'dgo'"), ("layer=nothing", "no layer 'nothing'"), ("without=4:99", "99")):
+        answer = site.post(f"/image-search?{question}", content=content)
+        assert (answer.status_code, words in answer.text) == (422, True), question
+
+
+def test_exported_pages_have_classes_and_mistakes(complete: Atlas, tmp_path: Path) -> None:
+    web.export(complete, tmp_path / "site")
+    assert (tmp_path / "site/predictions.html").exists()
+    assert (tmp_path / "site/classes/0.html").exists()
+    assert list((tmp_path / "site/mistakes").glob("*.html"))
+    assert (tmp_path / "site/api/classes/0.json").exists()
+
+
+@pytest.mark.parametrize("name", ["effects", "predictions", "knockouts", "effect_layers", "circuits"])
+def test_a_hostile_table_spoils_no_page(complete: Atlas, tmp_path: Path, name: str) -> None:
+    """Nulls, numbers of units that no layer has, infinities: what such rows say is left out."""
+    import shutil
+
+    folder = tmp_path / "atlas"
+    shutil.copytree(complete.folder, folder)
+    path = folder / "tables" / f"{name}.parquet"
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    for column in table.schema:
+        broken = dict(rows[0])
+        broken[column.name] = None
+        rows.append(broken)
+        if pa.types.is_integer(column.type):
+            rows.append(rows[0] | {column.name: 99})
+            rows.append(rows[0] | {column.name: -7})
+        if pa.types.is_floating(column.type):
+            rows.append(rows[0] | {column.name: np.inf})
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    served = TestClient(create_explorer(Atlas(folder), ExplorerOptions()), base_url="http://localhost")
+    for address in ("/", "/units/4/1.html", "/units/7/0.html", "/classes/0.html", "/predictions.html", "/layers/4.html"):
+        assert served.get(address).status_code in (200, 404), address
+        assert served.get(address).status_code == 200 or name == "predictions"
