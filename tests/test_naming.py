@@ -11,8 +11,8 @@ from responses import LAYER, halves, responding_atlas
 from unitscope.errors import AtlasError, UnitscopeError
 from unitscope.naming import ClassTree, name_units
 from unitscope.naming.correlations import LayerTuning
-from unitscope.permutations import false_discoveries_controlled, membership_p_values
 from unitscope.naming.retrieval import average_precision, best_thresholds, f1_at
+from unitscope.permutations import false_discoveries_controlled, membership_p_values
 
 DOGS = ("n02085620", "n02099601", "n02106662", "n02110341")
 CARS = ("n02814533", "n03100240", "n04285008")

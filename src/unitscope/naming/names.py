@@ -16,8 +16,8 @@ from unitscope.errors import AtlasError, ImagesWarning, UnitscopeError
 from unitscope.images.keys import HALVES, image_half
 from unitscope.naming.class_tree import ClassTree, Concepts
 from unitscope.naming.correlations import ChosenConcepts, LayerTuning, choose_concepts
-from unitscope.permutations import false_discoveries_controlled, membership_p_values
 from unitscope.naming.retrieval import average_precision, best_thresholds, f1_at
+from unitscope.permutations import false_discoveries_controlled, membership_p_values
 from unitscope.records import Layer
 
 MIN_CONCEPT_IMAGES = 5
