@@ -34,6 +34,12 @@ def permutation_p_values(correlation: Floats, images: Floats, skewness: Floats) 
         return _tail(correlation * np.sqrt(images - 1), skewness * np.sqrt(images - 1) / (images - 2))
 
 
+def normal_tail(z: Floats) -> Floats:
+    """The share of the standard normal distribution at and above `z`; NaN for NaN."""
+    result: Floats = torch.special.ndtr(torch.from_numpy(-np.asarray(z))).numpy()
+    return result
+
+
 def _log_choices(images: Floats, inside: Floats) -> Floats:
     """The logarithm of the number of ways to choose that many images."""
     total, chosen, others = (

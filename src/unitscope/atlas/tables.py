@@ -373,6 +373,38 @@ KNOCKOUTS = added_table(
     "unitscope knock-out ATLAS LAYER UNIT",
 )  # fmt: skip
 
+MISTAKES = added_table(
+    "mistakes", "unit × confusion", ("label_class", "predicted", "layer", "unit"), "The units that speak most for a wrong class, in images that are taken for it",
+    (
+        Column("label_class", pa.int32(), "the position of the class that the images' labels are"),
+        Column("predicted", pa.int32(), "the position of the class that they are taken for"),
+        _LAYER, _UNIT,
+        Column("difference", pa.float32(), "how much more the unit speaks for the wrong class than in images rightly taken for it, less the same of the right class"),
+        Column("on_predicted", pa.float32(), "its mean effect on the wrong class's score in these images"),
+        Column("on_predicted_right", pa.float32(), "the same in images that are rightly taken for that class"),
+        Column("on_label", pa.float32(), "its mean effect on the right class's score in these images"),
+        Column("on_label_right", pa.float32(), "the same in images that are rightly taken for it"),
+        Column("images", pa.int32(), "how many images of the one class are taken for the other"),
+    ),
+    "unitscope effects ATLAS",
+)  # fmt: skip
+
+SHORTCUTS = added_table(
+    "shortcuts", "unit × class", ("class", "layer", "unit", "evidence"), "Candidates for shortcuts: units that raise a class where they should not",
+    (
+        _CLASS, _LAYER, _UNIT,
+        Column("evidence", pa.string(), "mistakes: the unit raises the class more in images wrongly taken for it than in right ones; off object: what raises it lies off the object"),
+        Column("effect", pa.float32(), "its mean effect on the class's score, in the images wrongly taken for it or, for off object, in all of the class"),
+        Column("effect_right", pa.float32(), "the same in images rightly taken for it; null for off object"),
+        Column("off_share", pa.float32(), "the share of what raises the class that lies off the object; null for mistakes"),
+        Column("r", pa.float32(), "the correlation of the effect with being wrong, over the images taken for the class; null for off object"),
+        Column("p_value", pa.float64(), "the chance of so much where labels, or objects, are dealt out among the images"),
+        Column("images", pa.int32(), "how many images that is over"),
+        Column("by_chance", pa.int32(), "how many candidates the class has where labels, or objects, are dealt out at random"),
+    ),
+    "unitscope effects ATLAS",
+)  # fmt: skip
+
 CIRCUITS = added_table(
     "circuits", "unit × unit", ("layer", "unit", "source_layer", "source_unit"), "Which units of earlier layers feed each unit, in the images of its peaks, on ways that pass no other layer",
     (
@@ -485,6 +517,8 @@ ADDED_TABLES = _by_name(
         EFFECT_LAYERS,
         PREDICTIONS,
         KNOCKOUTS,
+        MISTAKES,
+        SHORTCUTS,
         CIRCUITS,
         CLASS_PROBABILITY,
     )

@@ -57,6 +57,7 @@ class EffectFlags:
 def effects(
     atlas: AtlasFolder, /, *, flags: EffectFlags = EffectFlags(),
     verify: Annotated[int, Parameter(help="Take so many of the strongest units of every layer, as many others, and so many of every class, away for real.", metavar="N")] = 0,
+    objects: Annotated[Path | None, Parameter(help="Where objects are, to find shortcuts by: a folder with a mask an image, or a COCO file.", metavar="PATH")] = None,
     trust_code: TrustCode = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Measure what every unit does to every class, and keep what the network predicts."""
@@ -67,7 +68,9 @@ def effects(
     network = network_by_trusted_code(opened, trust_code)
     try:
         with progress_bar(None, "measuring effects") as advance:
-            measure_effects(opened, network, verify=verify, device=flags.device, on_images=advance, **flags.options())
+            measure_effects(
+                opened, network, verify=verify, objects=objects, device=flags.device, on_images=advance, **flags.options()
+            )
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt("stopped; the same command goes on from here") from interrupt
     layers, predictions = opened.table("effect_layers"), opened.table("predictions").to_pylist()

@@ -6,6 +6,7 @@ The first pass keeps what each unit passes on, on average, and what the network 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import nan
 from typing import Any, Unpack
 
 import numpy as np
@@ -15,10 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unitscope.atlas import Atlas, check_table_writable, write_table
-from unitscope.atlas.tables import EFFECT_LAYERS, EFFECTS, MEAN_MAPS, PREDICTIONS
+from unitscope.atlas.tables import EFFECT_LAYERS, EFFECTS, MEAN_MAPS, MISTAKES, PREDICTIONS, SHORTCUTS
 from unitscope.atlas.writing import table_writer
 from unitscope.effects.gradients import effects_of_units, overwritten_layers, read_gradients
 from unitscope.effects.knockouts import add_knockouts
+from unitscope.effects.mistakes import ImageEffects, MistakeSums
+from unitscope.effects.objects import Objects
 from unitscope.effects.opening import EffectOptions, EffectSession, open_effects, passed_on_shapes
 from unitscope.effects.outputs import probabilities
 from unitscope.effects.progress import Progress, progress_of
@@ -50,6 +53,7 @@ def measure_effects(
     network: "nn.Module | Network | None" = None,
     *,
     verify: int = 0,
+    objects: Any = None,
     device: str = "auto",
     on_images: Callable[[int], None] | None = None,
     **options: Unpack[EffectOptions],
@@ -64,15 +68,16 @@ def measure_effects(
 
     With `verify`, so many of the strongest units of every layer, and as many drawn at random, are taken away for real in some images, and the
     table `effect_layers` says how far first order agrees; so many of the strongest units of every class are taken away in the class's images,
-    for the table `knockouts`. `options` say which images and scores are meant (see `EffectOptions`). `on_images` is told how many images are through, each twice.
+    for the table `knockouts`. The tables `mistakes` and `shortcuts` are about images that are taken for another class; where `objects` are known,
+    from a folder with a mask an image or a COCO file, candidates are also units that raise a class off its object. `options` say which images and scores are meant (see `EffectOptions`). `on_images` is told how many images are through, each twice.
 
     A run that was stopped goes on where it was. Raises `AtlasError` where labels are no classes of the network, `NetworkError` where it has
     no scores or no gradient comes down.
     """
-    for spec in (EFFECTS, MEAN_MAPS, PREDICTIONS, EFFECT_LAYERS):
+    for spec in (EFFECTS, MEAN_MAPS, PREDICTIONS, EFFECT_LAYERS, MISTAKES, SHORTCUTS):
         check_table_writable(spec, atlas)
     with open_effects(atlas, network, device, options) as opened:
-        measuring = _Measuring(opened, on_images or (lambda _: None))
+        measuring = _Measuring(opened, on_images or (lambda _: None), Objects.of(objects, atlas.preprocessing))
         with progress_of(atlas, EFFECTS.name, opened.parameters | {"peaks": atlas.peaks_hash}) as progress:
             means = measuring.mean_maps(progress)
             sums = measuring.effect_sums(means, progress)
@@ -140,16 +145,6 @@ class BatchMeans:
     predictions: list[dict[str, Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class ImageEffects:
-    """What the second pass finds in an image: the effects of the units of all layers, one after the other, on the score of its class."""
-
-    image: int
-    key: str
-    class_: int
-    effects: Floats
-
-
 @dataclass
 class EffectSums:
     """What the second pass keeps: by class, sums of effects and of their squares over images; and a few images, drawn by their keys' hashes, of
@@ -160,6 +155,7 @@ class EffectSums:
     squares: dict[int, Floats] = field(default_factory=dict)
     class_images: dict[int, list[list[int]]] = field(default_factory=dict)
     sampled: list[tuple[int, int, int, Floats]] = field(default_factory=list)
+    mistakes: MistakeSums = field(default_factory=lambda: MistakeSums({}))
 
     def add(self, found: ImageEffects) -> None:
         """Take in an image."""
@@ -170,6 +166,7 @@ class EffectSums:
         self.images[class_] += 1
         self.sums[class_] += exact
         self.squares[class_] += exact**2
+        self.mistakes.add(found)
         drawn = key_hash(found.key)
         self.class_images[class_] = sorted([*self.class_images[class_], [drawn, found.image]])[:CLASS_IMAGES]
         entry = drawn, found.image, class_, found.effects
@@ -190,13 +187,16 @@ class EffectSums:
             name: np.stack(rows) for name, rows in (stacked | {"sampled": [entry[3] for entry in self.sampled]}).items() if rows
         }
         of_classes = [[class_, self.images[class_], self.class_images[class_]] for class_ in classes]
-        return arrays | {"plain": {"classes": of_classes, "sampled": [list(entry[:3]) for entry in self.sampled]}}
+        mistakes = self.mistakes.state()
+        plain = {"classes": of_classes, "sampled": [list(entry[:3]) for entry in self.sampled], "mistakes": mistakes.pop("plain")}
+        return arrays | mistakes | {"plain": plain}
 
     def restore(self, state: Mapping[str, Any], plain: Any) -> None:
         for row, (class_, images, class_images) in enumerate(plain["classes"]):
             self.images[class_], self.sums[class_], self.squares[class_] = images, state["sums"][row], state["squares"][row]
             self.class_images[class_] = class_images
         self.sampled = [(*entry, state["sampled"][row]) for row, entry in enumerate(plain["sampled"])]
+        self.mistakes.restore(state, plain["mistakes"])
 
 
 # ── the two passes ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -206,6 +206,7 @@ class EffectSums:
 class _Measuring:
     opened: EffectSession
     on_images: Callable[[int], None]
+    objects: Objects | None = None
 
     @property
     def session(self) -> Session:
@@ -231,7 +232,7 @@ class _Measuring:
 
     def effect_sums(self, means: Means, progress: Progress) -> EffectSums:
         """The second pass; with the state of an earlier run it goes on where that was."""
-        sums, done, state = EffectSums(), 0, progress.load()
+        sums, done, state = EffectSums(mistakes=MistakeSums(means.counts)), 0, progress.load()
         if state is not None and state["plain"]["effects"] is not None:
             done = state["plain"]["effect_batches"]
             sums.restore(state, state["plain"]["effects"])
@@ -294,23 +295,87 @@ class _Measuring:
         readable = [image for image in loaded if image.pixels is not None]
         if not readable:
             return []
-        chosen: list[Tensor] = []
+        inputs, off_objects = self.session.inputs(readable), self._off_objects(readable)
+        labels = [self.opened.label_class(image) for image in readable]
+        predicted: list[int] = []
 
         def score(returned: Any) -> Tensor:
             scores = self.opened.output.scores(returned)
-            chosen.append(self.opened.classes_of(readable, scores))
-            return scores.gather(1, chosen[0][:, None])[:, 0]
+            predicted[:] = scores.detach().argmax(1).tolist()
+            return _chosen(scores, [label if label >= 0 else top for label, top in zip(labels, predicted, strict=True)])
 
         def read(index: int, passed_on: Tensor, gradient: Tensor) -> Tensor:
-            return effects_of_units(passed_on.float(), gradient.float(), baselines[index])
+            effects = effects_of_units(passed_on.float(), gradient.float(), baselines[index])
+            if off_objects is None:
+                return effects[:, None]
+            raising = ((passed_on.float() - baselines[index]) * gradient.float()).clamp_min(0)
+            weights = off_objects[index]
+            off = (
+                torch.einsum("nuc,nmc->nmu", raising, weights)
+                if weights is not None
+                else torch.full((len(raising), 3, raising.shape[1]), nan)
+            )
+            return torch.cat([effects[:, None], raising.sum(2)[:, None], off.to(effects)], 1)
 
-        effects = read_gradients(replica, self.session.layers, self.session.inputs(readable), score, read, overwritten)
-        by_layer = [
-            torch.zeros(len(readable), traced.layer.units) if of_layer is None else of_layer.cpu()
-            for traced, of_layer in zip(self.session.layers, effects, strict=True)
+        found = self._all_layers(read_gradients(replica, self.session.layers, inputs, score, read, overwritten), len(readable))
+        wrong = [row for row, label in enumerate(labels) if 0 <= label != predicted[row]]
+        on_predicted: dict[int, Floats] = {}
+        if wrong:
+            targets, off_objects = [predicted[row] for row in wrong], None
+            of_wrong = read_gradients(
+                replica,
+                self.session.layers,
+                inputs[wrong],
+                lambda returned: _chosen(self.opened.output.scores(returned), targets),
+                read,
+                overwritten,
+            )
+            on_predicted = dict(zip(wrong, self._all_layers(of_wrong, len(wrong))[:, 0], strict=True))
+        return [
+            ImageEffects(
+                image.image, image.key, label if label >= 0 else top, label, top, of_image[0], on_predicted.get(row),
+                *((of_image[1], of_image[2:]) if len(of_image) > 1 and not np.isnan(of_image[2:]).all() else (None, None)),
+            )
+            for row, (image, label, top, of_image) in enumerate(zip(readable, labels, predicted, found, strict=True))
+        ]  # fmt: skip
+
+    def _all_layers(self, by_layer: Sequence[Tensor | None], images: int) -> Floats:
+        """The numbers of the units of all layers, one after the other, of shape (image, number, unit); zeros where the score doesn't depend on them."""
+        numbers = max((of_layer.shape[1] for of_layer in by_layer if of_layer is not None), default=1)
+        columns = [
+            torch.zeros(images, numbers, traced.layer.units) if of_layer is None else of_layer.cpu()
+            for traced, of_layer in zip(self.session.layers, by_layer, strict=True)
         ]
-        rows = zip(readable, chosen[0].tolist(), torch.cat(by_layer, 1).numpy(), strict=True)
-        return [ImageEffects(image.image, image.key, class_, of_image) for image, class_, of_image in rows]
+        found: Floats = torch.cat(columns, 2).numpy()
+        return found
+
+    def _off_objects(self, images: Sequence[LoadedImage]) -> list[Tensor | None] | None:
+        """For each layer, which cells stand off the object of each image and off those of two others, of shape (image, mask, cell); None for a
+        layer whose cells stand nowhere, and for all where the objects of some of the images aren't known."""
+        if self.objects is None:
+            return None
+        masks = [self.objects.masks(image.key) for image in images]
+        if any(mask is None for mask in masks):
+            return None
+        off = ~np.stack([mask for mask in masks if mask is not None])
+        by_layer: list[Tensor | None] = []
+        for traced in self.session.layers:
+            layer, fields = traced.layer, traced.receptive_fields
+            has_place = traced.layout.is_spatial and traced.layout.grid is None and traced.layout.inner is None
+            if not has_place or layer.map_height * layer.map_width == 1:
+                by_layer.append(None)
+                continue
+            y, x = (
+                np.clip(np.rint(centres), 0, length - 1).astype(int)
+                for centres, length in ((fields.centres_y, off.shape[2]), (fields.centres_x, off.shape[3]))
+            )
+            by_layer.append(torch.from_numpy(off[:, :, y][..., x].reshape(*off.shape[:2], -1)).float().to(self.session.device))
+        return by_layer
+
+
+def _chosen(scores: Tensor, positions: Sequence[int]) -> Tensor:
+    """One score of each image."""
+    return scores.gather(1, torch.tensor(positions, device=scores.device)[:, None])[:, 0]
 
 
 def _state(means: Means, mean_batches: int, sums: EffectSums | None = None, effect_batches: int = 0) -> dict[str, Any]:
@@ -348,6 +413,8 @@ def _write_tables(atlas: Atlas, opened: EffectSession, means: Means, sums: Effec
             writer.write_table(pa.table(columns).cast(MEAN_MAPS.schema), row_group_size=len(mean))
     write_table(means.predictions(), PREDICTIONS, atlas, **made)
     write_table(layer_rows, EFFECT_LAYERS, atlas, **made)
+    write_table(sums.mistakes.mistakes(session.layers), MISTAKES, atlas, **made)
+    write_table(sums.mistakes.shortcuts(session.layers), SHORTCUTS, atlas, **made)
     classes = sorted(sums.images)
     with table_writer(EFFECTS, atlas, **made) as writer:
         start = 0
