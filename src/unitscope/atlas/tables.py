@@ -397,7 +397,7 @@ SHORTCUTS = added_table(
         Column("effect", pa.float32(), "its mean effect on the class's score, in the images wrongly taken for it or, for off object, in all of the class"),
         Column("effect_right", pa.float32(), "the same in images rightly taken for it; null for off object"),
         Column("off_share", pa.float32(), "the share of what raises the class that lies off the object; null for mistakes"),
-        Column("r", pa.float32(), "the correlation of the effect with being wrong, over the images taken for the class; null for off object"),
+        Column("r", pa.float32(), "for mistakes, the correlation of the effect with being wrong, over the images taken for the class; for off object, that of the unit's highest value with the class"),
         Column("p_value", pa.float64(), "the chance of so much where labels, or objects, are dealt out among the images"),
         Column("images", pa.int32(), "how many images that is over"),
         Column("by_chance", pa.int32(), "how many candidates the class has where labels, or objects, are dealt out at random"),

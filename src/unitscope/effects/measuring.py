@@ -20,8 +20,8 @@ from unitscope.atlas.tables import EFFECT_LAYERS, EFFECTS, MEAN_MAPS, MISTAKES, 
 from unitscope.atlas.writing import table_writer
 from unitscope.effects.gradients import effects_of_units, overwritten_layers, read_gradients
 from unitscope.effects.knockouts import add_knockouts
-from unitscope.effects.mistakes import ImageEffects, MistakeSums
-from unitscope.effects.objects import Objects
+from unitscope.effects.mistakes import ImageEffects, MistakeSums, ObjectEffects
+from unitscope.effects.objects import Objects, cells_off_objects
 from unitscope.effects.opening import EffectOptions, EffectSession, open_effects, passed_on_shapes
 from unitscope.effects.outputs import probabilities
 from unitscope.effects.progress import Progress, progress_of
@@ -308,14 +308,16 @@ class _Measuring:
             effects = effects_of_units(passed_on.float(), gradient.float(), baselines[index])
             if off_objects is None:
                 return effects[:, None]
-            raising = ((passed_on.float() - baselines[index]) * gradient.float()).clamp_min(0)
+            # What a unit raises by being there, not by being away: its silence stands nowhere.
+            raising = (passed_on.float() - baselines[index]).clamp_min(0) * gradient.float().clamp_min(0)
             weights = off_objects[index]
             off = (
                 torch.einsum("nuc,nmc->nmu", raising, weights)
                 if weights is not None
                 else torch.full((len(raising), 3, raising.shape[1]), nan)
             )
-            return torch.cat([effects[:, None], raising.sum(2)[:, None], off.to(effects)], 1)
+            highest = passed_on.float().amax(2)[:, None]
+            return torch.cat([effects[:, None], highest, raising.sum(2)[:, None], off.to(effects)], 1)
 
         found = self._all_layers(read_gradients(replica, self.session.layers, inputs, score, read, overwritten), len(readable))
         wrong = [row for row, label in enumerate(labels) if 0 <= label != predicted[row]]
@@ -334,7 +336,7 @@ class _Measuring:
         return [
             ImageEffects(
                 image.image, image.key, label if label >= 0 else top, label, top, of_image[0], on_predicted.get(row),
-                *((of_image[1], of_image[2:]) if len(of_image) > 1 and not np.isnan(of_image[2:]).all() else (None, None)),
+                ObjectEffects(of_image[1], of_image[2], of_image[3:]) if len(of_image) > 1 else None,
             )
             for row, (image, label, top, of_image) in enumerate(zip(readable, labels, predicted, found, strict=True))
         ]  # fmt: skip
@@ -350,26 +352,23 @@ class _Measuring:
         return found
 
     def _off_objects(self, images: Sequence[LoadedImage]) -> list[Tensor | None] | None:
-        """For each layer, which cells stand off the object of each image and off those of two others, of shape (image, mask, cell); None for a
+        """For each layer, which cells stand off the object of each image, and off it if it stood elsewhere, of shape (image, mask, cell); None for a
         layer whose cells stand nowhere, and for all where the objects of some of the images aren't known."""
         if self.objects is None:
             return None
         masks = [self.objects.masks(image.key) for image in images]
         if any(mask is None for mask in masks):
             return None
-        off = ~np.stack([mask for mask in masks if mask is not None])
+        on = np.stack([mask for mask in masks if mask is not None])
         by_layer: list[Tensor | None] = []
         for traced in self.session.layers:
-            layer, fields = traced.layer, traced.receptive_fields
-            has_place = traced.layout.is_spatial and traced.layout.grid is None and traced.layout.inner is None
+            layer, layout = traced.layer, traced.layout
+            has_place = layout.is_spatial and layout.grid is None and layout.inner is None
             if not has_place or layer.map_height * layer.map_width == 1:
                 by_layer.append(None)
                 continue
-            y, x = (
-                np.clip(np.rint(centres), 0, length - 1).astype(int)
-                for centres, length in ((fields.centres_y, off.shape[2]), (fields.centres_x, off.shape[3]))
-            )
-            by_layer.append(torch.from_numpy(off[:, :, y][..., x].reshape(*off.shape[:2], -1)).float().to(self.session.device))
+            off = cells_off_objects(on, traced).reshape(*on.shape[:2], -1)
+            by_layer.append(torch.from_numpy(off).float().to(self.session.device))
         return by_layer
 
 
@@ -405,7 +404,7 @@ def _strongest(atlas: Atlas, opened: EffectSession, sums: EffectSums, count: int
 
 def _write_tables(atlas: Atlas, opened: EffectSession, means: Means, sums: EffectSums, layer_rows: pa.Table) -> None:
     """`effects` last: whoever finds it finds the others."""
-    session = opened.session
+    session, class_layers = opened.session, atlas.manifest.get("class_layers", ())
     made = {"parameters": opened.parameters | {"images": means.images}, "versions": {"torch": torch.__version__}}
     with table_writer(MEAN_MAPS, atlas, **made) as writer:
         for traced, mean in zip(session.layers, means.maps(), strict=True):
@@ -413,8 +412,8 @@ def _write_tables(atlas: Atlas, opened: EffectSession, means: Means, sums: Effec
             writer.write_table(pa.table(columns).cast(MEAN_MAPS.schema), row_group_size=len(mean))
     write_table(means.predictions(), PREDICTIONS, atlas, **made)
     write_table(layer_rows, EFFECT_LAYERS, atlas, **made)
-    write_table(sums.mistakes.mistakes(session.layers), MISTAKES, atlas, **made)
-    write_table(sums.mistakes.shortcuts(session.layers), SHORTCUTS, atlas, **made)
+    write_table(sums.mistakes.mistakes(session.layers, class_layers), MISTAKES, atlas, **made)
+    write_table(sums.mistakes.shortcuts(session.layers, class_layers), SHORTCUTS, atlas, **made)
     classes = sorted(sums.images)
     with table_writer(EFFECTS, atlas, **made) as writer:
         start = 0

@@ -1,6 +1,6 @@
 """What units do in images that are taken for another class, and which of them may be shortcuts."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,8 @@ MAX_CONFUSIONS = 200
 """Of so many confusions, the most frequent ones, units are kept."""
 MIN_CONFUSED = 2
 UNITS_PER_LAYER = 5
+MIN_RESPONSE_R = 0.2
+"""From which correlation with the class on a unit counts as one that responds to it, as for names."""
 RATE = 0.05
 """The share of candidates that may be false, by permuted labels."""
 BY_MISTAKES, OFF_OBJECT = "mistakes", "off object"
@@ -31,13 +33,21 @@ Counts = Mapping[tuple[int, int], int]
 
 
 @dataclass(frozen=True, slots=True)
+class ObjectEffects:
+    """What lies on and off an image's object: the highest that each unit passes on; how far it raises the score in cells where it passes on more
+    than on average; and how much of that lies off the object, and off it if it stood elsewhere, twice, of shape (3, unit)."""
+
+    highest: Floats
+    raising: Floats
+    off_object: Floats
+
+
+@dataclass(frozen=True, slots=True)
 class ImageEffects:
     """What the second pass finds in an image: the effects of the units of all layers, one after the other.
 
     They are effects on the score of `class_`, which is that of the label, -1 as `label_class` without one, or the predicted one; where the image
-    is taken for another class, `on_predicted` are those on that class's score. `raising` is how far units raise the score, cells that lower it
-    apart, and `off_object` how much of that lies off the image's object, and off those of two other images, of shape (3, unit); None where
-    objects aren't known.
+    is taken for another class, `on_predicted` are those on that class's score. `objects` is None where its object isn't known.
     """
 
     image: int
@@ -47,8 +57,7 @@ class ImageEffects:
     predicted: int
     effects: Floats
     on_predicted: Floats | None = None
-    raising: Floats | None = None
-    off_object: Floats | None = None
+    objects: ObjectEffects | None = None
 
 
 @dataclass
@@ -61,13 +70,8 @@ class MistakeSums:
 
     def add(self, found: ImageEffects) -> None:
         """Take in an image."""
-        if found.raising is not None and found.off_object is not None:
-            own, other, third = found.off_object.astype(np.float64)
-            self._add(f"raising {found.class_}", found.raising)
-            self._add(f"effects {found.class_}", found.effects)
-            for name, values in (("off", own), ("off difference", own - other), ("off control", other - third)):
-                self._add(f"{name} {found.class_}", values)
-                self._add(f"{name} square {found.class_}", values**2)
+        if found.objects is not None:
+            self._add_objects(found.class_, found.effects, found.objects)
         if found.label_class < 0:
             return
         label, predicted = found.label_class, found.predicted
@@ -84,6 +88,17 @@ class MistakeSums:
             self._add(f"square {predicted}", exact**2)
             self._add(f"cube {predicted}", exact**3)
             self._deal_out(found.key, predicted, exact)
+
+    def _add_objects(self, class_: int, effects: Floats, found: ObjectEffects) -> None:
+        own, other, third = found.off_object.astype(np.float64)
+        highest = found.highest.astype(np.float64)
+        of_image = {
+            "effects": effects, "highest": highest, "highest square": highest**2, "raising": found.raising, "off": own,
+            "off difference": own - other, "off difference square": (own - other) ** 2,
+            "off control": other - third, "off control square": (other - third) ** 2,
+        }  # fmt: skip
+        for name, values in of_image.items():
+            self._add(f"{name} {class_}", values)
 
     def _deal_out(self, key: str, predicted: int, effects: Floats) -> None:
         """The control: as many images as are wrong count as such, drawn at random from all that are taken for the class."""
@@ -125,9 +140,9 @@ class MistakeSums:
 
     # ── tables ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def mistakes(self, layers: Sequence[TracedLayer]) -> pa.Table:
+    def mistakes(self, layers: Sequence[TracedLayer], class_layers: Collection[str]) -> pa.Table:
         """The table `mistakes`: in each confusion, the units of each layer that speak most for the wrong class and least for the right one,
-        compared with images that are taken for what they are."""
+        compared with images that are taken for what they are. Units that are the classes say nothing of it."""
         rows: list[dict[str, Any]] = []
         for label, predicted in sorted(self._confusions):
             on_label, on_predicted = (self._mean(f"{name} {label} {predicted}") for name in ("label", "predicted"))
@@ -137,6 +152,8 @@ class MistakeSums:
             difference = on_predicted - predicted_right - (on_label - label_right)
             for layer, units in _slices(layers):
                 of_layer = difference[units]
+                if layer in class_layers:
+                    continue
                 for unit in np.argsort(-of_layer, kind="stable")[:UNITS_PER_LAYER].tolist():
                     index = units.start + unit
                     rows.append(
@@ -149,9 +166,10 @@ class MistakeSums:
                     )  # fmt: skip
         return pa.Table.from_pylist(rows, schema=MISTAKES.schema)
 
-    def shortcuts(self, layers: Sequence[TracedLayer]) -> pa.Table:
+    def shortcuts(self, layers: Sequence[TracedLayer], class_layers: Collection[str]) -> pa.Table:
         """The table `shortcuts`: candidates of every class, with what the same procedure gives where labels, or objects, are dealt out at random."""
-        rows = [*self._candidate_rows(BY_MISTAKES, layers), *self._candidate_rows(OFF_OBJECT, layers)]
+        found = (*self._candidate_rows(BY_MISTAKES, layers), *self._candidate_rows(OFF_OBJECT, layers))
+        rows = [row for row in found if row["layer"] not in class_layers]
         return pa.Table.from_pylist(rows, schema=SHORTCUTS.schema)
 
     def _candidate_rows(self, evidence: str, layers: Sequence[TracedLayer]) -> Iterator[dict[str, Any]]:
@@ -201,19 +219,36 @@ class MistakeSums:
         return evidence
 
     def _object_evidence(self) -> dict[int, dict[str, Any]]:
-        """For each class, how much more of what raises it lies off the objects of its images than off those of others."""
+        """For each class, how much more of what raises it lies off the objects of its images than if these stood anywhere; of units that respond
+        to the class more than to others, since what is the same in all images is no shortcut to one class."""
         evidence = {}
-        for name in [name for name in self.sums if name.startswith("raising ")]:
-            class_, images = int(name.rpartition(" ")[2]), self.images[name]
-            if images < 2 * MIN_IMAGES:
+        classes = [int(name.rpartition(" ")[2]) for name in self.sums if name.startswith("raising ")]
+        for class_ in classes:
+            images = self.images[f"raising {class_}"]
+            r = self._response_correlation(class_, classes)
+            if images < 2 * MIN_IMAGES or r is None:
                 continue
             with np.errstate(invalid="ignore", divide="ignore"):
-                share = self.sums[f"off {class_}"] / self.sums[name]
+                share = self.sums[f"off {class_}"] / self.sums[f"raising {class_}"]
+            effect = np.where(r >= MIN_RESPONSE_R, self.sums[f"effects {class_}"] / images, 0.0)
             evidence[class_] = {
-                "effect": self.sums[f"effects {class_}"] / images, "off_share": share, "images": images,
+                "effect": effect, "off_share": share, "r": r, "images": images,
                 "p_value": self._tail_of_mean("off difference", class_), "control_p_value": self._tail_of_mean("off control", class_),
             }  # fmt: skip
         return evidence
+
+    def _response_correlation(self, class_: int, classes: Sequence[int]) -> Floats | None:
+        """Pearson's r of the highest that units pass on and membership in the class; None where all images are of one class."""
+        inside, total = (sum(self.images[f"highest {c}"] for c in some) for some in ([class_], classes))
+        if inside == total:
+            return None
+        mean = sum((self.sums[f"highest {c}"] for c in classes), np.zeros(1)) / total
+        variance = sum((self.sums[f"highest square {c}"] for c in classes), np.zeros(1)) / total - mean**2
+        share = inside / total
+        with np.errstate(invalid="ignore", divide="ignore"):
+            r = (self.sums[f"highest {class_}"] / inside - mean) * np.sqrt(share / (1 - share)) / np.sqrt(np.maximum(variance, 0))
+        found: Floats = np.nan_to_num(r)
+        return found
 
     def _tail_of_mean(self, name: str, class_: int) -> Floats:
         """The chance of a mean as high as this where the values have mean zero, by the normal distribution."""

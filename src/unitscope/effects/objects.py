@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw
 from unitscope.errors import ImagesError, first_line
 from unitscope.files import os_error_text
 from unitscope.images import Skipped, decode_image, prepare
+from unitscope.images.keys import key_hash
+from unitscope.layers import TracedLayer
 from unitscope.records import Preprocessing
 
 MASKS_KEPT = 512
@@ -41,36 +43,51 @@ class Objects:
             )
         path = Path(os.fspath(objects))
         found = cls(preprocessing, files=_mask_files(path)) if path.is_dir() else cls(preprocessing, shapes=_coco_shapes(path))
-        if not found._keys:
+        if not (found.files or found.shapes):
             raise ImagesError(f"{str(path)!r} has no objects: it needs a mask an image, or COCO's images and annotations")
         return found
 
     def masks(self, key: str) -> NDArray[np.bool_] | None:
-        """Where the image's object is on the network's input, and where those of two other images are, of shape (3, y, x); None where nobody
-        knows."""
+        """Where the image's object is on the network's input and, twice, where it would be if the mask were shifted around the borders by chance,
+        of shape (3, y, x); None where nobody knows."""
         name = self._name_of(key)
-        if name is None or len(self._keys) < 3:
+        if name is None:
             return None
-        place = self._places[name]
-        return np.stack([self._mask(self._keys[(place + step) % len(self._keys)]) for step in (0, 1, 2)])
+        mask = (
+            _read_mask(self.files[name], self.preprocessing) if self.files else _draw_mask(*self.shapes[name], self.preprocessing)
+        )
+        shifted = []
+        for number in (1, 2):
+            drawn = key_hash(f"shift {number} {key}")
+            shifted.append(np.roll(mask, (drawn % mask.shape[0], drawn // mask.shape[0] % mask.shape[1]), (0, 1)))
+        return np.stack([mask, *shifted])
 
     def _name_of(self, key: str) -> str | None:
         """As the key, without its ending, or its last part alone, is named in the folder or the file."""
         stem = str(PurePosixPath(key).with_suffix(""))
-        return next((name for name in (stem, PurePosixPath(stem).name) if name in self._places), None)
+        known = self.files or self.shapes
+        return next((name for name in (stem, PurePosixPath(stem).name) if name in known), None)
 
-    @property
-    def _keys(self) -> list[str]:
-        return sorted(self.files or self.shapes)
 
-    @property
-    def _places(self) -> dict[str, int]:
-        return {name: place for place, name in enumerate(self._keys)}
+def cells_off_objects(masks: Mask, traced: TracedLayer) -> Mask:
+    """Which cells of a layer stand off the objects, of shape (…, y, x), from masks of that shape by pixel: where the middle of the receptive
+    field, half as high and as wide, shows none of the object."""
+    fields, layer = traced.receptive_fields, traced.layer
+    height, width = masks.shape[-2:]
+    sums = np.zeros((*masks.shape[:-2], height + 1, width + 1), dtype=np.int64)
+    sums[..., 1:, 1:] = masks.cumsum(-2).cumsum(-1)
+    top, bottom = _middle(fields.centres_y, layer.receptive_field_height, height)
+    left, right = _middle(fields.centres_x, layer.receptive_field_width, width)
+    of_rows = sums[..., bottom, :] - sums[..., top, :]
+    off: Mask = of_rows[..., right] - of_rows[..., left] == 0
+    return off
 
-    def _mask(self, name: str) -> Mask:
-        return (
-            _read_mask(self.files[name], self.preprocessing) if self.files else _draw_mask(*self.shapes[name], self.preprocessing)
-        )
+
+def _middle(centres: NDArray[Any], size: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First pixel and the one behind the last of the middle half of fields of that size, on an input of that length."""
+    reach = max(size / 4, 0.5)
+    first = np.clip(np.floor(centres - reach), 0, length - 1).astype(np.int64)
+    return first, np.clip(np.ceil(centres + reach), first + 1, length).astype(np.int64)
 
 
 @lru_cache(MASKS_KEPT)
