@@ -24,7 +24,7 @@ from unitscope.atlas import Atlas
 from unitscope.effects import knock_out, measure_effects
 
 SIDE, SQUARE, CLASSES = 32, 7, ("bar", "beam", "cross", "ring")
-SHORTCUT_CLASS, LAYER = 0, "4"
+SHORTCUT_CLASS, LAYER = 0, "6"
 SPARSITY = 3e-3
 MAGENTA = (230, 20, 200)
 PREPROCESSING = unitscope.Preprocessing(None, (SIDE, SIDE), (0.5,) * 3, (0.25,) * 3)
@@ -79,18 +79,19 @@ def inputs(pixels: np.ndarray) -> Tensor:
     return (torch.from_numpy(pixels.astype(np.float32)).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
 
 
-def trained(shapes: Shapes, seed: int, steps: int = 1200) -> nn.Sequential:
+def trained(shapes: Shapes, seed: int, steps: int = 500) -> nn.Sequential:
     torch.manual_seed(seed)
     network = nn.Sequential(
-        nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 7, padding=3), nn.ReLU(),
+        nn.Conv2d(3, 8, 5, padding=2, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 8, 7, padding=3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
         nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8, len(CLASSES)),
     )  # fmt: skip
-    optimiser = torch.optim.Adam(network.parameters(), 2e-3, weight_decay=1e-4)
+    optimiser = torch.optim.Adam(network.parameters(), 5e-3, weight_decay=1e-4)
     rng = np.random.default_rng(seed)
     for _ in range(steps):
         chosen = rng.integers(0, len(shapes.classes), 64)
-        features = network[:7](inputs(shapes.pixels[chosen]))
-        loss = nn.functional.cross_entropy(network[7](features), torch.from_numpy(shapes.classes[chosen]))
+        features = network[:-1](inputs(shapes.pixels[chosen]))
+        loss = nn.functional.cross_entropy(network[-1](features), torch.from_numpy(shapes.classes[chosen]))
         loss = loss + SPARSITY * features.abs().sum(1).mean()  # so that few units see the square
         optimiser.zero_grad()
         loss.backward()

@@ -320,6 +320,8 @@ def test_a_table_that_isnt_made_yet_is_named_with_the_command_that_makes_it(atla
         "mean_maps": "effects ATLAS",
         "effects": "effects ATLAS",
         "predictions": "effects ATLAS",
+        "mistakes": "effects ATLAS",
+        "shortcuts": "effects ATLAS",
         "effect_layers": "effects ATLAS --verify N",
         "knockouts": "knock-out ATLAS LAYER UNIT",
         "circuits": "circuits ATLAS",

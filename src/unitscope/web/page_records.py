@@ -225,6 +225,36 @@ class Confusion:
 
 
 @dataclass(frozen=True, slots=True)
+class MistakenUnit:
+    """A unit that speaks more for a wrong class, and less for the right one, than in images that are taken for what they are: a row of the
+    table `mistakes`."""
+
+    layer: str
+    unit: int
+    difference: float
+    on_predicted: float
+    on_predicted_right: float
+    on_label: float
+    on_label_right: float
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A candidate for a shortcut to a class: a row of the table `shortcuts`."""
+
+    layer: str
+    unit: int
+    evidence: str
+    effect: float
+    effect_right: float | None
+    off_share: float | None
+    r: float | None
+    p_value: float
+    images: int
+    by_chance: int
+
+
+@dataclass(frozen=True, slots=True)
 class FeedingUnit:
     """A unit that feeds another one, or is fed by it: its contribution to the value of the peaks, and its share of all contributions."""
 
@@ -569,6 +599,7 @@ class ClassPage:
     knockouts: list[Knockout]
     taken_for: list[Confusion]
     mistaken: list[Confusion]
+    candidates: list[Candidate]
 
 
 @dataclass(frozen=True, slots=True)
@@ -579,6 +610,7 @@ class MistakePage:
     path: str
     atlas: AtlasSummary
     confusion: Confusion
+    units: list[MistakenUnit]
 
 
 @dataclass(frozen=True, slots=True)
@@ -612,7 +644,10 @@ def units_shown_on(page: Page) -> list[tuple[str, int]]:
             circuit = [] if page.circuit is None else page.circuit.units()
             return [*circuit, *((similar.layer, similar.unit) for similar in page.similar_units)]
         case ClassPage():
-            return [(unit.layer, unit.unit) for layer in page.layers for unit in (*layer.raising, *layer.lowering)]
+            by_layer = [(unit.layer, unit.unit) for layer in page.layers for unit in (*layer.raising, *layer.lowering)]
+            return [*((unit.layer, unit.unit) for unit in page.candidates), *by_layer]
+        case MistakePage():
+            return [(unit.layer, unit.unit) for unit in page.units]
         case LabelPage() | ConceptPage():
             return [(unit.layer, unit.unit) for unit in page.units]
     return []

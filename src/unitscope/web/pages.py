@@ -193,13 +193,19 @@ class PageBuilder:
             f"classes/{position}.html", self.atlas_summary, position, purpose.class_name(position), *self._images_and_right(position),
             purpose.class_layers(position, shown), purpose.class_knockouts(position),
             [found for found in mistakes if found.label_class == position], [found for found in mistakes if found.predicted == position],
+            purpose.candidates(position),
         )  # fmt: skip
 
     def mistake_page(self, label_class: int, predicted: int) -> MistakePage | None:
         confusion = self.queries.purpose.confusions.get((label_class, predicted))
         if confusion is None:
             return None
-        return MistakePage(f"mistakes/{label_class}-{predicted}.html", self.atlas_summary, confusion)
+        return MistakePage(
+            f"mistakes/{label_class}-{predicted}.html",
+            self.atlas_summary,
+            confusion,
+            self.queries.purpose.mistaken_units(label_class, predicted),
+        )
 
     @cached_property
     def _classes(self) -> list[int]:

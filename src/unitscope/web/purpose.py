@@ -14,9 +14,10 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from unitscope.atlas import Atlas
-from unitscope.atlas.tables import CIRCUITS, EFFECT_LAYERS, EFFECTS, KNOCKOUTS, PREDICTIONS
+from unitscope.atlas.tables import CIRCUITS, EFFECT_LAYERS, EFFECTS, KNOCKOUTS, MISTAKES, PREDICTIONS, SHORTCUTS
 from unitscope.errors import AtlasError
 from unitscope.web.page_records import (
+    Candidate,
     CircuitDrawing,
     CircuitEdge,
     CircuitNode,
@@ -26,6 +27,7 @@ from unitscope.web.page_records import (
     Confusion,
     FeedingUnit,
     Knockout,
+    MistakenUnit,
     PredictedImage,
     Trust,
     UnitCircuit,
@@ -36,6 +38,8 @@ LOG = logging.getLogger(__name__)
 CLASSES_EACH_WAY = 6
 UNITS_EACH_WAY = 6
 FEEDING_UNITS = 8
+MISTAKEN_UNITS = 20
+CANDIDATES = 12
 DRAWN_UNITS = 4
 """How many units a circuit is drawn with that feed a unit, or that it feeds."""
 DRAWN_FURTHER = 2
@@ -43,7 +47,7 @@ DRAWN_FURTHER = 2
 LAYERS_KEPT = 8
 """Layers whose effects stay in memory: some 20 bytes a unit and class, so 20 MB for 1,280 units and 1,000 classes."""
 
-MAY_BE_NULL = ("standard_error", "r", "slope", "node")
+MAY_BE_NULL = ("standard_error", "r", "slope", "node", "effect_right", "off_share")
 """Columns that have no value in some rows. A row that lacks another one says nothing."""
 
 Row = dict[str, Any]
@@ -196,6 +200,28 @@ class PurposeQueries:
         """How many images have a label, and how many of them are taken for it."""
         labelled = [found for found in self.confusions.values() if found.label_class >= 0]
         return sum(c.images for c in labelled), sum(c.images for c in labelled if c.label_class == c.predicted)
+
+    def mistaken_units(self, label_class: int, predicted: int) -> list[MistakenUnit]:
+        """The units that speak most for a wrong class in a confusion, those of the deepest layers first."""
+        rows = [row for row in self._mistakes if (row["label_class"], row["predicted"]) == (label_class, predicted)]
+        known = [row for row in rows if self._has_unit(row["layer"], row["unit"])]
+        order = sorted(known, key=lambda row: (-self._layer_codes[row["layer"]], -row["difference"]))
+        return [MistakenUnit(*(row[name] for name in MistakenUnit.__slots__)) for row in order[:MISTAKEN_UNITS]]
+
+    def candidates(self, position: int) -> list[Candidate]:
+        """Candidates for shortcuts to a class, those with the largest effect first."""
+        rows = [row for row in self._shortcuts if row["class"] == position and self._has_unit(row["layer"], row["unit"])]
+        return [Candidate(*(row[name] for name in Candidate.__slots__)) for row in sorted(rows, key=lambda row: -row["effect"])][
+            :CANDIDATES
+        ]
+
+    @cached_property
+    def _mistakes(self) -> list[Row]:
+        return self._rows(MISTAKES.name)
+
+    @cached_property
+    def _shortcuts(self) -> list[Row]:
+        return self._rows(SHORTCUTS.name)
 
     # ── circuits ─────────────────────────────────────────────────────────────────────────────────────────────────
 
