@@ -28,14 +28,16 @@ check: .venv/dev  ## style, types, imports
 bench: .venv/dev .venv/browser .bench/ready  ## a scan beside a plain evaluation loop and others, the verbs and the explorer, in two hours
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/verbs.py
+	$(BIN)/python benchmarks/knockouts.py
 
 bench-scan: .venv/dev  ## loop and scan alone, in twenty minutes; AGAINST=COMMIT times the scan of another commit too
 	$(BIN)/python -m pip install --quiet -e ".[bench]"
 	$(BIN)/python benchmarks/scan.py $(if $(AGAINST),--against $(AGAINST))
 
-bench-verbs: .venv/dev  ## check, colour-or-shape and occlude beside a scan, in half an hour
+bench-verbs: .venv/dev  ## the verbs that run a network again beside a scan, and knock-outs beside a plain loop, in an hour
 	$(BIN)/python -m pip install --quiet -e ".[bench]"
 	$(BIN)/python benchmarks/verbs.py
+	$(BIN)/python benchmarks/knockouts.py
 
 coverage: .venv/dev  ## one network of every family, with random weights, in hours; what is done isn't done again
 	$(BIN)/python -m pip install --quiet -e ".[bench]"

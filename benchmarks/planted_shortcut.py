@@ -157,7 +157,7 @@ def try_seed(seed: int, folder: Path, planted: bool) -> Outcome:
     squares, _ = write(with_squares(clean, seed), folder / "squares")
     without, _ = write(clean, folder / "clean")
     unit = unit_that_sees_the_square(network, clean, seed)
-    accuracies = [_accuracy(knock_out(atlas, LAYER, [unit], network, images=where)) for where in (without, squares)]
+    accuracies = [_accuracy(knock_out(atlas, {LAYER: [unit]}, network, images=where)) for where in (without, squares)]
     return Outcome(
         candidates, {evidence: sum(row["evidence"] == evidence for row in rows) for evidence in evidences}, unit,
         accuracies[0][0], *accuracies[1],

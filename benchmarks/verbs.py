@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     source = arguments.images or (SAMPLE if SAMPLE.is_dir() else write_demo_images(Path("demo/images")))
-    runs: dict[str, list[float]] = {"scan": [], "check": [], "colour-or-shape": [], "occlude": []}
+    runs: dict[str, list[float]] = {"scan": [], "check": [], "colour-or-shape": [], "occlude": [], "effects": [], "why": []}
     with tempfile.TemporaryDirectory() as temporary:
         images = link_images(source, Path(temporary, "images"), arguments.count)
         for repeat in range(arguments.repeats):
@@ -62,6 +62,8 @@ def main() -> None:
             runs["check"].append(seconds(folder, "check", "atlas"))
             runs["colour-or-shape"].append(seconds(folder, "colour-or-shape", "atlas"))
             runs["occlude"].append(seconds(folder, "occlude", "atlas", LAYER, UNIT))
+            runs["effects"].append(seconds(folder, "effects", "atlas", "--by", "prediction"))
+            runs["why"].append(seconds(folder, "why", "atlas", str(next(images.iterdir()))))
             print("  " + " ".join(f"{verb} {times[-1]:.1f} s" for verb, times in runs.items()), file=sys.stderr, flush=True)
     print(f"{machine()}; {MODEL}, {arguments.count:,} images of {source.name}, {arguments.repeats} runs in turn.\n")
     print("| verb | seconds | ÷ scan |\n| --- | ---: | ---: |")

@@ -111,7 +111,7 @@ def without(network: nn.Sequential, images: Tensor, layer: str, units: list[int]
 def test_knock_outs_are_those_of_a_plain_hook(atlas: Atlas, layer: str, groups: list[list[int]], replacement: str) -> None:
     network, (images, classes) = classifier(), inputs(atlas)
     measure_effects(atlas, network)
-    rows = knock_out(atlas, layer, groups, network, replacement=replacement).to_pylist()
+    rows = knock_out(atlas, {layer: groups}, network, replacement=replacement).to_pylist()
     before = network(images).detach()
     for group in groups:
         after = without(network, images, layer, group, replacement)
@@ -131,13 +131,13 @@ def test_knock_outs_are_those_of_a_plain_hook(atlas: Atlas, layer: str, groups: 
 def test_more_knock_outs_stand_beside_the_others(atlas: Atlas) -> None:
     network = classifier()
     measure_effects(atlas, network)
-    knock_out(atlas, "1", [0], network)
+    knock_out(atlas, {"1": [0]}, network)
     first = atlas.table("knockouts")
-    knock_out(atlas, "4", [1], network, replacement="zero")
-    knock_out(atlas, "1", [0], network)  # again: in place of the first
+    knock_out(atlas, {"4": [1]}, network, replacement="zero")
+    knock_out(atlas, {"1": [0]}, network)  # again: in place of the first
     table = atlas.table("knockouts")
     assert len(table) == 2 * len(first)
-    knock_out(atlas, "1", [2], network, by="prediction")  # another question: the table is about that alone
+    knock_out(atlas, {"1": [2]}, network, by="prediction")  # another question: the table is about that alone
     assert set(atlas.table("knockouts")["units"].to_pylist()) == {"2"}
 
 
@@ -276,7 +276,7 @@ def test_copies_begin_at_the_layer_wherever_images_stand(photographs: Path, tmp_
     handle = network.relu.register_forward_hook(lambda module, args, output: outputs.append(output.detach().clone()))
     before = network(images).detach()
     handle.remove()
-    rows = knock_out(atlas, "relu", [[1], [0, 4]], network).to_pylist()
+    rows = knock_out(atlas, {"relu": [[1], [0, 4]]}, network).to_pylist()
     for group in ([1], [0, 4]):
 
         def hook(module: nn.Module, args: object, output: Tensor, group: list[int] = group) -> Tensor:

@@ -33,7 +33,7 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
     network = classifier()
     atlas = unitscope.scan(network, photographs, folder / "atlas", preprocess=AS_IT_IS, classes=list(CLASSES), sample=24)
     measure_effects(atlas, network, verify=2)
-    knock_out(atlas, "4", [1], network)
+    knock_out(atlas, {"4": [1]}, network)
     find_circuits(atlas, network)
     return Atlas(atlas.folder)
 

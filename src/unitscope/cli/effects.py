@@ -100,7 +100,7 @@ def knock_out(
     groups = [[unit] for unit in units] if each else [units]
     with progress_bar(None, "knocking out") as advance:
         table = effects.knock_out(
-            opened, layer, groups, network_by_trusted_code(opened, trust_code), replacement=replacement, device=flags.device,
+            opened, {layer: groups}, network_by_trusted_code(opened, trust_code), replacement=replacement, device=flags.device,
             on_images=advance, **flags.options(),
         )  # fmt: skip
     order = sorted(table.to_pylist(), key=lambda row: -abs(row["logit_drop"]))

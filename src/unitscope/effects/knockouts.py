@@ -1,7 +1,7 @@
 """knock_out(): units taken away for real, and what that does to each class."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any, Unpack
@@ -37,8 +37,7 @@ SAME = 1e-4
 
 def knock_out(
     atlas: Atlas,
-    layer: str,
-    units: "Sequence[int] | Sequence[Sequence[int]]",
+    units: "Mapping[str, Sequence[int] | Sequence[Sequence[int]]]",
     network: "nn.Module | Network | None" = None,
     *,
     replacement: str = "mean",
@@ -46,34 +45,34 @@ def knock_out(
     on_images: Callable[[int], None] | None = None,
     **options: Unpack[EffectOptions],
 ) -> pa.Table:
-    """What taking units of a layer away, all of them together, does to each class: the rows of the table `knockouts` that this adds.
+    """What taking units away does to each class: the rows of the table `knockouts` that this adds.
 
-    Several groups of units are taken away one after the other. A unit that is taken away passes on its mean map over the images, which
+    `units` are numbers of units by layer; those of a layer are taken away together. In place of a list of numbers there may be a list of such
+    lists: groups that are taken away one after the other. A unit that is taken away passes on its mean map over the images, which
     `measure_effects` has kept, or `zero`. What comes before the layer is computed once for all groups. `options` say which images and scores
     are meant (see `EffectOptions`). Rows of the same units that are there already are replaced.
 
-    Raises `AtlasError` for units that the layer doesn't have, and where mean maps are missing.
+    Raises `AtlasError` for units that a layer doesn't have, and where mean maps are missing.
     """
     check_table_writable(KNOCKOUTS, atlas)
-    found = atlas.layer(layer)
-    groups = [list(dict.fromkeys(found.unit_numbers(group) or ())) for group in _as_groups(units)]
-    with open_effects(atlas, network, device, options, [found.name]) as opened:
-        baseline = baseline_of(atlas, found.name, passed_on_shapes(opened.session)[0], replacement)
-        drops = [ClassDrops() for _ in groups]
-        runs = LayerKnockouts(opened, opened.session.layers[0], baseline, groups)
-        batches = opened.session.all_batches(BATCH_IMAGES)
-        for of_batch in opened.session.run_batches(batches, runs.run, to_output=True):
-            for of_group, group_drops in zip(of_batch, drops, strict=True):
-                group_drops.add(of_group)
-            if on_images is not None:
-                on_images(len(of_batch[0]))
-        if not drops[0].by_class:
-            raise ImagesError("no image can be read, so there is nothing to see without these units")
-        rows = [
-            {"layer": found.name, "units": " ".join(map(str, group)), "replacement": replacement} | row
-            for group, group_drops in zip(groups, drops, strict=True)
-            for row in group_drops.rows()
+    groups = {
+        atlas.layer(layer).name: [
+            list(dict.fromkeys(atlas.layer(layer).unit_numbers(group) or ())) for group in _as_groups(of_layer)
         ]
+        for layer, of_layer in units.items()
+    }
+    rows: list[dict[str, Any]] = []
+    with open_effects(atlas, network, device, options, list(groups)) as opened:
+        shapes = passed_on_shapes(opened.session)
+        baselines = [
+            baseline_of(atlas, traced.name, shape, replacement)
+            for traced, shape in zip(opened.session.layers, shapes, strict=True)
+        ]
+        for traced, baseline in zip(opened.session.layers, baselines, strict=True):
+            of_layer = LayerKnockouts(opened, traced, baseline, groups[traced.name])
+            for group, drops in zip(groups[traced.name], of_layer.drops(on_images), strict=True):
+                named = {"layer": traced.name, "units": " ".join(map(str, group)), "replacement": replacement}
+                rows += [named | row for row in drops.rows()]
         return add_knockouts(atlas, rows, opened.parameters)
 
 
@@ -153,6 +152,19 @@ class LayerKnockouts:
     baseline: Tensor
     groups: Sequence[Sequence[int]]
     _runs: "dict[int, KnockoutRuns]" = field(default_factory=dict)
+
+    def drops(self, on_images: Callable[[int], None] | None) -> "list[ClassDrops]":
+        """What became of all images, by group. Raises `ImagesError` where none can be read."""
+        found = [ClassDrops() for _ in self.groups]
+        batches = self.opened.session.all_batches(BATCH_IMAGES)
+        for of_batch in self.opened.session.run_batches(batches, self.run, to_output=True):
+            for of_group, drops in zip(of_batch, found, strict=True):
+                drops.add(of_group)
+            if on_images is not None:
+                on_images(len(of_batch[0]))
+        if not found[0].by_class:
+            raise ImagesError("no image can be read, so there is nothing to see without these units")
+        return found
 
     def run(self, replica: nn.Module, batch: ImageBatch, loaded: list[LoadedImage]) -> list[list[Drop]]:
         """By group, what became of each image that can be read."""
