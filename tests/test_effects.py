@@ -15,7 +15,7 @@ from unitscope.atlas import Atlas
 from unitscope.atlas.explanations import draw_explanation
 from unitscope.effects import find_circuits, knock_out, measure_effects, progress
 from unitscope.effects.explaining import open_explainer
-from unitscope.errors import AtlasError, UnitscopeError
+from unitscope.errors import AtlasError, ImagesWarning, UnitscopeError
 from unitscope.records import Preprocessing
 
 AS_IT_IS = Preprocessing(None, (16, 16), (0.5,) * 3, (0.25,) * 3)
@@ -368,7 +368,7 @@ class Maps(nn.Module):
     [
         (NoGradients(), CLASSES, {}, "no gradient comes down through the network"),
         (Maps(), None, {"by": "prediction"}, r"no class scores of shape .* --output PATH\.py:FUNCTION"),
-        (classifier(), None, {}, "3 of 3 labels are none of the network's 3 classes, such as 'cat', 'dog', 'fish'; its outputs have no names"),
+        (classifier(), None, {"by": "label"}, "3 of 3 labels are none of the network's 3 classes, such as 'cat', 'dog', 'fish'; its outputs have no names"),
         (classifier(), ["cat", "dog", "bird"], {}, "1 of 3 labels are none of the network's 3 classes, such as 'fish'; the outputs are 'cat'"),
         (classifier(), CLASSES, {"classes": ["a", "b"]}, "2 classes are known by name, but the network has 3 outputs"),
         (classifier(), CLASSES, {"by": "chance"}, "by is auto, label, prediction, not 'chance'"),
@@ -384,6 +384,16 @@ def test_what_cannot_be_measured_is_said(
     with pytest.raises(UnitscopeError, match=words):
         measure_effects(atlas, network, **options)
     assert not [table.name for table in atlas.tables() if table.name in ("effects", "mean_maps", "predictions", "effect_layers")]
+
+
+def test_labels_that_are_about_something_else_leave_it_to_the_predictions(photographs: Path, tmp_path: Path) -> None:
+    network = classifier()
+    atlas = unitscope.scan(network, photographs, tmp_path / "atlas", preprocess=AS_IT_IS, classes=["crane", "maillot", "tench"])
+    with pytest.warns(
+        ImagesWarning, match="none of the 3 labels, such as 'cat', is a class of the network, so its own predictions count"
+    ):
+        measure_effects(atlas, network)
+    assert set(atlas.table("predictions")["label_class"].to_pylist()) == {-1}
 
 
 def test_an_output_of_ones_own(photographs: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A network, images and classes opened together, to see what units do to the network's output."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from unitscope.atlas import Atlas
 from unitscope.atlas.tables import MEAN_MAPS
 from unitscope.attribution.gradient_checkpoints import keep_checkpoint_graphs
 from unitscope.effects.outputs import Classes, Output
-from unitscope.errors import AtlasError, UnitscopeError
+from unitscope.errors import AtlasError, ImagesWarning, UnitscopeError
 from unitscope.images import as_source
 from unitscope.images.label_files import as_labels, check_labels, labels_hash
 from unitscope.layers import outputs_watched
@@ -32,7 +33,8 @@ class EffectOptions(TypedDict, total=False):
     """Which images and which scores are meant.
 
     `images` are those of the atlas unless given, as `scan` takes them. The class of an image is that of its label, or the network's own
-    prediction: `by` is `label`, `prediction` or `auto`, which takes labels where images have them. `labels` are as for `scan`; `classes` names
+    prediction: `by` is `label`, `prediction` or `auto`, which takes labels where images have
+    any that is a class of the network. `labels` are as for `scan`; `classes` names
     the outputs, where the atlas doesn't. `output` is a function (or `PATH.py:FUNCTION`) from what the network returns to scores of shape
     (image,) or (image, score), for networks that give no class scores.
     """
@@ -113,6 +115,14 @@ def _by_label(by: str, output: Output, session: Session, classes: Classes, outpu
         raise AtlasError(
             "the images have no labels; give --labels FILE, or take the network's own predictions with --by prediction"
         )
+    if by == "auto" and present and not any(classes.position_of(label, outputs) is not None for label in set(present)):
+        warnings.warn(
+            f"none of the {len(set(present)):,} labels, such as {present[0]!r}, is a class of the network, so its own predictions count; name the "
+            "classes with --classes FILE for labels that are",
+            ImagesWarning,
+            stacklevel=4,
+        )
+        return False
     classes.check_labels(present, outputs)
     return bool(present)
 
