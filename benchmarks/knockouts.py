@@ -37,7 +37,7 @@ def inputs(network: unitscope.networks.Network, folder: Path) -> Tensor:
     return torch.from_numpy((pixels / np.float32(255) - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
-def by_hand(module: nn.Module, path: str, nth_call: int, unit: int, mean_map: Tensor, images: Tensor, classes: Tensor) -> float:
+def by_hand(module: nn.Module, path: str, nth_call: int, unit: int, mean_map: Tensor, images: Tensor, before: Tensor) -> float:
     """The mean drop of the classes' scores without one unit, as one writes it."""
     calls = 0
 
@@ -53,12 +53,11 @@ def by_hand(module: nn.Module, path: str, nth_call: int, unit: int, mean_map: Te
     drops = []
     with torch.no_grad():
         for start in range(0, len(images), BATCH):
-            batch, of_batch = images[start : start + BATCH], classes[start : start + BATCH]
-            before = module(batch)
+            batch, of_batch = images[start : start + BATCH], before[start : start + BATCH]
             calls, handle = 0, module.get_submodule(path).register_forward_hook(hook)
             after = module(batch)
             handle.remove()
-            drops.append((before - after)[range(len(batch)), of_batch])
+            drops.append((of_batch - after)[range(len(batch)), of_batch.argmax(1)])
     return float(torch.cat(drops).mean())
 
 
@@ -78,7 +77,7 @@ def main() -> None:
         measure_effects(atlas, network, by="prediction")
         images = inputs(network, folder)
         with torch.no_grad():
-            classes = torch.cat([module(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]).argmax(1)
+            before = torch.cat([module(images[start : start + BATCH]) for start in range(0, len(images), BATCH)])
         rng = np.random.default_rng(0)
         chosen = {
             layer.name: rng.choice(layer.units, arguments.units, replace=False).tolist()
@@ -104,7 +103,7 @@ def main() -> None:
                 maps = dict(zip(*(atlas.table("mean_maps", layer)[name].to_pylist() for name in ("unit", "map")), strict=True))
                 path, _, call = layer.partition("#")
                 for unit in units:
-                    expected[layer, unit] = by_hand(module, path, int(call or 1), unit, torch.tensor(maps[unit]), images, classes)
+                    expected[layer, unit] = by_hand(module, path, int(call or 1), unit, torch.tensor(maps[unit]), images, before)
             naive = perf_counter() - started
             assert all(abs(found[key] - expected[key]) < 1e-3 for key in found), "both take the same away"
             ours.append(seconds / runs * 1e3)
