@@ -386,6 +386,19 @@ def test_what_cannot_be_measured_is_said(
     assert not [table.name for table in atlas.tables() if table.name in ("effects", "mean_maps", "predictions", "effect_layers")]
 
 
+def test_a_stopped_run_with_other_class_names_is_not_gone_on_with(atlas: Atlas, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "SAVE_EVERY_S", 0)
+
+    def stop(images: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_effects(atlas, classifier(), on_images=stop)
+    counted: list[int] = []
+    measure_effects(atlas, classifier(), classes=["dog", "cat", "fish"], on_images=counted.append)
+    assert sum(counted) == 48
+
+
 def test_labels_that_are_about_something_else_leave_it_to_the_predictions(photographs: Path, tmp_path: Path) -> None:
     network = classifier()
     atlas = unitscope.scan(network, photographs, tmp_path / "atlas", preprocess=AS_IT_IS, classes=["crane", "maillot", "tench"])

@@ -78,7 +78,9 @@ def measure_effects(
         check_table_writable(spec, atlas)
     with open_effects(atlas, network, device, options) as opened:
         measuring = _Measuring(opened, on_images or (lambda _: None), Objects.of(objects, atlas.preprocessing))
-        with progress_of(atlas, EFFECTS.name, opened.parameters | {"peaks": atlas.peaks_hash}) as progress:
+        # A run of other objects or class names, or of other peaks, isn't gone on with.
+        asked = {"peaks": atlas.peaks_hash, "objects": str(objects), "classes": list(opened.classes.names)}
+        with progress_of(atlas, EFFECTS.name, opened.parameters | asked) as progress:
             means = measuring.mean_maps(progress)
             sums = measuring.effect_sums(means, progress)
             verification = Verification(opened, measuring.baselines(means))
