@@ -80,7 +80,7 @@ def main() -> None:
             before = torch.cat([module(images[start : start + BATCH]) for start in range(0, len(images), BATCH)])
         rng = np.random.default_rng(0)
         chosen = {
-            layer.name: rng.choice(layer.units, arguments.units, replace=False).tolist()
+            layer.name: rng.choice(layer.units, min(arguments.units, layer.units), replace=False).tolist()
             for layer in atlas.layers
             if layer.name != "_fc"
         }

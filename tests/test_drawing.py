@@ -18,7 +18,7 @@ from unitscope.drawing import (
     BACKGROUND,
     EMPTY_SLOT,
     GREY,
-    HATCH,
+    SHEET_GROUND,
     Block,
     Crop,
     Panel,
@@ -48,7 +48,7 @@ def crop_of(box: Box, input_crop: Box = WHOLE_GRADIENT) -> Crop:
 
 
 def is_hatched(pixels: np.ndarray) -> bool:
-    return {tuple(p) for p in pixels.reshape(-1, 3).tolist()} <= set(HATCH)
+    return {tuple(p) for p in pixels.reshape(-1, 3).tolist()} <= set(SHEET_GROUND.hatch)
 
 
 def test_a_patch_at_its_own_size_is_the_pixels_of_its_box() -> None:
@@ -192,7 +192,7 @@ def test_patches_of_every_kind(atlas: Atlas) -> None:
     peak = first_peak(atlas, "3")
     field, effective, image = (np.asarray(atlas.patch(peak, kind)) for kind in ("field", "effective", "image"))
     assert field.shape == effective.shape == image.shape == (224, 224, 3)
-    hatched = [np.isin(pixels, HATCH).all(-1).mean() for pixels in (field, effective, image)]
+    hatched = [np.isin(pixels, SHEET_GROUND.hatch).all(-1).mean() for pixels in (field, effective, image)]
     assert hatched[0] > 0.1  # the field reaches beyond the image
     assert hatched[1:] == [0, 0]
     across = 64 / 42  # source pixels to a network-input pixel: the shorter side, 48, became 32

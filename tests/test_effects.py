@@ -128,6 +128,37 @@ def test_knock_outs_are_those_of_a_plain_hook(atlas: Atlas, layer: str, groups: 
             assert row["right_after"] == pytest.approx(float((after.argmax(1)[of_class] == class_).double().mean()))
 
 
+def test_batched_knock_outs_are_bit_for_bit_those_of_as_large_a_batch(atlas: Atlas) -> None:
+    """Eight images are loaded together, and four groups of units make copies of them: 32 images a pass, here by hand."""
+    network, (images, classes) = classifier(), inputs(atlas)
+    measure_effects(atlas, network)
+    groups = [[0], [1], [2], [3]]
+    rows = knock_out(atlas, {"4": groups}, network).to_pylist()
+    maps = torch.tensor(atlas.table("mean_maps", "4")["map"].to_pylist()).reshape(5, 6, 6)
+
+    def hook(module: nn.Module, args: object, output: Tensor) -> Tensor:
+        output = output.clone()
+        for copy, group in enumerate(groups):
+            output[copy * 8 : copy * 8 + 8, group] = maps[group]
+        return output
+
+    drops: dict[tuple[int, int], list[float]] = {}
+    for start in range(0, len(images), 8):
+        batch = images[start : start + 8]
+        with torch.no_grad():
+            before = network(batch)
+            handle = network[4].register_forward_hook(hook)
+            after = network(torch.cat([batch] * len(groups)))
+            handle.remove()
+        for copy in range(len(groups)):
+            for image in range(8):
+                class_ = classes[start + image]
+                drop = before[image, class_] - after[copy * 8 + image, class_]
+                drops.setdefault((copy, class_), []).append(float(drop))
+    for row in rows:
+        assert row["logit_drop"] == np.mean(drops[int(row["units"]), row["class"]])
+
+
 def test_more_knock_outs_stand_beside_the_others(atlas: Atlas) -> None:
     network = classifier()
     measure_effects(atlas, network)
@@ -227,6 +258,33 @@ def test_contributions_are_weights_times_what_is_passed_on(atlas: Atlas) -> None
         assert sum(row["contribution"] for row in own) + bias == pytest.approx(float(scores[nine, unit].mean()), abs=1e-5)
 
 
+@pytest.mark.parametrize("pooling", [nn.AvgPool2d(2), nn.Conv2d(7, 7, 3, stride=2, groups=7), nn.Identity()])
+def test_contributions_on_linear_ways_are_expanded_weights(photographs: Path, tmp_path: Path, pooling: nn.Module) -> None:
+    """From one rectifier to a convolution lie two more, a norm and a pooling, none of them layers of the atlas: one linear map, that autograd's
+    Jacobian holds whole."""
+    torch.manual_seed(5)
+    between = nn.Sequential(nn.Conv2d(6, 7, 1, bias=False), nn.BatchNorm2d(7), pooling, nn.Conv2d(7, 5, 3, padding=1, bias=False))
+    with torch.no_grad():
+        between[1].running_mean.uniform_(-1, 1)
+        between[1].running_var.uniform_(0.5, 2)
+        between[1].weight.uniform_(-1, 1)
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), between, nn.Flatten(), nn.LazyLinear(2)).eval()
+    network(torch.zeros(1, 3, 16, 16))
+    atlas = unitscope.scan(network, photographs, tmp_path / "atlas", preprocess=AS_IT_IS, layers=["1", "2.3"])
+    rows = find_circuits(atlas, network, layers=["2.3"]).to_pylist()
+    images, _ = inputs(atlas)
+    passed_on = network[:2](images).detach()
+    expanded = torch.func.jacrev(between)(torch.zeros_like(passed_on[0])[None])[0, :, :, :, 0]  # (unit, y, x, source, y, x)
+    by_unit: dict[int, list[Tensor]] = {}
+    for peak in atlas.peaks("2.3").to_pylist():
+        at_cell = expanded[peak["unit"], peak["y"], peak["x"]] * passed_on[peak["image"]]
+        by_unit.setdefault(peak["unit"], []).append(at_cell.sum((1, 2)))
+    expected = {unit: torch.stack(of_peaks).mean(0).detach() for unit, of_peaks in by_unit.items()}
+    assert len(rows) == 5 * 6
+    for row in rows:
+        assert row["contribution"] == pytest.approx(float(expected[row["unit"]][row["source_unit"]]), abs=1e-5)
+
+
 class TokensFirst(nn.Module):
     """Tokens come before images in what its module gives."""
 
@@ -297,7 +355,11 @@ def test_copies_begin_at_the_layer_wherever_images_stand(photographs: Path, tmp_
 
 @pytest.mark.parametrize(
     ("model", "layer", "head"),
-    [("torchvision:resnet18", "layer4.1.relu#2", "fc"), ("torchvision:alexnet", "classifier.5", "classifier.6")],
+    [
+        ("torchvision:resnet18", "layer4.1.relu#2", "fc"),
+        ("torchvision:alexnet", "classifier.5", "classifier.6"),
+        ("demo:efficientnet-lite0", "_swish#2", "_fc"),
+    ],
 )
 def test_what_units_pass_on_and_the_bias_make_the_score(
     photographs: Path, tmp_path: Path, model: str, layer: str, head: str

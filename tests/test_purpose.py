@@ -132,6 +132,30 @@ def test_a_picture_is_explained_and_units_taken_away(site: TestClient, complete:
         assert (answer.status_code, words in answer.text) == (422, True), question
 
 
+def test_mistakes_show_images_that_the_atlas_does_not_mention(tmp_path: Path) -> None:
+    """Forty images, one peak a unit and no sample: few have a page. The picture that stands for the others is theirs, by their key."""
+    folder = write_photographs(tmp_path / "images", 40, (20, 16), CLASSES)
+    atlas = unitscope.scan(
+        classifier(), folder, tmp_path / "atlas", preprocess=AS_IT_IS, classes=list(CLASSES), k=1, sample=1, candidates=1
+    )
+    measure_effects(atlas, classifier())
+    web.export(atlas, tmp_path / "site")
+    known = set(atlas.table("images")["image"].to_pylist())
+    unknown = {row["image"]: row["key"] for row in atlas.table("predictions").to_pylist() if row["image"] not in known}
+    assert unknown
+    with TestClient(create_explorer(atlas), base_url="http://localhost") as site:
+        for image, key in unknown.items():
+            content = site.get(f"/predicted-images/{image}.jpg").content
+            drawn = np.asarray(Image.open(BytesIO(content)), dtype=np.float32)
+            expected = np.asarray(Image.open(folder / key).convert("RGB"), dtype=np.float32)
+            assert np.abs(drawn - expected).mean() < 25  # JPEG of small noise
+            assert (tmp_path / f"site/predicted-images/{image}.jpg").read_bytes() == content
+        assert site.get(f"/predicted-images/{next(iter(known))}.jpg").status_code == 404
+        gone, key = next(iter(unknown.items()))
+        (folder / key).unlink()
+        assert site.get(f"/predicted-images/{gone}.jpg").status_code == 404
+
+
 def test_exported_pages_have_classes_and_mistakes(complete: Atlas, tmp_path: Path) -> None:
     web.export(complete, tmp_path / "site")
     assert (tmp_path / "site/predictions.html").exists()

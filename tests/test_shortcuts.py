@@ -139,6 +139,19 @@ def test_candidates_by_mistakes_are_correlated_with_being_wrong(folder: Path, tm
     assert rows[0]["by_chance"] == 0
 
 
+def test_labels_dealt_out_at_random_give_no_candidates_above_the_rate(folder: Path, tmp_path: Path) -> None:
+    """Twenty times: what a network is right about has nothing to do with its units then. One time in twenty may show a candidate."""
+    network = ColourClassifier().eval()
+    atlas = unitscope.scan(network, folder, tmp_path / "atlas", preprocess=AS_IT_IS, classes=list(COLOURS))
+    keys = [str(file.relative_to(folder)) for file in sorted(folder.rglob("*.png"))]
+    with_candidates = 0
+    for seed in range(20):
+        dealt = np.random.default_rng(seed).permutation([key.partition("/")[0] for key in keys])
+        measure_effects(atlas, network, labels=dict(zip(keys, dealt.tolist(), strict=True)))
+        with_candidates += len(atlas.table("shortcuts")) > 0
+    assert with_candidates <= 3  # more than three of twenty come by chance in 1.6 % of the cases
+
+
 @pytest.mark.slow
 def test_a_planted_shortcut_is_found_and_there_is_none_without(tmp_path: Path) -> None:
     found, repaired = 0, []

@@ -325,6 +325,8 @@ def test_a_table_that_isnt_made_yet_is_named_with_the_command_that_makes_it(atla
         "effect_layers": "effects ATLAS --verify N",
         "knockouts": "knock-out ATLAS LAYER UNIT",
         "circuits": "circuits ATLAS",
+        "patches": "pack ATLAS",
+        "pictures": "pack ATLAS",
     }
     command = "unitscope " + verbs.get(name, f"attribute ATLAS --method {name}").replace("ATLAS", str(atlas.folder))
     with pytest.raises(AtlasError) as raised:

@@ -16,14 +16,24 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from unitscope.records import Box
 
 BACKGROUND, INK, GREY, EMPTY_SLOT = (255, 255, 255), (32, 34, 38), (120, 124, 130), (243, 244, 246)
-HATCH = (226, 228, 231), (211, 214, 218)
-TRANSPARENT_HATCH = (128, 134, 142, 44), (128, 134, 142, 96)
-"""The same stripes for a page of any colour, with alpha."""
 ACCENT = (226, 112, 58)
 LOWERS = (58, 118, 190)
 """The colour of what lowers a score, where the accent raises it."""
 GAP_PX = 2
 MIN_FONT_PX = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What is seen where no image is: the stripes that stand for padding, and the colour of empty slots and margins."""
+
+    hatch: tuple[tuple[int, int, int], tuple[int, int, int]]
+    empty: tuple[int, int, int]
+
+
+SHEET_GROUND = Ground(((226, 228, 231), (211, 214, 218)), EMPTY_SLOT)
+PAGE_GROUND = Ground(((160, 165, 172), (143, 149, 157)), (152, 157, 165))
+"""The same in a grey that suits light and dark pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +87,7 @@ class Strip:
 @dataclass(frozen=True, slots=True)
 class EffectRow:
     """What one unit does to a score: how much, as text and as a share of the longest bar (below zero where it lowers the score), what it is
-    called, where in the picture that is, and its patches."""
+    called, where in the picture that is, and its patches; `note` stands below the bar."""
 
     value: str
     length: float
@@ -85,6 +95,7 @@ class EffectRow:
     subtitle: str
     place: Image.Image
     patches: Sequence[Image.Image]
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +118,15 @@ class Crop:
         """
         return cls(box, box.intersection(input_crop).clipped(*image_size))
 
+    def scaled(self, scale_y: float, scale_x: float) -> "Crop":
+        """The same on an image whose sides are so many times as long."""
+        return Crop(self.box.scaled(scale_y, scale_x), self.visible.scaled(scale_y, scale_x))
 
-def cut_patch(image: Image.Image, crop: Crop, size_px: int, transparent: bool = False) -> Image.Image:
+
+def cut_patch(image: Image.Image, crop: Crop, size_px: int, ground: Ground = SHEET_GROUND) -> Image.Image:
     """A square with the crop's box in its middle, whose longer side fills it, in RGB; padding is hatched.
 
-    Boxes may begin and end inside pixels. With `transparent` what isn't image, where there is any, is in RGBA and suits a page of any
-    colour.
+    Boxes may begin and end inside pixels.
     """
     box, visible = crop.box, crop.visible
     scale = size_px / max(box.height, box.width)
@@ -120,33 +134,32 @@ def cut_patch(image: Image.Image, crop: Crop, size_px: int, transparent: bool = 
     left, right = (round((edge - box.left) * width / box.width) for edge in (visible.left, visible.right))
     top, bottom = (round((edge - box.top) * height / box.height) for edge in (visible.top, visible.bottom))
     if min(right - left, bottom - top, visible.width, visible.height) <= 0:
-        return _on_square(draw_hatching(width, height, transparent), size_px, transparent)
+        return _on_square(draw_hatching(width, height, ground), size_px, ground)
     source = (visible.left, visible.top, visible.right, visible.bottom)
     colours = image if image.mode == "RGB" else image.convert("RGB")
     pixels = colours.resize((right - left, bottom - top), Image.Resampling.BICUBIC, box=source, reducing_gap=2.0)
     if pixels.size == (width, height):
-        return _on_square(pixels, size_px, transparent)
-    patch = draw_hatching(width, height, transparent)
+        return _on_square(pixels, size_px, ground)
+    patch = draw_hatching(width, height, ground)
     patch.paste(pixels, (left, top))
-    return _on_square(patch, size_px, transparent)
+    return _on_square(patch, size_px, ground)
 
 
-def draw_hatching(width: int, height: int, transparent: bool = False) -> Image.Image:
+def draw_hatching(width: int, height: int, ground: Ground = SHEET_GROUND) -> Image.Image:
     """The pattern that stands for padding: it can't be taken for a photograph."""
-    return _hatching(width, height, transparent).copy()
+    return _hatching(width, height, ground).copy()
 
 
 @lru_cache(maxsize=64)
-def _hatching(width: int, height: int, transparent: bool) -> Image.Image:
+def _hatching(width: int, height: int, ground: Ground) -> Image.Image:
     y, x = np.mgrid[:height, :width]
     is_second_stripe = ((x + y) // 4 % 2)[..., None]
-    colours = TRANSPARENT_HATCH if transparent else HATCH
-    return Image.fromarray(np.where(is_second_stripe, *(np.array(c, dtype=np.uint8) for c in colours)).astype(np.uint8))
+    return Image.fromarray(np.where(is_second_stripe, *(np.array(c, dtype=np.uint8) for c in ground.hatch)).astype(np.uint8))
 
 
-def draw_missing_patch(size_px: int, has_changed: bool = False) -> Image.Image:
+def draw_missing_patch(size_px: int, has_changed: bool = False, ground: Ground = SHEET_GROUND) -> Image.Image:
     """What stands for a patch whose image can't be read any more, or has changed since it was scanned."""
-    tile = draw_hatching(size_px, size_px)
+    tile = draw_hatching(size_px, size_px, ground)
     text = "changed" if has_changed else "?"
     font = _font(_fitting_font_px(text, size_px // 3, size_px - 4))
     ImageDraw.Draw(tile).text((size_px // 2, size_px // 2), text, INK, font, anchor="mm")
@@ -215,6 +228,7 @@ def _draw_effect_row(row: EffectRow, size_px: int, bar_px: int, text_px: int) ->
         (min(middle, middle + length), top, max(middle, middle + length), top + text_px), fill=ACCENT if length > 0 else LOWERS
     )
     pen.line((middle, top - 2, middle, top + text_px + 2), GREY)
+    pen.text((0, top + text_px * 2), _shortened(row.note, text_px - 2, bar_px), GREY, _font(text_px - 2))
     pen.text((middle - 6 if length > 0 else middle + 6, top), row.value, INK, _font(text_px), anchor="ra" if length > 0 else "la")
     strip = _in_row([patch.resize((size_px, size_px)) for patch in row.patches], GAP_PX)
     return _in_row([side, row.place.resize((size_px, size_px)), strip], 12)
@@ -266,7 +280,7 @@ def _draw_input_share(share: tuple[float, float], side_px: int) -> Image.Image:
     """The network's input as a square and, to scale in its middle, what a patch shows of it."""
     image = Image.new("RGB", (side_px, side_px), BACKGROUND)
     pen = ImageDraw.Draw(image)
-    pen.rectangle((0, 0, side_px - 1, side_px - 1), outline=HATCH[1])
+    pen.rectangle((0, 0, side_px - 1, side_px - 1), outline=SHEET_GROUND.hatch[1])
     height, width = (max(2, round(min(part, 1) * side_px)) for part in share)
     top, left = (side_px - height) // 2, (side_px - width) // 2
     pen.rectangle((left, top, left + width - 1, top + height - 1), fill=ACCENT)
@@ -294,22 +308,19 @@ def _draw_block(block: Block, size_px: int, has_names: bool) -> Image.Image:
 
 
 def draw_grid(
-    pictures: Sequence[Image.Image], slot_count: int, size_px: int, *, gap_px: int = GAP_PX, transparent: bool = False
+    pictures: Sequence[Image.Image], slot_count: int, size_px: int, *, gap_px: int = GAP_PX, ground: Ground = SHEET_GROUND
 ) -> Image.Image:
-    """Pictures row by row in a square that has room for `slot_count`.
-
-    Empty slots are light grey. With `transparent` the grid is in RGBA, and gaps and empty slots are clear.
-    """
+    """Pictures row by row in a square that has room for `slot_count`."""
     side, step = ceil(sqrt(slot_count)), size_px + gap_px
     size = side * step - gap_px, ceil(slot_count / side) * step - gap_px
-    grid = Image.new("RGBA", size) if transparent else Image.new("RGB", size, BACKGROUND)
+    grid = Image.new("RGB", size, BACKGROUND)
     pen = ImageDraw.Draw(grid)
     for slot in range(slot_count):
         left, top = slot % side * step, slot // side * step
         if slot < len(pictures):
             grid.paste(pictures[slot], (left, top))
-        elif not transparent:
-            pen.rectangle((left, top, left + size_px - 1, top + size_px - 1), fill=EMPTY_SLOT)
+        else:
+            pen.rectangle((left, top, left + size_px - 1, top + size_px - 1), fill=ground.empty)
     return grid
 
 
@@ -404,12 +415,10 @@ def _framed(image: Image.Image, margin: int) -> Image.Image:
     return ImageOps.expand(image, margin, BACKGROUND)
 
 
-def _on_square(patch: Image.Image, size_px: int, transparent: bool) -> Image.Image:
+def _on_square(patch: Image.Image, size_px: int, ground: Ground) -> Image.Image:
     """The patch in the middle of a square; a side that is shorter gets a margin at both ends."""
     if patch.size == (size_px, size_px):
         return patch
     left, top = (size_px - patch.width) // 2, (size_px - patch.height) // 2
     margins = left, top, size_px - patch.width - left, size_px - patch.height - top
-    if transparent:
-        return ImageOps.expand(patch.convert("RGBA"), margins, (0, 0, 0, 0))
-    return ImageOps.expand(patch, margins, EMPTY_SLOT)
+    return ImageOps.expand(patch, margins, ground.empty)

@@ -53,6 +53,10 @@ class Box:
     def width(self) -> float:
         return self.right - self.left
 
+    def scaled(self, scale_y: float, scale_x: float) -> "Box":
+        """The same on an image whose sides are so many times as long."""
+        return Box(self.top * scale_y, self.left * scale_x, self.bottom * scale_y, self.right * scale_x)
+
     def intersection(self, other: "Box") -> "Box":
         """The intersection of both boxes; its height or width is zero where they don't meet.
 

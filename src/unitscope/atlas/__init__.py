@@ -2,6 +2,7 @@
 
 from unitscope.atlas.atlas import Atlas
 from unitscope.atlas.layer_pieces import tables_by_layer
+from unitscope.atlas.packing import Packed, pack
 from unitscope.atlas.schema import FORMAT
 from unitscope.atlas.tables import ADDED_TABLES, CORE_TABLES, Column, TableSpec, added_table
 from unitscope.atlas.writing import check_table_writable, new_atlas_folder, table_writer, write_atlas, write_table
@@ -12,10 +13,12 @@ __all__ = [
     "FORMAT",
     "Atlas",
     "Column",
+    "Packed",
     "TableSpec",
     "added_table",
     "check_table_writable",
     "new_atlas_folder",
+    "pack",
     "table_writer",
     "tables_by_layer",
     "write_atlas",

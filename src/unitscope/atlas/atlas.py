@@ -27,12 +27,16 @@ class Atlas(AtlasReader):
         self.figure().save(png, "PNG")
         return png.getvalue()
 
-    def patch(self, peak: Peak | Mapping[str, Any], patch: str = "field", size_px: int = 224) -> Image.Image:
+    def patch(
+        self, peak: Peak | Mapping[str, Any], patch: str = "field", size_px: int = 224, from_images: bool = False
+    ) -> Image.Image:
         """The pixels of a peak's receptive field, cut from the source image; beyond its border a neutral pattern.
 
-        `peak` is a `Peak` or a row of `peaks(…).to_pylist()`; `patch` is `field`, `effective`, `image`, or `auto` for what a sheet shows.
+        `peak` is a `Peak` or a row of `peaks(…).to_pylist()`; `patch` is `field`, `effective`, `image`, or `auto` for what a sheet shows. Where
+        the atlas has packed pictures it is cut from those, which are small, unless `from_images` is true.
         """
-        return draw_patch(self, peak if isinstance(peak, Peak) else Peak(**peak), patch, size_px)
+        options = PatchOptions(patch, size_px=size_px, from_images=from_images)
+        return draw_patch(self, peak if isinstance(peak, Peak) else Peak(**peak), options)
 
     def sheet(
         self,
@@ -41,9 +45,13 @@ class Atlas(AtlasReader):
         patch: str = "auto",
         attribution: str | None = None,
         size_px: int = 56,
+        from_images: bool = False,
     ) -> Image.Image:
-        """A block of patches for every unit of a layer, or for those given; with `attribution`, what that method found beside."""
-        return sheet(self, layer, units, PatchOptions(patch, attribution, size_px))
+        """A block of patches for every unit of a layer, or for those given; with `attribution`, what that method found beside.
+
+        Where `pack` has put patches into the atlas these are drawn, and no image is needed, unless `from_images` is true.
+        """
+        return sheet(self, layer, units, PatchOptions(patch, attribution, size_px, from_images))
 
     def figure(
         self,
@@ -53,9 +61,11 @@ class Atlas(AtlasReader):
         seed: int = 0,
         size_px: int = 64,
         attribution: str | None = None,
+        from_images: bool = False,
     ) -> Image.Image:
         """The network from shallow to deep: up to six layers, nine units each, nine patches a unit.
 
         With `attribution`, what that method found beside the patches (Zeiler & Fergus 2014, figure 2), for the units that it was used on.
+        `from_images` is that of `sheet`.
         """
-        return figure(self, FigureChoice(layers, units, seed), PatchOptions(patch, attribution, size_px))
+        return figure(self, FigureChoice(layers, units, seed), PatchOptions(patch, attribution, size_px, from_images))

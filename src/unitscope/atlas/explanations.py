@@ -3,7 +3,7 @@
 from PIL import Image
 
 from unitscope.atlas.figures import panel
-from unitscope.atlas.meaning import read_meanings
+from unitscope.atlas.meaning import UnitMeaning, read_meanings
 from unitscope.atlas.patches import PatchOptions
 from unitscope.atlas.reading import AtlasReader
 from unitscope.drawing import EffectRow, draw_effects, draw_place
@@ -64,6 +64,7 @@ def draw_explanation(
             f"unit {unit.unit}, {unit.share * 100:.1f} % of the layer",
             picture if unit.map is None else draw_place(picture, unit.map),
             block.patches,
+            _score_text(meanings[unit.unit]),
         )
         for unit, block in zip(units, blocks, strict=True)
     ]
@@ -71,6 +72,10 @@ def draw_explanation(
     kind = "exact" if of_layer.exact else "to first order"
     title = f"{question_text(explanation)} {found.name}, {kind}; the score is {explanation.score:.2f}"
     return draw_effects(picture, scores, title, rows, SIZE_PX)
+
+
+def _score_text(meaning: UnitMeaning) -> str:
+    return "" if meaning.predictability is None else f"predictability {meaning.predictability:.2f}"
 
 
 def _as_seen(image: Image.Image, atlas: AtlasReader) -> Image.Image:

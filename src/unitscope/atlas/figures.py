@@ -13,7 +13,6 @@ from PIL import Image
 from unitscope.arguments import layer_patterns
 from unitscope.atlas.meaning import read_meanings
 from unitscope.atlas.patches import (
-    MAX_PATCHES,
     PatchCount,
     PatchOptions,
     cut_attributions,
@@ -22,7 +21,7 @@ from unitscope.atlas.patches import (
     patches_counted,
     resolve_patch_kind,
 )
-from unitscope.atlas.reading import AtlasReader
+from unitscope.atlas.reading import MAX_PATCHES, AtlasReader
 from unitscope.atlas.ties import Tie, units_without_preference
 from unitscope.drawing import Block, Panel, draw_figure, draw_sheet
 from unitscope.errors import AtlasError
@@ -76,7 +75,7 @@ def _blocks(atlas: AtlasReader, layer: Layer, units: Sequence[int], options: Pat
     kind, slot_count = resolve_patch_kind(atlas, layer, options.kind), min(atlas.k, MAX_PATCHES)
     peaks = _peaks_by_unit(atlas, layer, units, slot_count)
     all_peaks = [peak for unit_peaks in peaks.values() for peak in unit_peaks]
-    patches = cut_patches(atlas, all_peaks, kind, options.size_px, count)
+    patches = cut_patches(atlas, all_peaks, options, count)
     method = options.attribution
     attributions = cut_attributions(atlas, all_peaks, kind, method, options.size_px) if method else {}
     ties = atlas.ties(layer.name) if all_peaks else {}

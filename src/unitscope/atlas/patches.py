@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unitscope.atlas.attribution_images import ZERO_PIXEL, draw_attribution
+from unitscope.atlas.packed import PackedPatches
 from unitscope.atlas.reading import AtlasReader
 from unitscope.drawing import EMPTY_SLOT, Crop, cut_patch, draw_missing_patch
 from unitscope.errors import WHERE_IMAGES_ARE, AtlasError, ImagesError, ImagesWarning, first_line
@@ -20,8 +21,6 @@ from unitscope.images import Changed, Geometry, Skipped
 from unitscope.records import Box, Layer, Peak
 
 PATCH_KINDS = ("auto", "field", "effective", "image")
-MAX_PATCHES = 9
-"""How many patches of a unit are drawn at most: those that Zeiler & Fergus 2014 show."""
 SMALL_FIELD_SHARE = 1 / 8
 """A receptive field whose sides are no more than this share of the input's is drawn as it is (`docs/questions.md`)."""
 
@@ -34,23 +33,24 @@ UnitRank = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class PatchOptions:
-    """How peaks are drawn: what a patch shows, the method whose attribution stands beside it, if any, and the side in pixels."""
+    """How peaks are drawn: what a patch shows, the method whose attribution stands beside it, if any, and the side in pixels; with
+    `from_images` from the images themselves, also where the atlas has packed patches."""
 
     kind: str = "auto"
     attribution: str | None = None
     size_px: int = 64
+    from_images: bool = False
 
 
-def draw_patch(atlas: AtlasReader, peak: Peak, kind: str, size_px: int) -> Image.Image:
+def draw_patch(atlas: AtlasReader, peak: Peak, options: PatchOptions) -> Image.Image:
     """One peak's patch. Raises `AtlasError` where its image is gone or has changed."""
-    kind = resolve_patch_kind(atlas, atlas.layer(peak.layer), kind)
+    kind = resolve_patch_kind(atlas, atlas.layer(peak.layer), options.kind)
     try:
-        image = atlas.picture(peak.image)
+        return _Pictures(atlas, kind, options).cut(peak.image, [peak])[peak.unit, peak.rank]
     except Skipped as reason:
         raise AtlasError(
             f"image {atlas.key(peak.image)!r} of the atlas {str(atlas.folder)!r} can't be drawn any more: it {reason}; {WHERE_IMAGES_ARE}"
         ) from reason
-    return cut_patch(image, patch_crop(atlas, peak, kind, (image.height, image.width)), size_px)
 
 
 # ── which box ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -175,28 +175,71 @@ def patches_counted() -> Iterator[PatchCount]:
 
 
 def cut_patches(
-    atlas: AtlasReader, peaks: Sequence[Peak], kind: str, size_px: int, count: PatchCount
+    atlas: AtlasReader, peaks: Sequence[Peak], options: PatchOptions, count: PatchCount
 ) -> dict[UnitRank, Image.Image]:
-    """The patches of one layer's peaks. Each image is decoded once, several at a time where they are files."""
+    """The patches of one layer's peaks: the packed ones, or cut from the images, of which each is decoded once, several at a time."""
+    if not peaks:
+        return {}
+    layer = atlas.layer(peaks[0].layer)
+    if packed := packed_patches(atlas, layer, options):
+        return _packed_by_rank(packed, peaks, options.size_px)
+    pictures = _Pictures(atlas, resolve_patch_kind(atlas, layer, options.kind), options)
     count.requested += len(peaks)
     by_image = groupby(sorted(peaks, key=lambda peak: peak.image), key=lambda peak: peak.image)
     work = [(image, list(image_peaks)) for image, image_peaks in by_image]
 
     def cut_from_image(image: int, image_peaks: Sequence[Peak]) -> dict[UnitRank, Image.Image]:
         try:
-            picture = atlas.picture(image)
+            return pictures.cut(image, image_peaks)
         except Skipped as reason:
             count.failures += [f"{atlas.key(image)!r} {reason}"] * len(image_peaks)
-            return {(p.unit, p.rank): draw_missing_patch(size_px, isinstance(reason, Changed)) for p in image_peaks}
-        size = picture.height, picture.width
-        return {(p.unit, p.rank): cut_patch(picture, patch_crop(atlas, p, kind, size), size_px) for p in image_peaks}
+            missing = draw_missing_patch(options.size_px, isinstance(reason, Changed))
+            return {(p.unit, p.rank): missing for p in image_peaks}
 
-    if not work:
-        return {}
-    if not atlas.source.thread_safe:  # a data set is read in the thread that draws
+    if not pictures.are_packed and not atlas.source.thread_safe:  # a data set is read in the thread that draws
         return _merged(cut_from_image(image, image_peaks) for image, image_peaks in work)
     with ThreadPoolExecutor(thread_name_prefix="draw") as pool:
         return _merged(pool.map(cut_from_image, *zip(*work, strict=True)))
+
+
+def packed_patches(atlas: AtlasReader, layer: Layer, options: PatchOptions) -> PackedPatches | None:
+    """The packed patches that a layer's are drawn from; None where they show something else than is asked for, which is what `auto` does."""
+    is_auto = resolve_patch_kind(atlas, layer, options.kind) == resolve_patch_kind(atlas, layer, "auto")
+    return atlas.packed_patches if is_auto and not options.from_images else None
+
+
+def _packed_by_rank(packed: PackedPatches, peaks: Sequence[Peak], size_px: int) -> dict[UnitRank, Image.Image]:
+    by_unit = {unit: packed.patches(peaks[0].layer, unit) for unit in {peak.unit for peak in peaks}}
+    missing = draw_missing_patch(size_px)
+    return {
+        (peak.unit, peak.rank): by_unit[peak.unit][peak.rank - 1].resize((size_px, size_px), Image.Resampling.BICUBIC)
+        if peak.rank <= len(by_unit[peak.unit])
+        else missing
+        for peak in peaks
+    }
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """The images that patches are cut from: the packed pictures where there are any, else the images themselves."""
+
+    atlas: AtlasReader
+    kind: str
+    options: PatchOptions
+
+    @property
+    def are_packed(self) -> bool:
+        return not self.options.from_images and self.atlas.packed_pictures is not None
+
+    def cut(self, image: int, peaks: Sequence[Peak]) -> dict[UnitRank, Image.Image]:
+        """The patches of some peaks that lie in one image. Raises `Skipped` where it can't be had."""
+        atlas, size_px = self.atlas, self.options.size_px
+        picture = atlas.shown_picture(image) if self.are_packed else atlas.picture(image)
+        size = atlas.image_size(image)
+        scale = picture.height / size[0], picture.width / size[1]
+        return {
+            (p.unit, p.rank): cut_patch(picture, patch_crop(atlas, p, self.kind, size).scaled(*scale), size_px) for p in peaks
+        }
 
 
 def cut_attributions(

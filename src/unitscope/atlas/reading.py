@@ -1,6 +1,7 @@
 """Reading an atlas: its manifest, its tables and the images that they mention."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +15,12 @@ from PIL import Image
 
 from unitscope.arguments import layer_patterns
 from unitscope.atlas.manifest import read_manifest
-from unitscope.atlas.table_files import TableFolder, TableSummary
-from unitscope.atlas.tables import ATTRIBUTION_METHODS
+from unitscope.atlas.packed import PackedPatches, PackedPictures
+from unitscope.atlas.table_files import TableFile, TableFolder, TableSummary
+from unitscope.atlas.tables import ATTRIBUTION_METHODS, PATCHES, PICTURES
 from unitscope.atlas.ties import Tie, find_ties
-from unitscope.errors import WHERE_IMAGES_ARE, AtlasError, ImagesError, LayerNotFound, suggestion
-from unitscope.images import Changed, ImageSource, Skipped, as_source, reopen, skipping_errors
+from unitscope.errors import WHERE_IMAGES_ARE, AtlasError, ImagesError, ImagesWarning, LayerNotFound, suggestion
+from unitscope.images import Changed, ImageSource, Skipped, SourceImage, as_source, reopen, skipping_errors
 from unitscope.images.pixels import in_channels
 from unitscope.images.protocol import Pixels
 from unitscope.images.value_ranges import Range
@@ -27,6 +29,10 @@ from unitscope.records import Layer, Preprocessing, match_layers, names_user_cod
 MAX_LAYERS = 100_000
 MAX_BOX_SIDE_PX = 1 << 24
 """The longest side of an image or a box that a table may give: beyond any, and float32 holds it exactly."""
+
+
+MAX_PATCHES = 9
+"""How many patches of a unit are drawn at most: those that Zeiler & Fergus 2014 show."""
 
 
 class AtlasReader:
@@ -139,12 +145,8 @@ class AtlasReader:
 
         Raises `Skipped` where it is gone or can't be read, and `Changed`, which is one, where it isn't the image that was scanned.
         """
-        row, source = self._image_row(image), self.source
-        with skipping_errors():
-            number = image if source.has(image, row["key"]) else source.find(row["key"])
-            if number is None:
-                raise Skipped("is no longer there")
-            opened = source.read(number)
+        row = self._image_row(image)
+        opened = self._read_image(image, row["key"])
         pixels = opened.pixels
         width, height = pixels.size if isinstance(pixels, Image.Image) else (pixels.shape[2], pixels.shape[1])
         if (width, height) != (row["width"], row["height"]):
@@ -153,10 +155,74 @@ class AtlasReader:
             raise Changed("has changed: it is not the image that was scanned")
         return pixels
 
+    def mentions(self, image: int, key: str) -> bool:
+        """True where the image of that number and key is among those that the atlas mentions."""
+        row = self._image_rows.get(image)
+        return row is not None and row["key"] == key
+
+    def shown_picture(self, image: int) -> Image.Image:
+        """The packed picture of that image or, where it has none, the image itself; for people to look at. Raises as `open_image` does."""
+        packed = self.packed_pictures.picture(image, self.key(image)) if self.packed_pictures is not None else None
+        if packed is not None:
+            return packed
+        try:
+            return self.picture(image)
+        except ImagesError as error:
+            if self.packed_pictures is None:
+                raise
+            raise Skipped("is not among the packed pictures, and the images are gone") from error
+
+    def image_size(self, image: int) -> tuple[int, int]:
+        """Height and width of an image as displayed, in pixels."""
+        row = self._image_row(image)
+        return int(row["height"]), int(row["width"])
+
+    def _read_image(self, image: int, key: str) -> SourceImage:
+        source = self.source
+        with skipping_errors():
+            number = image if source.has(image, key) else source.find(key)
+            if number is None:
+                raise Skipped("is no longer there")
+            return source.read(number)
+
     def picture(self, image: int) -> Image.Image:
         """The source image with that number as a person looks at it, in 8 bits and three colours. Raises as `open_image` does."""
-        value_range = self.preprocessing.value_range if self.preprocessing else None
-        return _as_picture(self.open_image(image), value_range)
+        return _as_picture(self.open_image(image), self._value_range)
+
+    def picture_of_key(self, image: int, key: str) -> Image.Image:
+        """The same of an image that the atlas doesn't mention, as it is now: a table says that it had that number and key. Raises `Skipped` where
+        it is gone or can't be read."""
+        return _as_picture(self._read_image(image, key).pixels, self._value_range)
+
+    @property
+    def _value_range(self) -> Range | None:
+        return self.preprocessing.value_range if self.preprocessing else None
+
+    @cached_property
+    def packed_patches(self) -> PackedPatches | None:
+        """The patches that `pack` has put into the atlas; None where it hasn't, or for other peaks."""
+        file = self._packed_table(PATCHES.name)
+        return None if file is None else PackedPatches(file, self.layers, min(self.k, MAX_PATCHES))
+
+    @cached_property
+    def packed_pictures(self) -> PackedPictures | None:
+        """The small versions of images that `pack` has put into the atlas; None where it hasn't."""
+        file = self._packed_table(PICTURES.name)
+        return None if file is None else PackedPictures(file)
+
+    def _packed_table(self, name: str) -> TableFile | None:
+        if name not in self._tables.added_names:
+            return None
+        try:
+            return self._tables.open(name)
+        except AtlasError as error:
+            warnings.warn(f"{error}; until then the images are needed", ImagesWarning, stacklevel=4)
+            return None
+
+    def forget_packed(self) -> None:
+        """Have packed patches and pictures be looked for again, since they have changed."""
+        for name in ("packed_patches", "packed_pictures"):
+            self.__dict__.pop(name, None)
 
     def layer(self, name: str) -> Layer:
         """The layer of that name. Raises `LayerNotFound`."""

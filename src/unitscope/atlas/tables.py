@@ -405,6 +405,26 @@ SHORTCUTS = added_table(
     "unitscope effects ATLAS",
 )  # fmt: skip
 
+PATCHES = added_table(
+    "patches", "block", ("layer", "unit"), "Every unit's patches, so that none has to be cut from an image",
+    (
+        _LAYER, _UNIT,
+        Column("peaks", pa.binary(), "JPEG: the patches of the peaks, row by row, the strongest first; null for a unit without peaks"),
+        Column("bands", pa.binary(), "JPEG: three images of the sample in each of four rows, around its 99, 90 and 50 per cent quantile and the lowest; null without --bands"),
+    ),
+    "unitscope pack ATLAS",
+)  # fmt: skip
+
+PICTURES = added_table(
+    "pictures", "image", ("image", "key"), "Small versions of the images that the atlas mentions",
+    (
+        _IMAGE,
+        Column("key", pa.string(), "the image's name"),
+        Column("picture", pa.binary(), "JPEG: the image as displayed, its longer side shortened"),
+    ),
+    "unitscope pack ATLAS",
+)  # fmt: skip
+
 CIRCUITS = added_table(
     "circuits", "unit × unit", ("layer", "unit", "source_layer", "source_unit"), "Which units of earlier layers feed each unit, in the images of its peaks, on ways that pass no other layer",
     (
@@ -520,6 +540,8 @@ ADDED_TABLES = _by_name(
         MISTAKES,
         SHORTCUTS,
         CIRCUITS,
+        PATCHES,
+        PICTURES,
         CLASS_PROBABILITY,
     )
 )

@@ -14,7 +14,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from unitscope.cli.attribution import attribute
 from unitscope.cli.demonstration import demo
-from unitscope.cli.drawing import figure, sheet
+from unitscope.cli.drawing import figure, pack, sheet
 from unitscope.cli.effects import circuits, effects, knock_out, why
 from unitscope.cli.experiments import colour_or_shape, evolve, invariance, occlude, probe
 from unitscope.cli.explorer import export, serve
@@ -24,7 +24,7 @@ from unitscope.cli.scanning import check, layers, scan
 from unitscope.errors import ImagesWarning, UnitscopeError
 
 COMMANDS: tuple[Callable[..., int | None], ...] = (
-    layers, scan, sheet, figure, name, score, depth, effects, knock_out, circuits, why, attribute, evolve, probe, invariance, colour_or_shape, occlude, check, serve, export, demo,
+    layers, scan, sheet, figure, name, score, depth, effects, knock_out, circuits, why, attribute, evolve, probe, invariance, colour_or_shape, occlude, check, pack, serve, export, demo,
 )  # fmt: skip
 """In the order in which they are listed."""
 

@@ -136,6 +136,7 @@ def why(
     """Explain a picture: which units carry its class, and where in it?"""
     from unitscope.atlas import Atlas
     from unitscope.atlas.explanations import draw_explanation, explained_layer, question_text
+    from unitscope.atlas.meaning import read_meanings
     from unitscope.effects.explaining import explanation_as_json, open_explainer
 
     check_picture_path(out)
@@ -145,12 +146,25 @@ def why(
         explanation = explainer.explain(picture, class_, against)
     save_picture(draw_explanation(opened, picture, explanation, layer), out)
     if as_json:
-        print_json(explanation_as_json(explanation))
+        print_json(explanation_as_json(opened, explanation))
     else:
         print(question_text(explanation))
         shown = explained_layer(opened, explanation, layer)
         units = [*shown.raising, *shown.lowering]
-        print_rows(("unit", "effect", "share"), [[str(u.unit), f"{u.effect:+.3f}", f"{u.share:.3f}"] for u in units])
+        meanings = read_meanings(opened, shown.layer)
+        print_rows(
+            ("unit", "name", "predictability", "effect", "share"),
+            [
+                [
+                    str(unit.unit),
+                    meanings[unit.unit].name or "",
+                    "" if (score := meanings[unit.unit].predictability) is None else f"{score:.2f}",
+                    f"{unit.effect:+.3f}",
+                    f"{unit.share:.3f}",
+                ]
+                for unit in units
+            ],
+        )
     print_drawn(out, as_json)
 
 

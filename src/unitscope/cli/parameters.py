@@ -40,7 +40,6 @@ UnitNumbers = Annotated[
         converter=unit_numbers,
     ),
 ]
-PatchKind = Annotated[str, Parameter(help="auto, field, effective or image: what of the image is drawn.")]
 AttributionMethod = Annotated[str | None, Parameter(help="Draw what this method found beside the patches.", metavar="METHOD")]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda or mps.")]
 MovedImages = Annotated[str | None, Parameter(help="Where the images are now, if they have moved.")]

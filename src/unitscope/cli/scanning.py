@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from unitscope.cli.drawing import PackFlags, pack_opened
 from unitscope.cli.networks import load_with_preprocessing, network_by_trusted_code
 from unitscope.cli.output import print_json, print_rows, progress_bar
 from unitscope.cli.parameters import (
@@ -115,6 +116,7 @@ def scan(
     model: Model, images: Images, /, *, out: Annotated[Path, Parameter(help="The folder to write the atlas to.")] = Path("atlas"),
     scan_options: ScanFlags = ScanFlags(), runner_options: RunnerOptions = RunnerOptions(),
     network_options: NetworkOptions = NetworkOptions(),
+    pack: Annotated[bool, Parameter(help="Put patches and small pictures into the atlas afterwards, as pack does.", show_default=False)] = False,
 ) -> None:  # fmt: skip
     """Find the patches that excite every unit most, and keep them in an atlas."""
     from unitscope.atlas import new_atlas_folder
@@ -124,7 +126,9 @@ def scan(
     shard_runner = runner_options.build()
     source = as_source(images)
     network, preprocess = load_with_preprocessing(model, network_options)
-    run_scan(network, source, out, preprocess=preprocess, runner=shard_runner, **asdict(scan_options))
+    atlas = run_scan(network, source, out, preprocess=preprocess, runner=shard_runner, **asdict(scan_options))
+    if pack:
+        pack_opened(atlas, PackFlags())
 
 
 def check(
@@ -145,7 +149,7 @@ def check(
     return 1 if result.differences else 0
 
 
-def run_scan(network: Any, images: Any, out: Path, **options: Any) -> None:
+def run_scan(network: Any, images: Any, out: Path, **options: Any) -> "Atlas":
     """Scan with a progress bar, and print what the atlas holds. The options are those of `unitscope.scan`."""
     from unitscope import scanning
     from unitscope.images import as_source
@@ -162,6 +166,7 @@ def run_scan(network: Any, images: Any, out: Path, **options: Any) -> None:
         consequence = "the same command goes on from the last checkpoint" if resumable else "nothing was written"
         raise KeyboardInterrupt(f"stopped; {consequence}") from interrupt
     _print_scanned(atlas, out)
+    return atlas
 
 
 def _print_scanned(atlas: "Atlas", out: Path) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unitscope.atlas import Atlas
+from unitscope.atlas.meaning import read_meanings
 from unitscope.atlas.tables import EFFECT_LAYERS
 from unitscope.attribution.gradient_checkpoints import keep_checkpoint_graphs
 from unitscope.effects.gradients import overwritten_layers, read_gradients
@@ -193,11 +194,17 @@ class Explainer:
             self._overwritten = overwritten_layers(session.plain_copy, session.layers, noise)
 
 
-def explanation_as_json(explanation: ImageExplanation) -> dict[str, Any]:
-    """The same as plain data; maps are lists of rows."""
+def explanation_as_json(atlas: Atlas, explanation: ImageExplanation) -> dict[str, Any]:
+    """The same as plain data, with the units' names and scores; maps are lists of rows."""
 
-    def described(unit: UnitEffect) -> dict[str, Any]:
-        return asdict(unit) | {"map": None if unit.map is None else unit.map.tolist()}
+    def described(layer: str, units: Sequence[UnitEffect]) -> list[dict[str, Any]]:
+        meanings = read_meanings(atlas, layer) if units else []
+        return [
+            {"name": meanings[unit.unit].name, "predictability": meanings[unit.unit].predictability}
+            | asdict(unit)
+            | {"map": None if unit.map is None else unit.map.tolist()}
+            for unit in units
+        ]
 
     return {
         "top": [asdict(known) for known in explanation.top],
@@ -209,8 +216,8 @@ def explanation_as_json(explanation: ImageExplanation) -> dict[str, Any]:
                 "layer": of_layer.layer,
                 "exact": of_layer.exact,
                 "rest": of_layer.rest,
-                "raising": [described(unit) for unit in of_layer.raising],
-                "lowering": [described(unit) for unit in of_layer.lowering],
+                "raising": described(of_layer.layer, of_layer.raising),
+                "lowering": described(of_layer.layer, of_layer.lowering),
             }
             for of_layer in explanation.layers
         ],

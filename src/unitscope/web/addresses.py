@@ -73,7 +73,7 @@ class Addresses:
         return f"{self.root}units/{slug(layer)}/{unit}.html"
 
     def block(self, layer: str, unit: int) -> str:
-        return f"{self.root}blocks/{slug(layer)}/{unit}.webp"
+        return f"{self.root}blocks/{slug(layer)}/{unit}.jpg"
 
     def attributions(self, method: str, layer: str, unit: int) -> str:
         return f"{self.root}attributions/{method}/{slug(layer)}/{unit}.webp"
@@ -85,6 +85,10 @@ class Addresses:
     def image_file(self, image: int) -> str:
         """The image itself."""
         return f"{self.root}images/{image}.jpg"
+
+    def predicted_image_file(self, image: int) -> str:
+        """The picture of an image that the atlas mentions for what the network predicts, and for nothing else."""
+        return f"{self.root}predicted-images/{image}.jpg"
 
     def label(self, name: str) -> str:
         return f"{self.root}labels/{slug(name)}.html"

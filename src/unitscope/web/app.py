@@ -24,6 +24,7 @@ from starlette.staticfiles import StaticFiles
 
 from unitscope.atlas import Atlas
 from unitscope.atlas.schema import MANIFEST
+from unitscope.atlas.tables import PATCHES
 from unitscope.errors import ImagesError, UnitscopeError
 from unitscope.images import Skipped
 from unitscope.records import Layer
@@ -34,7 +35,7 @@ from unitscope.web.image_search import MAX_UPLOAD_MB, ExplainImage, RunNetwork
 from unitscope.web.openapi import describe_api
 from unitscope.web.page_records import ImageSearchPage, Page, units_shown_on
 from unitscope.web.pages import PageBuilder
-from unitscope.web.pictures import draw_attributions, draw_image
+from unitscope.web.pictures import draw_attributions, draw_image, draw_predicted_image
 from unitscope.web.protection import KnownHosts, ProtectiveHeaders, SameOrigin
 from unitscope.web.queries import AtlasQueries
 from unitscope.web.rendering import Navigation, encode_json, render_error, render_html
@@ -138,9 +139,10 @@ class AtlasRoutes:
             *self._page_routes("classes/{position:number}.html", pages.class_page),
             *self._page_routes("mistakes/{label_class:number}-{predicted:number}.html", pages.mistake_page),
             Route("/glossary.html", partial(self._answer_html, pages.glossary_page)),
-            Route("/blocks/{layer_slug}/{unit:number}.webp", self._answer_block),
+            Route("/blocks/{layer_slug}/{unit:number}.jpg", self._answer_block),
             Route("/attributions/{method}/{layer_slug}/{unit:number}.webp", self._answer_attributions),
             Route("/images/{image:number}.jpg", self._answer_image),
+            Route("/predicted-images/{image:number}.jpg", self._answer_predicted_image),
             Route("/search-index.js", self._answer_search_index),
             Route("/api/openapi.json", self._answer_openapi),
             Mount("/static", StaticFiles(directory=STATIC)),
@@ -186,7 +188,7 @@ class AtlasRoutes:
         headers = {"ETag": f'"{self._block_tag}"', "Cache-Control": "no-cache"}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        return Response(await self._draw_block((layer.name, unit)), media_type="image/webp", headers=headers)
+        return Response(await self._draw_block((layer.name, unit)), media_type="image/jpeg", headers=headers)
 
     async def _draw_block(self, unit: Unit) -> bytes:
         block = await run_in_threadpool(self._blocks.block, unit)
@@ -208,8 +210,18 @@ class AtlasRoutes:
         image = request.path_params["image"]
         if image not in self._pages.queries.images:
             raise HTTPException(404)
+        return await self._answer_picture(draw_image, image)
+
+    async def _answer_predicted_image(self, request: Request) -> Response:
+        image = request.path_params["image"]
+        keys = await run_in_threadpool(lambda: self._pages.queries.purpose.predicted_images)
+        if image not in keys:
+            raise HTTPException(404)
+        return await self._answer_picture(draw_predicted_image, image, keys[image])
+
+    async def _answer_picture(self, draw: Callable[..., bytes], *image: Any) -> Response:
         try:
-            content = await run_in_threadpool(draw_image, self._pages.queries.atlas, image)
+            content = await run_in_threadpool(draw, self._pages.queries.atlas, *image)
         except (Skipped, ImagesError) as reason:
             raise HTTPException(404, f"This image {reason}.") from reason
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "max-age=60"})
@@ -239,9 +251,10 @@ class AtlasRoutes:
 
 
 def _block_tag(atlas: Atlas) -> str:
-    """What tells the blocks of one atlas from those of another, or of the same one scanned again."""
-    manifest = atlas.folder / MANIFEST
-    return sha256(manifest.read_bytes() + str(manifest.stat().st_mtime_ns).encode()).hexdigest()[:16]
+    """What tells the blocks of one atlas from those of another, or of the same one scanned or packed again."""
+    manifest, patches = atlas.folder / MANIFEST, atlas.folder / PATCHES.file
+    times = [file.stat().st_mtime_ns for file in (manifest, patches) if file.exists()]
+    return sha256(manifest.read_bytes() + str(times).encode()).hexdigest()[:16]
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

@@ -16,16 +16,17 @@ from cachetools import LRUCache
 from PIL import Image
 
 from unitscope.atlas.figures import block_notice
-from unitscope.atlas.patches import MAX_PATCHES
-from unitscope.drawing import Crop, cut_patch, draw_missing_patch
+from unitscope.atlas.packed import PackedPatches
+from unitscope.atlas.reading import MAX_PATCHES
+from unitscope.drawing import PAGE_GROUND, Crop, cut_patch, draw_missing_patch
 from unitscope.errors import ImagesError
 from unitscope.images import Changed, Skipped
-from unitscope.web.pictures import PATCH_PX, draw_square
+from unitscope.web.pictures import PATCH_PX, draw_block
 from unitscope.web.queries import AtlasQueries
 
 LOG = logging.getLogger(__name__)
 UNITS_PER_BATCH = 512
-"""How many blocks are drawn together at most: with nine RGBA patches of 64 x 64 pixels each, 75 MB."""
+"""How many blocks are drawn together at most: with nine patches of 64 x 64 pixels each, 57 MB."""
 CACHE_BYTES = 16 << 20
 """The 1,280 blocks of EfficientNet-Lite0's last layer, of 12 kB each on average; blocks of its first layers take 3 kB."""
 
@@ -44,7 +45,10 @@ class BlockDrawer:
         self._threads: list[Thread] = []
 
     def block(self, unit: Unit) -> "Future[bytes]":
-        """A unit's patches in a square, as WebP. The future is cancelled where its batch is given up."""
+        """A unit's patches in a square, as JPEG. The future is cancelled where its batch is given up."""
+        packed = self._queries.atlas.packed_patches
+        if packed is not None:
+            return _finished_future(self._packed_block(packed, *unit))
         with self._changed:
             if unit in self._cache:
                 return _finished_future(self._cache[unit])
@@ -56,8 +60,20 @@ class BlockDrawer:
                 return batch.blocks[unit]
         return self.draw([unit])[unit]
 
+    def _packed_block(self, packed: PackedPatches, layer: str, unit: int) -> bytes:
+        """As it lies in the atlas, but where something has to be written over it, or there is none."""
+        content, tie = packed.block(layer, unit), self._queries.ties(layer).get(unit)
+        if content is not None and not block_notice([content], tie):
+            return content
+        patch_count = min(self._queries.atlas.k, MAX_PATCHES)
+        patches = packed.patches(layer, unit)[: len(self._queries.peak_rows(layer, unit))]
+        scaled = [patch.resize((PATCH_PX, PATCH_PX), Image.Resampling.BICUBIC) for patch in patches]
+        return draw_block(scaled, patch_count, block_notice(patches, tie))
+
     def prepare(self, units: Sequence[Unit]) -> None:
         """Begin to draw the blocks that a page shows, but those that are drawn; what earlier pages needed is given up."""
+        if self._queries.atlas.packed_patches is not None:
+            return
         with self._changed:
             for batch in [batch for batch in self._batches if batch.is_prepared]:
                 self._give_up(batch)
@@ -65,6 +81,12 @@ class BlockDrawer:
         undrawn = [unit for unit in dict.fromkeys(units) if unit not in drawn]
         for start in reversed(range(0, len(undrawn), UNITS_PER_BATCH)):  # what is asked for last is drawn first
             self.draw(undrawn[start : start + UNITS_PER_BATCH], is_prepared=True)
+
+    def draw_all(self, units: Sequence[Unit]) -> "Mapping[Unit, Future[bytes]]":
+        """The blocks of these units: packed ones, or drawn before all that was asked for earlier."""
+        if self._queries.atlas.packed_patches is not None:
+            return {unit: self.block(unit) for unit in units}
+        return self.draw(units)
 
     def draw(self, units: Sequence[Unit], is_prepared: bool = False) -> "Mapping[Unit, Future[bytes]]":
         """Draw the blocks of these units before all that was asked for earlier."""
@@ -170,7 +192,7 @@ class BlockBatch:
             picture, has_changed = None, isinstance(reason, Changed)
         blocks = {}
         for unit, row in rows:
-            patch = draw_missing_patch(PATCH_PX, has_changed) if picture is None else self._cut_patch(picture, row)
+            patch = draw_missing_patch(PATCH_PX, has_changed, PAGE_GROUND) if picture is None else self._cut_patch(picture, row)
             patches = self._add_patch(unit, row, patch)
             if patches is not None:
                 blocks[unit] = self._draw_block(unit, patches)
@@ -181,7 +203,7 @@ class BlockBatch:
 
     def _cut_patch(self, picture: Image.Image, row: int) -> Image.Image:
         peak = self._queries.peak(row)
-        return cut_patch(picture, Crop(peak.patch_box, peak.visible_box), PATCH_PX, transparent=True)
+        return cut_patch(picture, Crop(peak.patch_box, peak.visible_box), PATCH_PX, PAGE_GROUND)
 
     def _add_patch(self, unit: Unit, row: int, patch: Image.Image) -> list[Image.Image] | None:
         """Keep a patch; gives all patches of its unit, strongest first, where it was the last to come."""
@@ -195,7 +217,7 @@ class BlockBatch:
 
     def _draw_block(self, unit: Unit, patches: Sequence[Image.Image]) -> bytes:
         layer, number = unit
-        return draw_square(patches, self._patch_count, PATCH_PX, block_notice(patches, self._queries.ties(layer).get(number)))
+        return draw_block(patches, self._patch_count, block_notice(patches, self._queries.ties(layer).get(number)))
 
 
 def _finished_future(content: bytes) -> "Future[bytes]":

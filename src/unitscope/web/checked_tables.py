@@ -10,15 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from unitscope.atlas import Atlas
 from unitscope.atlas.reading import MAX_BOX_SIDE_PX
+from unitscope.atlas.samples import NumpyColumns
 from unitscope.errors import AtlasError
 from unitscope.records import Layer
-
-NumpyColumns = Mapping[str, NDArray[Any]]
-"""Columns of a table by name, all of one length."""
 
 MAX_UNITS, MAX_UNITS_PER_LAYER = 2_000_000, 1 << 18
 """What pages can show: a unit takes about 450 bytes of HTML on the page of its layer, and 380 of memory while that page is built."""
@@ -99,23 +96,6 @@ def _check_peak_boxes(atlas: Atlas, peaks: NumpyColumns) -> None:
                 raise atlas.broken("a peak's box lies beyond any image")
             if not (starts < stops).all():
                 raise atlas.broken("a peak's box has no pixels")
-
-
-def read_sample(atlas: Atlas, layer: Layer) -> NumpyColumns:
-    """A layer's values in the sample but NaN, by unit, value and image."""
-    table = atlas.sample(layer.name)
-    if any(column.null_count for column in table.columns):
-        raise atlas.broken("its sample lacks values")
-    columns = {name: table[name].to_numpy() for name in table.column_names if name != "layer"}
-    limits = {"unit": layer.units, "y": layer.map_height, "x": layer.map_width}
-    if any(((columns[name] < 0) | (columns[name] >= limit)).any() for name, limit in limits.items()):
-        raise atlas.broken(f"its sample has units or cells that layer {layer.name!r} lacks")
-    columns = {name: column[~np.isnan(columns["value"])] for name, column in columns.items()}
-    order = np.lexsort((columns["image"], columns["value"], columns["unit"]))
-    sample = {name: column[order] for name, column in columns.items()}
-    del table, columns
-    pa.default_memory_pool().release_unused()  # Arrow keeps what it read the whole table with, as much as all else here
-    return sample
 
 
 def read_units(atlas: Atlas, layer: Layer) -> list[dict[str, Any]]:

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unitscope.atlas.explanations import explained_layer
+from unitscope.atlas.samples import z_scores
 from unitscope.images import Geometry, Skipped, decode_image
 from unitscope.records import Box, ClassScore, ImageExplanation, Layer, Response, UnitEffect
-from unitscope.web.page_records import AtlasSummary, Trust
+from unitscope.web.page_records import AtlasSummary
 from unitscope.web.pages import PageBuilder
+from unitscope.web.purpose_records import Trust
 from unitscope.web.queries import AtlasQueries
-from unitscope.web.samples import z_scores
 
 MAX_UPLOAD_MB, MAX_UPLOAD_PIXELS = 20, 50_000_000
 """An image of 50 million pixels takes 150 MB when it is decoded."""
@@ -60,11 +61,13 @@ MAX_DIGITS = 10
 
 @dataclass(frozen=True, slots=True)
 class CarryingUnit:
-    """A unit that raises the score in an image, or lowers it; `map` says where, as rows, columns and whole numbers from -99 to 99."""
+    """A unit that raises the score in an image, or lowers it; `map` says where, as rows, columns and whole numbers from -99 to 99. `name` and
+    `predictability` are those of `names` and `scores`."""
 
     layer: str
     unit: int
     name: str | None
+    predictability: float | None
     effect: float
     share: float
     map: str | None
@@ -160,7 +163,10 @@ def explained_image(pages: PageBuilder, image: Image.Image, explanation: ImageEx
 
     def carrying(units: Sequence[UnitEffect]) -> list[CarryingUnit]:
         return [
-            CarryingUnit(of_layer.layer, unit.unit, meanings[unit.unit].name, unit.effect, unit.share, None if unit.map is None else _map_text(unit.map))
+            CarryingUnit(
+                of_layer.layer, unit.unit, meanings[unit.unit].name, meanings[unit.unit].predictability,
+                unit.effect, unit.share, None if unit.map is None else _map_text(unit.map),
+            )
             for unit in units
         ]  # fmt: skip
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from unitscope.atlas.depth import DEPTH_PLOTS, SIZE_PLOT
 from unitscope.atlas.figures import choose_overview_layers, draw_units
-from unitscope.atlas.patches import MAX_PATCHES
+from unitscope.atlas.reading import MAX_PATCHES
 from unitscope.atlas.schema import MANIFEST
 from unitscope.records import Layer
 from unitscope.web.addresses import slug

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unitscope.web.checked_tables import NumpyColumns
+from unitscope.atlas.samples import NumpyColumns
 
 
 @dataclass(frozen=True, slots=True)

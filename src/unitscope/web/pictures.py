@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from io import BytesIO
-from math import ceil, sqrt
 from typing import Any
 
 from PIL import Image
 
 from unitscope.atlas import Atlas
-from unitscope.atlas.patches import MAX_PATCHES, cut_attributions, resolve_patch_kind
-from unitscope.drawing import draw_grid, draw_notice
+from unitscope.atlas.packed import JPEG_QUALITY, block_side
+from unitscope.atlas.patches import cut_attributions, resolve_patch_kind
+from unitscope.atlas.reading import MAX_PATCHES
+from unitscope.drawing import PAGE_GROUND, draw_grid, draw_notice
 from unitscope.records import Peak
 
 PATCH_PX = 64
@@ -23,7 +24,22 @@ def draw_image(atlas: Atlas, image: int) -> bytes:
 
     Raises `Skipped` or `ImagesError` where it can't be read any more.
     """
-    picture = atlas.picture(image).convert("RGB")
+    packed = _packed_picture(atlas, image, atlas.key(image))
+    return _draw_picture(atlas.picture(image)) if packed is None else packed
+
+
+def draw_predicted_image(atlas: Atlas, image: int, key: str) -> bytes:
+    """The same of an image that the atlas mentions for what the network predicts alone."""
+    packed = _packed_picture(atlas, image, key)
+    return _draw_picture(atlas.picture_of_key(image, key)) if packed is None else packed
+
+
+def _packed_picture(atlas: Atlas, image: int, key: str) -> bytes | None:
+    return None if atlas.packed_pictures is None else atlas.packed_pictures.content(image, key)
+
+
+def _draw_picture(picture: Image.Image) -> bytes:
+    picture = picture.convert("RGB")
     picture.thumbnail((MAX_IMAGE_PX, MAX_IMAGE_PX), Image.Resampling.BICUBIC)
     return _encode(picture, "JPEG", quality=90)
 
@@ -34,17 +50,19 @@ def draw_attributions(atlas: Atlas, method: str, layer: str, unit: int) -> bytes
     peaks = [Peak(**row) for row in atlas.peaks(layer, unit).to_pylist()][:patch_count]
     patch_kind = resolve_patch_kind(atlas, atlas.layer(layer), "auto")
     images = cut_attributions(atlas, peaks, patch_kind, method, ATTRIBUTION_PX)
-    return draw_square([images[peak.unit, peak.rank] for peak in peaks], patch_count, ATTRIBUTION_PX)
-
-
-def draw_square(patches: Sequence[Image.Image], patch_count: int, size_px: int, mark_text: str = "") -> bytes:
-    """Patches row by row in a square that has room for `patch_count`, as WebP; the rest of it is transparent.
-
-    `mark_text` is written over them; none is written where it is empty.
-    """
-    square = draw_grid(patches, ceil(sqrt(patch_count)) ** 2, size_px, gap_px=0, transparent=True)
-    draw_notice(square, mark_text)
+    square = _in_square([images[peak.unit, peak.rank] for peak in peaks], patch_count, ATTRIBUTION_PX)
     return _encode(square, "WEBP", quality=82, method=1)
+
+
+def draw_block(patches: Sequence[Image.Image], patch_count: int, notice: str = "") -> bytes:
+    """Patches row by row in a square that has room for `patch_count`, as JPEG; `notice` is written over them."""
+    square = _in_square(patches, patch_count, PATCH_PX)
+    draw_notice(square, notice)
+    return _encode(square, "JPEG", quality=JPEG_QUALITY)
+
+
+def _in_square(patches: Sequence[Image.Image], patch_count: int, size_px: int) -> Image.Image:
+    return draw_grid(patches, block_side(patch_count) ** 2, size_px, gap_px=0, ground=PAGE_GROUND)
 
 
 def _encode(image: Image.Image, file_format: str, **options: Any) -> bytes:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from unitscope.atlas import Atlas
 from unitscope.atlas.tables import CIRCUITS, EFFECT_LAYERS, EFFECTS, KNOCKOUTS, MISTAKES, PREDICTIONS, SHORTCUTS
 from unitscope.errors import AtlasError
-from unitscope.web.page_records import (
+from unitscope.web.purpose_records import (
     Candidate,
     CircuitDrawing,
     CircuitEdge,
@@ -189,6 +189,12 @@ class PurposeQueries:
     @cached_property
     def _known_keys(self) -> Mapping[int, str]:
         return self._image_keys()
+
+    @cached_property
+    def predicted_images(self) -> dict[int, str]:
+        """The keys of images that are shown for what the network predicts, and that have no page, by number."""
+        shown = [image for confusion in self.confusions.values() for image in confusion.shown]
+        return {image.image: image.key for image in shown if not image.is_known}
 
     @cached_property
     def mistakes(self) -> list[Confusion]:

@@ -19,6 +19,7 @@ from unitscope.atlas import Atlas
 from unitscope.atlas.depth import depth_table
 from unitscope.atlas.meaning import UnitMeaning, read_meanings
 from unitscope.atlas.patches import patch_crop, patch_size, resolve_patch_kind
+from unitscope.atlas.samples import BANDS, LayerSample, SampleStatistics, read_sample
 from unitscope.atlas.tables import ATTRIBUTION_METHODS, FACETS
 from unitscope.atlas.ties import Tie, find_ties, units_without_preference
 from unitscope.errors import AtlasError, ImagesError
@@ -31,14 +32,12 @@ from unitscope.web.checked_tables import (
     read_images,
     read_layers,
     read_peaks,
-    read_sample,
     read_units,
 )
 from unitscope.web.meanings import NamedUnits
 from unitscope.web.page_records import Example, PatchSize, SimilarUnit, UnitStatistics
 from unitscope.web.peak_table import PeakTable
 from unitscope.web.purpose import PurposeQueries
-from unitscope.web.samples import BANDS, LayerSample, SampleStatistics
 from unitscope.web.unit_statistics import describe_units
 from unitscope.web.unit_tables import LayerTables, UnitTables
 
@@ -125,7 +124,9 @@ class AtlasQueries:
 
     @cached_property
     def images_error(self) -> str | None:
-        """Why the source images can't be shown; None where they can."""
+        """Why the images can't be shown; None where they can, or where packed patches and pictures stand for them."""
+        if self.atlas.packed_patches is not None and self.atlas.packed_pictures is not None:
+            return None
         try:
             _ = self.atlas.source
         except ImagesError as error:

@@ -20,7 +20,7 @@ from unitscope.web.comparison import AtlasComparison
 from unitscope.web.openapi import describe_api
 from unitscope.web.page_records import GlossaryPage, Page
 from unitscope.web.pages import PageBuilder
-from unitscope.web.pictures import draw_attributions, draw_image
+from unitscope.web.pictures import draw_attributions, draw_image, draw_predicted_image
 from unitscope.web.queries import AtlasQueries
 from unitscope.web.rendering import Navigation, encode_json, render_html
 
@@ -48,7 +48,9 @@ def export(
     `on_units` gets how many units more are done. Raises `AtlasError` where the folder is not empty or can't be written, `ImagesError`
     where the images are gone, or none of them can be drawn.
     """
-    _ = atlas.source, compared_atlas.source if compared_atlas is not None else None
+    for exported in (atlas, compared_atlas):
+        if exported is not None and (exported.packed_patches is None or exported.packed_pictures is None):
+            _ = exported.source
     path = Path(os.path.realpath(site))
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise AtlasError(f"{str(site)!r} is there already and not empty; give another folder")
@@ -111,6 +113,11 @@ def _write_images(queries: AtlasQueries, folder: Path) -> dict[str, str]:
     if undrawn_images and len(undrawn_images) == len(queries.images):
         key, reason_text = next(iter(undrawn_images.items()))
         raise ImagesError(f"none of {len(undrawn_images):,} images can be drawn: {key!r} {reason_text}; {WHERE_IMAGES_ARE}")
+    for number, key in queries.purpose.predicted_images.items():
+        try:
+            _write(folder / Addresses().predicted_image_file(number), draw_predicted_image(queries.atlas, number, key))
+        except Skipped as reason:
+            undrawn_images[key] = str(reason)
     return undrawn_images
 
 
@@ -129,7 +136,7 @@ def _write_blocks(queries: AtlasQueries, folder: Path, on_units: OnUnits | None)
     blocks = BlockDrawer(queries)
     all_units = ((layer.name, unit) for layer in queries.layers for unit in range(layer.units))
     for units in _batches(all_units, UNITS_PER_BATCH):
-        for (layer, unit), block in blocks.draw(units).items():
+        for (layer, unit), block in blocks.draw_all(units).items():
             _write(folder / Addresses().block(layer, unit), block.result())
         if on_units is not None:
             on_units(len(units))

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from unitscope.atlas.samples import SampleStatistics, z_scores
 from unitscope.atlas.ties import Tie
 from unitscope.web.page_records import UnitStatistics
-from unitscope.web.samples import SampleStatistics, z_scores
 
 
 def describe_units(

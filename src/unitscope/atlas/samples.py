@@ -1,16 +1,39 @@
 """A layer's values in the sample of images: quantiles, means and standard deviations, and the z-scores of other values."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from unitscope.web.checked_tables import NumpyColumns
+from unitscope.atlas.reading import AtlasReader
+from unitscope.records import Layer
+
+NumpyColumns = Mapping[str, NDArray[Any]]
+"""Columns of a table by name, all of one length."""
 
 BANDS = {"99 %": 0.99, "90 %": 0.9, "50 %": 0.5, "lowest": 0.0}
 """The quantiles of the sample that a unit page shows, by their names."""
 BAND_EXAMPLES = 3
+
+
+def read_sample(atlas: AtlasReader, layer: Layer) -> NumpyColumns:
+    """A layer's values in the sample but NaN, by unit, value and image."""
+    table = atlas.sample(layer.name)
+    if any(column.null_count for column in table.columns):
+        raise atlas.broken("its sample lacks values")
+    columns = {name: table[name].to_numpy() for name in table.column_names if name != "layer"}
+    limits = {"unit": layer.units, "y": layer.map_height, "x": layer.map_width}
+    if any(((columns[name] < 0) | (columns[name] >= limit)).any() for name, limit in limits.items()):
+        raise atlas.broken(f"its sample has units or cells that layer {layer.name!r} lacks")
+    columns = {name: column[~np.isnan(columns["value"])] for name, column in columns.items()}
+    order = np.lexsort((columns["image"], columns["value"], columns["unit"]))
+    sample = {name: column[order] for name, column in columns.items()}
+    del table, columns
+    pa.default_memory_pool().release_unused()  # Arrow keeps what it read the whole table with, as much as all else here
+    return sample
 
 
 @dataclass(frozen=True, slots=True)
