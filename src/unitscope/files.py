@@ -87,7 +87,7 @@ def _remove_leftovers(path: Path) -> None:
     """Remove what dead processes began to write for that path; a process that is alive may still be writing."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.unfinished"):
         process = leftover.name.split(".")[-2]
-        if process.isdigit() and not _is_alive(int(process)):
+        if process.isdigit() and not is_alive(int(process)):
             _remove(leftover)
 
 
@@ -99,7 +99,7 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
     """True where another process of that number runs, or where that can't be told."""
     if os.name == "nt":
         return True  # there a signal ends the process, whatever its number

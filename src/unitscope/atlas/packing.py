@@ -246,7 +246,7 @@ class _Cutting:
         rows = self.plan.rows_of_image.get(image, ()) if self.atlas.mentions(image, key) else ()
         if isinstance(picture, Skipped):
             self.count.failures += [f"{key!r} {picture}"] * len(rows)
-            missing = np.asarray(draw_missing_patch(self.size_px, isinstance(picture, Changed), PAGE_GROUND))
+            missing = draw_missing_patch(self.size_px, isinstance(picture, Changed), PAGE_GROUND)
             for row in rows:
                 self.spool.write(int(self.plan.slot[row]), missing)
             return None
@@ -255,7 +255,7 @@ class _Cutting:
         input_crop = geometry.to_source(Box(0, 0, *geometry.input))
         for row in rows:
             crop = Crop.of(geometry.to_source(Box(*self.plan.box[row].tolist())), input_crop, size)
-            self.spool.write(int(self.plan.slot[row]), np.asarray(cut_patch(picture, crop, self.size_px, PAGE_GROUND)))
+            self.spool.write(int(self.plan.slot[row]), cut_patch(picture, crop, self.size_px, PAGE_GROUND))
         if self.pictures_px is None:
             return None
         picture.thumbnail((self.pictures_px, self.pictures_px), Image.Resampling.BICUBIC)
@@ -295,10 +295,11 @@ class _Spool:
         self._file, self._shape, self._size = file, shape, int(np.prod(shape))
         self._lock = Lock()
 
-    def write(self, number: int, pixels: Pixels) -> None:
+    def write(self, number: int, patch: Image.Image) -> None:
+        content = patch.tobytes()
         with self._lock:
             self._file.seek(number * self._size)
-            self._file.write(pixels.tobytes())
+            self._file.write(content)
 
     def read(self, start: int, count: int) -> Pixels:
         """Some patches that follow each other; those that nobody wrote are black."""

@@ -94,27 +94,29 @@ def patch_size(atlas: AtlasReader, layer: Layer, kind: str) -> tuple[int, int]:
     return layer.receptive_field_height, layer.receptive_field_width
 
 
-def patch_crop(atlas: AtlasReader, peak: Peak, kind: str, image_size: tuple[int, int]) -> Crop:
-    """What a peak's patch shows of its source image, whose height and width `image_size` gives.
+def patch_crops(atlas: AtlasReader, peaks: Sequence[Peak], kind: str, image_sizes: Sequence[tuple[int, int]]) -> list[Crop]:
+    """What the patches of some peaks of one layer show of their source images, whose heights and widths `image_sizes` gives.
 
     `kind` is `field`, `effective` or `image`. Whatever draws patches draws this: sheets, blocks, and the SVG of pages.
 
     An effective receptive field is moved so that as much of it as possible lies on the input: padding is part of a receptive field, but
     nothing that a unit responds to.
     """
-    geometry = Geometry.of(atlas.preprocessing, *image_size)
-    input_crop = geometry.to_source(Box(0, 0, *geometry.input))
-    if kind == "field":
-        box = peak.source_box
-    else:
-        box = input_crop if kind == "image" else geometry.to_source(_box_on_input(atlas, peak, kind))
-    return Crop.of(box, input_crop, image_size)
+    boxes = [None] * len(peaks) if kind == "field" else _boxes_on_input(atlas, peaks, kind)
+    crops = []
+    for peak, box, size in zip(peaks, boxes, image_sizes, strict=True):
+        geometry = Geometry.of(atlas.preprocessing, *size)
+        input_crop = geometry.to_source(Box(0, 0, *geometry.input))
+        crops.append(Crop.of(peak.source_box if box is None else geometry.to_source(box), input_crop, size))
+    return crops
 
 
-def _box_on_input(atlas: AtlasReader, peak: Peak, kind: str) -> Box:
-    """The box that a peak's patch shows, unclipped, in network-input pixels."""
-    cell = {name: np.array([getattr(peak, name)]) for name in CELL_COLUMNS}
-    return Box(*boxes_on_input(atlas, atlas.layer(peak.layer), kind, cell)[0].tolist())
+def _boxes_on_input(atlas: AtlasReader, peaks: Sequence[Peak], kind: str) -> list[Box]:
+    """The boxes that the patches of peaks of one layer show, unclipped, in network-input pixels."""
+    if not peaks:
+        return []
+    cells = {name: np.array([getattr(peak, name) for peak in peaks]) for name in CELL_COLUMNS}
+    return [Box(*sides) for sides in boxes_on_input(atlas, atlas.layer(peaks[0].layer), kind, cells).tolist()]
 
 
 def boxes_on_input(atlas: AtlasReader, layer: Layer, kind: str, cells: Mapping[str, Any]) -> NDArray[np.float64]:
@@ -237,8 +239,10 @@ class _Pictures:
         picture = atlas.shown_picture(image) if self.are_packed else atlas.picture(image)
         size = atlas.image_size(image)
         scale = picture.height / size[0], picture.width / size[1]
+        crops = patch_crops(atlas, peaks, self.kind, [size] * len(peaks))
         return {
-            (p.unit, p.rank): cut_patch(picture, patch_crop(atlas, p, self.kind, size).scaled(*scale), size_px) for p in peaks
+            (peak.unit, peak.rank): cut_patch(picture, crop.scaled(*scale), size_px)
+            for peak, crop in zip(peaks, crops, strict=True)
         }
 
 
@@ -249,7 +253,7 @@ def cut_attributions(
 
     Raises `AtlasError` where the method has no table, or a stale or broken one.
     """
-    boxes = {(peak.unit, peak.rank): _box_on_input(atlas, peak, kind) for peak in peaks}
+    boxes = {(peak.unit, peak.rank): box for peak, box in zip(peaks, _boxes_on_input(atlas, peaks, kind), strict=True)}
     pictures = dict.fromkeys(boxes, Image.new("RGB", (size_px, size_px), EMPTY_SLOT))
     units = sorted({peak.unit for peak in peaks})
     for row in atlas.attributions(method, peaks[0].layer, units).to_pylist() if peaks else ():

@@ -52,7 +52,7 @@ class AtlasReader:
         """How many peaks a unit has at most."""
         return int(self.manifest["k"])
 
-    @property
+    @cached_property
     def preprocessing(self) -> Preprocessing | None:
         """How images became inputs; None where they came as tensors."""
         return msgspec.convert(self.manifest["preprocessing"], Preprocessing | None)

@@ -4,8 +4,11 @@ Addresses are relative, so that a site opens under any path, and from a folder o
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import sha256
+from math import ceil
 
 MAX_SLUG_LENGTH = 100
 """Longer names end in a hash. File systems take names of up to 255 bytes, and a slug has an extension besides."""
@@ -32,6 +35,31 @@ def json_path(path: str) -> str:
     return f"api/{path.removesuffix('.html')}.json"
 
 
+RESERVED_NAMES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?$", re.IGNORECASE)
+"""Names that are devices, and no files, on Windows."""
+
+
+def file_name(slug: str) -> str:
+    """A slug as the name of a file on any disk: also where `Dog` and `dog` are one name, and where some names are devices.
+
+    >>> file_name("features.4"), file_name("Dog"), file_name("con.1")
+    ('features.4', 'Dog~89e6dc', 'con.1~e26b1a')
+    """
+    is_safe = slug == slug.lower() and not RESERVED_NAMES.match(slug) and not slug.endswith(".")
+    return slug if is_safe else f"{slug}~{sha256(slug.encode()).hexdigest()[:6]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sprite:
+    """Where a block lies in a picture of many: its column and row, and how many there are, at `href`."""
+
+    href: str
+    column: int
+    row: int
+    columns: int
+    rows: int
+
+
 @dataclass(frozen=True, slots=True)
 class Addresses:
     """All addresses, relative to one page; `root` leads from that page to the first page, such as `../`."""
@@ -41,6 +69,15 @@ class Addresses:
     @classmethod
     def seen_from(cls, path: str) -> "Addresses":
         return cls("../" * path.count("/"))
+
+    @property
+    def is_site(self) -> bool:
+        """True for an exported site: few files, of which one shows all units, images and names."""
+        return False
+
+    def sprite(self, layer: str, unit: int) -> Sprite | None:
+        """Where the block of a unit lies in an exported site; None where it is a picture of its own."""
+        return None
 
     @property
     def network(self) -> str:
@@ -74,6 +111,10 @@ class Addresses:
 
     def block(self, layer: str, unit: int) -> str:
         return f"{self.root}blocks/{slug(layer)}/{unit}.jpg"
+
+    def bands(self, layer: str, unit: int) -> str:
+        """Images of the sample around a unit's quantiles, as one picture."""
+        return f"{self.root}bands/{slug(layer)}/{unit}.jpg"
 
     def attributions(self, method: str, layer: str, unit: int) -> str:
         return f"{self.root}attributions/{method}/{slug(layer)}/{unit}.webp"
@@ -112,3 +153,77 @@ class Addresses:
     def json(self, path: str) -> str:
         """The JSON of the page at that path."""
         return f"{self.root}{json_path(path)}"
+
+
+SPRITE_COLUMNS, UNITS_PER_SPRITE = 8, 32
+"""How many blocks share a picture: some 320 kB, which a page that shows one of them has to load."""
+
+
+@dataclass(frozen=True)
+class SiteAddresses(Addresses):
+    """The addresses of an exported site. Units, images, labels, names, classes and mistakes are parts of `page.html`, which is told in the
+    address which of them it is to show: `page.html#units/features.4/17`.
+
+    `unit_counts` has the number of units of each layer, in call order; `compared` those of the second atlas, if any.
+    """
+
+    unit_counts: Mapping[str, int] = field(default_factory=dict)
+    compared: Mapping[str, int] = field(default_factory=dict)
+
+    def from_page(self, path: str) -> "SiteAddresses":
+        """The same, seen from the file at that path."""
+        return replace(self, root="../" * path.count("/"))
+
+    def file_of(self, path: str) -> str:
+        """The file of the page that is served at that path."""
+        folder, separator, name = path.rpartition("/")
+        return f"{folder}{separator}{file_name(name.removesuffix('.html'))}.html"
+
+    @property
+    def is_site(self) -> bool:
+        return True
+
+    @property
+    def compared_atlas(self) -> "SiteAddresses":
+        return SiteAddresses(f"{self.root}compared/", self.compared)
+
+    @cached_property
+    def _layer_numbers(self) -> dict[str, int]:
+        return {layer: number for number, layer in enumerate(self.unit_counts)}
+
+    def sprite(self, layer: str, unit: int) -> Sprite:
+        first = unit - unit % UNITS_PER_SPRITE
+        rows = ceil(min(UNITS_PER_SPRITE, self.unit_counts[layer] - first) / SPRITE_COLUMNS)
+        row, column = divmod(unit - first, SPRITE_COLUMNS)
+        href = f"{self.root}blocks/{self._layer_numbers[layer]}-{unit // UNITS_PER_SPRITE}.jpg"
+        return Sprite(href, column, row, SPRITE_COLUMNS, rows)
+
+    def layer(self, name: str) -> str:
+        return f"{self.root}layers/{file_name(slug(name))}.html"
+
+    def layer_comparison(self, name: str) -> str:
+        return f"{self.root}compare/{file_name(slug(name))}.html"
+
+    def attributions(self, method: str, layer: str, unit: int) -> str:
+        return f"{self.root}attributions/{method}/{self._layer_numbers[layer]}-{unit}.webp"
+
+    def unit(self, layer: str, unit: int) -> str:
+        return self._part(f"units/{slug(layer)}/{unit}")
+
+    def image(self, image: int) -> str:
+        return self._part(f"images/{image}")
+
+    def label(self, name: str) -> str:
+        return self._part(f"labels/{slug(name)}")
+
+    def concept(self, node: str) -> str:
+        return self._part(f"concepts/{slug(node)}")
+
+    def class_page(self, position: int) -> str:
+        return self._part(f"classes/{position}")
+
+    def mistake(self, label_class: int, predicted: int) -> str:
+        return self._part(f"mistakes/{label_class}-{predicted}")
+
+    def _part(self, name: str) -> str:
+        return f"{self.root}page.html#{name}"

@@ -35,7 +35,7 @@ from unitscope.web.image_search import MAX_UPLOAD_MB, ExplainImage, RunNetwork
 from unitscope.web.openapi import describe_api
 from unitscope.web.page_records import ImageSearchPage, Page, units_shown_on
 from unitscope.web.pages import PageBuilder
-from unitscope.web.pictures import draw_attributions, draw_image, draw_predicted_image
+from unitscope.web.pictures import draw_attributions, draw_bands, draw_image, draw_predicted_image
 from unitscope.web.protection import KnownHosts, ProtectiveHeaders, SameOrigin
 from unitscope.web.queries import AtlasQueries
 from unitscope.web.rendering import Navigation, encode_json, render_error, render_html
@@ -140,6 +140,7 @@ class AtlasRoutes:
             *self._page_routes("mistakes/{label_class:number}-{predicted:number}.html", pages.mistake_page),
             Route("/glossary.html", partial(self._answer_html, pages.glossary_page)),
             Route("/blocks/{layer_slug}/{unit:number}.jpg", self._answer_block),
+            Route("/bands/{layer_slug}/{unit:number}.jpg", self._answer_bands),
             Route("/attributions/{method}/{layer_slug}/{unit:number}.webp", self._answer_attributions),
             Route("/images/{image:number}.jpg", self._answer_image),
             Route("/predicted-images/{image:number}.jpg", self._answer_predicted_image),
@@ -198,6 +199,13 @@ class AtlasRoutes:
             if not block.cancelled():
                 raise  # it is this request that ends
         return await self._draw_block(unit)  # another page was opened, and the batch of this block was given up
+
+    async def _answer_bands(self, request: Request) -> Response:
+        layer, unit = self._unit_of(request)
+        content = await run_in_threadpool(draw_bands, self._pages.queries, layer.name, unit)
+        if content is None:
+            raise HTTPException(404)
+        return Response(content, media_type="image/jpeg", headers={"Cache-Control": "max-age=60"})
 
     async def _answer_attributions(self, request: Request) -> Response:
         (layer, unit), method = self._unit_of(request), request.path_params["method"]

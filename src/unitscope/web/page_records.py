@@ -294,7 +294,7 @@ class Facet:
 class UnitPage:
     """One unit: what it is, its peaks, images of the sample to compare them with, and similar units.
 
-    `meaning` is what is known of it, `sentence` the same in words. `facets` are there where there are several.
+    The unit's block has `patch_columns` patches side by side. `meaning` is what is known of it, `sentence` the same in words. `facets` are there where there are several.
 
     `attribution_methods` names the methods that were used on the unit, each with what it does; `attribution_errors` the methods whose
     tables can't be read, each with the reason. `tables` is what added tables of units say of it, `table_errors` why some can't be read.
@@ -306,6 +306,7 @@ class UnitPage:
     atlas: AtlasSummary
     layer: Layer
     patch: PatchSize
+    patch_columns: int
     statistics: UnitStatistics
     meaning: UnitMeaning
     sentence: list[NamePiece]
@@ -442,6 +443,15 @@ class MistakePage:
     atlas: AtlasSummary
     confusion: Confusion
     units: list[MistakenUnit]
+
+
+@dataclass(frozen=True, slots=True)
+class PartsPage:
+    """The page of an exported site that shows one of many parts, as its address says."""
+
+    template: ClassVar[str] = "parts.html"
+    path: str
+    atlas: AtlasSummary
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from unitscope.atlas.depth import DEPTH_PLOTS, SIZE_PLOT
 from unitscope.atlas.figures import choose_overview_layers, draw_units
+from unitscope.atlas.packed import block_side
 from unitscope.atlas.reading import MAX_PATCHES
 from unitscope.atlas.schema import MANIFEST
 from unitscope.records import Layer
-from unitscope.web.addresses import slug
+from unitscope.web.addresses import file_name, slug
 from unitscope.web.checked_tables import ImageEntry
 from unitscope.web.page_records import (
     SORT_KEYS,
@@ -114,7 +115,7 @@ class PageBuilder:
         name, statistics = layer.name, queries.unit_statistics(layer.name)[unit]
         meaning = queries.meanings(name)[unit]
         return UnitPage(
-            f"units/{layer_slug}/{unit}.html", self.atlas_summary, layer, queries.patch_size(name), statistics,
+            f"units/{layer_slug}/{unit}.html", self.atlas_summary, layer, queries.patch_size(name), block_side(min(queries.atlas.k, MAX_PATCHES)), statistics,
             meaning, meaning.sentence(),
             [Facet(number, len(examples), examples[:MAX_PATCHES]) for number, examples in queries.facets(name, unit).items()],
             previous_unit=unit - 1 if unit else None,
@@ -219,32 +220,50 @@ class PageBuilder:
     def glossary_page(self) -> GlossaryPage:
         return GlossaryPage("glossary.html", self.atlas_summary)
 
-    def every_page(self) -> Iterator[Callable[[], Page | None]]:
-        """Every page of an exported site, each to be built when it is its turn."""
+    def whole_pages(self) -> Iterator[Callable[[], Page | None]]:
+        """The pages that are files of an exported site, each to be built when it is its turn."""
         yield self.network_page
         yield self.glossary_page
-        for layer in self.queries.layers:
-            layer_slug = slug(layer.name)
-            yield partial(self.layer_page, layer_slug)
-            for unit in range(layer.units):
-                yield partial(self.unit_page, layer_slug, unit)
-        for image in self.queries.images:
-            yield partial(self.image_page, image)
-        for label_slug in self._labels_by_slug:
-            yield partial(self.label_page, label_slug)
-        for concept_slug in self._concepts_by_slug:
-            yield partial(self.concept_page, concept_slug)
         yield self.predictions_page
-        for position in self._classes:
-            yield partial(self.class_page, position)
-        for confusion in self.queries.purpose.mistakes:
-            yield partial(self.mistake_page, confusion.label_class, confusion.predicted)
+        for layer in self.queries.layers:
+            yield partial(self.layer_page, slug(layer.name))
 
-    def search_index(self) -> dict[str, Any]:
-        """What the search box looks through."""
+    def other_parts(self) -> Iterator[str]:
+        """The paths, without an ending, of all pages but these and those of units."""
+        yield from (f"images/{image}" for image in self.queries.images)
+        yield from (f"labels/{label_slug}" for label_slug in self._labels_by_slug)
+        yield from (f"concepts/{concept_slug}" for concept_slug in self._concepts_by_slug)
+        yield from (f"classes/{position}" for position in self._classes)
+        for confusion in self.queries.purpose.confusions.values():
+            yield f"mistakes/{confusion.label_class}-{confusion.predicted}"
+
+    def part(self, path: str) -> Page | None:
+        """The page at a path without an ending, of a unit or one of `other_parts`."""
+        kind, *names = path.split("/")
+        match kind:
+            case "units":
+                return self.unit_page(names[0], int(names[1]))
+            case "images":
+                return self.image_page(int(names[0]))
+            case "labels":
+                return self.label_page(names[0])
+            case "concepts":
+                return self.concept_page(names[0])
+            case "classes":
+                return self.class_page(int(names[0]))
+            case "mistakes":
+                label_class, _, predicted = names[0].rpartition("-")
+                return self.mistake_page(int(label_class), int(predicted))
+        return None
+
+    def search_index(self, with_files: bool = False) -> dict[str, Any]:
+        """What the search box looks through; `with_files` says where layers' pages lie in an exported site."""
         concepts = self.queries.concepts
         return {
-            "layers": [[layer.name, slug(layer.name), layer.units] for layer in self.queries.layers],
+            "layers": [
+                [layer.name, slug(layer.name), layer.units, *([file_name(slug(layer.name))] if with_files else ())]
+                for layer in self.queries.layers
+            ],
             "names": [
                 [concepts.names[node], concept_slug, len(concepts.units[node])]
                 for concept_slug, node in self._concepts_by_slug.items()

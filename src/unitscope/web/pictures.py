@@ -10,8 +10,12 @@ from unitscope.atlas import Atlas
 from unitscope.atlas.packed import JPEG_QUALITY, block_side
 from unitscope.atlas.patches import cut_attributions, resolve_patch_kind
 from unitscope.atlas.reading import MAX_PATCHES
-from unitscope.drawing import PAGE_GROUND, draw_grid, draw_notice
+from unitscope.drawing import PAGE_GROUND, Crop, cut_patch, draw_grid, draw_missing_patch, draw_notice
+from unitscope.errors import ImagesError
+from unitscope.images import Changed, Skipped
 from unitscope.records import Peak
+from unitscope.web.page_records import Example
+from unitscope.web.queries import AtlasQueries
 
 PATCH_PX = 64
 ATTRIBUTION_PX = 2 * PATCH_PX
@@ -52,6 +56,31 @@ def draw_attributions(atlas: Atlas, method: str, layer: str, unit: int) -> bytes
     images = cut_attributions(atlas, peaks, patch_kind, method, ATTRIBUTION_PX)
     square = _in_square([images[peak.unit, peak.rank] for peak in peaks], patch_count, ATTRIBUTION_PX)
     return _encode(square, "WEBP", quality=82, method=1)
+
+
+def draw_bands(queries: AtlasQueries, layer: str, unit: int) -> bytes | None:
+    """Three images of the sample in each of four rows, around a unit's quantiles, as JPEG: the packed ones, or cut from their images."""
+    packed = queries.atlas.packed_patches
+    if packed is not None and packed.has_bands:
+        return packed.block(layer, unit, "bands")
+    bands = queries.bands(layer, unit)
+    if not bands:
+        return None
+    grid = Image.new("RGB", (3 * PATCH_PX, len(bands) * PATCH_PX), PAGE_GROUND.empty)
+    for row, examples in enumerate(bands.values()):
+        for column, example in enumerate(examples):
+            grid.paste(_cut_example(queries.atlas, example), (column * PATCH_PX, row * PATCH_PX))
+    return _encode(grid, "JPEG", quality=JPEG_QUALITY)
+
+
+def _cut_example(atlas: Atlas, example: Example) -> Image.Image:
+    image = example.source_image
+    try:
+        picture = atlas.shown_picture(image.image)
+    except (Skipped, ImagesError) as reason:
+        return draw_missing_patch(PATCH_PX, isinstance(reason, Changed), PAGE_GROUND)
+    crop = Crop(example.patch_box, example.visible_box).scaled(picture.height / image.height, picture.width / image.width)
+    return cut_patch(picture, crop, PATCH_PX, PAGE_GROUND)
 
 
 def draw_block(patches: Sequence[Image.Image], patch_count: int, notice: str = "") -> bytes:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from unitscope.atlas import Atlas
 from unitscope.atlas.tables import CIRCUITS, EFFECT_LAYERS, EFFECTS, KNOCKOUTS, MISTAKES, PREDICTIONS, SHORTCUTS
 from unitscope.errors import AtlasError
+from unitscope.web.checked_tables import MAX_UNITS
 from unitscope.web.purpose_records import (
     Candidate,
     CircuitDrawing,
@@ -33,6 +34,7 @@ from unitscope.web.purpose_records import (
     UnitCircuit,
     UnitEffects,
 )
+from unitscope.web.rows_by_unit import RowsByUnit
 
 LOG = logging.getLogger(__name__)
 CLASSES_EACH_WAY = 6
@@ -58,7 +60,7 @@ class PurposeQueries:
 
     def __init__(self, atlas: Atlas, image_keys: Callable[[], Mapping[int, str]]) -> None:
         self.atlas, self._image_keys = atlas, image_keys
-        self._effects: LRUCache[str, pa.Table] = LRUCache(LAYERS_KEPT)
+        self._effects: LRUCache[str, RowsByUnit | None] = LRUCache(LAYERS_KEPT)
         self._lock = Lock()
 
     @cached_property
@@ -89,22 +91,33 @@ class PurposeQueries:
 
     def unit_effects(self, layer: str, unit: int) -> UnitEffects | None:
         """The classes that a unit raises most, and those that it lowers; None where effects weren't measured."""
-        table = self._layer_effects(layer)
-        if table is None:
+        effects = self._layer_effects(layer)
+        if effects is None:
             return None
-        rows = table.filter(pc.equal(table["unit"], unit)).sort_by([("effect", "descending")]).to_pylist()
-        effects = [self._class_effect(row) for row in rows if isfinite(row["effect"])]
-        raised = [effect for effect in effects if effect.effect > 0][:CLASSES_EACH_WAY]
-        lowered = [effect for effect in reversed(effects) if effect.effect < 0][:CLASSES_EACH_WAY]
-        return UnitEffects(raised, lowered, self.trust(layer), self._unit_knockouts(layer, unit))
+        rows = effects.rows(unit)
+        of_unit = effects.table.slice(rows.start, rows.stop - rows.start)
+        sizes = np.nan_to_num(of_unit["effect"].to_numpy(), nan=0, posinf=0, neginf=0)
+        order = np.argsort(-sizes, kind="stable")
+        raised, lowered = order[sizes[order] > 0], order[::-1][sizes[order[::-1]] < 0]
+        strongest = [
+            [self._class_effect(row) for row in of_unit.take(some[:CLASSES_EACH_WAY]).to_pylist()] for some in (raised, lowered)
+        ]
+        return UnitEffects(strongest[0], strongest[1], self.trust(layer), self._unit_knockouts(layer, unit))
 
     def _class_effect(self, row: Row) -> ClassEffect:
         name = self.class_name(row["class"])
         return ClassEffect(row["class"], name, row["effect"], row["standard_error"], row["share"], row["images"])
 
     def _unit_knockouts(self, layer: str, unit: int) -> list[Knockout]:
-        rows = [row for row in self._knockouts if row["layer"] == layer and row["units"] == str(unit)]
+        rows = self._knockouts_by_units.get((layer, str(unit)), [])
         return [self._knockout(row) for row in sorted(rows, key=lambda row: -abs(row["logit_drop"]))][:CLASSES_EACH_WAY]
+
+    @cached_property
+    def _knockouts_by_units(self) -> dict[tuple[str, str], list[Row]]:
+        by_units: dict[tuple[str, str], list[Row]] = {}
+        for row in self._knockouts:
+            by_units.setdefault((row["layer"], row["units"]), []).append(row)
+        return by_units
 
     def _knockout(self, row: Row) -> Knockout:
         return Knockout(
@@ -128,8 +141,8 @@ class PurposeQueries:
         """The units of each layer that raise a class most, and those that lower it."""
         found = []
         for layer in layers:
-            table = self._layer_effects(layer)
-            rows = [] if table is None else table.filter(pc.equal(table["class"], position)).to_pylist()
+            effects = self._layer_effects(layer)
+            rows = [] if effects is None else effects.table.filter(pc.equal(effects.table["class"], position)).to_pylist()
             units = sorted(
                 (row for row in rows if isfinite(row["effect"]) and self._has_unit(layer, row["unit"])),
                 key=lambda row: -row["effect"],
@@ -146,7 +159,7 @@ class PurposeQueries:
         rows = [row for row in self._knockouts if row["class"] == position]
         return [self._knockout(row) for row in sorted(rows, key=lambda row: -row["logit_drop"])][:CLASSES_EACH_WAY]
 
-    def _layer_effects(self, layer: str) -> pa.Table | None:
+    def _layer_effects(self, layer: str) -> RowsByUnit | None:
         with self._lock:
             if layer not in self._effects:
                 try:
@@ -157,7 +170,7 @@ class PurposeQueries:
                         if table is None
                         else pc.min_element_wise(*(table[name].is_valid().cast(pa.int8()) for name in columns))
                     )
-                    self._effects[layer] = None if table is None else table.filter(pc.equal(whole, 1))
+                    self._effects[layer] = None if table is None else RowsByUnit.of(table.filter(pc.equal(whole, 1)))
                 except AtlasError:
                     LOG.debug("effects can't be read", exc_info=True)
                     self._effects[layer] = None
@@ -235,27 +248,39 @@ class PurposeQueries:
         """What feeds a unit and what it feeds; None where nobody looked."""
         if not len(self._circuits):
             return None
-        fed_by, feeds = self._fed_by(layer, unit), self._feeds(layer, unit)
-        return UnitCircuit(fed_by[:FEEDING_UNITS], feeds[:FEEDING_UNITS], self._drawing(layer, unit)) if fed_by or feeds else None
+        fed_by, feeds = self._fed_by(layer, unit, FEEDING_UNITS), self._feeds(layer, unit, FEEDING_UNITS)
+        return UnitCircuit(fed_by, feeds, self._drawing(layer, unit)) if fed_by or feeds else None
 
-    def _fed_by(self, layer: str, unit: int) -> list[FeedingUnit]:
-        return self._feeding(layer, unit, "layer", "unit", "source_layer", "source_unit")
+    def _fed_by(self, layer: str, unit: int, count: int) -> list[FeedingUnit]:
+        return self._feeding(layer, unit, count, "layer", "source_layer", "source_unit")
 
-    def _feeds(self, layer: str, unit: int) -> list[FeedingUnit]:
-        return self._feeding(layer, unit, "source_layer", "source_unit", "layer", "unit")
+    def _feeds(self, layer: str, unit: int, count: int) -> list[FeedingUnit]:
+        return self._feeding(layer, unit, count, "source_layer", "layer", "unit")
 
     def _feeding(
-        self, layer: str, unit: int, layer_column: str, unit_column: str, other_layer: str, other_unit: str
+        self, layer: str, unit: int, count: int, layer_column: str, other_layer: str, other_unit: str
     ) -> list[FeedingUnit]:
-        code = self._layer_codes.get(layer, -1)
-        rows = np.flatnonzero((self._circuit_columns[layer_column] == code) & (self._circuit_columns[unit_column] == unit))
+        """So many units that feed one, or are fed by it, the strongest first."""
+        number = self._layer_codes.get(layer, -1) * MAX_UNITS + unit
+        numbers, order = self._circuits_by_unit[layer_column]
+        start, stop = np.searchsorted(numbers, [number, number + 1])
+        rows = order[start:stop]
         columns = {name: self._circuit_columns[name][rows] for name in (other_layer, other_unit, "contribution", "share")}
-        names = list(self._layer_codes)
+        others = columns[other_layer]
+        is_unit = (others >= 0) & (columns[other_unit] >= 0) & (columns[other_unit] < self._units_by_code[others])
+        order = np.argsort(-columns["share"], kind="stable")
         return [
-            FeedingUnit(names[int(columns[other_layer][row])], int(columns[other_unit][row]), float(columns["contribution"][row]), float(columns["share"][row]))
-            for row in np.argsort(-columns["share"], kind="stable")
-            if columns[other_layer][row] >= 0 and self._has_unit(names[int(columns[other_layer][row])], int(columns[other_unit][row]))
+            FeedingUnit(self._layer_names[others[row]], int(columns[other_unit][row]), float(columns["contribution"][row]), float(columns["share"][row]))
+            for row in order[is_unit[order]][:count].tolist()
         ]  # fmt: skip
+
+    @cached_property
+    def _layer_names(self) -> list[str]:
+        return list(self._layer_codes)
+
+    @cached_property
+    def _units_by_code(self) -> NDArray[np.int64]:
+        return np.array([layer.units for layer in self.atlas.layers], dtype=np.int64)
 
     def _drawing(self, layer: str, unit: int) -> CircuitDrawing:
         """Two layers up and down, as columns from left to right."""
@@ -269,7 +294,7 @@ class PurposeQueries:
             return nodes[key]
 
         def spread(start: CircuitNode, step: int, count: int) -> list[CircuitNode]:
-            found = (self._fed_by if step < 0 else self._feeds)(start.layer, start.unit)[:count]
+            found = (self._fed_by if step < 0 else self._feeds)(start.layer, start.unit, count)
             added = []
             for other in found:
                 beside = node(start.column + step, other.layer, other.unit)
@@ -291,6 +316,16 @@ class PurposeQueries:
     @cached_property
     def _circuits(self) -> NDArray[np.int32]:
         return self._circuit_columns["unit"]
+
+    @cached_property
+    def _circuits_by_unit(self) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """The rows in the order of the units that are fed, and of those that feed, with a number for each row's unit."""
+        found = {}
+        for layer, unit in (("layer", "unit"), ("source_layer", "source_unit")):
+            numbers = self._circuit_columns[layer].astype(np.int64) * MAX_UNITS + self._circuit_columns[unit]
+            order = np.argsort(numbers, kind="stable")
+            found[layer] = numbers[order], order
+        return found
 
     @cached_property
     def _circuit_columns(self) -> dict[str, NDArray[Any]]:

@@ -2,9 +2,9 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, MutableMapping
-from dataclasses import astuple
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from functools import cached_property
+from itertools import groupby
 from operator import attrgetter
 from threading import Lock
 from typing import Any
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from unitscope.atlas import Atlas
 from unitscope.atlas.depth import depth_table
 from unitscope.atlas.meaning import UnitMeaning, read_meanings
-from unitscope.atlas.patches import patch_crop, patch_size, resolve_patch_kind
+from unitscope.atlas.patches import patch_crops, patch_size, resolve_patch_kind
 from unitscope.atlas.samples import BANDS, LayerSample, SampleStatistics, read_sample
 from unitscope.atlas.tables import ATTRIBUTION_METHODS, FACETS
 from unitscope.atlas.ties import Tie, find_ties, units_without_preference
@@ -27,6 +27,7 @@ from unitscope.images import Geometry
 from unitscope.records import Box, Layer, Peak
 from unitscope.web.addresses import slug
 from unitscope.web.checked_tables import (
+    MAX_UNITS,
     ImageEntry,
     read_attributed_units,
     read_images,
@@ -38,6 +39,7 @@ from unitscope.web.meanings import NamedUnits
 from unitscope.web.page_records import Example, PatchSize, SimilarUnit, UnitStatistics
 from unitscope.web.peak_table import PeakTable
 from unitscope.web.purpose import PurposeQueries
+from unitscope.web.rows_by_unit import RowsByUnit
 from unitscope.web.unit_statistics import describe_units
 from unitscope.web.unit_tables import LayerTables, UnitTables
 
@@ -65,6 +67,7 @@ class AtlasQueries:
         self._ties: dict[Any, dict[int, Tie]] = {}
         self._layer_tables: MutableMapping[Any, LayerTables] = LRUCache(UNITS_KEPT)
         self._meanings: MutableMapping[Any, list[UnitMeaning]] = LRUCache(UNITS_KEPT)
+        self._unit_rows: MutableMapping[Any, RowsByUnit] = LRUCache(UNITS_KEPT)
 
     def check(self) -> None:
         """Raises `AtlasError` where the tables that every page needs are broken."""
@@ -173,8 +176,11 @@ class AtlasQueries:
 
     def peak(self, row: int) -> Example:
         """The peak of that row, with its boxes."""
+        return self._with_boxes([self._peak(row)])[0]
+
+    def _peak(self, row: int) -> Peak:
         columns = self._peaks.row(row)
-        return self._with_boxes(Peak(layer=self.layers[columns.pop("layer")].name, **columns), columns["rank"])
+        return Peak(layer=self.layers[columns.pop("layer")].name, **columns)
 
     def peak_image(self, row: int) -> int:
         """The image of the peak of that row."""
@@ -182,7 +188,7 @@ class AtlasQueries:
 
     def peaks(self, layer: str, unit: int) -> list[Example]:
         """A unit's peaks, strongest first."""
-        return [self.peak(row) for row in self.peak_rows(layer, unit)]
+        return self._with_boxes([self._peak(row) for row in self.peak_rows(layer, unit)])
 
     def peak_images(self, layer: str, unit: int) -> list[int]:
         """The images of a unit's peaks, strongest first."""
@@ -198,13 +204,17 @@ class AtlasQueries:
         unit_of_peak = self._peaks.column_of_layer("unit", self.layer_index(layer))
         return np.bincount(unit_of_peak, minlength=self._layer(layer).units)
 
-    def _with_boxes(self, peak: Peak, rank: int | None) -> Example:
-        image = self.images[peak.image]
-        size = image.height, image.width
-        crop = patch_crop(self.atlas, peak, self.patch_size(peak.layer).kind, size)
-        return Example(
-            peak.layer, peak.unit, rank, peak.value, peak.y, peak.x, image, peak.source_box, crop.box, crop.visible
-        )  # fmt: skip
+    def _with_boxes(self, peaks: Sequence[Peak]) -> list[Example]:
+        """Peaks of one layer, or rows of its sample, whose rank is 0, with their boxes."""
+        images = [self.images[peak.image] for peak in peaks]
+        kind = self.patch_size(peaks[0].layer).kind if peaks else ""
+        crops = patch_crops(self.atlas, peaks, kind, [(image.height, image.width) for image in images])
+        return [
+            Example(
+                peak.layer, peak.unit, peak.rank or None, peak.value, peak.y, peak.x, image, peak.source_box, crop.box, crop.visible
+            )
+            for peak, image, crop in zip(peaks, images, crops, strict=True)
+        ]  # fmt: skip
 
     # ── ties ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -251,7 +261,10 @@ class AtlasQueries:
 
     def peaks_in_image(self, image: int) -> list[Example]:
         """The peaks in an image of units that show a preference, by layer, unit and rank."""
-        return [self.peak(int(row)) for row in self._preferring_rows(image)]
+        peaks = [self._peak(int(row)) for row in self._preferring_rows(image)]
+        return [
+            example for _, of_layer in groupby(peaks, key=attrgetter("layer")) for example in self._with_boxes(list(of_layer))
+        ]
 
     def no_preference_peaks(self, image: int) -> int:
         """How many peaks in an image are of units that show no preference."""
@@ -274,13 +287,11 @@ class AtlasQueries:
         rows = np.concatenate([self._preferring_rows(image) for image in images])
         own_layer, layers, units = self.layer_index(layer), self._peaks.columns["layer"][rows], self._peaks.columns["unit"][rows]
         is_other = (layers != own_layer) | (units != unit)
-        pairs, shared = np.unique(np.stack([layers[is_other], units[is_other]]), axis=1, return_counts=True)
-        order = np.lexsort((pairs[1], pairs[0], np.abs(pairs[0] - own_layer), -shared))[:max_units]
-        return [
-            SimilarUnit(self.layers[pairs[0, index]].name, int(pairs[1, index]), int(shared[index]))
-            for index in order
-            if shared[index] > 1
-        ]
+        numbers, shared = np.unique(layers[is_other].astype(np.int64) * MAX_UNITS + units[is_other], return_counts=True)
+        numbers, shared = numbers[shared > 1], shared[shared > 1]
+        other_layers, other_units = np.divmod(numbers, MAX_UNITS)
+        order = np.lexsort((other_units, other_layers, np.abs(other_layers - own_layer), -shared))[:max_units]
+        return [SimilarUnit(self.layers[other_layers[i]].name, int(other_units[i]), int(shared[i])) for i in order]
 
     def label_counts(self, layer: str, unit: int) -> Counter[str]:
         """How many of a unit's peaks have each label; none where it shows no preference."""
@@ -349,40 +360,41 @@ class AtlasQueries:
         if (self.meanings(layer)[unit].facets or 0) < 2:
             return {}
         try:
-            facets, candidates = (self._rows_of_unit(name, layer, unit) for name in (FACETS.name, "candidates"))
+            facets, candidates = (self._rows_by_unit(name, layer).of_unit(unit) for name in (FACETS.name, "candidates"))
         except AtlasError:  # pages say why it can't be read
             return {}
         by_place = {row["candidate"]: row for row in candidates}
-        examples: dict[int, list[Example]] = {}
-        for row in facets:
+        of_facet: dict[int, list[dict[str, Any]]] = {}
+        for row in sorted(facets, key=lambda row: row["candidate"]):
             if row["candidate"] in by_place:
-                examples.setdefault(row["facet"], []).append(self._sampled(layer, unit, by_place[row["candidate"]]))
-        return dict(sorted(examples.items()))
+                of_facet.setdefault(row["facet"], []).append(by_place[row["candidate"]])
+        return {facet: self._sampled(layer, unit, rows) for facet, rows in sorted(of_facet.items())}
 
-    def _rows_of_unit(self, table: str, layer: str, unit: int) -> list[dict[str, Any]]:
-        of_layer = self.atlas.table(table, layer)
-        rows: list[dict[str, Any]] = of_layer.filter(pc.equal(of_layer["unit"], unit)).sort_by("candidate").to_pylist()
-        return rows
+    @cachedmethod(attrgetter("_unit_rows"), lock=attrgetter("_lock"))
+    def _rows_by_unit(self, table: str, layer: str) -> RowsByUnit:
+        return RowsByUnit.of(self.atlas.table(table, layer))
 
     def bands(self, layer: str, unit: int) -> dict[str, list[Example]]:
         """Images of the sample around its 99, 90 and 50 per cent quantile and at its lowest, for a unit; none without a sample."""
         sample = self.sample(layer)
         if not sample.rows(unit):
             return {}
-        return {
-            name: [self._sampled(layer, unit, sample.row(row)) for row in sample.band_rows(unit, quantile)]
-            for name, quantile in BANDS.items()
-        }
+        rows = {name: sample.band_rows(unit, quantile) for name, quantile in BANDS.items()}
+        examples = iter(self._sampled(layer, unit, [sample.row(row) for of_band in rows.values() for row in of_band]))
+        return {name: [next(examples) for _ in of_band] for name, of_band in rows.items()}
 
-    def _sampled(self, layer: str, unit: int, row: dict[str, Any]) -> Example:
-        """A row of the sample with its boxes."""
-        image = self.images.get(row["image"])
-        if image is None:
-            raise self.atlas.broken(f"its sample names image {row['image']}, which its images table lacks")
-        box = Box(*(row[side] for side in ("top", "left", "bottom", "right")))
-        source_box = Geometry.of(self.atlas.preprocessing, image.height, image.width).to_source(box)
-        peak = Peak(layer, unit, 0, row["value"], row["image"], row["y"], row["x"], *astuple(box), *astuple(source_box))
-        return self._with_boxes(peak, rank=None)
+    def _sampled(self, layer: str, unit: int, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
+        """Rows of the sample, or of candidates, of one unit, with their boxes."""
+        peaks = []
+        for row in rows:
+            image = self.images.get(row["image"])
+            if image is None:
+                raise self.atlas.broken(f"its sample names image {row['image']}, which its images table lacks")
+            top, left, bottom, right = (row[side] for side in ("top", "left", "bottom", "right"))
+            source = Geometry.of(self.atlas.preprocessing, image.height, image.width).to_source(Box(top, left, bottom, right))
+            sides = source.top, source.left, source.bottom, source.right
+            peaks.append(Peak(layer, unit, 0, row["value"], row["image"], row["y"], row["x"], top, left, bottom, right, *sides))
+        return self._with_boxes(peaks)
 
 
 def _patch_size(atlas: Atlas, layer: Layer) -> PatchSize:

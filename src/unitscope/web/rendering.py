@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from functools import cache
+from html import unescape
 from math import isfinite
 from typing import Any
 
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
+from unitscope.records import Box
 from unitscope.web.addresses import Addresses
 from unitscope.web.page_records import Histogram, Page
 from unitscope.wordnet import in_words
@@ -22,10 +25,16 @@ class Navigation:
     predictions: bool = False
 
 
-def render_html(page: Page, navigation: Navigation) -> str:
-    """The page as HTML."""
+def render_html(page: Page, navigation: Navigation, to: Addresses | None = None) -> str:
+    """The page as HTML; `to` are the addresses of a site, where it isn't served."""
     template = _environment().get_template(page.template)
-    return template.render(page=page, to=Addresses.seen_from(page.path), navigation=navigation)
+    return template.render(page=page, to=to or Addresses.seen_from(page.path), navigation=navigation, layout="base.html")
+
+
+def render_part(page: Page, to: Addresses) -> tuple[str, str]:
+    """Title and content of a page that is a part of another one."""
+    title, _, content = _environment().get_template(page.template).render(page=page, to=to, layout="part.html").partition("\n")
+    return unescape(title), content.strip()
 
 
 def encode_json(page: Page) -> bytes:
@@ -35,7 +44,11 @@ def encode_json(page: Page) -> bytes:
 
 def render_error(path: str, status: int, message: str) -> str:
     """The page that says why there is no page at that path."""
-    return _environment().get_template("error.html").render(to=Addresses.seen_from(path), status=status, message=message)
+    return (
+        _environment()
+        .get_template("error.html")
+        .render(to=Addresses.seen_from(path), status=status, message=message, layout="base.html")
+    )
 
 
 @cache
@@ -47,6 +60,9 @@ def _environment() -> Environment:
         "number": number,
         "percent": percent,
         "px": px,
+        "coordinates": coordinates,
+        "rectangle": rectangle,
+        "sortable": sortable,
         "bar_path": bar_path,
         "in_words": in_words,
         "curve_path": curve_path,
@@ -107,6 +123,25 @@ def first_and_last(values: list[float | None]) -> str:
 def px(length: float) -> str:
     """A length for a drawing: two digits after the point at most."""
     return f"{length:.2f}".rstrip("0").rstrip(".")
+
+
+def coordinates(box: Box) -> str:
+    """A box as SVG has it in a `viewBox`: left, top, width and height.
+
+    >>> coordinates(Box(1, 2.5, 3, 4))
+    '2.5 1 1.5 2'
+    """
+    return f"{px(box.left)} {px(box.top)} {px(box.width)} {px(box.height)}"
+
+
+def rectangle(box: Box) -> Markup:
+    """A box as the attributes of a `rect`."""
+    return Markup(f'x="{px(box.left)}" y="{px(box.top)}" width="{px(box.width)}" height="{px(box.height)}"')
+
+
+def sortable(value: float | None) -> str:
+    """A value to sort by, in six digits; nothing where there is none."""
+    return "" if value is None else f"{value:.6g}"
 
 
 def bar_path(histogram: Histogram) -> str:

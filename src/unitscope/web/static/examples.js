@@ -3,7 +3,6 @@
 {
   const SVG = "http://www.w3.org/2000/svg";
   const root = document.documentElement.dataset.root;
-  const source = document.getElementById("source");
 
   function svgElement(name, attributes) {
     const element = document.createElementNS(SVG, name);
@@ -23,20 +22,19 @@
   }
 
   function sourceImage(button) {
-    const { image, size, key, receptiveField } = button.dataset;
+    const { image, size, key, patch, receptiveField } = button.dataset;
     const [width, height] = size.split(" ");
-    const patchBox = button.querySelector(".patch").getAttribute("viewBox");
     const svg = svgElement("svg", { viewBox: `0 0 ${size}`, role: "img", class: "source-image", width, height });
     svg.setAttribute("aria-label", `Image ${key} with the receptive field of the cell`);
     svg.append(svgElement("image", { href: `${root}images/${image}.jpg`, width, height, preserveAspectRatio: "none" }));
     if (receptiveField) svg.append(rectangle(receptiveField, "receptive-field"));
-    svg.append(rectangle(patchBox, "halo"), rectangle(patchBox, "patch-box"));
+    svg.append(rectangle(patch, "halo"), rectangle(patch, "patch-box"));
     return svg;
   }
 
   function caption(button, example) {
     const link = document.createElement("a");
-    link.href = `${root}images/${button.dataset.image}.html`;
+    link.href = window.unitscopeAddress(`images/${button.dataset.image}.html`);
     link.textContent = button.dataset.key;
     const value = document.createElement("b");
     value.textContent = example.querySelector(".value").textContent;
@@ -46,14 +44,32 @@
 
   function show(button) {
     const example = button.closest(".example");
-    source.replaceChildren(sourceImage(button), caption(button, example));
+    document.getElementById("source").replaceChildren(sourceImage(button), caption(button, example));
     document.querySelectorAll(".example[data-chosen]").forEach((chosen) => delete chosen.dataset.chosen);
     example.dataset.chosen = "";
   }
 
-  const buttons = [...document.querySelectorAll("button.show")];
-  for (const button of buttons) {
-    for (const event of ["pointerenter", "focus", "click"]) button.addEventListener(event, () => show(button));
+  function start() {
+    const buttons = [...document.querySelectorAll("button.show")];
+    for (const button of buttons) {
+      for (const event of ["pointerenter", "focus", "click"]) button.addEventListener(event, () => show(button));
+    }
+    if (buttons.length) show(buttons[0]);
+    for (const image of document.querySelectorAll("image[data-href]")) nearby.observe(image.ownerSVGElement);
   }
-  if (buttons.length) show(buttons[0]);
+
+  // Pictures in drawings, which browsers load at once, are loaded when a person comes near.
+  const nearby = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      for (const image of target.querySelectorAll("image[data-href]")) {
+        image.setAttribute("href", image.dataset.href);
+        image.removeAttribute("data-href");
+      }
+      nearby.unobserve(target);
+    }
+  }, { rootMargin: "300px" });
+
+  document.addEventListener("unitscope:part", start);
+  start();
 }

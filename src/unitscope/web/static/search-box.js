@@ -19,7 +19,7 @@
     });
   }
 
-  const layerResult = ([name, slug, units]) => ({ text: name, note: `${units} units`, href: `layers/${slug}.html` });
+  const layerResult = ([name, slug, units, file]) => ({ text: name, note: `${units} units`, href: `layers/${file ?? slug}.html` });
 
   // The rows whose first column holds all words; a row whose first column is those words comes first.
   function matching(rows, words) {
@@ -49,7 +49,7 @@
 
   function resultLink(result, position) {
     const link = document.createElement("a");
-    link.href = root + result.href;
+    link.href = window.unitscopeAddress(result.href);
     link.id = `search-result-${position}`;
     link.role = "option";
     link.tabIndex = -1;
