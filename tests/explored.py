@@ -1,5 +1,9 @@
 """An atlas of named and labelled pictures to explore, and a walk through all pages of a site."""
 
+import base64
+import gzip
+import json
+import re
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -82,3 +86,16 @@ def walk(read: Callable[[str], bytes], start: str = "index.html") -> Iterator[tu
             if target not in paths:
                 paths.add(target)
                 unread.append(target)
+
+
+def parts_of(site: Path) -> dict[str, tuple[str, str]]:
+    """Title and content of every part of an exported site's `page.html`, by its address, read from the bundles without the package."""
+    parts: dict[str, tuple[str, str]] = {}
+    for bundle in (site / "parts").glob("*-*.js"):
+        found = re.fullmatch(r'window\.unitscopeBundle\("([\w-]+)", "([A-Za-z0-9+/=]+)"\);\n', bundle.read_text())
+        assert found is not None
+        assert found[1] == bundle.stem
+        content = json.loads(gzip.decompress(base64.b64decode(found[2])))
+        for index, part in enumerate(content["parts"]):
+            parts[part] = content["titles"][index], "".join(column[index] for column in content["sections"])
+    return parts

@@ -1,5 +1,6 @@
 """The explorer in a real browser: by mouse, finger and keyboard, in light and dark, served and from a disk."""
 
+import re
 import shutil
 import socket
 import threading
@@ -289,8 +290,6 @@ def test_a_page_says_which_images_are_gone(browser: Browser, tmp_path: Path) -> 
     with serving(Atlas(atlas.folder), ExplorerOptions()) as site:
         page = watched.open(site + "units/relu/0.html")
         expect(page.locator("#missing-images")).to_contain_text("can't be shown: it is gone")
-        assert page.locator(".patches .example.missing").count() == 1
-        assert page.locator(".patches .example:not(.missing)").count() == 8
     watched.context.close()
 
 
@@ -325,19 +324,55 @@ def static(request: pytest.FixtureRequest, exported: Path) -> Iterator[str]:
         server.shutdown()
 
 
+def site_path(path: str) -> str:
+    """Where an exported site shows what is served at a path."""
+    root, path = ("compared/", path.removeprefix("compared/")) if path.startswith("compared/") else ("", path)
+    is_part = path.startswith(("units/", "images/", "labels/"))
+    return f"{root}page.html#{path.removesuffix('.html')}" if is_part else root + path
+
+
 def test_an_exported_site_works_from_a_disk_and_under_a_path(watched: WatchedPage, static: str) -> None:
     for path in PAGES:
         if path == "image-search.html":
             continue
-        page = watched.open(static + path)
+        page = watched.open(static + site_path(path))
         loaded = "[...document.images].every(image => image.complete && (image.naturalWidth > 0 || image.loading === 'lazy'))"
         page.wait_for_function(loaded)
-    page = watched.open(static + "units/relu@2/1.html")
+    page = watched.open(static + site_path("units/relu@2/1.html"))
     page.locator(".patches button.show").nth(2).hover()
     assert len(boxes(page, "#source")) == 1
     page.keyboard.press("/")
     page.keyboard.type("relu 0")
     page.wait_for_function("() => document.querySelector('#search-results a')?.href.includes('units/relu')")
     page.keyboard.press("Enter")
-    page.wait_for_url("**/units/relu*/0.html")
+    page.wait_for_url("**/page.html#units/relu*/0")
     watched.assert_sound(static)
+    # A person walks on by key, and back.
+    expect(page.get_by_role("heading", level=1)).to_have_text(re.compile("unit 0$"))
+    page.keyboard.press("ArrowRight")
+    page.wait_for_url("**/page.html#units/relu*/1")
+    expect(page.get_by_role("heading", level=1)).to_have_text(re.compile("unit 1$"))
+    page.go_back()
+    expect(page.get_by_role("heading", level=1)).to_have_text(re.compile("unit 0$"))
+    page.keyboard.press("ArrowUp")
+    page.wait_for_url("**/layers/relu*.html")
+    page.goto(static + "page.html#units/relu/99")
+    expect(page.get_by_text("There is nothing at this address.")).to_be_visible()
+    page.goto(static + "page.html#units/<img src=x onerror=alert(1)>/1")
+    expect(page.get_by_text("There is nothing at this address.")).to_be_visible()
+    watched.assert_sound(static)
+
+
+def test_an_exported_site_is_accessible_and_shows_its_layers_without_scripts(browser: Browser, static: str) -> None:
+    watched = WatchedPage(browser)
+    for path in ("index.html", "layers/relu.html", "page.html#units/relu@2/1", "page.html#images/3"):
+        report = Axe().run(watched.open(static + path))
+        assert report.violations_count == 0, f"{path}\n{report.generate_report()}"
+    watched.context.close()
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(static + "layers/relu.html")
+    assert page.locator("#units .sprite img").count() == 4
+    page.goto(static + "page.html#units/relu/0")
+    expect(page.get_by_text("scripts are off here")).to_be_visible()
+    context.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from explored import tags_of
+from explored import parts_of, tags_of
 from PIL import Image
 from starlette.testclient import TestClient
 from torch import nn
@@ -18,7 +18,7 @@ import unitscope
 from unitscope.atlas import Atlas, figures
 from unitscope.atlas.patches import PatchOptions
 from unitscope.drawing import PAGE_GROUND, SHEET_GROUND
-from unitscope.records import Box, Layer, Peak, Preprocessing
+from unitscope.records import Box, Layer, Preprocessing
 from unitscope.web import create_explorer, export
 from unitscope.web.addresses import slug
 
@@ -84,17 +84,33 @@ def block_patches(site: TestClient, atlas: Atlas, layer: Layer, unit: int) -> li
     return shown
 
 
-def svg_patches(html: str) -> Iterator[tuple[Box, Box, Box]]:
-    """Of each SVG patch on a page: its view box, the box that the image is clipped to, and the box of the image."""
-    tags = iter(tags_of(html))
-    for tag, attributes in tags:
-        if tag == "svg" and attributes.get("class") == "patch":
-            view = box_of(attributes["viewbox"])
-            clip = next(values for name, values in tags if name == "svg")
-            assert clip["viewbox"] == " ".join(str(clip[name]) for name in ("x", "y", "width", "height"))  # so it moves nothing
-            image = next(values for name, values in tags if name == "image")
-            assert image["preserveaspectratio"] == "none"
-            yield view, box_of(clip["viewbox"]), Box(0, 0, float(image["height"] or 0), float(image["width"] or 0))
+@dataclass(frozen=True)
+class SvgPatch:
+    """An SVG patch that is cut from an image: its view box, the box that the image is clipped to, the image's box, and its key."""
+
+    view: Box
+    clip: Box
+    image: Box
+    key: str
+
+
+def svg_patches(html: str) -> Iterator[SvgPatch]:
+    """The patches on a page that are cut from an image."""
+    tags = tags_of(html)
+    for number, (tag, attributes) in enumerate(tags):
+        if tag != "svg" or attributes.get("class") != "patch":
+            continue
+        inner = [found for name, found in tags[number + 1 : number + 3] if name == "svg" and "x" in found]
+        if not inner:
+            continue  # it is a part of a block
+        assert inner[0]["viewbox"] == " ".join(
+            str(inner[0][name]) for name in ("x", "y", "width", "height")
+        )  # so it moves nothing
+        image = next(found for name, found in tags[number + 1 :] if name == "image")
+        assert image["preserveaspectratio"] == "none"
+        size = Box(0, 0, float(image["height"] or 0), float(image["width"] or 0))
+        key = str(attributes["aria-label"]).rpartition("image ")[2]
+        yield SvgPatch(box_of(attributes["viewbox"]), box_of(inner[0]["viewbox"]), size, key)
 
 
 def box_of(text: str | None) -> Box:
@@ -131,16 +147,12 @@ def assert_same_pixels(actual: Shown, expected: Shown, tolerance: float) -> None
     assert differences.max(initial=0) <= tolerance
 
 
-def test_sheets_blocks_and_pages_show_the_same_pixels(atlas: Atlas) -> None:
+def test_sheets_and_blocks_show_the_same_pixels(atlas: Atlas) -> None:
     site = TestClient(create_explorer(atlas), base_url="http://localhost")
     padded, compared = 0, 0
     for layer in atlas.layers:
         for unit in range(layer.units):
-            peaks = [Peak(**row) for row in atlas.peaks(layer.name, unit).to_pylist()]
-            on_page = svg_patches(site.get(f"/units/{slug(layer.name)}/{unit}.html").text)
-            in_sheet, in_block = sheet_patches(atlas, layer, unit), block_patches(site, atlas, layer, unit)
-            for peak, sheet, block, boxes in zip(peaks, in_sheet, in_block, on_page, strict=False):  # the page has more patches
-                assert_same_pixels(sheet, svg_pixels(atlas.picture(peak.image), *boxes), tolerance=5)  # one is smoothed
+            for sheet, block in zip(sheet_patches(atlas, layer, unit), block_patches(site, atlas, layer, unit), strict=True):
                 inner = edge_free(sheet.is_image)
                 differences = np.abs(sheet.colours - block)[sheet.is_image & inner]
                 assert not len(differences) or differences.mean() <= 12  # what JPEG leaves of the colours
@@ -152,35 +164,79 @@ def test_sheets_blocks_and_pages_show_the_same_pixels(atlas: Atlas) -> None:
     assert padded > 10
 
 
+def test_pages_take_each_peak_from_its_place_in_the_block(atlas: Atlas) -> None:
+    site = TestClient(create_explorer(atlas), base_url="http://localhost")
+    for layer in atlas.layers:
+        for unit in range(layer.units):
+            peaks = atlas.peaks(layer.name, unit).to_pylist()
+            tags = tags_of(site.get(f"/units/{slug(layer.name)}/{unit}.html").text)
+            patches = [number for number, (tag, found) in enumerate(tags) if tag == "svg" and found.get("class") == "patch"]
+            for peak, number in zip(peaks, patches, strict=False):  # the page has more patches
+                place = peak["rank"] - 1
+                assert tags[number][1]["viewbox"] == f"{place % 3} {place // 3} 1 1"
+                assert tags[number + 1][1]["href"] == f"../../blocks/{slug(layer.name)}/{unit}.jpg"
+                assert (tags[number + 1][1]["width"], tags[number + 1][1]["height"]) == ("3", "3")
+
+
+def test_patches_of_a_site_show_the_same_pixels_as_the_served_ones(atlas: Atlas, tmp_path: Path) -> None:
+    """Those of the sample: served as one picture, and cut from their images by an exported page."""
+    export(atlas, tmp_path / "site")
+    parts, compared = parts_of(tmp_path / "site"), 0
+    site = TestClient(create_explorer(atlas), base_url="http://localhost")
+    pictures = {row["key"]: atlas.picture(row["image"]) for row in atlas.table("images").to_pylist()}
+    for layer in atlas.layers:
+        for unit in range(layer.units):
+            answer = site.get(f"/bands/{slug(layer.name)}/{unit}.jpg")
+            patches = list(svg_patches(parts[f"units/{slug(layer.name)}/{unit}"][1]))[-12:]
+            assert (answer.status_code == 200) == (len(patches) == 12)
+            for place, patch in enumerate(patches):
+                left, top = place % 3 * SIZE_PX, place // 3 * SIZE_PX
+                served = Image.open(io.BytesIO(answer.content)).crop((left, top, left + SIZE_PX, top + SIZE_PX))
+                shown = svg_pixels(pictures[patch.key], patch.view, patch.clip, patch.image)
+                inner = edge_free(shown.is_image) & shown.is_image
+                differences = np.abs(shown.colours - np.asarray(served, dtype=float))[inner]
+                assert not len(differences) or differences.mean() <= 12
+                compared += 1
+    assert compared > 20
+
+
 @pytest.mark.browser
 @pytest.mark.slow
-def test_a_browser_shows_the_pixels_of_the_sheet(atlas: Atlas, tmp_path: Path) -> None:
+def test_a_browser_shows_the_pixels_of_the_images(atlas: Atlas, tmp_path: Path) -> None:
     from playwright.sync_api import sync_playwright
 
     export(atlas, tmp_path / "site")
+    parts = parts_of(tmp_path / "site")
+    pictures = {row["key"]: atlas.picture(row["image"]) for row in atlas.table("images").to_pylist()}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 9 * SIZE_PX, "height": SIZE_PX})
         for layer in atlas.layers:
-            page.goto((tmp_path / "site" / "units" / slug(layer.name) / "1.html").as_uri())
+            page = browser.new_page(viewport={"width": 12 * SIZE_PX, "height": SIZE_PX})
+            part = f"units/{slug(layer.name)}/1"
+            page.goto(f"{(tmp_path / 'site' / 'page.html').as_uri()}#{part}")
             page.wait_for_load_state("networkidle")
+            page.locator("svg.patch").first.wait_for()
             page.evaluate(PATCHES_ALONE, SIZE_PX)
             picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-            for index, sheet in enumerate(sheet_patches(atlas, layer, 1)):
+            for index, patch in enumerate(list(svg_patches(parts[part][1]))[-12:]):
                 left = index * SIZE_PX
                 colours = np.asarray(picture.crop((left, 0, left + SIZE_PX, SIZE_PX))).astype(float)
                 is_padding = np.abs(colours - (0, 0, 255)).max(-1) < 8
-                assert_same_pixels(sheet, Shown(colours, ~is_padding), tolerance=16)  # the pages' images are JPEG
+                expected = svg_pixels(pictures[patch.key], patch.view, patch.clip, patch.image)
+                assert_same_pixels(
+                    expected, Shown(colours, ~is_padding), tolerance=24
+                )  # the pages' images are JPEG; one is smoothed
+            page.close()
         browser.close()
 
 
 PATCHES_ALONE = """size => {
-    const patches = [...document.querySelectorAll("svg.patch")].slice(0, 9); // the peaks' come first
+    const patches = [...document.querySelectorAll("svg.patch")].slice(-12); // those of the sample come last
     document.body.replaceChildren(...patches);
     document.body.style.cssText = "margin: 0; background: rgb(0 0 255)";
     patches.forEach((patch, index) => {
         patch.style.cssText = `position: absolute; margin: 0; top: 0; left: ${index * size}px; width: ${size}px; height: ${size}px; background: none; border: 0; border-radius: 0`;
-        patch.querySelector("rect").style.fill = "rgb(0 0 255)";
+        patch.querySelector("rect")?.style.setProperty("fill", "rgb(0 0 255)");
     });
 }"""
 """Leaves nothing of a page but its patches side by side, with padding in blue, which no image has."""

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from explored import ATTRIBUTED, LABELS, explored_atlas, explored_network, tags_of, walk
+from explored import ATTRIBUTED, LABELS, explored_atlas, explored_network, parts_of, tags_of, walk
 from PIL import Image
 from planted import HIGHEST, planted_atlas, planted_network, shared
 from planted import LABELS as LABELS_PLANTED
@@ -35,7 +35,7 @@ import unitscope
 from unitscope.atlas import Atlas
 from unitscope.atlas.patches import cut_attributions, resolve_patch_kind
 from unitscope.drawing import GREY, SHEET_GROUND
-from unitscope.errors import AtlasError, ImagesError
+from unitscope.errors import AtlasError
 from unitscope.layers import trace
 from unitscope.records import Peak, Preprocessing, Response
 from unitscope.responses import open_responses
@@ -90,7 +90,7 @@ def test_every_link_of_every_page_leads_somewhere(atlas: Atlas, second_atlas: At
     kinds = Counter(path.rpartition(".")[2] for path, _ in walk(read))
     units = sum(layer.units for each in (atlas, second_atlas) for layer in each.layers)
     assert kinds["webp"] == 2 * len(ATTRIBUTED)
-    assert kinds["jpg"] == units + 2 * 24
+    assert kinds["jpg"] == 2 * units + 2 * 24, "blocks, bands and images"
     layers = len(atlas.layers) + len(second_atlas.layers)
     images_and_labels = 2 * (24 + len(LABELS))
     network_and_glossary, comparison, image_search = 2 * 2, 1 + len(atlas.layers), 1
@@ -161,7 +161,8 @@ def test_a_broken_table_of_attributions_leaves_the_rest_of_the_page(tmp_path: Pa
     sources = [attributes["src"] for tag, attributes in tags_of(shown.text) if tag == "img" and "attributions" in str(attributes)]
     assert sources == ["../../attributions/guided_backprop/relu/0.webp"]
     export(Atlas(folder), tmp_path / "site")
-    assert (tmp_path / "site" / "attributions" / "guided_backprop" / "relu" / "0.webp").exists()
+    number = [layer.name for layer in atlas.layers].index("relu")
+    assert (tmp_path / "site" / "attributions" / "guided_backprop" / f"{number}-0.webp").exists()
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_broken_attributions_of_a_unit_leave_its_page(tmp_path: Path, atlas: Atl
     drawn = served.get("/attributions/deconvnet/relu/0.webp")
     assert drawn.status_code == 200 or "that can't be drawn" in drawn.text
     export(broken, tmp_path / "site")
-    assert (tmp_path / "site" / "units" / "relu" / "0.html").exists()
+    assert "units/relu/0" in parts_of(tmp_path / "site")
 
 
 def test_a_dead_unit_says_so(site: TestClient) -> None:
@@ -253,7 +254,7 @@ def test_units_of_a_layer_carry_what_they_can_be_sorted_by(site: TestClient) -> 
     assert options == [key["column"] for key in page["sort_keys"]] == ["highest", "activation_rate", "z_score"]
     for entry, attributes in zip(page["units"], units, strict=True):
         values = [float(attributes[f"data-sort-{index}"] or "") for index in range(len(options))]
-        assert values == [entry["statistics"][name] for name in options]
+        assert values == pytest.approx([entry["statistics"][name] for name in options], rel=1e-5)
 
 
 def test_an_image_page_lists_every_unit_that_it_is_a_peak_of(site: TestClient, atlas: Atlas) -> None:
@@ -963,65 +964,6 @@ def test_without_common_images_there_is_no_overlap(atlas: Atlas, tmp_path: Path)
     page = AtlasComparison(PageBuilder(AtlasQueries(atlas)), PageBuilder(AtlasQueries(third))).network_page()
     assert page.common_images == 0
     assert {pair.overlap for pair in page.pairs} == {None}
-
-
-# ── exported ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_an_exported_site_is_whole(atlas: Atlas, second_atlas: Atlas, tmp_path: Path) -> None:
-    unit_counts: list[int] = []
-    summary = export(atlas, tmp_path / "site", second_atlas, on_units=unit_counts.append)
-    files = {str(path.relative_to(tmp_path / "site")) for path in (tmp_path / "site").rglob("*") if path.is_file()}
-    assert len(files) == summary.file_count
-    reached = {path for path, _ in walk(lambda path: (tmp_path / "site" / path).read_bytes())}
-    assert reached <= files
-    assert {path for path in files - reached if not re.match(r"(compared/)?(api/|static/|search-index\.js)", path)} == set()
-    units = sum(layer.units for each in (atlas, second_atlas) for layer in each.layers)
-    assert sum(unit_counts) == len([path for path in files if "blocks/" in path]) == units
-    assert len([path for path in files if "attributions/" in path]) == 2 * len(ATTRIBUTED)
-    assert [path.name for path in tmp_path.iterdir()] == ["site"]
-
-
-def test_exported_pages_are_those_that_are_served(atlas: Atlas, site: TestClient, tmp_path: Path) -> None:
-    export(atlas, tmp_path / "site")
-    for path in (
-        "index.html",
-        "layers/relu.html",
-        "units/relu@2/1.html",
-        "images/3.html",
-        "api/units/relu@2/1.json",
-        "search-index.js",
-    ):
-        exported, served = (tmp_path / "site" / path).read_text(), site.get(f"/{path}").text
-        assert exported == served
-
-
-def test_a_site_is_never_written_over_another(atlas: Atlas, tmp_path: Path) -> None:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "mine.txt").touch()
-    with pytest.raises(AtlasError, match="not empty"):
-        export(atlas, tmp_path / "site")
-    with pytest.raises(AtlasError, match="can't be written"):
-        export(atlas, tmp_path / "site" / "mine.txt" / "site")
-
-
-def test_an_export_that_fails_leaves_nothing(atlas: Atlas, tmp_path: Path) -> None:
-    broken = changed(atlas, tmp_path / "atlas", "sample", image=lambda image: 10**12)
-    with pytest.raises(AtlasError, match="names image"):
-        export(broken, tmp_path / "site")
-    assert [path.name for path in tmp_path.iterdir()] == ["atlas"]
-
-
-def test_pictures_that_are_gone_are_left_out_of_a_site(tmp_path: Path) -> None:
-    atlas = explored_atlas(tmp_path)
-    (tmp_path / "photographs" / atlas.key(0)).unlink()
-    export(Atlas(atlas.folder), tmp_path / "site")
-    assert not (tmp_path / "site" / "images" / "0.jpg").exists()
-    assert (tmp_path / "site" / "images" / "0.html").exists()
-    assert (tmp_path / "site" / "images" / "1.jpg").exists()
-    shutil.rmtree(tmp_path / "photographs")
-    with pytest.raises(ImagesError, match="there is no folder"):
-        export(Atlas(atlas.folder), tmp_path / "second")
 
 
 def test_histograms_count_the_sample_up_to_the_highest_value(atlas: Atlas) -> None:

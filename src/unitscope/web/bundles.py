@@ -66,7 +66,7 @@ class Bundles:
 
     def index(self) -> bytes:
         """What `parts.js` needs to know of which part lies in which bundle, as a script."""
-        layers = {slug(layer.name): number for number, layer in enumerate(self.pages.queries.layers)}
+        layers = {slug(layer.name): [number, layer.units] for number, layer in enumerate(self.pages.queries.layers)}
         index = {"layers": layers, "bundles": self._count, "unitsPerBundle": UNITS_PER_BUNDLE}
         return f"window.unitscopeParts = {json.dumps(index)};\n".encode()
 

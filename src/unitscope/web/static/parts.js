@@ -39,7 +39,9 @@
   function bundleOf(part) {
     const [kind, layer, unit] = part.split("/");
     if (kind !== "units") return `part-${hash(part) % bundles}`;
-    return layer in layers ? `units-${layers[layer]}-${Math.floor(Number(unit) / unitsPerBundle)}` : null;
+    if (!Object.hasOwn(layers, layer)) return null;
+    const [number, units] = layers[layer];
+    return Number(unit) < units ? `units-${number}-${Math.floor(Number(unit) / unitsPerBundle)}` : null;
   }
 
   function say(text) {

@@ -50,6 +50,7 @@
   function resultLink(result, position) {
     const link = document.createElement("a");
     link.href = window.unitscopeAddress(result.href);
+    link.addEventListener("click", () => dialog.close()); // the page may be another part of the same one
     link.id = `search-result-${position}`;
     link.role = "option";
     link.tabIndex = -1;

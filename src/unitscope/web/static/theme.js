@@ -22,6 +22,7 @@
 
   const theme = storedTheme();
   if (theme === "light" || theme === "dark") root.dataset.theme = theme;
+  root.dataset.scripts = "";
 
   document.addEventListener("DOMContentLoaded", () => {
     document.getElementById("theme")?.addEventListener("click", () => {
