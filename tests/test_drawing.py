@@ -321,7 +321,7 @@ def test_an_effective_field_lies_on_the_input_as_far_as_it_can(deepening: Atlas)
     for deep_layer in deepening.layers:
         if patches.resolve_patch_kind(deepening, deep_layer, "auto") == "effective":
             for row in deepening.peaks(deep_layer.name).to_pylist():
-                crop = patches.patch_crop(deepening, Peak(**row), "effective", (48, 64))
+                [crop] = patches.patch_crops(deepening, [Peak(**row)], "effective", [(48, 64)])
                 assert crop.visible == crop.box
 
 

@@ -392,7 +392,7 @@ def test_other_peoples_text_is_never_markup(site: TestClient, atlas: Atlas) -> N
 
 
 def test_a_page_keeps_to_itself(site: TestClient) -> None:
-    for path in ("/", "/nothing.html", "/static/search-box.js", "/blocks/relu/0.jpg", "/api/index.json"):
+    for path in ("/", "/nothing.html", "/static/keys.js", "/blocks/relu/0.jpg", "/api/index.json"):
         headers = site.get(path).headers
         assert "default-src 'none'" in headers["content-security-policy"]
         assert "unsafe" not in headers["content-security-policy"]
@@ -770,7 +770,7 @@ def test_a_page_says_why_search_by_image_is_off(atlas: Atlas) -> None:
         ("PUT", "/units/relu/0.html", {"GET", "HEAD"}),
         ("PATCH", "/api/index.json", {"GET", "HEAD"}),
         ("POST", "/blocks/relu/0.jpg", {"GET", "HEAD"}),
-        ("POST", "/static/search-box.js", {"GET", "HEAD"}),
+        ("POST", "/static/keys.js", {"GET", "HEAD"}),
         ("GET", "/image-search", {"POST"}),
     ],
 )
@@ -986,6 +986,27 @@ def test_blocks_of_an_earlier_page_are_given_up_and_still_drawn_when_asked_for(a
     for unit in first:
         drawn = blocks.block(unit)
         assert (blocks.block(unit) if drawn.cancelled() else drawn).result(timeout=60)
+
+
+def test_who_asks_first_is_answered_first(atlas: Atlas) -> None:
+    """Four people ask for a block each, one after the other, while a fifth opens a page: none of them waits for who came later."""
+    queries = AtlasQueries(atlas)
+    blocks = BlockDrawer(queries)
+    opened, begun = atlas.picture, threading.Event()
+
+    def slow_picture(image: int) -> Image.Image:
+        begun.wait(10)
+        return opened(image)
+
+    queries.atlas.picture = slow_picture  # type: ignore[method-assign]
+    finished: list[int] = []
+    blocks.prepare([("relu#2", unit) for unit in range(4)])
+    for unit in range(3):
+        blocks.block(("relu", unit)).add_done_callback(lambda _, unit=unit: finished.append(unit))
+    begun.set()
+    blocks.block(("relu", 2)).result(timeout=60)
+    queries.atlas.picture = opened  # type: ignore[method-assign]
+    assert finished[0] == 0
 
 
 # ── ties ────────────────────────────────────────────────────────────────────────────────────────────────────────────

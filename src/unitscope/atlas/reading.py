@@ -247,15 +247,16 @@ class AtlasReader:
         names = {layer.name for matching in matches.values() for layer in matching}
         return [layer for layer in self.layers if layer.name in names]
 
-    def table(self, name: str, layer: str | None = None, *, columns: Sequence[str] | None = None) -> pa.Table:
-        """A whole table as Arrow, or the rows of one layer, or some of its columns, in stored order.
+    def table(
+        self, name: str, layer: str | None = None, unit: int | None = None, *, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """A whole table as Arrow, or the rows of one layer, or of one of its units, or some of its columns, in stored order.
 
         `tables()` lists what there is: core tables, tables that commands added, and those of other programs that say in their metadata
         what they hold. Raises `AtlasError` where there is no such table, where it can't be read, or where it is stale: made from other
         peaks than the atlas has.
         """
-        rows = None if layer is None else pc.field("layer") == self.layer(layer).name
-        return self._tables.open(name, rows).read(columns)
+        return self._tables.read(name, None if layer is None else self.layer(layer).name, unit, columns)
 
     def tables(self) -> list[TableSummary]:
         """Every table that is there, core tables first; for one that can't be read, why."""
@@ -325,10 +326,11 @@ class AtlasReader:
         tied[units["unit"].to_numpy()] = units["tied"].fill_null(0).to_numpy()
         return find_ties({name: peaks[name].to_numpy() for name in ("unit", "value", "image")}, tied)
 
-    def sample(self, layer: str) -> pa.Table:
-        """The layer's peaks in the sample of images, with the boxes of their cells, by unit and image."""
-        self.layer(layer)
-        return self.table("sample", layer)
+    def sample(self, layer: str, unit: int | None = None) -> pa.Table:
+        """The layer's peaks in the sample of images, or those of one of its units, with the boxes of their cells, by unit and image."""
+        if unit is not None:
+            self.layer(layer).check_units([unit])
+        return self.table("sample", layer, unit)
 
     @property
     def methods(self) -> list[str]:

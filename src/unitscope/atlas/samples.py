@@ -19,9 +19,9 @@ BANDS = {"99 %": 0.99, "90 %": 0.9, "50 %": 0.5, "lowest": 0.0}
 BAND_EXAMPLES = 3
 
 
-def read_sample(atlas: AtlasReader, layer: Layer) -> NumpyColumns:
-    """A layer's values in the sample but NaN, by unit, value and image."""
-    table = atlas.sample(layer.name)
+def read_sample(atlas: AtlasReader, layer: Layer, unit: int | None = None) -> NumpyColumns:
+    """The values in the sample but NaN, of a layer or of one of its units, by unit, value and image."""
+    table = atlas.sample(layer.name, unit)
     if any(column.null_count for column in table.columns):
         raise atlas.broken("its sample lacks values")
     columns = {name: table[name].to_numpy() for name in table.column_names if name != "layer"}
@@ -43,6 +43,25 @@ class SampleStatistics:
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
     highest: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, atlas: AtlasReader, layer: Layer) -> "SampleStatistics":
+        """Those of a layer's units. Raises `AtlasError` where the sample has other units."""
+        table = atlas.table("sample", layer.name, columns=["unit", "value"])
+        if any(column.null_count for column in table.columns):
+            raise atlas.broken("its sample lacks values")
+        unit, value = table["unit"].to_numpy(), table["value"].to_numpy().astype(np.float64)
+        if ((unit < 0) | (unit >= layer.units)).any():
+            raise atlas.broken(f"its sample has units that layer {layer.name!r} lacks")
+        unit, value = unit[~np.isnan(value)], value[~np.isnan(value)]
+        counts = np.bincount(unit, minlength=layer.units)
+        highest = np.full(layer.units, -np.inf)
+        np.maximum.at(highest, unit, value)
+        highest[counts == 0] = np.nan
+        with np.errstate(invalid="ignore"):  # no images give 0 / 0, infinite values inf - inf
+            mean = np.bincount(unit, value, layer.units) / counts
+            std = np.sqrt(np.bincount(unit, (value - mean[unit]) ** 2, layer.units) / counts)
+        return cls(mean, std, highest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +97,6 @@ class LayerSample:
         rows = self.rows(unit)
         start = min(max(round(quantile * (len(rows) - 1)) - BAND_EXAMPLES // 2, 0), max(len(rows) - BAND_EXAMPLES, 0))
         return sorted(rows[start : start + BAND_EXAMPLES], reverse=quantile > 0)
-
-    def statistics(self) -> SampleStatistics:
-        """Mean, standard deviation and highest value of every unit."""
-        unit, value = self.columns["unit"], self.columns["value"].astype(np.float64)
-        counts, unit_count = np.diff(self.unit_starts), len(self.unit_starts) - 1
-        highest = np.full(unit_count, np.nan)
-        highest[counts > 0] = value[self.unit_starts[1:][counts > 0] - 1]
-        with np.errstate(invalid="ignore"):  # no images give 0 / 0, infinite values inf - inf
-            mean = np.bincount(unit, value, unit_count) / counts
-            std = np.sqrt(np.bincount(unit, (value - mean[unit]) ** 2, unit_count) / counts)
-        return SampleStatistics(mean, std, highest)
 
 
 def z_scores(values: NDArray[np.floating[Any]], sample: SampleStatistics) -> NDArray[np.float64]:

@@ -3,17 +3,23 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import and_
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from cachetools import LRUCache
 
 from unitscope.atlas.provenance import Provenance, hash_file, read_metadata
 from unitscope.atlas.tables import ADDED_FOLDER, ADDED_TABLES, ATLAS_TABLES, CORE_TABLES, TableSpec
 from unitscope.errors import AtlasError, suggestion
+
+SMALL_BYTES, SMALL_TABLES_KEPT = 4 << 20, 12
+"""Files of tables up to this size are read whole, and so many of them are kept: to find one layer's rows in a file takes as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,8 @@ class TableFolder:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._small: LRUCache[tuple[str, int, int, int], pa.Table] = LRUCache(SMALL_TABLES_KEPT)
+        self._lock = Lock()
 
     @property
     def added_names(self) -> list[str]:
@@ -108,6 +116,43 @@ class TableFolder:
         if self._is_stale(file):
             raise AtlasError(self._stale_text(file))
         return file
+
+    def read(self, name: str, layer: str | None, unit: int | None, columns: Sequence[str] | None) -> pa.Table:
+        """The rows of a layer, or of one of its units, or all. A small table is read once, and kept as long as its file is the same.
+
+        Raises as `open` does.
+        """
+        wanted = [(column, value) for column, value in (("layer", layer), ("unit", unit)) if value is not None]
+        kept = self._small_table(name) if wanted else None
+        if kept is not None:
+            for column, value in wanted:
+                kept = kept.filter(pc.equal(kept[column], value))
+            return kept if columns is None else kept.select(columns)
+        rows = reduce(and_, (pc.field(column) == value for column, value in wanted)) if wanted else None
+        return self.open(name, rows).read(columns)
+
+    def _small_table(self, name: str) -> pa.Table | None:
+        """A table whose file is small, whole; None where it is large, or has no layers and units."""
+        path = self._path(name)
+        try:
+            stat = path.stat()
+        except OSError:
+            return None
+        if stat.st_size > SMALL_BYTES:
+            return None
+        key = name, stat.st_mtime_ns, stat.st_size, stat.st_ino
+        with self._lock:
+            if key not in self._small:
+                file = self.open(name)
+                if not {"layer", "unit"} <= set(file.spec.schema.names):
+                    return None
+                self._small[key] = file.read()
+            return self._small[key]
+
+    def _path(self, name: str) -> Path:
+        if name in CORE_TABLES:
+            return self._folder.absolute() / CORE_TABLES[name].file
+        return self._folder.absolute() / ADDED_FOLDER / f"{name}.parquet"
 
     def summaries(self) -> list[TableSummary]:
         """A line for every table, core tables first."""

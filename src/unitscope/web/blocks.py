@@ -6,7 +6,7 @@ first units need comes first.
 
 import logging
 import os
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -27,6 +27,8 @@ from unitscope.web.queries import AtlasQueries
 LOG = logging.getLogger(__name__)
 UNITS_PER_BATCH = 512
 """How many blocks are drawn together at most: with nine patches of 64 x 64 pixels each, 57 MB."""
+MAX_PREPARED = 4
+"""For how many parts of pages blocks are drawn before anybody asks: several people look, and a large page has some of these parts."""
 CACHE_BYTES = 16 << 20
 """The 1,280 blocks of EfficientNet-Lite0's last layer, of 12 kB each on average; blocks of its first layers take 3 kB."""
 
@@ -40,6 +42,7 @@ class BlockDrawer:
     def __init__(self, queries: AtlasQueries) -> None:
         self._queries = queries
         self._batches: list[BlockBatch] = []
+        self._asked: deque[tuple[BlockBatch, int]] = deque()
         self._cache: LRUCache[Unit, bytes] = LRUCache(CACHE_BYTES, getsizeof=len)
         self._changed = Condition()
         self._threads: list[Thread] = []
@@ -54,9 +57,7 @@ class BlockDrawer:
                 return _finished_future(self._cache[unit])
             batch = next((batch for batch in self._batches if unit in batch.blocks), None)
             if batch is not None:
-                self._batches.remove(batch)
-                self._batches.append(batch)
-                batch.prioritize(unit)
+                self._asked.extend((batch, image) for image in batch.images(unit))
                 return batch.blocks[unit]
         return self.draw([unit])[unit]
 
@@ -71,11 +72,13 @@ class BlockDrawer:
         return draw_block(scaled, patch_count, block_notice(patches, tie))
 
     def prepare(self, units: Sequence[Unit]) -> None:
-        """Begin to draw the blocks that a page shows, but those that are drawn; what earlier pages needed is given up."""
+        """Begin to draw the blocks that a page shows, but those that are drawn, when nobody waits for others; what pages opened long ago needed
+        is given up."""
         if self._queries.atlas.packed_patches is not None:
             return
         with self._changed:
-            for batch in [batch for batch in self._batches if batch.is_prepared]:
+            prepared = [batch for batch in self._batches if batch.is_prepared]
+            for batch in prepared[: max(0, len(prepared) - MAX_PREPARED)]:
                 self._give_up(batch)
             drawn = self._cache.keys() | {unit for batch in self._batches for unit in batch.blocks}
         undrawn = [unit for unit in dict.fromkeys(units) if unit not in drawn]
@@ -89,12 +92,14 @@ class BlockDrawer:
         return self.draw(units)
 
     def draw(self, units: Sequence[Unit], is_prepared: bool = False) -> "Mapping[Unit, Future[bytes]]":
-        """Draw the blocks of these units before all that was asked for earlier."""
+        """Draw the blocks of these units, as soon as those are drawn that were asked for earlier."""
         batch = BlockBatch(self._queries, units, is_prepared)
         batch.plan()
         with self._changed:
             if batch.uncut_rows:
                 self._batches.append(batch)
+                if not is_prepared:
+                    self._asked.extend((batch, image) for image in batch.uncut_rows)
             while len(self._threads) < max(2, os.cpu_count() or 2):
                 self._threads.append(Thread(target=self._draw_batches, daemon=True, name="draw blocks"))
                 self._threads[-1].start()
@@ -102,14 +107,12 @@ class BlockDrawer:
         return batch.blocks
 
     def _draw_batches(self) -> None:
-        """What a thread does: image by image, the newest batch first."""
+        """What a thread does, image by image."""
         while True:
             with self._changed:
-                batch = self._newest_batch()
-                while batch is None:
+                while (next_image := self._next_image()) is None:
                     self._changed.wait()
-                    batch = self._newest_batch()
-                image, rows = batch.uncut_rows.popitem(last=False)
+                batch, image, rows = next_image
             try:
                 blocks = batch.cut_image(image, rows)
             except Exception as error:  # whoever waits for a block gets it; the thread goes on
@@ -119,8 +122,14 @@ class BlockDrawer:
             else:
                 self._store(batch, blocks)
 
-    def _newest_batch(self) -> "BlockBatch | None":
-        return next((batch for batch in reversed(self._batches) if batch.uncut_rows), None)
+    def _next_image(self) -> "tuple[BlockBatch, int, list[tuple[Unit, int]]] | None":
+        """What somebody waits for, in the order in which it was asked for; else what the last page may need."""
+        while self._asked:
+            batch, image = self._asked.popleft()
+            if image in batch.uncut_rows:
+                return batch, image, batch.uncut_rows.pop(image)
+        batch_of_page = next((batch for batch in reversed(self._batches) if batch.uncut_rows), None)
+        return None if batch_of_page is None else (batch_of_page, *batch_of_page.uncut_rows.popitem(last=False))
 
     def _store(self, batch: "BlockBatch", blocks: Mapping[Unit, bytes]) -> None:
         """Keep finished blocks, and give them to whoever waits."""
@@ -176,12 +185,10 @@ class BlockBatch:
     def is_finished(self) -> bool:
         return not any(self._uncut_counts.values())
 
-    def prioritize(self, unit: Unit) -> None:
-        """Cut the patches that this unit lacks before all others."""
-        for row in reversed(self._rows(unit)):
-            image = self._queries.peak_image(row)
-            if image in self.uncut_rows:
-                self.uncut_rows.move_to_end(image, last=False)
+    def images(self, unit: Unit) -> list[int]:
+        """The images of a unit's patches that are yet to be cut."""
+        images = dict.fromkeys(self._queries.peak_image(row) for row in self._rows(unit))
+        return [image for image in images if image in self.uncut_rows]
 
     def cut_image(self, image: int, rows: Sequence[tuple[Unit, int]]) -> dict[Unit, bytes]:
         """Cut the patches of one image; gives the blocks that lacked no other patch."""

@@ -122,7 +122,7 @@ class PageBuilder:
             next_unit=unit + 1 if unit + 1 < layer.units else None,
             peaks=queries.peaks(name, unit),
             bands=[Band(band, examples) for band, examples in queries.bands(name, unit).items()],
-            histogram=_histogram(queries.sample(name).values(unit), statistics.highest),
+            histogram=_histogram(queries.unit_sample(name, unit).values(unit), statistics.highest),
             labels=self._label_shares(name, unit),
             similar_units=queries.similar_units(name, unit, MAX_SIMILAR_UNITS),
             attribution_methods={m: METHOD_DESCRIPTIONS[m] for m, units in queries.attributed_units.items() if (name, unit) in units},

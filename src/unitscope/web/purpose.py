@@ -46,8 +46,8 @@ DRAWN_UNITS = 4
 """How many units a circuit is drawn with that feed a unit, or that it feeds."""
 DRAWN_FURTHER = 2
 """How many units more for each of these."""
-LAYERS_KEPT = 8
-"""Layers whose effects stay in memory: some 20 bytes a unit and class, so 20 MB for 1,280 units and 1,000 classes."""
+LAYERS_KEPT = 2
+"""Layers whose effects stay in memory: some 30 bytes a unit and class, so 40 MB for 1,280 units and 1,000 classes."""
 
 MAY_BE_NULL = ("standard_error", "r", "slope", "node", "effect_right", "off_share")
 """Columns that have no value in some rows. A row that lacks another one says nothing."""
@@ -58,8 +58,8 @@ Row = dict[str, Any]
 class PurposeQueries:
     """Answers questions about effects, knock-outs, circuits and predictions. A table that isn't there, or can't be read, says nothing."""
 
-    def __init__(self, atlas: Atlas, image_keys: Callable[[], Mapping[int, str]]) -> None:
-        self.atlas, self._image_keys = atlas, image_keys
+    def __init__(self, atlas: Atlas, image_keys: Callable[[], Mapping[int, str]], by_layer: bool = False) -> None:
+        self.atlas, self._image_keys, self._by_layer = atlas, image_keys, by_layer
         self._effects: LRUCache[str, RowsByUnit | None] = LRUCache(LAYERS_KEPT)
         self._lock = Lock()
 
@@ -91,7 +91,7 @@ class PurposeQueries:
 
     def unit_effects(self, layer: str, unit: int) -> UnitEffects | None:
         """The classes that a unit raises most, and those that it lowers; None where effects weren't measured."""
-        effects = self._layer_effects(layer)
+        effects = self._layer_effects(layer) if self._by_layer else self._read_effects(layer, unit)
         if effects is None:
             return None
         rows = effects.rows(unit)
@@ -162,19 +162,21 @@ class PurposeQueries:
     def _layer_effects(self, layer: str) -> RowsByUnit | None:
         with self._lock:
             if layer not in self._effects:
-                try:
-                    columns = [column for column in EFFECTS.schema.names if column not in MAY_BE_NULL]
-                    table = self.atlas.table(EFFECTS.name, layer) if EFFECTS.name in self._readable else None
-                    whole = (
-                        None
-                        if table is None
-                        else pc.min_element_wise(*(table[name].is_valid().cast(pa.int8()) for name in columns))
-                    )
-                    self._effects[layer] = None if table is None else RowsByUnit.of(table.filter(pc.equal(whole, 1)))
-                except AtlasError:
-                    LOG.debug("effects can't be read", exc_info=True)
-                    self._effects[layer] = None
+                self._effects[layer] = self._read_effects(layer)
             return self._effects[layer]
+
+    def _read_effects(self, layer: str, unit: int | None = None) -> RowsByUnit | None:
+        """The effects of a layer's units, or of one; None where there are none."""
+        if EFFECTS.name not in self._readable:
+            return None
+        try:
+            table = self.atlas.table(EFFECTS.name, layer, unit)
+        except AtlasError:
+            LOG.debug("effects can't be read", exc_info=True)
+            return None
+        columns = [column for column in EFFECTS.schema.names if column not in MAY_BE_NULL]
+        whole = pc.min_element_wise(*(table[name].is_valid().cast(pa.int8()) for name in columns))
+        return RowsByUnit.of(table.filter(pc.equal(whole, 1)))
 
     # ── what the network predicts ────────────────────────────────────────────────────────────────────────────────
 

@@ -44,30 +44,33 @@ from unitscope.web.unit_statistics import describe_units
 from unitscope.web.unit_tables import LayerTables, UnitTables
 
 LOG = logging.getLogger(__name__)
-SAMPLES_KEPT = 4
+SAMPLES_KEPT = 2
 """Layers whose samples stay in memory: 40 bytes a value, so 16 MB for 2,048 units and 200 images."""
-UNITS_KEPT = 16
-"""Layers whose unit statistics stay in memory: some 380 bytes a unit, so 0.8 MB for 2,048 units."""
+UNITS_KEPT = 1 << 15
+"""Of how many units statistics, names and numbers of added tables stay in memory: some 2 kB each, so 65 MB."""
+LAYERS_KEPT = 4
+"""Of how many layers facets and candidates do: some 60 bytes a candidate, so 4 MB for 1,280 units."""
 
 
 class AtlasQueries:
     """Answers questions about one atlas. Its peaks stay in memory, the samples of a few layers too.
 
-    Tables are read when a question needs them first. Every method raises `AtlasError` where they contradict each other or hold
+    Tables are read when a question needs them first: of large ones a unit's rows alone or, with `by_layer`, those of its whole layer, for who
+    asks about one unit after the other. Every method raises `AtlasError` where they contradict each other or hold
     impossible values.
     """
 
-    def __init__(self, atlas: Atlas) -> None:
-        self.atlas = atlas
+    def __init__(self, atlas: Atlas, by_layer: bool = False) -> None:
+        self.atlas, self._by_layer = atlas, by_layer
         self._lock = Lock()
         self._samples: MutableMapping[Any, LayerSample] = LRUCache(SAMPLES_KEPT)
-        self._statistics: MutableMapping[Any, list[UnitStatistics]] = LRUCache(UNITS_KEPT)
+        self._statistics: MutableMapping[Any, list[UnitStatistics]] = LRUCache(UNITS_KEPT, len)
         self._sample_statistics: dict[Any, SampleStatistics] = {}
         self._sample_values: dict[Any, tuple[NDArray[np.float32], NDArray[np.int64]]] = {}
         self._ties: dict[Any, dict[int, Tie]] = {}
-        self._layer_tables: MutableMapping[Any, LayerTables] = LRUCache(UNITS_KEPT)
-        self._meanings: MutableMapping[Any, list[UnitMeaning]] = LRUCache(UNITS_KEPT)
-        self._unit_rows: MutableMapping[Any, RowsByUnit] = LRUCache(UNITS_KEPT)
+        self._layer_tables: MutableMapping[Any, LayerTables] = LRUCache(UNITS_KEPT, len)
+        self._meanings: MutableMapping[Any, list[UnitMeaning]] = LRUCache(UNITS_KEPT, len)
+        self._unit_rows: MutableMapping[Any, RowsByUnit] = LRUCache(LAYERS_KEPT)
 
     def check(self) -> None:
         """Raises `AtlasError` where the tables that every page needs are broken."""
@@ -308,6 +311,13 @@ class AtlasQueries:
         record = self._layer(layer)
         return LayerSample.of(read_sample(self.atlas, record), record.units)
 
+    def unit_sample(self, layer: str, unit: int) -> LayerSample:
+        """A unit's values in the sample; it may have those of the layer's other units, too."""
+        if self._by_layer:
+            return self.sample(layer)
+        record = self._layer(layer)
+        return LayerSample.of(read_sample(self.atlas, record, unit), record.units)
+
     @cachedmethod(attrgetter("_sample_values"), lock=attrgetter("_lock"))
     def sample_values(self, layer: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """A layer's values in the sample, by unit and value, and the first row of each unit: small enough for all layers to stay in memory."""
@@ -317,7 +327,7 @@ class AtlasQueries:
     @cachedmethod(attrgetter("_sample_statistics"), lock=attrgetter("_lock"))
     def sample_statistics(self, layer: str) -> SampleStatistics:
         """Mean, standard deviation and highest value of each unit's sample."""
-        return self.sample(layer).statistics()
+        return SampleStatistics.of(self.atlas, self._layer(layer))
 
     @cachedmethod(attrgetter("_statistics"), lock=attrgetter("_lock"))
     def unit_statistics(self, layer: str) -> list[UnitStatistics]:
@@ -348,7 +358,7 @@ class AtlasQueries:
     @cached_property
     def purpose(self) -> PurposeQueries:
         """What units are for, and what the network predicts."""
-        return PurposeQueries(self.atlas, lambda: {image.image: image.key for image in self.images.values()})
+        return PurposeQueries(self.atlas, lambda: {image.image: image.key for image in self.images.values()}, self._by_layer)
 
     @cached_property
     def concepts(self) -> NamedUnits:
@@ -376,7 +386,7 @@ class AtlasQueries:
 
     def bands(self, layer: str, unit: int) -> dict[str, list[Example]]:
         """Images of the sample around its 99, 90 and 50 per cent quantile and at its lowest, for a unit; none without a sample."""
-        sample = self.sample(layer)
+        sample = self.unit_sample(layer, unit)
         if not sample.rows(unit):
             return {}
         rows = {name: sample.band_rows(unit, quantile) for name, quantile in BANDS.items()}

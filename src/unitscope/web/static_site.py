@@ -79,7 +79,7 @@ def export(
             (folder / MADE_FROM).write_text(made_from)
         else:
             os.replace(resumed, folder)
-        builders = [PageBuilder(AtlasQueries(each)) for each in atlases]
+        builders = [PageBuilder(AtlasQueries(each, by_layer=True)) for each in atlases]
         counts = [{layer.name: layer.units for layer in pages.queries.layers} for pages in builders]
         undrawn_images: dict[str, str] = {}
         for pages, of_atlas, others in zip(builders, counts, (builders[1:], []), strict=False):

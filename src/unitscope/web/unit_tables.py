@@ -61,6 +61,9 @@ class LayerTables:
     values: Mapping[str, Sequence[float | None]]
     errors: Mapping[str, str] = field(default_factory=dict)
 
+    def __len__(self) -> int:
+        return len(next(iter(self.values.values()), ()))
+
     def values_of(self, unit: int) -> dict[str, float | None]:
         """By `TABLE.COLUMN`."""
         return {name: of_units[unit] for name, of_units in self.values.items()}

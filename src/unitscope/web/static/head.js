@@ -1,0 +1,66 @@
+// What every page needs before it is drawn: its colours, its addresses, and an eye on images that are missing.
+"use strict";
+
+// Light or dark: the system's choice until the button says otherwise. Loaded before the page is drawn.
+{
+  const KEY = "unitscope-theme";
+  const root = document.documentElement;
+
+  function storedTheme() {
+    try {
+      return localStorage.getItem(KEY);
+    } catch {
+      return null; // a browser may forbid it, as some do for files
+    }
+  }
+
+  function storeTheme(theme) {
+    try {
+      localStorage.setItem(KEY, theme);
+    } catch {
+      // it is kept for this page alone
+    }
+  }
+
+  const theme = storedTheme();
+  if (theme === "light" || theme === "dark") root.dataset.theme = theme;
+  root.dataset.scripts = "";
+
+  document.addEventListener("DOMContentLoaded", () => {
+    document.getElementById("theme")?.addEventListener("click", () => {
+      const isDark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+      root.dataset.theme = isDark ? "light" : "dark";
+      storeTheme(root.dataset.theme);
+    });
+  });
+}
+
+// Where a page lies that is served at `path`: of an exported site, most are parts of page.html.
+window.unitscopeAddress = (path) => {
+  const { root, site } = document.documentElement.dataset;
+  const isPart = site !== undefined && /^(units|images|labels|concepts|classes|mistakes)\/.*\.html$/.test(path);
+  return root + (isPart ? `page.html#${path.slice(0, -".html".length)}` : path);
+};
+
+// Says which images can't be shown, since they are gone or were changed after the scan. Loaded before the first of them.
+{
+  const missing = new Set();
+
+  document.addEventListener(
+    "error",
+    (event) => {
+      const element = event.target;
+      if (!(element instanceof HTMLImageElement || element instanceof SVGImageElement)) return;
+      missing.add(element.getAttribute("src") ?? element.getAttribute("href"));
+      element.closest(".example, .stage, .thumbnails li, .block")?.classList.add("missing");
+      const notice = document.getElementById("missing-images");
+      if (!notice) return;
+      notice.hidden = false;
+      notice.textContent =
+        missing.size === 1
+          ? "One image of this page can't be shown: it is gone, or has changed since the scan."
+          : `${missing.size} images of this page can't be shown: they are gone, or have changed since the scan.`;
+    },
+    true,
+  );
+}
