@@ -29,6 +29,7 @@ bench: .venv/dev .venv/browser .bench/ready  ## a scan beside a plain evaluation
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/verbs.py
 	$(BIN)/python benchmarks/knockouts.py
+	$(BIN)/python benchmarks/relevance.py
 
 bench-scan: .venv/dev  ## loop and scan alone, in twenty minutes; AGAINST=COMMIT times the scan of another commit too
 	$(BIN)/python -m pip install --quiet -e ".[bench]"

@@ -185,7 +185,10 @@ def test_units_are_sorted_chosen_and_sized_and_a_link_keeps_that(watched: Watche
     page.get_by_role("combobox", name="Label", exact=True).fill("no such label")
     assert shown_units(page) == []
     expect(page.get_by_role("status").filter(has_text="units")).to_have_text("0 of 4 units")
-    page.get_by_role("combobox", name="Label", exact=True).fill("dog")
+    page.get_by_role("combobox", name="Label", exact=True).fill("cat")
+    assert shown_units(page) == [0], (
+        "six of nine patches, where a third of all images are cats; the others have no label so often"
+    )
     page.get_by_label("Size").fill("240")
     width = page.eval_on_selector("#units > li:not([hidden])", "block => block.getBoundingClientRect().width")
     assert width >= 240
@@ -193,6 +196,41 @@ def test_units_are_sorted_chosen_and_sized_and_a_link_keeps_that(watched: Watche
     linked.goto(page.url)
     assert shown_units(linked) == shown_units(page)
     assert linked.get_by_label("Size").input_value() == "240"
+    watched.assert_sound(site)
+
+
+def test_units_follow_the_list_that_they_were_opened_from(watched: WatchedPage, site: str, atlas: Atlas) -> None:
+    order = [
+        row["unit"] for row in sorted(atlas.units("relu#2").to_pylist(), key=lambda row: (row["activation_rate"], -row["unit"]))
+    ]
+    page = watched.open(site + "layers/relu@2.html")
+    page.get_by_label("Sort by").select_option("activation_rate")
+    assert shown_units(page) == order[::-1]
+    page.locator("#units > li a.block").first.click()
+    for unit in order[::-1][1:]:
+        expect(page.locator('a[rel="next"]')).to_have_attribute("href", re.compile("#sort=activation_rate$"))
+        page.keyboard.press("ArrowRight")
+        page.wait_for_url(f"**/units/relu@2/{unit}.html#sort=activation_rate")
+    expect(page.locator('a[rel="next"]')).to_have_count(0)
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_url(f"**/units/relu@2/{order[1]}.html#sort=activation_rate")
+    page.locator('a[rel="up"]').click()
+    page.wait_for_url("**/layers/relu@2.html#sort=activation_rate")
+    assert shown_units(page) == order[::-1]
+    page.evaluate("location.hash = ''")
+    page.wait_for_timeout(200)
+    assert shown_units(page) == sorted(order), "the address says what is shown, also when it changes"
+    watched.assert_sound(site)
+
+
+def test_a_number_finds_that_unit_in_every_layer(watched: WatchedPage, site: str, atlas: Atlas) -> None:
+    page = watched.open(site)
+    page.keyboard.press("/")
+    page.keyboard.type("3")
+    expect(page.get_by_role("option").first).to_contain_text(" 3")
+    links = page.eval_on_selector_all("#search-results a", "all => all.map(link => link.getAttribute('href'))")
+    layers = [layer for layer in atlas.layers if layer.units > 3]
+    assert links[: len(layers)] == [f"units/{slug(layer.name)}/3.html" for layer in layers]
     watched.assert_sound(site)
 
 
@@ -360,6 +398,24 @@ def test_an_exported_site_works_from_a_disk_and_under_a_path(watched: WatchedPag
     expect(page.get_by_text("There is nothing at this address.")).to_be_visible()
     page.goto(static + "page.html#units/<img src=x onerror=alert(1)>/1")
     expect(page.get_by_text("There is nothing at this address.")).to_be_visible()
+    watched.assert_sound(static)
+
+
+def test_parts_of_a_site_follow_the_list_too(watched: WatchedPage, static: str, atlas: Atlas) -> None:
+    order = [
+        row["unit"] for row in sorted(atlas.units("relu#2").to_pylist(), key=lambda row: (row["activation_rate"], -row["unit"]))
+    ]
+    page = watched.open(static + "layers/relu@2.html")
+    page.get_by_label("Sort by").select_option("activation_rate")
+    page.locator("#units > li a.block").first.click()
+    for unit in order[::-1][1:3]:
+        expect(page.locator('a[rel="next"]')).to_have_attribute(
+            "href", re.compile(rf"units/relu@2/{unit}\?sort=activation_rate$")
+        )
+        page.keyboard.press("ArrowRight")
+        expect(page.get_by_role("heading", level=1)).to_have_text(re.compile(f"unit {unit}$"))
+    page.locator('a[rel="up"]').click()
+    page.wait_for_url("**/layers/relu@2.html#sort=activation_rate")
     watched.assert_sound(static)
 
 

@@ -89,6 +89,24 @@ def test_the_tutorial_finds_the_unit_that_looks_for_wheels(tmp_path: Path) -> No
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
 
 
+@pytest.mark.slow
+def test_the_example_of_a_notebook_runs(tmp_path: Path) -> None:
+    """It is kept with its outputs; run again, it shows the same units."""
+    kept = nbformat.read(ROOT / "examples" / "atlas.ipynb", as_version=4)
+    notebook = nbformat.read(ROOT / "examples" / "atlas.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
+
+    def outputs(of: nbformat.NotebookNode, kind: str) -> list[str]:
+        of_cells = [output for cell in of.cells for output in cell.get("outputs", [])]
+        return [output["data"][kind] for output in of_cells if kind in output.get("data", {})]
+
+    frames = [html for html in outputs(notebook, "text/html") if "<iframe" in html]
+    units = [[html for html in outputs(of, "text/html") if "unit 20" in html] for of in (kept, notebook)]
+    assert len(frames) == len(units[1]) == 1
+    assert re.findall(r"[\d.]+ to [\d.]+", units[0][0]) == re.findall(r"[\d.]+ to [\d.]+", units[1][0])
+    assert len(outputs(kept, "image/png")) == len(outputs(notebook, "image/png")) == 2
+
+
 def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) <= 150
 

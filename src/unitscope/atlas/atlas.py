@@ -1,6 +1,7 @@
 """The atlas as users know it: what `reading` reads, and pictures of it."""
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from io import BytesIO
 from typing import Any
 
@@ -9,6 +10,7 @@ from PIL import Image
 from unitscope.atlas.figures import FigureChoice, figure, sheet
 from unitscope.atlas.patches import PatchOptions, draw_patch
 from unitscope.atlas.reading import AtlasReader
+from unitscope.atlas.unit_view import Unit
 from unitscope.records import Peak
 
 
@@ -26,6 +28,17 @@ class Atlas(AtlasReader):
         png = BytesIO()
         self.figure().save(png, "PNG")
         return png.getvalue()
+
+    def unit(self, layer: str, number: int) -> Unit:
+        """One unit, with its name, peaks, statistics and patches; a notebook shows it. Raises `LayerNotFound`, and `AtlasError` for a unit that
+        the layer doesn't have."""
+        found = self.layer(layer)
+        found.check_units([number])
+        return Unit(self, found, number)
+
+    def explore(self, height: int = 900) -> Any:
+        """The explorer, served from this process; a notebook shows it in place, so many pixels high. `stop()` ends it."""
+        return import_module("unitscope.web.notebook").explore(self, height)  # pages stand on the atlas, never back
 
     def patch(
         self, peak: Peak | Mapping[str, Any], patch: str = "field", size_px: int = 224, from_images: bool = False

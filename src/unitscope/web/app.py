@@ -52,7 +52,7 @@ class ExplorerOptions:
 
     `run_network` runs the network over an uploaded image, and `explain_image` says why it has its class, where effects were measured; `search_off_reason` says why images can't be searched with, where they could
     be if the user wished. `hosts` are the names and addresses by which requests may call this server; `*` is any. An upload may take
-    `upload_s` seconds.
+    `upload_s` seconds. Pages of other sites, such as notebooks, may show these in a frame where `may_be_framed` says so.
     """
 
     compared_atlas: Atlas | None = None
@@ -61,6 +61,7 @@ class ExplorerOptions:
     search_off_reason: str | None = None
     upload_s: float = 60
     explain_image: ExplainImage | None = None
+    may_be_framed: bool = False
 
 
 class _Number(Convertor[int]):
@@ -90,7 +91,7 @@ def create_explorer(atlas: Atlas, options: ExplorerOptions | None = None) -> Sta
     if compared_pages is not None:
         routes.append(Mount("/compared", routes=AtlasRoutes(compared_pages, ExplorerOptions()).every_route()))
     middleware = [
-        Middleware(ProtectiveHeaders),
+        Middleware(ProtectiveHeaders, may_be_framed=options.may_be_framed),
         Middleware(KnownHosts, hosts=options.hosts),
         Middleware(SameOrigin),
         Middleware(GZipMiddleware, minimum_size=2000, compresslevel=3),

@@ -205,7 +205,8 @@ SORT_KEYS = (
 
 @dataclass(frozen=True, slots=True)
 class UnitEntry:
-    """A unit on the layer page: its statistics, and the labels of its peaks; no labels where it shows no preference.
+    """A unit on the layer page: its statistics, and the labels that its peaks have more often than images have; none where it shows no
+    preference.
 
     `added` has the numbers of added tables of units by `TABLE.COLUMN`, None where the unit has none. `name` is what the unit is called.
     """
@@ -214,6 +215,7 @@ class UnitEntry:
     labels: list[str]
     added: dict[str, float | None]
     name: str | None
+    several_facets: bool
 
 
 @dataclass(frozen=True, slots=True)

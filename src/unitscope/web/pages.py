@@ -50,6 +50,8 @@ from unitscope.wordnet import in_words
 
 OVERVIEW_UNITS = 4
 MAX_SIMILAR_UNITS = 12
+MIN_LIFT = 2
+"""How many times as frequent as among all images a label is among a unit's peaks, that the unit can be found by it."""
 MAX_LABEL_UNITS = 60
 MAX_CONCEPT_UNITS = 240
 MAX_MISTAKES = 200
@@ -92,9 +94,10 @@ class PageBuilder:
         units = [
             UnitEntry(
                 statistics,
-                sorted(self.queries.label_counts(layer.name, statistics.unit)),
+                self._typical_labels(layer.name, statistics.unit),
                 added.values_of(statistics.unit),
                 meaning.name,
+                (meaning.facets or 0) > 1,
             )
             for statistics, meaning in zip(
                 self.queries.unit_statistics(layer.name), self.queries.meanings(layer.name), strict=True
@@ -294,6 +297,16 @@ class PageBuilder:
             LabelShare(label, peaks, peaks / all_peaks, image_counts[label] / all_images if label in image_counts else None)
             for label, peaks in sorted(peak_counts.items(), key=lambda entry: (-entry[1], entry[0]))
         ]
+
+    def _typical_labels(self, layer: str, unit: int) -> list[str]:
+        """The labels that a unit's peaks have twice as often as all images do; one peak alone counts of a label of one image alone."""
+        image_counts, peak_counts = self.queries.labels, self.queries.label_counts(layer, unit)
+        lifts = sum(self.queries.labels.values()) / max(sum(peak_counts.values()), 1)
+        return sorted(
+            label
+            for label, peaks in peak_counts.items()
+            if (images := image_counts.get(label, 0)) and peaks * lifts >= MIN_LIFT * images and (peaks > 1 or images == 1)
+        )
 
     def _label_units(self, images: list[ImageEntry]) -> list[LabelUnit]:
         """The units with most peaks in these images."""

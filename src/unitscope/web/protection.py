@@ -24,13 +24,16 @@ HEADERS = {
 class ProtectiveHeaders:
     """Adds the headers that keep a page to itself to every answer."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, may_be_framed: bool = False) -> None:
         self._app = app
+        policy = HEADERS["Content-Security-Policy"]
+        framed = policy.replace("; frame-ancestors 'none'", "") if may_be_framed else policy
+        self._headers = HEADERS | {"Content-Security-Policy": framed}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
+                MutableHeaders(scope=message).update(self._headers)
             await send(message)
 
         await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)

@@ -23,7 +23,7 @@
   const dialog = document.getElementById("search-box");
   const input = document.getElementById("search-text");
   const list = document.getElementById("search-results");
-  const MAX_RESULTS = 12;
+  const MAX_RESULTS = 60;
   let chosenIndex = 0;
 
   function loadIndex() {
@@ -58,11 +58,17 @@
         if (unit < units) yield { text: `${name} ${unit}`, note: "unit", href: `units/${slug}/${unit}.html` };
       }
     }
+    if (/^\d+$/.test(lastWord) && words.length === 1) {
+      const unit = Number(lastWord);
+      for (const [name, slug, units] of index.layers) {
+        if (unit < units) yield { text: `${name} ${unit}`, note: "unit", href: `units/${slug}/${unit}.html` };
+      }
+    }
     yield* matching(index.layers, words).map(layerResult);
     for (const [name, slug, units] of matching(index.names, words)) yield { text: name, note: units === 1 ? "name of one unit" : `name of ${units} units`, href: `concepts/${slug}.html` };
     for (const [name, position] of matching(index.classes, words)) yield { text: name, note: "class", href: `classes/${position}.html` };
     for (const [name, slug] of matching(index.labels, words)) yield { text: name, note: "label", href: `labels/${slug}.html` };
-    for (const [key, number] of matching(index.images, words)) yield { text: key, note: "image", href: `images/${number}.html` };
+    for (const [key, number] of matching(index.images, words)) yield { text: key, note: "image", href: `images/${number}.html`, picture: `images/${number}.jpg` };
   }
 
   function resultLink(result, position) {
@@ -74,6 +80,11 @@
     link.tabIndex = -1;
     const note = document.createElement("span");
     note.textContent = result.note;
+    if (result.picture) {
+      const picture = document.createElement("img");
+      Object.assign(picture, { src: root + result.picture, alt: "", loading: "lazy", height: 32 });
+      link.append(picture);
+    }
     link.append(result.text, note);
     return link;
   }

@@ -52,8 +52,11 @@
     main.replaceChildren(notice);
   }
 
+  // Behind a question mark stands the list that a person came from.
+  const partOf = (hash) => decodeURI(hash.slice(1).split("?")[0]);
+
   async function show() {
-    const part = decodeURI(location.hash.slice(1));
+    const part = partOf(location.hash);
     if (part === "main") return; // a person skips to the content
     const bundle = part && bundleOf(part);
     let parts;
@@ -63,7 +66,7 @@
       say(`This can't be shown: ${error.message}.`);
       return;
     }
-    if (part !== decodeURI(location.hash.slice(1))) return; // a person went on meanwhile
+    if (part !== partOf(location.hash)) return; // a person went on meanwhile
     if (!parts.has(part)) {
       say("There is nothing at this address.");
       return;

@@ -1,7 +1,7 @@
 // A grid of units: their order, choice and size. What is chosen stays in the address, so that a link shows the same.
 "use strict";
 {
-  const FIELDS = ["sort", "show", "label", "name", "size"];
+  const FIELDS = ["sort", "show", "label", "name", "score", "size"];
   const form = document.getElementById("grid-choice");
   const grid = document.getElementById("units");
   const blocks = [...grid.children];
@@ -16,6 +16,8 @@
     "not-dead": (block) => !block.dataset.dead,
     dead: (block) => Boolean(block.dataset.dead),
     "no-preference": (block) => Boolean(block.dataset.noPreference),
+    tied: (block) => Boolean(block.dataset.tied),
+    facets: (block) => Boolean(block.dataset.facets),
     "always-active": (block) => Boolean(block.dataset.alwaysActive),
   };
 
@@ -23,7 +25,8 @@
     const sorted = [...blocks];
     if (form.sort.value !== "unit") {
       const column = `sort-${form.sort.selectedOptions[0].dataset.index}`;
-      const values = new Map(blocks.map((block) => [block, number(block, column)]));
+      // What a dead unit's values would say is nothing: it comes last.
+      const values = new Map(blocks.map((block) => [block, block.dataset.dead ? -Infinity : number(block, column)]));
       sorted.sort((a, b) => values.get(b) - values.get(a) || number(a, "unit") - number(b, "unit"));
     }
     grid.replaceChildren(...sorted);
@@ -33,9 +36,11 @@
     const isChosen = isShown[form.show?.value ?? "all"];
     const label = form.label?.value.trim().toLowerCase() ?? "";
     const name = form.elements.namedItem("name")?.value.trim().toLowerCase() ?? "";
+    const score = Number(form.elements.namedItem("score")?.value || 0);
+    const scoreColumn = `sort-${form.elements.namedItem("score")?.dataset.index}`;
     let count = 0;
     for (const block of blocks) {
-      const stays = isChosen(block) && (!label || labels.get(block).some((text) => text.toLowerCase().includes(label))) && (!name || (block.dataset.name ?? "").toLowerCase().includes(name));
+      const stays = isChosen(block) && (!label || labels.get(block).some((text) => text.toLowerCase().includes(label))) && (!name || (block.dataset.name ?? "").toLowerCase().includes(name)) && (!score || number(block, scoreColumn) >= score);
       block.hidden = !stays;
       count += stays;
     }
@@ -59,12 +64,36 @@
     const changed = fields.filter((name) => form[name].value !== defaults[name]);
     const choice = new URLSearchParams(changed.map((name) => [name, form[name].value])).toString();
     history.replaceState(null, "", choice ? `#${choice}` : location.pathname + location.search);
+    keepList(choice);
   }
 
-  readAddress();
-  resize();
-  if (form.sort.value !== "unit") sort();
-  choose();
+  // The pages of units go on in the order that is chosen here: links have it in their address, and this tab keeps what it means.
+  function keepList(choice) {
+    const mark = document.documentElement.dataset.site === undefined ? "#" : "?";
+    for (const block of blocks) {
+      const link = block.querySelector("a.block");
+      link.dataset.address ??= link.getAttribute("href");
+      link.setAttribute("href", link.dataset.address + (choice && grid.dataset.layer ? mark + choice : ""));
+    }
+    const units = [...grid.children].filter((block) => !block.hidden).map((block) => Number(block.dataset.unit));
+    try {
+      if (choice && grid.dataset.layer) sessionStorage.setItem(`unitscope-list ${grid.dataset.layer} ${choice}`, JSON.stringify(units));
+    } catch {
+      // a browser may forbid it; then units come by number
+    }
+  }
+
+  function show() {
+    form.reset();
+    readAddress();
+    resize();
+    sort();
+    choose();
+    keepList(new URLSearchParams(fields.filter((name) => form[name].value !== defaults[name]).map((name) => [name, form[name].value])).toString());
+  }
+
+  window.addEventListener("hashchange", show);
+  show();
 
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("input", (event) => {
