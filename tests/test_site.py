@@ -154,6 +154,21 @@ def test_names_of_files_are_names_on_any_disk(tmp_path: Path) -> None:
     assert {row[3] for row in index["layers"]} == {file_name(slug(layer.name)) for layer in atlas.layers}
 
 
+@pytest.mark.parametrize(
+    "model", ["/home/somebody/nets.py:small", "transformers:/home/somebody/vit", "C:\\home\\somebody\\nets.py:small"]
+)
+def test_a_site_names_no_folder_of_the_machine(atlas: Atlas, tmp_path: Path, model: str) -> None:
+    shutil.copytree(atlas.folder, tmp_path / "atlas")
+    manifest = json.loads((tmp_path / "atlas/atlas.json").read_text())
+    manifest["network"] |= {"model": model, "weights": "/home/somebody/weights.pt"}
+    (tmp_path / "atlas/atlas.json").write_text(json.dumps(manifest))
+    export(Atlas(tmp_path / "atlas"), tmp_path / "site")
+    shown = [(tmp_path / "site" / file).read_text() for file in files_of(tmp_path / "site") if file.endswith((".html", ".js"))]
+    assert not [text for text in shown if "somebody" in text or str(tmp_path.parent) in text]
+    assert not [part for part, (_, content) in parts_of(tmp_path / "site").items() if "somebody" in content]
+    assert re.split(r"[/\\]", model)[-1] in (tmp_path / "site/index.html").read_text()
+
+
 def test_a_site_is_never_written_over_another(atlas: Atlas, tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "mine.txt").touch()

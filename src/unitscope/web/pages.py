@@ -1,5 +1,6 @@
 """The pages of one atlas: each is built from its tables, shown by its template as HTML, and by `/api` as JSON."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -349,8 +350,8 @@ def _atlas_summary(queries: AtlasQueries) -> AtlasSummary:
     input_height, input_width = atlas.input_size
     return AtlasSummary(
         name=atlas.folder.absolute().name,
-        model=str(network["model"]),
-        weights=str(network.get("weights")),
+        model=_without_folders(str(network["model"])),
+        weights=_without_folders(str(network.get("weights"))),
         network_hash=str(network.get("hash", ""))[:16],
         image_source=_describe_source(images),
         image_list_hash=str(images.get("hash", ""))[:16],
@@ -364,6 +365,15 @@ def _atlas_summary(queries: AtlasQueries) -> AtlasSummary:
         written=written.strftime("%Y-%m-%d %H:%M"),
         images_error=queries.images_error,
     )
+
+
+def _without_folders(text: str) -> str:
+    """A model string, or what weights are called, without the machine's own folders, since an exported site is for everybody.
+
+    >>> _without_folders("/home/me/nets.py:small"), _without_folders("transformers:C:\\\\mine\\\\vit"), _without_folders("timm:hf_hub/x")
+    ('nets.py:small', 'transformers:vit', 'timm:hf_hub/x')
+    """
+    return re.sub(r"(?<![^:])(?:[A-Za-z]:)?[/\\](?:[^/\\:]*[/\\])*", "", text)
 
 
 def _describe_source(images: dict[str, Any]) -> str:
