@@ -27,7 +27,7 @@ from unitscope.cli import main
 from unitscope.drawing import SHEET_GROUND
 from unitscope.errors import AtlasError, ImagesError, ImagesWarning, UnitscopeError
 from unitscope.records import Peak, Preprocessing
-from unitscope.web import ExplorerOptions, create_explorer
+from unitscope.web import ExplorerOptions, create_explorer, export
 from unitscope.web.addresses import slug
 
 AS_IT_IS = Preprocessing(None, (14, 14), (0.5,) * 3, (0.25,) * 3)
@@ -273,6 +273,24 @@ def test_hostile_patches_are_refused_or_left_to_the_browser(small: Atlas, conten
             hostile.sheet("1")
         with pytest.raises(AtlasError, match="can't be drawn"):
             hostile.sheet("1", patch="image")
+
+
+@pytest.mark.parametrize("size_px", [32, 96])
+def test_blocks_have_one_size_also_of_dead_and_tied_units(atlas: Atlas, tmp_path: Path, size_px: int) -> None:
+    pack(atlas, size_px=size_px)
+    with client(atlas) as site:
+        for layer in atlas.layers:
+            for unit in range(layer.units):
+                block = Image.open(BytesIO(site.get(f"/blocks/{slug(layer.name)}/{unit}.jpg").content))
+                assert block.size == (3 * size_px, 3 * size_px)
+
+
+def test_hostile_patches_are_not_exported(small: Atlas, tmp_path: Path) -> None:
+    pack(small)
+    change_table(small, "patches", "peaks", lying_jpeg())
+    with pytest.raises(AtlasError, match="a block can't be drawn"):
+        export(Atlas(small.folder), tmp_path / "site")
+    assert not (tmp_path / "site").exists()
 
 
 def change_table(atlas: Atlas, name: str, column: str, content: bytes) -> None:

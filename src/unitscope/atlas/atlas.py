@@ -32,9 +32,9 @@ class Atlas(AtlasReader):
     def unit(self, layer: str, number: int) -> Unit:
         """One unit, with its name, peaks, statistics and patches; a notebook shows it. Raises `LayerNotFound`, and `AtlasError` for a unit that
         the layer doesn't have."""
-        found = self.layer(layer)
-        found.check_units([number])
-        return Unit(self, found, number)
+        layer_of_unit = self.layer(layer)
+        layer_of_unit.check_units([number])
+        return Unit(self, layer_of_unit, number)
 
     def explore(self, height: int = 900) -> Any:
         """The explorer, served from this process; a notebook shows it in place, so many pixels high. `stop()` ends it."""

@@ -3,6 +3,7 @@
 Nobody knows who wrote them: what is decoded here is no larger than it should be.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from io import BytesIO
@@ -69,7 +70,7 @@ class PackedPatches:
         across = block_side(self._patch_count) if column == "peaks" else BAND_PATCHES // 4
         slots = across**2 if column == "peaks" else BAND_PATCHES
         size = across * self.size_px, slots // across * self.size_px
-        block = _decoded(content, f"the patches of layer {layer!r} unit {unit}")
+        block = decode_packed(content, f"the patches of layer {layer!r} unit {unit}")
         if block.size != size:
             raise AtlasError(
                 f"the packed patches of layer {layer!r} unit {unit} can't be drawn: they are {block.size}, not {size} pixels large"
@@ -104,7 +105,7 @@ class PackedPictures:
         content = self.content(image, key)
         if content is None:
             return None
-        picture = _decoded(content, f"the picture of image {key!r}")
+        picture = decode_packed(content, f"the picture of image {key!r}")
         if max(picture.size) > PICTURE_SIDES_PX[1]:
             raise AtlasError(f"the packed picture of image {key!r} can't be drawn: it is {picture.size} pixels large")
         return picture
@@ -123,8 +124,6 @@ class _BinaryRows:
             self._stops.append((self._stops[-1] if self._stops else 0) + self._file.metadata.row_group(group).num_rows)
 
     def get(self, column: str, row: int) -> bytes | None:
-        from bisect import bisect_right
-
         group = bisect_right(self._stops, row)
         with self._lock:
             if (column, group) not in self._groups:
@@ -145,7 +144,8 @@ def _is_jpeg(content: bytes) -> bool:
     return content.startswith(b"\xff\xd8\xff")
 
 
-def _decoded(content: bytes, what: str) -> Image.Image:
+def decode_packed(content: bytes, what: str) -> Image.Image:
+    """A JPEG in RGB, no larger than a packed picture may be. Raises `AtlasError` where it can't be decoded; `what` it is, is in the text."""
     try:
         with Image.open(BytesIO(content), formats=["JPEG"]) as image:
             if image.width * image.height > PICTURE_SIDES_PX[1] ** 2:

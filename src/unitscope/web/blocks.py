@@ -68,8 +68,7 @@ class BlockDrawer:
             return content
         patch_count = min(self._queries.atlas.k, MAX_PATCHES)
         patches = packed.patches(layer, unit)[: len(self._queries.peak_rows(layer, unit))]
-        scaled = [patch.resize((PATCH_PX, PATCH_PX), Image.Resampling.BICUBIC) for patch in patches]
-        return draw_block(scaled, patch_count, block_notice(patches, tie))
+        return draw_block(patches, patch_count, block_notice(patches, tie), packed.size_px)
 
     def prepare(self, units: Sequence[Unit]) -> None:
         """Begin to draw the blocks that a page shows, but those that are drawn, when nobody waits for others; what pages opened long ago needed

@@ -83,9 +83,9 @@ def _cut_example(atlas: Atlas, example: Example) -> Image.Image:
     return cut_patch(picture, crop, PATCH_PX, PAGE_GROUND)
 
 
-def draw_block(patches: Sequence[Image.Image], patch_count: int, notice: str = "") -> bytes:
-    """Patches row by row in a square that has room for `patch_count`, as JPEG; `notice` is written over them."""
-    square = _in_square(patches, patch_count, PATCH_PX)
+def draw_block(patches: Sequence[Image.Image], patch_count: int, notice: str = "", size_px: int = PATCH_PX) -> bytes:
+    """Patches of that side row by row in a square that has room for `patch_count`, as JPEG; `notice` is written over them."""
+    square = _in_square(patches, patch_count, size_px)
     draw_notice(square, notice)
     return _encode(square, "JPEG", quality=JPEG_QUALITY)
 

@@ -21,6 +21,7 @@ import msgspec
 from PIL import Image
 
 from unitscope.atlas import Atlas
+from unitscope.atlas.packed import decode_packed
 from unitscope.atlas.schema import MANIFEST
 from unitscope.errors import WHERE_IMAGES_ARE, AtlasError, ImagesError
 from unitscope.files import atomic_write, is_alive
@@ -218,11 +219,12 @@ class _SiteWriter:
 
 
 def _draw_sprite(blocks: "list[Future[bytes]]") -> bytes:
-    pictures = [Image.open(BytesIO(block.result())) for block in blocks]
+    pictures = [decode_packed(block.result(), "a block") for block in blocks]  # nobody knows who packed it
     side = pictures[0].width
     sprite = Image.new("RGB", (SPRITE_COLUMNS * side, ceil(len(blocks) / SPRITE_COLUMNS) * side))
-    for place, picture in enumerate(pictures):
-        sprite.paste(picture, (place % SPRITE_COLUMNS * side, place // SPRITE_COLUMNS * side))
+    for number, picture in enumerate(pictures):
+        row, column = divmod(number, SPRITE_COLUMNS)
+        sprite.paste(picture.resize((side, side)), (column * side, row * side))
     content = BytesIO()
     sprite.save(content, "JPEG", quality=SPRITE_QUALITY, optimize=True)
     return content.getvalue()
