@@ -444,7 +444,9 @@ def test_the_table_holds_every_peak_as_it_is_on_the_whole_image(tmp_path: Path, 
             assert np.abs(actual - expected[:, *box]).max() <= (0.51 + 1e-3 * 127) * row["scale"]
             outside = expected.copy()
             outside[:, *box] = 0
-            assert name == "occlusion" or np.abs(outside).max() <= 1e-6 * np.abs(expected).max()  # squares reach in from outside
+            assert (
+                name in ("activation", "occlusion") or np.abs(outside).max() <= 1e-6 * np.abs(expected).max()
+            )  # squares reach in from outside
 
 
 class Checkpointed(nn.Module):
@@ -663,7 +665,9 @@ def test_what_was_not_attributed_is_not_drawn_as_if(tmp_path: Path) -> None:
 
 def test_what_cant_be_done_is_said_in_one_line(tmp_path: Path) -> None:
     atlas, network = scanned(tmp_path)
-    with pytest.raises(AtlasError, match=r"method is one of deconvnet, guided_backprop, .*, not 'deconvnt'. Close: 'deconvnet'"):
+    with pytest.raises(
+        AtlasError, match=r"method is one of activation, deconvnet, guided_backprop, .*, not 'deconvnt'. Close: 'deconvnet'"
+    ):
         attribute(atlas, "deconvnt", network)
     with pytest.raises(LayerNotFound, match="has no layer 'convolution'"):
         attribute(atlas, "deconvnet", network, layers=["convolution"])
@@ -852,7 +856,9 @@ def test_projections_are_drawn_beside_their_patches(tmp_path: Path) -> None:
     pixels = np.asarray(atlas.figure(attribution="deconvnet"))
     assert (pixels == 128).all(axis=2).mean() > 0.005  # the grey of zero
     assert tuple(METHODS) == tuple(ATTRIBUTION_METHODS)
-    with pytest.raises(AtlasError, match=r"attribution is one of deconvnet, .*, not 'guided_backpro'\. Close: 'guided_backprop'"):
+    with pytest.raises(
+        AtlasError, match=r"attribution is one of activation, deconvnet, .*, not 'guided_backpro'\. Close: 'guided_backprop'"
+    ):
         atlas.sheet("5", attribution="guided_backpro")
     with pytest.raises(UnitscopeError, match="has no table 'guided_backprop'"):
         atlas.figure(attribution="guided_backprop")

@@ -136,7 +136,7 @@ def test_the_search_box_finds_units_layers_labels_and_images(watched: WatchedPag
     ]:  # fmt: skip
         page.keyboard.press("/")
         page.keyboard.type(query)
-        expect(page.get_by_role("option").first).to_be_visible()
+        expect(page.locator("#search-results").get_by_role("option").first).to_be_visible()
         page.wait_for_function("path => document.querySelector('#search-results a').href.includes(path)", arg=path)
         page.keyboard.press("Enter")
         page.wait_for_url(f"**/{path}*")
@@ -227,7 +227,7 @@ def test_a_number_finds_that_unit_in_every_layer(watched: WatchedPage, site: str
     page = watched.open(site)
     page.keyboard.press("/")
     page.keyboard.type("3")
-    expect(page.get_by_role("option").first).to_contain_text(" 3")
+    expect(page.locator("#search-results").get_by_role("option").first).to_contain_text(" 3")
     links = page.eval_on_selector_all("#search-results a", "all => all.map(link => link.getAttribute('href'))")
     layers = [layer for layer in atlas.layers if layer.units > 3]
     assert links[: len(layers)] == [f"units/{slug(layer.name)}/3.html" for layer in layers]
@@ -244,7 +244,7 @@ def boxes(page: Page, selector: str) -> list[list[float]]:
 def test_pointing_at_a_patch_shows_where_it_is(watched: WatchedPage, site: str, atlas: Atlas) -> None:
     page = watched.open(site + "units/relu@2/1.html")
     rows = atlas.peaks("relu#2", 1).to_pylist()
-    for action in ("hover", "focus", "click"):
+    for action in ("hover", "focus"):
         for rank in (3, 1):
             getattr(page.locator(".patches button.show").nth(rank - 1), action)()
             row = rows[rank - 1]
@@ -277,9 +277,9 @@ def test_a_patch_on_a_page_is_the_patch_of_the_atlas(watched: WatchedPage, site:
 def test_pointing_at_a_unit_draws_its_box_on_the_image(watched: WatchedPage, site: str, atlas: Atlas) -> None:
     row = atlas.peaks("relu#2", 1).to_pylist()[2]
     page = watched.open(f"{site}images/{row['image']}.html")
-    chip = page.locator(f'.chips a[href$="units/relu@2/{row["unit"]}.html"]').first
+    block = page.locator(f'.excited-layers a[href$="units/relu@2/{row["unit"]}.html"]').first
     for action in ("hover", "focus"):
-        getattr(chip, action)()
+        getattr(block, action)()
         assert boxes(page, "#stage")[0][:2] == pytest.approx([row["source_left"], row["source_top"]], abs=0.01)
     watched.assert_sound(site)
 
@@ -290,6 +290,125 @@ def test_a_finger_shows_where_a_patch_is(browser: Browser, site: str) -> None:
     first_boxes = boxes(page, "#source")
     page.locator(".patches button.show").nth(4).tap()
     assert boxes(page, "#source") != first_boxes
+    watched.assert_sound(site)
+    watched.context.close()
+
+
+def test_the_first_tap_shows_where_and_the_second_opens_the_unit(browser: Browser, site: str, atlas: Atlas) -> None:
+    row = atlas.peaks("relu#2", 1).to_pylist()[2]
+    watched = WatchedPage(browser, **PHONE)
+    page = watched.open(f"{site}images/{row['image']}.html")
+    link = page.locator(f'.excited-layers a[href$="units/relu@2/{row["unit"]}.html"]').first
+    link.tap()
+    assert boxes(page, "#stage")[0][:2] == pytest.approx([row["source_left"], row["source_top"]], abs=0.01)
+    assert "/images/" in page.url
+    link.tap()
+    page.wait_for_url(f"**/units/relu@2/{row['unit']}.html")
+    watched.assert_sound(site)
+    watched.context.close()
+
+
+def test_a_click_shows_a_patch_in_its_image_large(watched: WatchedPage, site: str, atlas: Atlas) -> None:
+    page = watched.open(site + "units/relu@2/1.html")
+    first, second = page.locator(".patches button.show").nth(0), page.locator(".patches button.show").nth(1)
+    first.click()
+    dialog = page.get_by_role("dialog", name="The image of a patch, large")
+    expect(dialog).to_be_visible()
+    stage = dialog.locator(".lightbox-stage > svg")
+
+    def view() -> list[float]:
+        return [float(number) for number in (stage.get_attribute("viewBox") or "").split()]
+
+    rows = atlas.peaks("relu#2", 1).to_pylist()
+    width = view()[2]
+    page.keyboard.press("+")
+    assert view()[2] == pytest.approx(width / 1.5)
+    page.keyboard.press("0")
+    assert view()[2] == width
+    page.keyboard.press("p")
+    side = max(rows[0]["source_right"] - rows[0]["source_left"], rows[0]["source_bottom"] - rows[0]["source_top"])
+    assert view()[2] == pytest.approx(1.1 * side, abs=0.05)
+    page.mouse.move(640, 400)
+    page.mouse.wheel(0, -100)
+    page.wait_for_timeout(100)
+    assert view()[2] == pytest.approx(1.1 * side / 1.2, abs=0.05)
+    page.keyboard.press("ArrowRight")
+    expect(dialog.locator("a")).to_have_text(atlas.key(rows[1]["image"]))
+    expect(dialog.locator(".legend li")).to_have_count(3)
+    assert Axe().run(page).violations_count == 0
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    assert second.evaluate("button => button === document.activeElement")
+    assert page.url.endswith("units/relu@2/1.html"), "the arrow was the dialog's"
+    watched.assert_sound(site)
+
+
+def test_what_is_laid_over_patches_stays(watched: WatchedPage, site: str) -> None:
+    page = watched.open(site + "units/relu/0.html")
+    assert page.locator(".heat").count() == 0
+    page.get_by_label("Laid over the patches").select_option("deconvnet")
+    expect(page.locator(".patches .heat")).to_have_count(9)
+    for rank in (5, 2):
+        page.locator(".patches button.show").nth(rank - 1).hover()
+        cell = page.locator("#source .heat")
+        assert cell.get_attribute("viewBox") == f"{(rank - 1) % 3} {(rank - 1) // 3} 1 1"
+        assert page.locator(".patches .heat").nth(rank - 1).get_attribute("viewBox") == cell.get_attribute("viewBox")
+    assert page.locator("#overlay option[disabled]").count() == 5, "what wasn't computed is said"
+    page = watched.open(site + "units/relu@2/1.html")
+    expect(page.locator(".patches .heat")).to_have_count(9)
+    page.get_by_label("Laid over the patches").select_option("")
+    expect(page.locator(".heat")).to_have_count(0)
+    expect(watched.open(site + "units/relu/1.html").get_by_text("No heat or attribution was computed")).to_be_visible()
+    watched.assert_sound(site)
+
+
+def test_the_switch_of_patches_stays_from_page_to_page(watched: WatchedPage, site: str) -> None:
+    page = watched.open(site + "units/relu@2/1.html")
+    page.locator("#patches").select_option("image")
+    page.wait_for_selector('html[data-patches="image"]')
+    assert (page.locator(".patches image").first.get_attribute("href") or "").endswith("large-blocks/relu@2/1.jpg?patch=image")
+    page = watched.open(site + "layers/relu.html")
+    assert (page.locator("#units img").first.get_attribute("src") or "").endswith("blocks/relu/0.jpg?patch=image")
+    assert page.locator("#patches").input_value() == "image"
+    page.locator("#patches").select_option("auto")
+    page.wait_for_selector('html[data-patches="auto"]')
+    watched.assert_sound(site)
+
+
+def test_the_switch_stands_in_the_address_where_cookies_are_forbidden(browser: Browser, site: str) -> None:
+    watched = WatchedPage(browser)
+    watched.page.add_init_script("Object.defineProperty(document, 'cookie', { get: () => '', set: () => {} })")
+    page = watched.open(site + "units/relu@2/1.html")
+    page.locator("#patches").select_option("field")
+    page.wait_for_url("**/units/relu@2/1.html?patch=field")
+    assert page.locator("html").get_attribute("data-patches") == "field"
+    watched.context.close()
+
+
+def test_the_histogram_says_what_a_bar_counts(watched: WatchedPage, site: str, atlas: Atlas) -> None:
+    page = watched.open(site + "units/relu@2/1.html")
+    drawing = page.locator(".histogram > svg")
+    counts = [int(count) for count in (drawing.get_attribute("data-counts") or "").split()]
+    assert sum(counts) == 24
+    box = drawing.bounding_box()
+    assert box is not None
+    tallest = counts.index(max(counts))
+    x = 34 + 320 * (tallest + 0.5) / len(counts)
+    page.mouse.move(box["x"] + x / 360 * box["width"], box["y"] + 60 / 128 * box["height"])
+    expect(page.locator(".histogram output")).to_contain_text(f": {max(counts)} images")
+    watched.assert_sound(site)
+
+
+def test_the_head_is_one_row_on_a_phone_and_its_menu_opens(browser: Browser, site: str) -> None:
+    watched = WatchedPage(browser, **PHONE)
+    page = watched.open(site + "units/relu@2/1.html")
+    closed = page.locator(".top").bounding_box()
+    assert closed is not None
+    assert closed["height"] < 64
+    expect(page.get_by_role("link", name="Glossary")).to_be_hidden()
+    page.get_by_role("button", name="Menu").tap()
+    page.get_by_role("link", name="Glossary").tap()
+    page.wait_for_url("**/glossary.html")
     watched.assert_sound(site)
     watched.context.close()
 
@@ -398,6 +517,21 @@ def test_an_exported_site_works_from_a_disk_and_under_a_path(watched: WatchedPag
     expect(page.get_by_text("There is nothing at this address.")).to_be_visible()
     page.goto(static + "page.html#units/<img src=x onerror=alert(1)>/1")
     expect(page.get_by_text("There is nothing at this address.")).to_be_visible()
+    watched.assert_sound(static)
+
+
+def test_the_switch_of_patches_works_in_a_site(watched: WatchedPage, static: str) -> None:
+    page = watched.open(static + "page.html#units/relu@2/1")
+    before = page.locator(".patches .patch").first.get_attribute("viewBox")
+    page.locator("#patches").select_option("image")
+    page.wait_for_selector(".patches .patch > rect", state="attached")
+    button = page.locator(".patches button.show").first
+    assert button.locator(".patch").get_attribute("viewBox") == button.get_attribute("data-input") != before
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("heading", level=1)).to_have_text(re.compile("unit 2$"))
+    assert page.locator(".patches .patch").first.get_attribute("viewBox") == page.locator(
+        ".patches button.show"
+    ).first.get_attribute("data-input")
     watched.assert_sound(static)
 
 

@@ -34,7 +34,7 @@ from starlette.testclient import TestClient
 import unitscope
 from unitscope.atlas import Atlas
 from unitscope.atlas.patches import cut_attributions, resolve_patch_kind
-from unitscope.drawing import GREY, SHEET_GROUND
+from unitscope.drawing import GREY, PAGE_GROUND, SHEET_GROUND, Ground
 from unitscope.errors import AtlasError
 from unitscope.layers import trace
 from unitscope.records import Peak, Preprocessing, Response
@@ -46,7 +46,7 @@ from unitscope.web.comparison import AtlasComparison
 from unitscope.web.openapi import PATHS, describe_api
 from unitscope.web.page_records import UnitPage
 from unitscope.web.pages import PageBuilder
-from unitscope.web.pictures import PATCH_PX
+from unitscope.web.pictures import LARGE_PATCH_PX, PATCH_PX
 from unitscope.web.queries import AtlasQueries
 from unitscope.web.server import create_server
 
@@ -90,7 +90,8 @@ def test_every_link_of_every_page_leads_somewhere(atlas: Atlas, second_atlas: At
     kinds = Counter(path.rpartition(".")[2] for path, _ in walk(read))
     units = sum(layer.units for each in (atlas, second_atlas) for layer in each.layers)
     assert kinds["webp"] == 2 * len(ATTRIBUTED)
-    assert kinds["jpg"] == 2 * units + 2 * 24, "blocks, bands and images"
+    dead = 2
+    assert kinds["jpg"] == 3 * units - dead + 2 * 24, "blocks, large blocks of those that have patches, bands and images"
     layers = len(atlas.layers) + len(second_atlas.layers)
     images_and_labels = 2 * (24 + len(LABELS))
     network_and_glossary, comparison, image_search = 2 * 2, 1 + len(atlas.layers), 1
@@ -128,7 +129,7 @@ def test_a_unit_page_shows_what_attributions_there_are(site: TestClient, atlas: 
         pixels = np.asarray(drawn.convert("RGB"), dtype=float)
     peaks = [Peak(**row) for row in atlas.peaks("relu", 0).to_pylist()]
     kind = resolve_patch_kind(atlas, atlas.layer("relu"), "auto")
-    pictures = cut_attributions(atlas, peaks, kind, "deconvnet", 2 * PATCH_PX)
+    pictures = cut_attributions(atlas, peaks, kind, "deconvnet", 2 * PATCH_PX, PAGE_GROUND)
     for peak in peaks:
         top, left = (peak.rank - 1) // 3 * 2 * PATCH_PX, (peak.rank - 1) % 3 * 2 * PATCH_PX
         shown = pixels[top : top + 2 * PATCH_PX, left : left + 2 * PATCH_PX]
@@ -195,8 +196,8 @@ def test_a_dead_unit_says_so(site: TestClient) -> None:
 def test_bands_lie_at_the_quantiles_of_the_sample(site: TestClient, atlas: Atlas) -> None:
     values = np.sort([row["value"] for row in atlas.sample("relu").to_pylist() if row["unit"] == 0])
     bands = {band["name"]: [e["value"] for e in band["examples"]] for band in site.get("/api/units/relu/0.json").json()["bands"]}
-    assert list(bands) == ["99 %", "90 %", "50 %", "lowest"]
-    assert bands["lowest"] == pytest.approx(values[:3])
+    assert list(bands) == ["99 %", "90 %", "50 %", "weakest"]
+    assert bands["weakest"] == pytest.approx(values[:3])
     assert bands["50 %"][1] == pytest.approx(values[round(0.5 * 23)])
     assert bands["90 %"][1] == pytest.approx(values[round(0.9 * 23)])
     assert bands["99 %"] == pytest.approx(values[-3:][::-1])
@@ -297,7 +298,9 @@ def test_units_without_a_sample_or_peaks_have_pages(tmp_path: Path) -> None:
     served = client(unitscope.scan(network, torch.randn(4, 3, 8, 8), tmp_path / "atlas"))
     assert "None of its units has a peak" in served.get("/").text
     assert served.get("/layers/1.html").status_code == 200
-    assert "there are no patches to show" in served.get("/units/1/0.html").text
+    page = served.get("/units/1/0.html").text
+    assert "This unit is <strong>dead</strong>: none of the 4 images excites it." in page
+    assert '<details class="collapsed">' in page
 
 
 # ── pictures ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -314,6 +317,76 @@ def test_a_block_holds_the_patches_of_its_unit(site: TestClient, atlas: Atlas) -
             seen = ~np.stack([(expected == colour).all(2) for colour in SHEET_GROUND.hatch]).any(0)
             assert seen.any()
             assert np.abs(np.asarray(patch, dtype=float) - expected)[seen].mean() < 12  # what JPEG makes of noise
+
+
+@pytest.mark.parametrize("kind", ["auto", "field", "image"])
+def test_patches_show_what_the_switch_says(atlas: Atlas, kind: str) -> None:
+    served = client(atlas)
+    served.cookies.set("unitscope-patch", kind)
+    suffix = "" if kind == "auto" else f"?patch={kind}"
+    for path in ("units/relu@2/1.html", "layers/relu@2.html", "index.html"):
+        pictures = re.findall(r'(?:src|href)="[./]*((?:large-)?blocks/[^"]+)"', served.get(f"/{path}").text)
+        assert pictures
+        assert all(picture.endswith(f".jpg{suffix}") for picture in pictures)
+    for route, side in (("blocks", PATCH_PX), ("large-blocks", LARGE_PATCH_PX)):
+        block = Image.open(io.BytesIO(served.get(f"/{route}/relu@2/1.jpg{suffix}").content))
+        assert block.size == (3 * side, 3 * side)
+        for row in atlas.peaks("relu#2", 1).to_pylist():
+            expected = np.asarray(atlas.patch(row, patch=kind, size_px=side), float)
+            seen = ~np.stack([(expected == colour).all(2) for colour in SHEET_GROUND.hatch]).any(0)
+            left, top = (row["rank"] - 1) % 3 * side, (row["rank"] - 1) // 3 * side
+            assert np.abs(np.asarray(block.crop((left, top, left + side, top + side)), float) - expected)[seen].mean() < 12
+    assert f'<option value="{kind}" selected>' in served.get("/index.html").text
+
+
+def test_an_unknown_kind_of_patches_is_the_usual_one(site: TestClient) -> None:
+    usual = site.get("/blocks/relu@2/1.jpg").content
+    assert site.get("/blocks/relu@2/1.jpg?patch=../../etc").content == usual
+    page = site.get("/units/relu@2/1.html", headers={"Cookie": 'unitscope-patch="><script>'}).text
+    assert page == site.get("/units/relu@2/1.html").text
+
+
+def test_heat_is_strongest_where_the_attribution_is(site: TestClient, atlas: Atlas) -> None:
+    heat = Image.open(io.BytesIO(site.get("/heat/deconvnet/relu/0.webp").content))
+    assert (heat.mode, heat.size) == ("RGBA", (6 * PATCH_PX, 6 * PATCH_PX))
+    peaks = [Peak(**row) for row in atlas.peaks("relu", 0).to_pylist()]
+    kind = resolve_patch_kind(atlas, atlas.layer("relu"), "auto")
+    zero = Ground(((128, 128, 128), (128, 128, 128)), (128, 128, 128))
+    pictures = cut_attributions(atlas, peaks, kind, "deconvnet", 2 * PATCH_PX, zero)
+    for peak in peaks:
+        left, top = (peak.rank - 1) % 3 * 2 * PATCH_PX, (peak.rank - 1) // 3 * 2 * PATCH_PX
+        alpha = np.asarray(heat.crop((left, top, left + 2 * PATCH_PX, top + 2 * PATCH_PX)), float)[..., 3]
+        strength = np.abs(np.asarray(pictures[peak.unit, peak.rank], float) - 128).max(2)
+        assert np.corrcoef(alpha.ravel(), strength.ravel())[0, 1] > 0.8  # it is blurred
+    assert site.get("/heat/deconvnet/relu/2.webp").status_code == 404
+
+
+def test_the_activation_is_laid_over_patches_and_nothing_below_zero_of_a_rectified_one(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 1, 5, padding=2, bias=False), torch.nn.ReLU())
+    network[0].weight.data[:] = 0
+    network[0].weight.data[0, 0, 2, 2] = 1
+    images = -torch.ones(4, 3, 8, 8)
+    images[:, 0, 3, 4] = torch.arange(1.0, 5)
+    atlas = unitscope.scan(network, images, tmp_path / "atlas", layers=["1"])
+    unitscope.attribute(atlas, "activation", network)
+    served = client(atlas)
+    heat = np.asarray(Image.open(io.BytesIO(served.get("/heat/activation/1/0.webp?patch=field").content)), float)
+    assert heat[64, 64, 3] > 150, "the middle one of five by five cells"
+    assert heat[64, 64, 0] > heat[64, 64, 2], "orange"
+    assert heat[:32, :128, 3].max() < 5
+    on_input = np.asarray(Image.open(io.BytesIO(served.get("/heat/activation/1/0.webp?patch=image").content)), float)
+    y, x = np.unravel_index(on_input[:128, :128, 3].argmax(), (128, 128))
+    assert (y // 16, x // 16) == (3, 4), "the cell on an input of eight by eight"
+
+
+def test_values_that_the_activation_cuts_off_say_so(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 1, 1, bias=False), torch.nn.ReLU6())
+    network[0].weight.data[:] = 1
+    images = torch.arange(1.0, 13)[:, None, None, None].expand(12, 3, 4, 4) * torch.ones(12, 3, 4, 4)
+    served = client(unitscope.scan(network, images, tmp_path / "atlas", layers=["1"]))
+    page = served.get("/units/1/0.html").text
+    assert "All of these values lie above 6: relu6 passes on 6 of each." in page
+    assert served.get("/api/units/1/0.json").json()["ceiling"] == 6
 
 
 class Counting(Sequence[Image.Image]):
@@ -956,6 +1029,27 @@ def test_the_overlap_is_the_share_of_common_images(atlas: Atlas, second_atlas: A
         expected = (pair.first, len(first & second), max(len(first), len(second)))
         assert (pair.second, pair.shared_images, pair.images) == expected
     assert any(0 < pair.shared_images < pair.images for pair in page.units)
+    assert page.pair.chance is not None
+    assert 0 < page.pair.chance < 1
+
+
+def test_units_that_look_at_other_images_overlap_no_more_than_chance(tmp_path: Path) -> None:
+    images = torch.randn(400, 3, 1, 1)
+    atlases = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        network = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 1, bias=False))
+        atlases.append(unitscope.scan(network, images if seed == 0 else images.flip(1) ** 3, tmp_path / str(seed)))
+    with_itself, with_other = (
+        AtlasComparison(PageBuilder(AtlasQueries(atlases[0])), PageBuilder(AtlasQueries(other))).network_page().pairs[0]
+        for other in atlases
+    )
+    assert with_itself.overlap == 1
+    assert with_itself.chance is not None
+    assert with_itself.chance < 0.1, "nine of some 200 images"
+    assert with_other.chance is not None
+    assert with_other.overlap is not None
+    assert with_other.overlap < with_other.chance + 0.15
 
 
 def test_units_of_another_network_are_paired_by_their_images(atlas: Atlas, folder: Path, tmp_path: Path) -> None:

@@ -121,6 +121,16 @@ def is_rectifier(activation: str) -> bool:
     return activation == RECTIFIER or re.fullmatch(r"relu(\d+(\.\d+)?)?", activation) is not None
 
 
+def ceiling(activation: str) -> float | None:
+    """The most that an activation of that name passes on; None where it has no bound, or nobody knows it.
+
+    >>> ceiling("relu6"), ceiling("relu")
+    (6.0, None)
+    """
+    match = re.fullmatch(r"relu(\d+(\.\d+)?)", activation)
+    return float(match[1]) if match else None
+
+
 def name_matches(name: str, pattern: str) -> bool:
     """True where the pattern is the layer's name or a glob that matches it."""
     return name == pattern or fnmatchcase(name, pattern)

@@ -15,7 +15,7 @@ from PIL import Image
 from unitscope.atlas.attribution_images import ZERO_PIXEL, draw_attribution
 from unitscope.atlas.packed import PackedPatches
 from unitscope.atlas.reading import AtlasReader
-from unitscope.drawing import EMPTY_SLOT, Crop, cut_patch, draw_missing_patch
+from unitscope.drawing import SHEET_GROUND, Crop, Ground, cut_patch, draw_missing_patch
 from unitscope.errors import WHERE_IMAGES_ARE, AtlasError, ImagesError, ImagesWarning, first_line
 from unitscope.images import Changed, Geometry, Skipped
 from unitscope.records import Box, Layer, Peak
@@ -247,20 +247,20 @@ class _Pictures:
 
 
 def cut_attributions(
-    atlas: AtlasReader, peaks: Sequence[Peak], kind: str, method: str, size_px: int
+    atlas: AtlasReader, peaks: Sequence[Peak], kind: str, method: str, size_px: int, ground: Ground = SHEET_GROUND
 ) -> dict[UnitRank, Image.Image]:
     """What a method found for the peaks of one layer, in the boxes of their patches; an empty picture where it wasn't used.
 
     Raises `AtlasError` where the method has no table, or a stale or broken one.
     """
     boxes = {(peak.unit, peak.rank): box for peak, box in zip(peaks, _boxes_on_input(atlas, peaks, kind), strict=True)}
-    pictures = dict.fromkeys(boxes, Image.new("RGB", (size_px, size_px), EMPTY_SLOT))
+    pictures = dict.fromkeys(boxes, Image.new("RGB", (size_px, size_px), ground.empty))
     units = sorted({peak.unit for peak in peaks})
     for row in atlas.attributions(method, peaks[0].layer, units).to_pylist() if peaks else ():
         key = row["unit"], row["rank"]
         if key in boxes:
             crop = Crop.of(boxes[key], Box(0, 0, *atlas.input_size), atlas.input_size)
-            pictures[key] = cut_patch(_attribution_on_input(atlas, row), crop, size_px)
+            pictures[key] = cut_patch(_attribution_on_input(atlas, row), crop, size_px, ground)
     return pictures
 
 

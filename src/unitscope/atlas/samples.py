@@ -14,7 +14,7 @@ from unitscope.records import Layer
 NumpyColumns = Mapping[str, NDArray[Any]]
 """Columns of a table by name, all of one length."""
 
-BANDS = {"99 %": 0.99, "90 %": 0.9, "50 %": 0.5, "lowest": 0.0}
+BANDS = {"99 %": 0.99, "90 %": 0.9, "50 %": 0.5, "weakest": 0.0}
 """The quantiles of the sample that a unit page shows, by their names."""
 BAND_EXAMPLES = 3
 

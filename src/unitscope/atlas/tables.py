@@ -190,6 +190,7 @@ _CORE = (
 )  # fmt: skip
 
 ATTRIBUTION_METHODS = {
+    "activation": "The unit's own activation map around the peak, spread over the pixels",
     "deconvnet": "The peak brought down by a deconvnet: through the filters turned over, the switches of the pooling, and a rectifier wherever the network has one",
     "guided_backprop": "Guided backpropagation: the gradient, where it is positive on both sides of every rectifier",
     "gradient": "The gradient of the peak with respect to the pixels",

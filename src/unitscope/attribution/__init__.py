@@ -31,7 +31,7 @@ def attribute(
 ) -> int:
     """Bring the peaks of an atlas down to pixels, and keep an image for each in `tables/METHOD.parquet`. How many were done.
 
-    `method` is `deconvnet` (Zeiler & Fergus 2014, section 2.1), `guided_backprop` (Springenberg et al. 2014), `gradient`, `integrated_gradients`
+    `method` is `activation` (the unit's activation map itself), `deconvnet` (Zeiler & Fergus 2014, section 2.1), `guided_backprop` (Springenberg et al. 2014), `gradient`, `integrated_gradients`
     (Sundararajan et al. 2017) or `occlusion`. `layers` are glob patterns, `units` numbers; without them all peaks are taken.
     `network` is needed where the atlas was made from a module in memory, or names code to build it with. `on_peaks` is told how many peaks are through.
 

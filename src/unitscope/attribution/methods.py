@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torch.utils.checkpoint import CheckpointError
 
 from unitscope.attribution.cropped_backward import CroppedBackward
@@ -134,9 +135,26 @@ def occlusion_squares(height: int, width: int) -> Iterator[tuple[slice, slice]]:
             yield slice(top, top + side), slice(left, left + side)
 
 
+@dataclass(frozen=True, slots=True)
+class ActivationMethod:
+    """The unit's activation map, spread over the image's pixels: each cell stands in the middle of its share of them, and values between
+    cells are interpolated (as Bau et al. 2017, section 2.2, lay maps over images)."""
+
+    name: str
+    needs_whole_image: bool = True
+
+    def attribute(self, forward: Forward, images: Tensor, rounds: Sequence[TargetCells]) -> Iterator[BatchAttribution]:
+        with torch.no_grad():
+            maps = forward(images.clone())
+        for cells in rounds:
+            of_unit = as_float32(maps[torch.arange(len(maps), device=maps.device), cells.unit])[:, None]
+            yield BatchAttribution(cells.values_in(maps), interpolate(of_unit, images.shape[2:], mode="bilinear"))
+
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
+        ActivationMethod("activation"),
         GradientMethod("deconvnet", deconvnet),
         GradientMethod("guided_backprop", guided_backprop),
         GradientMethod("gradient"),

@@ -11,7 +11,7 @@ from unitscope.cli.parameters import AtlasFolder, Device, LayerPatterns, MovedIm
 
 def attribute(
     atlas: AtlasFolder, /, *,
-    method: Annotated[str, Parameter(help="deconvnet, guided_backprop, gradient, integrated_gradients or occlusion.")] = "deconvnet",
+    method: Annotated[str, Parameter(help="activation, deconvnet, guided_backprop, gradient, integrated_gradients or occlusion.")] = "deconvnet",
     layers: LayerPatterns = None, units: UnitNumbers = None, images: MovedImages = None, device: Device = "auto",
     trust_code: TrustCode = False,
 ) -> None:  # fmt: skip

@@ -62,13 +62,15 @@ class Sprite:
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """All addresses, relative to one page; `root` leads from that page to the first page, such as `../`."""
+    """All addresses, relative to one page; `root` leads from that page to the first page, such as `../`. Pictures are of patches of the kind
+    `patch_kind`: `auto`, `field` or `image`."""
 
     root: str = ""
+    patch_kind: str = "auto"
 
     @classmethod
-    def seen_from(cls, path: str) -> "Addresses":
-        return cls("../" * path.count("/"))
+    def seen_from(cls, path: str, patch_kind: str = "auto") -> "Addresses":
+        return cls("../" * path.count("/"), patch_kind)
 
     @property
     def is_site(self) -> bool:
@@ -98,7 +100,7 @@ class Addresses:
     @property
     def compared_atlas(self) -> "Addresses":
         """The addresses of the second atlas, where there is one."""
-        return Addresses(f"{self.root}compared/")
+        return Addresses(f"{self.root}compared/", self.patch_kind)
 
     def static(self, name: str) -> str:
         return f"{self.root}static/{name}"
@@ -110,14 +112,29 @@ class Addresses:
         return f"{self.root}units/{slug(layer)}/{unit}.html"
 
     def block(self, layer: str, unit: int) -> str:
-        return f"{self.root}blocks/{slug(layer)}/{unit}.jpg"
+        return self._of_kind(f"{self.root}blocks/{slug(layer)}/{unit}.jpg")
+
+    def large_block(self, layer: str, unit: int) -> str:
+        """The same with larger patches, for the unit's own page."""
+        return self._of_kind(f"{self.root}large-blocks/{slug(layer)}/{unit}.jpg")
 
     def bands(self, layer: str, unit: int) -> str:
         """Images of the sample around a unit's quantiles, as one picture."""
-        return f"{self.root}bands/{slug(layer)}/{unit}.jpg"
+        return self._of_kind(f"{self.root}bands/{slug(layer)}/{unit}.jpg")
+
+    def troughs(self, layer: str, unit: int) -> str:
+        """A unit's lowest cells, as a block."""
+        return self._of_kind(f"{self.root}troughs/{slug(layer)}/{unit}.jpg")
 
     def attributions(self, method: str, layer: str, unit: int) -> str:
-        return f"{self.root}attributions/{method}/{slug(layer)}/{unit}.webp"
+        return self._of_kind(f"{self.root}attributions/{method}/{slug(layer)}/{unit}.webp")
+
+    def heat(self, method: str, layer: str, unit: int) -> str:
+        """The strength of a unit's attributions, to be laid over its block."""
+        return self._of_kind(f"{self.root}heat/{method}/{slug(layer)}/{unit}.webp")
+
+    def _of_kind(self, path: str) -> str:
+        return path if self.patch_kind == "auto" else f"{path}?patch={self.patch_kind}"
 
     def image(self, image: int) -> str:
         """The page of an image."""
@@ -185,7 +202,7 @@ class SiteAddresses(Addresses):
 
     @property
     def compared_atlas(self) -> "SiteAddresses":
-        return SiteAddresses(f"{self.root}compared/", self.compared)
+        return SiteAddresses(f"{self.root}compared/", unit_counts=self.compared)
 
     @cached_property
     def _layer_numbers(self) -> dict[str, int]:
@@ -206,6 +223,9 @@ class SiteAddresses(Addresses):
 
     def attributions(self, method: str, layer: str, unit: int) -> str:
         return f"{self.root}attributions/{method}/{self._layer_numbers[layer]}-{unit}.webp"
+
+    def heat(self, method: str, layer: str, unit: int) -> str:
+        return f"{self.root}heat/{method}/{self._layer_numbers[layer]}-{unit}.webp"
 
     def unit(self, layer: str, unit: int) -> str:
         return self._part(f"units/{slug(layer)}/{unit}")

@@ -28,14 +28,22 @@ from unitscope.atlas.tables import PATCHES
 from unitscope.errors import ImagesError, UnitscopeError
 from unitscope.images import Skipped
 from unitscope.records import Layer
-from unitscope.web.addresses import json_path
+from unitscope.web.addresses import Addresses, json_path
 from unitscope.web.blocks import BlockDrawer, Unit
 from unitscope.web.comparison import AtlasComparison
 from unitscope.web.image_search import MAX_UPLOAD_MB, ExplainImage, RunNetwork
 from unitscope.web.openapi import describe_api
 from unitscope.web.page_records import ImageSearchPage, Page, units_shown_on
 from unitscope.web.pages import PageBuilder
-from unitscope.web.pictures import draw_attributions, draw_bands, draw_image, draw_predicted_image
+from unitscope.web.pictures import (
+    draw_attributions,
+    draw_bands,
+    draw_heat,
+    draw_image,
+    draw_large_block,
+    draw_predicted_image,
+    draw_source_image,
+)
 from unitscope.web.protection import KnownHosts, ProtectiveHeaders, SameOrigin
 from unitscope.web.queries import AtlasQueries
 from unitscope.web.rendering import Navigation, encode_json, render_error, render_html
@@ -44,6 +52,8 @@ from unitscope.web.uploads import UploadEndpoint
 
 LOG = logging.getLogger(__name__)
 LOOPBACK = ("localhost", "127.0.0.1")
+PATCH_KINDS, PATCH_COOKIE = ("auto", "field", "image"), "unitscope-patch"
+"""What patches on pages can show, and the cookie by which that stays from page to page; `head.js` sets it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +133,7 @@ class AtlasRoutes:
         self._comparison = AtlasComparison(pages, compared_pages) if compared_pages is not None else None
         has_search = options.run_network is not None or options.search_off_reason is not None
         self._navigation = Navigation(self._comparison is not None, has_search, pages.queries.purpose.has_predictions)
-        self._blocks = BlockDrawer(pages.queries)
+        self._blocks = {kind: BlockDrawer(pages.queries, kind) for kind in PATCH_KINDS}
         self._block_tag = _block_tag(pages.queries.atlas)
 
     def every_route(self) -> list[BaseRoute]:
@@ -141,9 +151,14 @@ class AtlasRoutes:
             *self._page_routes("mistakes/{label_class:number}-{predicted:number}.html", pages.mistake_page),
             Route("/glossary.html", partial(self._answer_html, pages.glossary_page)),
             Route("/blocks/{layer_slug}/{unit:number}.jpg", self._answer_block),
-            Route("/bands/{layer_slug}/{unit:number}.jpg", self._answer_bands),
-            Route("/attributions/{method}/{layer_slug}/{unit:number}.webp", self._answer_attributions),
-            Route("/images/{image:number}.jpg", self._answer_image),
+            Route("/large-blocks/{layer_slug}/{unit:number}.jpg", partial(self._answer_patches, draw_large_block)),
+            Route("/bands/{layer_slug}/{unit:number}.jpg", partial(self._answer_patches, draw_bands)),
+            Route(
+                "/attributions/{method}/{layer_slug}/{unit:number}.webp", partial(self._answer_attributions, draw_attributions)
+            ),
+            Route("/heat/{method}/{layer_slug}/{unit:number}.webp", partial(self._answer_attributions, draw_heat)),
+            Route("/images/{image:number}.jpg", partial(self._answer_image, draw_image)),
+            Route("/source-images/{image:number}.jpg", partial(self._answer_image, draw_source_image)),
             Route("/predicted-images/{image:number}.jpg", self._answer_predicted_image),
             Route("/search-index.js", self._answer_search_index),
             Route("/api/openapi.json", self._answer_openapi),
@@ -167,8 +182,10 @@ class AtlasRoutes:
         page = await run_in_threadpool(build_page, **request.path_params)
         if page is None:
             raise HTTPException(404)
-        await run_in_threadpool(self._blocks.prepare, units_shown_on(page))
-        return HTMLResponse(await run_in_threadpool(render_html, page, self._navigation))
+        kind = _patch_kind(request, request.cookies.get(PATCH_COOKIE))
+        await run_in_threadpool(self._blocks[kind].prepare, units_shown_on(page))
+        to = Addresses.seen_from(page.path, kind)
+        return HTMLResponse(await run_in_threadpool(render_html, page, self._navigation, to), headers={"Vary": "Cookie"})
 
     async def _answer_json(self, build_page: Callable[..., Page | None], request: Request) -> Response:
         page = await run_in_threadpool(build_page, **request.path_params)
@@ -190,36 +207,37 @@ class AtlasRoutes:
         headers = {"ETag": f'"{self._block_tag}"', "Cache-Control": "no-cache"}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        return Response(await self._draw_block((layer.name, unit)), media_type="image/jpeg", headers=headers)
+        drawer = self._blocks[_patch_kind(request)]
+        return Response(await self._draw_block(drawer, (layer.name, unit)), media_type="image/jpeg", headers=headers)
 
-    async def _draw_block(self, unit: Unit) -> bytes:
-        block = await run_in_threadpool(self._blocks.block, unit)
+    async def _draw_block(self, drawer: BlockDrawer, unit: Unit) -> bytes:
+        block = await run_in_threadpool(drawer.block, unit)
         try:
             return await shield(wrap_future(block))
         except CancelledError:
             if not block.cancelled():
                 raise  # it is this request that ends
-        return await self._draw_block(unit)  # another page was opened, and the batch of this block was given up
+        return await self._draw_block(drawer, unit)  # another page was opened, and the batch of this block was given up
 
-    async def _answer_bands(self, request: Request) -> Response:
+    async def _answer_patches(self, draw: Callable[..., bytes | None], request: Request) -> Response:
         layer, unit = self._unit_of(request)
-        content = await run_in_threadpool(draw_bands, self._pages.queries, layer.name, unit)
+        content = await run_in_threadpool(draw, self._pages.queries, layer.name, unit, _patch_kind(request))
         if content is None:
             raise HTTPException(404)
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "max-age=60"})
 
-    async def _answer_attributions(self, request: Request) -> Response:
+    async def _answer_attributions(self, draw: Callable[..., bytes], request: Request) -> Response:
         (layer, unit), method = self._unit_of(request), request.path_params["method"]
         if (layer.name, unit) not in self._pages.queries.attributed_units.get(method, ()):
             raise HTTPException(404)
-        content = await run_in_threadpool(draw_attributions, self._pages.queries.atlas, method, layer.name, unit)
+        content = await run_in_threadpool(draw, self._pages.queries.atlas, method, layer.name, unit, _patch_kind(request))
         return Response(content, media_type="image/webp", headers={"Cache-Control": "max-age=60"})
 
-    async def _answer_image(self, request: Request) -> Response:
+    async def _answer_image(self, draw: Callable[..., bytes], request: Request) -> Response:
         image = request.path_params["image"]
         if image not in self._pages.queries.images:
             raise HTTPException(404)
-        return await self._answer_picture(draw_image, image)
+        return await self._answer_picture(draw, image)
 
     async def _answer_predicted_image(self, request: Request) -> Response:
         image = request.path_params["image"]
@@ -257,6 +275,12 @@ class AtlasRoutes:
 
     async def _refuse_upload(self, request: Request) -> Response:
         raise HTTPException(403, f"Search by image is off: {self._options.search_off_reason}.")
+
+
+def _patch_kind(request: Request, default: str | None = None) -> str:
+    """What patches are to show: as the address says, else the default; `auto` where that is no kind of patches."""
+    kind = request.query_params.get("patch", default)
+    return kind if kind in PATCH_KINDS else "auto"
 
 
 def _block_tag(atlas: Atlas) -> str:

@@ -18,7 +18,7 @@ from PIL import Image
 from unitscope.atlas.figures import block_notice
 from unitscope.atlas.packed import PackedPatches
 from unitscope.atlas.reading import MAX_PATCHES
-from unitscope.drawing import PAGE_GROUND, Crop, cut_patch, draw_missing_patch
+from unitscope.drawing import PAGE_GROUND, cut_patch, draw_missing_patch
 from unitscope.errors import ImagesError
 from unitscope.images import Changed, Skipped
 from unitscope.web.pictures import PATCH_PX, draw_block
@@ -37,10 +37,11 @@ Unit = tuple[str, int]
 
 
 class BlockDrawer:
-    """Draws blocks of an atlas in a few threads, and keeps those that were last asked for. Threads start with the first block."""
+    """Draws blocks of an atlas in a few threads, and keeps those that were last asked for. Threads start with the first block. Patches are of
+    the kind `patch_kind`: `auto`, `field` or `image`."""
 
-    def __init__(self, queries: AtlasQueries) -> None:
-        self._queries = queries
+    def __init__(self, queries: AtlasQueries, patch_kind: str = "auto") -> None:
+        self._queries, self._patch_kind = queries, patch_kind
         self._batches: list[BlockBatch] = []
         self._asked: deque[tuple[BlockBatch, int]] = deque()
         self._cache: LRUCache[Unit, bytes] = LRUCache(CACHE_BYTES, getsizeof=len)
@@ -49,9 +50,8 @@ class BlockDrawer:
 
     def block(self, unit: Unit) -> "Future[bytes]":
         """A unit's patches in a square, as JPEG. The future is cancelled where its batch is given up."""
-        packed = self._queries.atlas.packed_patches
-        if packed is not None:
-            return _finished_future(self._packed_block(packed, *unit))
+        if self._packed is not None:
+            return _finished_future(self._packed_block(self._packed, *unit))
         with self._changed:
             if unit in self._cache:
                 return _finished_future(self._cache[unit])
@@ -60,6 +60,10 @@ class BlockDrawer:
                 self._asked.extend((batch, image) for image in batch.images(unit))
                 return batch.blocks[unit]
         return self.draw([unit])[unit]
+
+    @property
+    def _packed(self) -> PackedPatches | None:
+        return self._queries.atlas.packed_patches if self._patch_kind == "auto" else None
 
     def _packed_block(self, packed: PackedPatches, layer: str, unit: int) -> bytes:
         """As it lies in the atlas, but where something has to be written over it, or there is none."""
@@ -73,7 +77,7 @@ class BlockDrawer:
     def prepare(self, units: Sequence[Unit]) -> None:
         """Begin to draw the blocks that a page shows, but those that are drawn, when nobody waits for others; what pages opened long ago needed
         is given up."""
-        if self._queries.atlas.packed_patches is not None:
+        if self._packed is not None:
             return
         with self._changed:
             prepared = [batch for batch in self._batches if batch.is_prepared]
@@ -86,13 +90,13 @@ class BlockDrawer:
 
     def draw_all(self, units: Sequence[Unit]) -> "Mapping[Unit, Future[bytes]]":
         """The blocks of these units: packed ones, or drawn before all that was asked for earlier."""
-        if self._queries.atlas.packed_patches is not None:
+        if self._packed is not None:
             return {unit: self.block(unit) for unit in units}
         return self.draw(units)
 
     def draw(self, units: Sequence[Unit], is_prepared: bool = False) -> "Mapping[Unit, Future[bytes]]":
         """Draw the blocks of these units, as soon as those are drawn that were asked for earlier."""
-        batch = BlockBatch(self._queries, units, is_prepared)
+        batch = BlockBatch(self._queries, units, self._patch_kind, is_prepared)
         batch.plan()
         with self._changed:
             if batch.uncut_rows:
@@ -160,8 +164,8 @@ class BlockBatch:
     cut. `is_prepared` says that a page may need the blocks, and the next page not any more.
     """
 
-    def __init__(self, queries: AtlasQueries, units: Sequence[Unit], is_prepared: bool = False) -> None:
-        self._queries = queries
+    def __init__(self, queries: AtlasQueries, units: Sequence[Unit], patch_kind: str, is_prepared: bool = False) -> None:
+        self._queries, self._patch_kind = queries, patch_kind
         self.is_prepared = is_prepared
         self.blocks: dict[Unit, Future[bytes]] = {unit: Future() for unit in units}
         self.uncut_rows: OrderedDict[int, list[tuple[Unit, int]]] = OrderedDict()
@@ -193,7 +197,7 @@ class BlockBatch:
         """Cut the patches of one image; gives the blocks that lacked no other patch."""
         has_changed = False
         try:
-            picture = self._queries.atlas.picture(image)
+            picture = self._queries.atlas.shown_picture(image)
         except (Skipped, ImagesError) as reason:
             picture, has_changed = None, isinstance(reason, Changed)
         blocks = {}
@@ -209,7 +213,9 @@ class BlockBatch:
 
     def _cut_patch(self, picture: Image.Image, row: int) -> Image.Image:
         peak = self._queries.peak(row)
-        return cut_patch(picture, Crop(peak.patch_box, peak.visible_box), PATCH_PX, PAGE_GROUND)
+        image = peak.source_image
+        crop = peak.crop(self._patch_kind).scaled(picture.height / image.height, picture.width / image.width)
+        return cut_patch(picture, crop, PATCH_PX, PAGE_GROUND)
 
     def _add_patch(self, unit: Unit, row: int, patch: Image.Image) -> list[Image.Image] | None:
         """Keep a patch; gives all patches of its unit, strongest first, where it was the last to come."""

@@ -146,7 +146,7 @@ def main(atlas: str, folder: str, share: str, shares: str) -> int:
     try:
         pages = PageBuilder(AtlasQueries(Atlas(atlas), by_layer=True))
         unit_counts = {layer.name: layer.units for layer in pages.queries.layers}
-        Bundles(pages, Path(folder), SiteAddresses("", unit_counts)).write(int(share), int(shares))
+        Bundles(pages, Path(folder), SiteAddresses(unit_counts=unit_counts)).write(int(share), int(shares))
     except (UnitscopeError, OSError) as error:
         print(first_line(error), file=sys.stderr)
         return 1

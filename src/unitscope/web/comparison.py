@@ -1,5 +1,6 @@
 """Two atlases side by side: two checkpoints, two networks, or two data sets on one network."""
 
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +21,15 @@ from unitscope.web.pages import PageBuilder
 class LayerPair:
     """Two layers to compare; `paired_by_number` says how their units are paired.
 
-    `overlap` is the mean share of a unit's peaks that lie in the same images; None where the atlases have no images in common.
+    `overlap` is the mean share of a unit's peaks that lie in the same images; None where the atlases have no images in common. `chance` is
+    the same where the images that they have in common are dealt out anew to the second atlas's peaks.
     """
 
     first: Layer
     second: Layer | None
     paired_by_number: bool
     overlap: float | None
+    chance: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,7 @@ class AtlasComparison:
         self._first, self._second = first, second
         self._lock = Lock()
         self._unit_pairs: dict[Any, list[UnitPair]] = {}
+        self._chances: dict[Any, float | None] = {}
 
     def network_page(self) -> ComparisonPage:
         pairs = [self._pair_layer(layer) for layer in self._first.queries.layers]
@@ -111,9 +115,12 @@ class AtlasComparison:
 
     def _pair_layer(self, layer: Layer) -> LayerPair:
         second = self._compared_layer(layer)
-        overlaps = [pair.shared_images / pair.images for pair in self._pair_units(layer.name) if pair.images]
-        overlap = sum(overlaps) / len(overlaps) if overlaps and self._common_images else None
-        return LayerPair(layer, second, second is not None and _same_units(layer, second), overlap)
+        overlap = self._mean_overlap(self._pair_units(layer.name))
+        return LayerPair(layer, second, second is not None and _same_units(layer, second), overlap, self._chance(layer.name))
+
+    def _mean_overlap(self, pairs: Sequence[UnitPair]) -> float | None:
+        overlaps = [pair.shared_images / pair.images for pair in pairs if pair.images]
+        return sum(overlaps) / len(overlaps) if overlaps and self._common_images else None
 
     def _compared_layer(self, layer: Layer) -> Layer | None:
         """The second atlas's layer of the same name or, where the atlases share no name of a layer, the one at the same depth."""
@@ -126,21 +133,32 @@ class AtlasComparison:
 
     @cachedmethod(attrgetter("_unit_pairs"), lock=attrgetter("_lock"))
     def _pair_units(self, layer_name: str) -> list[UnitPair]:
+        return self._pair(layer_name, self._common_images)
+
+    @cachedmethod(attrgetter("_chances"), lock=attrgetter("_lock"))
+    def _chance(self, layer_name: str) -> float | None:
+        """The mean overlap where each common image of the second atlas is another one."""
+        numbers = list(self._common_images.values())
+        random.Random(0).shuffle(numbers)
+        return self._mean_overlap(self._pair(layer_name, dict(zip(self._common_images, numbers, strict=True))))
+
+    def _pair(self, layer_name: str, first_numbers: Mapping[int, int]) -> list[UnitPair]:
+        """The pairs of a layer's units; `first_numbers` leads from images of the second atlas to those of the first."""
         layer = self._first.queries.atlas.layer(layer_name)
         second = self._compared_layer(layer)
         if second is None:
             return [UnitPair(unit, None, 0, 0) for unit in range(layer.units)]
         images = [set(self._first.queries.peak_images(layer.name, unit)) for unit in range(layer.units)]
-        compared_images = [self._compared_images(second.name, unit) for unit in range(second.units)]
+        compared_images = [
+            # below zero where the first atlas hasn't the image
+            {first_numbers.get(image, -1 - image) for image in self._second.queries.peak_images(second.name, unit)}
+            for unit in range(second.units)
+        ]
         no_preference = self._first.queries.no_preference(layer.name)
         compared_no_preference = self._second.queries.no_preference(second.name)
         if _same_units(layer, second):
             return _pair_by_number(images, compared_images, no_preference | compared_no_preference)
         return _pair_by_images(images, compared_images, no_preference, compared_no_preference)
-
-    def _compared_images(self, layer: str, unit: int) -> set[int]:
-        """The images of a unit of the second atlas, by their numbers in the first; below zero where the first hasn't them."""
-        return {self._common_images.get(image, -1 - image) for image in self._second.queries.peak_images(layer, unit)}
 
 
 def _same_units(first: Layer, second: Layer) -> bool:

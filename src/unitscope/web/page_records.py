@@ -5,6 +5,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from unitscope.atlas.meaning import NamePiece, UnitMeaning
 from unitscope.atlas.ties import Tie
+from unitscope.drawing import Crop
 from unitscope.records import Box, Layer
 from unitscope.web.checked_tables import ImageEntry
 from unitscope.web.purpose_records import (
@@ -52,6 +53,7 @@ class AtlasSummary:
     precision: str
     input_height: int
     input_width: int
+    has_labels: bool
     written: str
     images_error: str | None
 
@@ -70,7 +72,8 @@ class Example:
     """A value of a unit in an image, and its cell. Boxes are in pixels of the source image as displayed, unclipped.
 
     `rank` is None for an image of the sample. `patch_box` is what a patch shows: the receptive field or, where that is large, the
-    effective receptive field. `visible_box` is the part of the patch that lies on the image and became part of the network's input.
+    effective receptive field. `visible_box` is the part of the patch that lies on the image and became part of the network's input, which
+    as a whole is `input_box`.
     """
 
     layer: str
@@ -83,6 +86,14 @@ class Example:
     receptive_field: Box
     patch_box: Box
     visible_box: Box
+    input_box: Box
+
+    def crop(self, patch_kind: str) -> Crop:
+        """What a patch of that kind shows: `auto`, `field` or `image`."""
+        if patch_kind == "auto":
+            return Crop(self.patch_box, self.visible_box)
+        box = self.receptive_field if patch_kind == "field" else self.input_box
+        return Crop.of(box, self.input_box, (self.source_image.height, self.source_image.width))
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +309,7 @@ class UnitPage:
 
     The unit's block has `patch_columns` patches side by side. `meaning` is what is known of it, `sentence` the same in words. `facets` are there where there are several.
 
-    `attribution_methods` names the methods that were used on the unit, each with what it does; `attribution_errors` the methods whose
+    `ceiling` is the most that the activation after the layer passes on, None where that has no bound. `attribution_methods` names the methods that were used on the unit, each with what it does; `missing_methods` those that weren't, `attribution_errors` those whose
     tables can't be read, each with the reason. `tables` is what added tables of units say of it, `table_errors` why some can't be read.
     `effects` and `circuit` are None where they weren't looked for.
     """
@@ -320,7 +331,9 @@ class UnitPage:
     histogram: Histogram | None
     labels: list[LabelShare]
     similar_units: list[SimilarUnit]
+    ceiling: float | None
     attribution_methods: dict[str, str]
+    missing_methods: list[str]
     attribution_errors: dict[str, str]
     tables: list[TableOfUnit]
     table_errors: dict[str, str]
@@ -330,10 +343,13 @@ class UnitPage:
 
 @dataclass(frozen=True, slots=True)
 class LayerPeaks:
-    """The peaks of one layer that lie in an image."""
+    """Some of the `peak_count` peaks of one layer that lie in an image: those of the highest ranks, the higher z-score first among equals.
+    `names` has the names of their units, of those that have one."""
 
     layer: Layer
     peaks: list[Example]
+    peak_count: int
+    names: dict[int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -491,6 +507,8 @@ def units_shown_on(page: Page) -> list[tuple[str, int]]:
             return [*((unit.layer, unit.unit) for unit in page.candidates), *by_layer]
         case MistakePage():
             return [(unit.layer, unit.unit) for unit in page.units]
+        case ImagePage():
+            return [(peak.layer, peak.unit) for layer in page.layers for peak in layer.peaks]
         case LabelPage() | ConceptPage():
             return [(unit.layer, unit.unit) for unit in page.units]
     return []

@@ -16,7 +16,8 @@ from unitscope.atlas.figures import choose_overview_layers, draw_units
 from unitscope.atlas.packed import block_side
 from unitscope.atlas.reading import MAX_PATCHES
 from unitscope.atlas.schema import MANIFEST
-from unitscope.records import Layer
+from unitscope.atlas.tables import ATTRIBUTION_METHODS
+from unitscope.records import Layer, ceiling
 from unitscope.web.addresses import file_name, slug
 from unitscope.web.checked_tables import ImageEntry
 from unitscope.web.page_records import (
@@ -51,20 +52,14 @@ from unitscope.wordnet import in_words
 
 OVERVIEW_UNITS = 4
 MAX_SIMILAR_UNITS = 12
+IMAGE_UNITS = 6
+"""Of how many units of a layer an image's page shows blocks."""
 MIN_LIFT = 2
 """How many times as frequent as among all images a label is among a unit's peaks, that the unit can be found by it."""
 MAX_LABEL_UNITS = 60
 MAX_CONCEPT_UNITS = 240
 MAX_MISTAKES = 200
 BINS = 32
-METHOD_DESCRIPTIONS = {
-    "deconvnet": "The peak brought down by a deconvnet: through the filters turned over, the switches of the pooling, and a rectifier wherever the network has one",
-    "guided_backprop": "Guided backpropagation: the gradient, where it is positive on both sides of every rectifier",
-    "gradient": "The gradient of the peak with respect to the pixels",
-    "integrated_gradients": "Integrated gradients: the peak's value, shared out among the pixels from the mean colour on",
-    "occlusion": "How far the peak drops where a grey square covers the image: light where it matters",
-}
-"""What each method of attribution does, as the unit page says it."""
 
 
 class PageBuilder:
@@ -118,6 +113,7 @@ class PageBuilder:
             return None
         name, statistics = layer.name, queries.unit_statistics(layer.name)[unit]
         meaning = queries.meanings(name)[unit]
+        attributed = [method for method, units in queries.attributed_units.items() if (name, unit) in units]
         return UnitPage(
             f"units/{layer_slug}/{unit}.html", self.atlas_summary, layer, queries.patch_size(name), block_side(min(queries.atlas.k, MAX_PATCHES)), statistics,
             meaning, meaning.sentence(),
@@ -129,7 +125,9 @@ class PageBuilder:
             histogram=_histogram(queries.unit_sample(name, unit).values(unit), statistics.highest),
             labels=self._label_shares(name, unit),
             similar_units=queries.similar_units(name, unit, MAX_SIMILAR_UNITS),
-            attribution_methods={m: METHOD_DESCRIPTIONS[m] for m, units in queries.attributed_units.items() if (name, unit) in units},
+            ceiling=ceiling(layer.activation),
+            attribution_methods={method: ATTRIBUTION_METHODS[method] for method in attributed},
+            missing_methods=[method for method in ATTRIBUTION_METHODS if method not in attributed],
             attribution_errors=queries.attribution_errors,
             tables=queries.layer_tables(name).tables_of(unit),
             table_errors=dict(queries.layer_tables(name).errors),
@@ -144,8 +142,16 @@ class PageBuilder:
         peaks_by_layer: dict[str, list[Example]] = {}
         for peak in self.queries.peaks_in_image(image):
             peaks_by_layer.setdefault(peak.layer, []).append(peak)
-        layers = [LayerPeaks(layer, peaks_by_layer[layer.name]) for layer in self.queries.layers if layer.name in peaks_by_layer]
+        layers = [
+            self._layer_peaks(layer, peaks_by_layer[layer.name]) for layer in self.queries.layers if layer.name in peaks_by_layer
+        ]
         return ImagePage(f"images/{image}.html", self.atlas_summary, record, layers, self.queries.no_preference_peaks(image))
+
+    def _layer_peaks(self, layer: Layer, peaks: list[Example]) -> LayerPeaks:
+        statistics, meanings = self.queries.unit_statistics(layer.name), self.queries.meanings(layer.name)
+        shown = sorted(peaks, key=lambda peak: (peak.rank or 0, -(statistics[peak.unit].z_score or 0), peak.unit))[:IMAGE_UNITS]
+        names = {peak.unit: name for peak in shown if (name := meanings[peak.unit].name) is not None}
+        return LayerPeaks(layer, shown, len(peaks), names)
 
     def label_page(self, label_slug: str) -> LabelPage | None:
         label = self._labels_by_slug.get(label_slug)
@@ -362,6 +368,7 @@ def _atlas_summary(queries: AtlasQueries) -> AtlasSummary:
         precision=str(manifest.get("precision", "fp32")),
         input_height=input_height,
         input_width=input_width,
+        has_labels=bool(queries.labels),
         written=written.strftime("%Y-%m-%d %H:%M"),
         images_error=queries.images_error,
     )

@@ -4,21 +4,34 @@ from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageFilter
 
 from unitscope.atlas import Atlas
+from unitscope.atlas.attribution_images import MAX_STEPS, ZERO_PIXEL
 from unitscope.atlas.packed import JPEG_QUALITY, block_side
 from unitscope.atlas.patches import cut_attributions, resolve_patch_kind
 from unitscope.atlas.reading import MAX_PATCHES
-from unitscope.drawing import PAGE_GROUND, Crop, cut_patch, draw_grid, draw_missing_patch, draw_notice
+from unitscope.drawing import (
+    ACCENT,
+    LOWERS,
+    PAGE_GROUND,
+    Ground,
+    cut_patch,
+    draw_grid,
+    draw_missing_patch,
+    draw_notice,
+)
 from unitscope.errors import ImagesError
 from unitscope.images import Changed, Skipped
 from unitscope.records import Peak
 from unitscope.web.page_records import Example
 from unitscope.web.queries import AtlasQueries
 
-PATCH_PX = 64
+PATCH_PX, LARGE_PATCH_PX = 64, 160
 ATTRIBUTION_PX = 2 * PATCH_PX
+MAX_HEAT, HEAT_BLUR_PX = 0.8, 2
+"""How much of a patch its strongest attribution hides, and how far that is blurred: gradients are speckled."""
 MAX_IMAGE_PX = 1024
 """The longer side of a source image on a page."""
 
@@ -30,6 +43,11 @@ def draw_image(atlas: Atlas, image: int) -> bytes:
     """
     packed = _packed_picture(atlas, image, atlas.key(image))
     return _draw_picture(atlas.picture(image)) if packed is None else packed
+
+
+def draw_source_image(atlas: Atlas, image: int) -> bytes:
+    """The same from the image itself, also where the atlas has a small picture of it."""
+    return _draw_picture(atlas.picture(image))
 
 
 def draw_predicted_image(atlas: Atlas, image: int, key: str) -> bytes:
@@ -48,20 +66,53 @@ def _draw_picture(picture: Image.Image) -> bytes:
     return _encode(picture, "JPEG", quality=90)
 
 
-def draw_attributions(atlas: Atlas, method: str, layer: str, unit: int) -> bytes:
+def draw_attributions(atlas: Atlas, method: str, layer: str, unit: int, patch_kind: str = "auto") -> bytes:
     """What a method found in a unit's patches, in the order of the patches, as WebP."""
+    return _encode(_attributions(atlas, method, layer, unit, patch_kind, PAGE_GROUND), "WEBP", quality=82, method=1)
+
+
+def draw_heat(atlas: Atlas, method: str, layer: str, unit: int, patch_kind: str = "auto") -> bytes:
+    """How strong that is, to be laid over the patches, as WebP: the stronger, the less is seen through it. Orange is above zero, blue below;
+    of activation maps that are rectified there is nothing below."""
+    zero = (ZERO_PIXEL,) * 3
+    shades = np.asarray(_attributions(atlas, method, layer, unit, patch_kind, Ground((zero, zero), zero)), dtype=np.float32)
+    values = (shades - ZERO_PIXEL) / MAX_STEPS
+    strongest = np.take_along_axis(values, np.abs(values).argmax(2)[..., None], 2)
+    if method == "activation" and atlas.layer(layer).rectified:
+        strongest = strongest.clip(0)
+    colours = np.where(strongest > 0, np.array(ACCENT), np.array(LOWERS))
+    opacity = Image.fromarray((MAX_HEAT * 255 * np.abs(strongest[..., 0]).clip(0, 1)).astype(np.uint8))
+    heat = Image.fromarray(colours.astype(np.uint8)).convert("RGBA")
+    heat.putalpha(opacity.filter(ImageFilter.GaussianBlur(HEAT_BLUR_PX)))
+    return _encode(heat, "WEBP", quality=60, method=1)
+
+
+def _attributions(atlas: Atlas, method: str, layer: str, unit: int, patch_kind: str, ground: Ground) -> Image.Image:
     patch_count = min(atlas.k, MAX_PATCHES)
     peaks = [Peak(**row) for row in atlas.peaks(layer, unit).to_pylist()][:patch_count]
-    patch_kind = resolve_patch_kind(atlas, atlas.layer(layer), "auto")
-    images = cut_attributions(atlas, peaks, patch_kind, method, ATTRIBUTION_PX)
-    square = _in_square([images[peak.unit, peak.rank] for peak in peaks], patch_count, ATTRIBUTION_PX)
-    return _encode(square, "WEBP", quality=82, method=1)
+    kind = resolve_patch_kind(atlas, atlas.layer(layer), patch_kind)
+    images = cut_attributions(atlas, peaks, kind, method, ATTRIBUTION_PX, ground)
+    slots = block_side(patch_count) ** 2
+    return draw_grid([images[peak.unit, peak.rank] for peak in peaks], slots, ATTRIBUTION_PX, gap_px=0, ground=ground)
 
 
-def draw_bands(queries: AtlasQueries, layer: str, unit: int) -> bytes | None:
+def draw_large_block(queries: AtlasQueries, layer: str, unit: int, patch_kind: str = "auto") -> bytes:
+    """A unit's patches as `draw_block` has them, but larger: from small pictures in the atlas where it has any, else from the images. Where it
+    has patches alone, these."""
+    atlas = queries.atlas
+    if atlas.packed_patches is not None and atlas.packed_pictures is None and patch_kind == "auto":
+        packed = atlas.packed_patches.block(layer, unit)
+        if packed is not None:
+            return packed
+    patch_count = min(atlas.k, MAX_PATCHES)
+    patches = [_cut_example(atlas, peak, patch_kind, LARGE_PATCH_PX) for peak in queries.peaks(layer, unit)[:patch_count]]
+    return draw_block(patches, patch_count, "" if patches else "dead", LARGE_PATCH_PX)
+
+
+def draw_bands(queries: AtlasQueries, layer: str, unit: int, patch_kind: str = "auto") -> bytes | None:
     """Three images of the sample in each of four rows, around a unit's quantiles, as JPEG: the packed ones, or cut from their images."""
     packed = queries.atlas.packed_patches
-    if packed is not None and packed.has_bands:
+    if packed is not None and packed.has_bands and patch_kind == "auto":
         return packed.block(layer, unit, "bands")
     bands = queries.bands(layer, unit)
     if not bands:
@@ -69,18 +120,18 @@ def draw_bands(queries: AtlasQueries, layer: str, unit: int) -> bytes | None:
     grid = Image.new("RGB", (3 * PATCH_PX, len(bands) * PATCH_PX), PAGE_GROUND.empty)
     for row, examples in enumerate(bands.values()):
         for column, example in enumerate(examples):
-            grid.paste(_cut_example(queries.atlas, example), (column * PATCH_PX, row * PATCH_PX))
+            grid.paste(_cut_example(queries.atlas, example, patch_kind), (column * PATCH_PX, row * PATCH_PX))
     return _encode(grid, "JPEG", quality=JPEG_QUALITY)
 
 
-def _cut_example(atlas: Atlas, example: Example) -> Image.Image:
+def _cut_example(atlas: Atlas, example: Example, patch_kind: str, size_px: int = PATCH_PX) -> Image.Image:
     image = example.source_image
     try:
         picture = atlas.shown_picture(image.image)
     except (Skipped, ImagesError) as reason:
-        return draw_missing_patch(PATCH_PX, isinstance(reason, Changed), PAGE_GROUND)
-    crop = Crop(example.patch_box, example.visible_box).scaled(picture.height / image.height, picture.width / image.width)
-    return cut_patch(picture, crop, PATCH_PX, PAGE_GROUND)
+        return draw_missing_patch(size_px, isinstance(reason, Changed), PAGE_GROUND)
+    crop = example.crop(patch_kind).scaled(picture.height / image.height, picture.width / image.width)
+    return cut_patch(picture, crop, size_px, PAGE_GROUND)
 
 
 def draw_block(patches: Sequence[Image.Image], patch_count: int, notice: str = "", size_px: int = PATCH_PX) -> bytes:

@@ -68,6 +68,7 @@ class AtlasQueries:
         self._sample_statistics: dict[Any, SampleStatistics] = {}
         self._sample_values: dict[Any, tuple[NDArray[np.float32], NDArray[np.int64]]] = {}
         self._ties: dict[Any, dict[int, Tie]] = {}
+        self._input_boxes: dict[tuple[int, int], Box] = {}
         self._layer_tables: MutableMapping[Any, LayerTables] = LRUCache(UNITS_KEPT, len)
         self._meanings: MutableMapping[Any, list[UnitMeaning]] = LRUCache(UNITS_KEPT, len)
         self._unit_rows: MutableMapping[Any, RowsByUnit] = LRUCache(LAYERS_KEPT)
@@ -214,10 +215,18 @@ class AtlasQueries:
         crops = patch_crops(self.atlas, peaks, kind, [(image.height, image.width) for image in images])
         return [
             Example(
-                peak.layer, peak.unit, peak.rank or None, peak.value, peak.y, peak.x, image, peak.source_box, crop.box, crop.visible
+                peak.layer, peak.unit, peak.rank or None, peak.value, peak.y, peak.x, image, peak.source_box, crop.box, crop.visible,
+                self._input_box(image.height, image.width),
             )
             for peak, image, crop in zip(peaks, images, crops, strict=True)
         ]  # fmt: skip
+
+    def _input_box(self, height: int, width: int) -> Box:
+        """The part of an image of that size that becomes the network's input, in its pixels."""
+        if (height, width) not in self._input_boxes:
+            geometry = Geometry.of(self.atlas.preprocessing, height, width)
+            self._input_boxes[height, width] = geometry.to_source(Box(0, 0, *geometry.input))
+        return self._input_boxes[height, width]
 
     # ── ties ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -3,16 +3,16 @@
 from dataclasses import dataclass
 from functools import cache
 from html import unescape
-from math import isfinite
+from math import ceil, floor, isfinite, log10
 from typing import Any
 
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from unitscope.records import Box
+from unitscope.records import Box, Layer
 from unitscope.web.addresses import Addresses
-from unitscope.web.page_records import Histogram, Page
+from unitscope.web.page_records import AtlasSummary, Histogram, Page, PatchSize
 from unitscope.wordnet import in_words
 
 
@@ -67,6 +67,8 @@ def _environment() -> Environment:
         "in_words": in_words,
         "curve_path": curve_path,
         "first_and_last": first_and_last,
+        "shown": shown_patch,
+        "ticks": ticks,
     }
     environment.filters |= filters
     return environment
@@ -118,6 +120,29 @@ def first_and_last(values: list[float | None]) -> str:
     """
     known = [value for value in values if value is not None]
     return f"{number(known[0])} → {number(known[-1])}" if known else "–"
+
+
+def shown_patch(patch: PatchSize, layer: Layer, atlas: AtlasSummary, to: Addresses) -> PatchSize:
+    """What a layer's patches show at these addresses."""
+    if to.patch_kind == "field":
+        return PatchSize("field", layer.receptive_field_height, layer.receptive_field_width)
+    return PatchSize("image", atlas.input_height, atlas.input_width) if to.patch_kind == "image" else patch
+
+
+def ticks(histogram: Histogram, most: int = 5) -> list[float]:
+    """Round numbers along a histogram's axis, so many at most.
+
+    >>> ticks(Histogram(-0.7, 3.3, [1, 2])), ticks(Histogram(2, 2, [5]))
+    ([0.0, 1.0, 2.0, 3.0], [2])
+    """
+    width = histogram.highest - histogram.lowest
+    if not width > 0:
+        return [histogram.lowest]
+    exact = width / most
+    power = 10.0 ** floor(log10(exact))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= exact)
+    first, last = ceil(histogram.lowest / step), floor(histogram.highest / step)
+    return [round(number * step, 12) for number in range(first, last + 1)]
 
 
 def px(length: float) -> str:

@@ -32,7 +32,7 @@ from unitscope.web.bundles import HALF, Bundles, bundles_written, write_file
 from unitscope.web.comparison import AtlasComparison
 from unitscope.web.page_records import Page, PartsPage
 from unitscope.web.pages import PageBuilder
-from unitscope.web.pictures import draw_attributions, draw_image, draw_predicted_image
+from unitscope.web.pictures import draw_attributions, draw_heat, draw_image, draw_predicted_image
 from unitscope.web.queries import AtlasQueries
 from unitscope.web.rendering import Navigation, render_html
 
@@ -85,7 +85,7 @@ def export(
         undrawn_images: dict[str, str] = {}
         for pages, of_atlas, others in zip(builders, counts, (builders[1:], []), strict=False):
             root = folder if pages is builders[0] else folder / "compared"
-            to = SiteAddresses("", of_atlas, counts[1] if others else {})
+            to = SiteAddresses(unit_counts=of_atlas, compared=counts[1] if others else {})
             undrawn_images |= _SiteWriter(pages, root, to, others[0] if others else None).write(on_units)
         (folder / MADE_FROM).unlink()
         sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
@@ -183,6 +183,7 @@ class _SiteWriter:
             for layer, unit in sorted(units):
                 try:
                     self._write(self.to.attributions(method, layer, unit), partial(draw_attributions, atlas, method, layer, unit))
+                    self._write(self.to.heat(method, layer, unit), partial(draw_heat, atlas, method, layer, unit))
                 except AtlasError:  # the unit's page goes without them
                     LOG.debug("the attributions of layer %r unit %d by %s can't be drawn", layer, unit, method, exc_info=True)
 

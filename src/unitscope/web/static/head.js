@@ -1,4 +1,4 @@
-// What every page needs before it is drawn: its colours, its addresses, and an eye on images that are missing.
+// What every page needs before it is drawn: its colours, its addresses, what patches show, and an eye on images that are missing.
 "use strict";
 
 // Light or dark: the system's choice until the button says otherwise. Loaded before the page is drawn.
@@ -34,6 +34,62 @@
     });
   });
 }
+
+// What patches show: the switch in the head says it, and it stays so on every page. The server reads it from a cookie; an exported site, which
+// has no server, from this browser's storage. Where neither is allowed, as in some frames, it stands in the address.
+{
+  const KEY = "unitscope-patch";
+  const root = document.documentElement;
+
+  function stored() {
+    try {
+      return localStorage.getItem(KEY);
+    } catch {
+      return null;
+    }
+  }
+
+  window.unitscopePatches = {
+    kind() {
+      const kind = stored();
+      return kind === "field" || kind === "image" ? kind : "auto";
+    },
+  };
+
+  function choose(kind) {
+    try {
+      localStorage.setItem(KEY, kind);
+    } catch {
+      // the cookie may do
+    }
+    if (root.dataset.site !== undefined) {
+      location.reload();
+      return;
+    }
+    document.cookie = `${KEY}=${kind}; path=/; max-age=31536000; SameSite=Strict`;
+    const address = new URL(location.href);
+    if (document.cookie.split("; ").includes(`${KEY}=${kind}`)) address.searchParams.delete("patch");
+    else address.searchParams.set("patch", kind);
+    if (address.href === location.href) location.reload();
+    else location.replace(address);
+  }
+
+  document.addEventListener("DOMContentLoaded", () => {
+    const select = document.getElementById("patches");
+    if (!select) return;
+    if (root.dataset.site !== undefined) select.value = window.unitscopePatches.kind();
+    select.addEventListener("change", () => choose(select.value));
+  });
+}
+
+// On a narrow screen the links of the head are behind a button.
+document.addEventListener("DOMContentLoaded", () => {
+  const button = document.getElementById("menu-open");
+  button?.addEventListener("click", () => {
+    const isOpen = document.getElementById("menu").toggleAttribute("data-open");
+    button.setAttribute("aria-expanded", String(isOpen));
+  });
+});
 
 // Where a page lies that is served at `path`: of an exported site, most are parts of page.html.
 window.unitscopeAddress = (path) => {

@@ -35,6 +35,17 @@
     for (const kind of ["halo", "patch-box"]) add(stage, kind, { x, y, width, height });
   }
 
+  // On touch, the first tap shows the box, and the second one follows the link.
+  let shown = null;
+  function showFirst(event) {
+    const link = event.target.closest?.("a[data-box]");
+    const isTouch = event.pointerType === "touch";
+    if (isTouch && link && link !== shown) event.preventDefault();
+    shown = link;
+    if (isTouch) draw(event);
+  }
+
+  document.addEventListener("click", showFirst);
   document.addEventListener("pointerover", draw);
   document.addEventListener("focusin", draw);
 }

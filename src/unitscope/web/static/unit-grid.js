@@ -30,6 +30,7 @@
       sorted.sort((a, b) => values.get(b) - values.get(a) || number(a, "unit") - number(b, "unit"));
     }
     grid.replaceChildren(...sorted);
+    showSome();
   }
 
   function choose() {
@@ -44,7 +45,28 @@
       block.hidden = !stays;
       count += stays;
     }
+    showSome();
     form.count.value = count === blocks.length ? `${count.toLocaleString("en")} units` : `${count.toLocaleString("en")} of ${blocks.length.toLocaleString("en")} units`;
+  }
+
+  // On a narrow screen a large layer comes in pieces.
+  const PIECE = 120;
+  const more = document.createElement("button");
+  more.type = "button";
+  more.className = "more";
+  grid.after(more);
+  let pieces = 1;
+  more.addEventListener("click", () => {
+    pieces += 1;
+    showSome();
+  });
+
+  function showSome() {
+    const most = matchMedia("(max-width: 720px)").matches ? pieces * PIECE : Infinity;
+    const chosen = [...grid.children].filter((block) => !block.hidden);
+    chosen.forEach((block, place) => block.classList.toggle("beyond", place >= most));
+    more.hidden = chosen.length <= most;
+    more.textContent = `Show ${Math.min(PIECE, chosen.length - most)} more of ${chosen.length.toLocaleString("en")}`;
   }
 
   function resize() {
