@@ -31,7 +31,7 @@ from unitscope.records import LIBRARIES
 
 CONTRACT = {
     "layers": "layer kind units map_height map_width receptive_field_height receptive_field_width effective_field_height effective_field_width effective_field_measured:bool stride_y stride_x "
-    "activation order",
+    "activation order shares_units_of",
     "images": "image:int64 key width height label content:uint64 perceptual_hash:uint64",
     "labels": "label images",
     "peaks": "layer unit:int32 rank:int16 value:float image:int64 y:int32 x:int32 top:int32 left:int32 bottom:int32 right:int32 "

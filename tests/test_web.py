@@ -1213,3 +1213,24 @@ def test_blocks_of_units_that_tie_or_are_dead_have_a_grey_frame(planted: Atlas, 
 
     assert [has_frame(planted, "1", unit) for unit in range(3)] == [True, False, False]
     assert [has_frame(atlas, "relu", unit) for unit in range(4)] == [False, False, False, True]
+
+
+def test_a_unit_that_several_layers_show_is_there_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 1), torch.nn.BatchNorm2d(6), torch.nn.ReLU(), torch.nn.Conv2d(6, 6, 1)
+    ).eval()
+    served = client(unitscope.scan(network, torch.randn(40, 3, 4, 4), tmp_path / "atlas", layers=["*"]))
+    shown = served.get("/api/units/2/1.json").json()
+    assert shown["views"] == ["0", "1"]
+    assert (
+        'the same unit in <a href="../../units/0/1.html">0</a>, <a href="../../units/1/1.html">1</a>'
+        in served.get("/units/2/1.html").text
+    )
+    for layer in ("0", "1", "2", "3"):
+        for unit in range(6):
+            similar = served.get(f"/api/units/{layer}/{unit}.json").json()["similar_units"]
+            originals = [(other["layer"] if other["layer"] == "3" else "0", other["unit"]) for other in similar]
+            assert len(set(originals)) == len(originals)
+            assert (layer if layer == "3" else "0", unit) not in originals
+    assert "views" not in served.get("/units/3/0.html").text

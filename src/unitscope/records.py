@@ -77,7 +77,8 @@ class Layer:
 
     `activation` is the function that follows the ranked value: `relu`, `relu6`, `gelu`, … or `none`; `rectifier` is any other function
     that is zero at and below zero. The effective receptive field is None where there is none (see `scanning.effective_fields`);
-    `effective_field_measured` is False where it lies between those of layers that were measured.
+    `effective_field_measured` is False where it lies between those of layers that were measured. `shares_units_of` names the layer whose units
+    these are, seen through activations and normalisations; None where they are the layer's own.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Layer:
     effective_field_height: int | None = None
     effective_field_width: int | None = None
     effective_field_measured: bool = False
+    shares_units_of: str | None = None
 
     @property
     def rectified(self) -> bool:

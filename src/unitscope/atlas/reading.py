@@ -88,7 +88,7 @@ class AtlasReader:
         if (count := self.row_count("layers")) > MAX_LAYERS:
             raise self.broken(f"it says that the network has {count:,} layers")
         table = self.table("layers")
-        if any(table[name].null_count for name in table.column_names if not name.startswith("effective")):
+        if any(table[name].null_count for name in table.column_names if not name.startswith(("effective", "shares"))):
             raise self.broken("a layer lacks its name, kind or another column")
         layers = [Layer(name=row.pop("layer"), **row) for row in table.to_pylist()]
         if len({layer.name for layer in layers}) < len(layers):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from unitscope.checking import Difference
     from unitscope.layers import Trace, TracedLayer
 
-LAYER_COLUMNS = ("layer", "kind", "units", "activation map", "receptive field", "stride", "activation", "default")
+LAYER_COLUMNS = ("layer", "kind", "units", "activation map", "receptive field", "stride", "activation", "default", "units of")
 
 
 @Parameter(name="*")
@@ -190,6 +190,7 @@ def _layer_row(traced: "TracedLayer") -> list[str]:
         f"{layer.stride_y} x {layer.stride_x}",
         layer.activation,
         "yes" if traced.is_default else "",
+        layer.shares_units_of or "",
     ]
 
 

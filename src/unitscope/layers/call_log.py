@@ -61,6 +61,20 @@ class CallLog:
             if value is not None:
                 values.add(value)
 
+    def shares_units_of(self, call: ModuleCall) -> str | None:
+        """The layer whose units those of a call are, seen through activations and normalisations alone; None where they are its own."""
+        maker = self._maker_of_units(call)
+        return None if maker is call else maker.layer_name
+
+    def _maker_of_units(self, call: ModuleCall) -> ModuleCall:
+        if call.input is None or call.output is None or call.input.shape != call.output.shape:
+            return call
+        keeps_value = call.is_leaf and call.input.value == call.output.value
+        maker = self._makers.get(call.input.value)
+        if maker is None or not (keeps_value or _is_norm(call) or self._activations.is_activation(call)):
+            return call
+        return self._maker_of_units(maker)
+
     def folds(self) -> tuple[Fold, ...]:
         """Convolutions that could take a batch norm into their weights: both run once, and nothing else reads what lies between."""
         call_counts = Counter(call.path for call in self._calls)
@@ -163,6 +177,16 @@ class CallLog:
     @cached_property
     def _calls_by_number(self) -> dict[int, ModuleCall]:
         return {call.number: call for call in self._calls}
+
+    @cached_property
+    def _makers(self) -> dict[int, ModuleCall]:
+        """By value, the leaf call that made it."""
+        calls = (call for call in self._calls if call.is_leaf and call.output is not None)
+        return {
+            call.output.value: call
+            for call in calls
+            if call.output is not None and (call.input is None or call.input.value != call.output.value)
+        }
 
     @cached_property
     def _leaf_calls_reading(self) -> dict[int, list[ModuleCall]]:

@@ -182,7 +182,14 @@ def _layers(
             unreadable.append(UnreadableLayer(call.layer_name, readout, log.is_default(call) and call.depends_on_images))
         else:
             layers.append(_traced_layer(call, log, readout, images, len(layers)))
-    return layers, unreadable
+    names = {traced.name for traced in layers}
+    return [_with_known_units(traced, names) for traced in layers], unreadable
+
+
+def _with_known_units(traced: TracedLayer, names: set[str]) -> TracedLayer:
+    """The layer, which shares the units of another one only where that one can be scanned."""
+    is_known = traced.layer.shares_units_of is None or traced.layer.shares_units_of in names
+    return traced if is_known else replace(traced, layer=replace(traced.layer, shares_units_of=None))
 
 
 def _traced_layer(call: ModuleCall, log: CallLog, readout: Readout, images: Tensor, order: int) -> TracedLayer:
@@ -199,6 +206,7 @@ def _traced_layer(call: ModuleCall, log: CallLog, readout: Readout, images: Tens
         _stride(receptive_fields.centres_x),
         log.activation_name(call),
         order,
+        shares_units_of=log.shares_units_of(call),
     )
     reads_input, is_default = log.reads_input(call), log.is_default(call)
     return TracedLayer(

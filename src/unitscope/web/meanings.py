@@ -44,7 +44,8 @@ class NamedUnits:
                 if row["class"] < layer.units:
                     unit = ConceptUnit(layer.name, row["class"], OUTPUT_CLASS, None)
                     add(concept_id(row["name"], row["node"], OUTPUT_CLASS), row["name"], unit)
-        return cls(names, {node: sorted(of_node, key=_evidence) for node, of_node in units.items()})
+        originals = {layer.name: layer.shares_units_of or layer.name for layer in atlas.layers}
+        return cls(names, {node: _once(sorted(of_node, key=_evidence), originals) for node, of_node in units.items()})
 
     def broader(self, node: str) -> list[ConceptLink]:
         """Names of units above one in WordNet, the nearest first."""
@@ -70,6 +71,14 @@ class NamedUnits:
 
     def _links(self, nodes: Sequence[str]) -> list[ConceptLink]:
         return [ConceptLink(node, self.names[node], len(self.units[node])) for node in nodes if node in self.names]
+
+
+def _once(units: Sequence[ConceptUnit], originals: Mapping[str, str]) -> list[ConceptUnit]:
+    """The first of each unit, which several layers may show; `originals` leads from a layer to the one whose units it shows."""
+    once: dict[tuple[str, int], ConceptUnit] = {}
+    for unit in units:
+        once.setdefault((originals.get(unit.layer, unit.layer), unit.unit), unit)
+    return list(once.values())
 
 
 def _named_rows(atlas: Atlas) -> list[dict[str, Any]]:

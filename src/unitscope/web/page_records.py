@@ -231,7 +231,7 @@ class UnitEntry:
 
 @dataclass(frozen=True, slots=True)
 class LayerPage:
-    """All units of a layer."""
+    """All units of a layer. `views` are other layers that show the same units, before or after normalisation and activation."""
 
     template: ClassVar[str] = "layer.html"
     path: str
@@ -242,6 +242,7 @@ class LayerPage:
     no_preference_units: int
     previous_layer: str | None
     next_layer: str | None
+    views: list[str]
     sort_keys: list[SortKey]
     units: list[UnitEntry]
     labels: list[str]
@@ -307,7 +308,7 @@ class Facet:
 class UnitPage:
     """One unit: what it is, its peaks, images of the sample to compare them with, and similar units.
 
-    The unit's block has `patch_columns` patches side by side. `meaning` is what is known of it, `sentence` the same in words. `facets` are there where there are several.
+    The unit's block has `patch_columns` patches side by side. `meaning` is what is known of it, `sentence` the same in words. `facets` are there where there are several. `views` are other layers that show the unit, before or after normalisation and activation.
 
     `ceiling` is the most that the activation after the layer passes on, None where that has no bound. `attribution_methods` names the methods that were used on the unit, each with what it does; `missing_methods` those that weren't, `attribution_errors` those whose
     tables can't be read, each with the reason. `tables` is what added tables of units say of it, `table_errors` why some can't be read.
@@ -324,6 +325,7 @@ class UnitPage:
     meaning: UnitMeaning
     sentence: list[NamePiece]
     facets: list[Facet]
+    views: list[str]
     previous_unit: int | None
     next_unit: int | None
     peaks: list[Example]

@@ -103,7 +103,7 @@ class PageBuilder:
         return LayerPage(
             f"layers/{layer_slug}.html", self.atlas_summary, layer, self.queries.patch_size(layer.name),
             self.queries.dead_counts[layer.name], len(self.queries.no_preference(layer.name)), *self.queries.neighbours(layer.name),
-            sort_keys, units, sorted({label for unit in units for label in unit.labels}),
+            self.queries.views(layer.name), sort_keys, units, sorted({label for unit in units for label in unit.labels}),
             sorted({unit.name for unit in units if unit.name is not None}), dict(added.errors),
         )  # fmt: skip
 
@@ -118,6 +118,7 @@ class PageBuilder:
             f"units/{layer_slug}/{unit}.html", self.atlas_summary, layer, queries.patch_size(name), block_side(min(queries.atlas.k, MAX_PATCHES)), statistics,
             meaning, meaning.sentence(),
             [Facet(number, len(examples), examples[:MAX_PATCHES]) for number, examples in queries.facets(name, unit).items()],
+            views=queries.views(name),
             previous_unit=unit - 1 if unit else None,
             next_unit=unit + 1 if unit + 1 < layer.units else None,
             peaks=queries.peaks(name, unit),
@@ -319,9 +320,10 @@ class PageBuilder:
         """The units with most peaks in these images."""
         peak_counts = Counter(unit for image in images for unit in self.queries.units_with_peaks_in(image.image))
         ranked = sorted(peak_counts, key=lambda unit: (-peak_counts[unit], self.queries.layer_index(unit[0]), unit[1]))
+        once = {self.queries.original(*unit): unit for unit in reversed(ranked)}  # of several layers that show it, the first
         return [
             LabelUnit(layer, unit, peak_counts[layer, unit], len(self.queries.peak_rows(layer, unit)))
-            for layer, unit in ranked[:MAX_LABEL_UNITS]
+            for layer, unit in [unit for unit in ranked if once[self.queries.original(*unit)] == unit][:MAX_LABEL_UNITS]
         ]
 
 

@@ -120,6 +120,15 @@ class AtlasQueries:
         previous_layer = self.layers[index - 1].name if index else None
         return previous_layer, self.layers[index + 1].name if index + 1 < len(self.layers) else None
 
+    def original(self, layer: str, unit: int) -> tuple[str, int]:
+        """The unit that a unit is, where its layer shows those of another one: layer and number."""
+        return self._layer(layer).shares_units_of or layer, unit
+
+    def views(self, layer: str) -> list[str]:
+        """The other layers that show the same units."""
+        own, _ = self.original(layer, 0)
+        return [other.name for other in self.layers if other.name != layer and (other.shares_units_of or other.name) == own]
+
     def patch_size(self, layer: str) -> PatchSize:
         """What a layer's patches show, and how large that is."""
         return self._patch_sizes[layer]
@@ -291,7 +300,7 @@ class AtlasQueries:
     def similar_units(self, layer: str, unit: int, max_units: int) -> list[SimilarUnit]:
         """The units whose peaks share most images with a unit's, at least two; among equals those of near layers first.
 
-        Units that show no preference are similar to none.
+        Units that show no preference are similar to none. A unit that several layers show is there once.
         """
         images = sorted(set(self.peak_images(layer, unit)))
         if not images or unit in self.no_preference(layer):
@@ -302,8 +311,14 @@ class AtlasQueries:
         numbers, shared = np.unique(layers[is_other].astype(np.int64) * MAX_UNITS + units[is_other], return_counts=True)
         numbers, shared = numbers[shared > 1], shared[shared > 1]
         other_layers, other_units = np.divmod(numbers, MAX_UNITS)
-        order = np.lexsort((other_units, other_layers, np.abs(other_layers - own_layer), -shared))[:max_units]
-        return [SimilarUnit(self.layers[other_layers[i]].name, int(other_units[i]), int(shared[i])) for i in order]
+        order = np.lexsort((other_units, other_layers, np.abs(other_layers - own_layer), -shared))
+        similar: dict[tuple[str, int], SimilarUnit] = {self.original(layer, unit): SimilarUnit(layer, unit, 0)}
+        for i in order.tolist():
+            other = SimilarUnit(self.layers[other_layers[i]].name, int(other_units[i]), int(shared[i]))
+            similar.setdefault(self.original(other.layer, other.unit), other)
+            if len(similar) > max_units:
+                break
+        return list(similar.values())[1:]
 
     def label_counts(self, layer: str, unit: int) -> Counter[str]:
         """How many of a unit's peaks have each label; none where it shows no preference."""
