@@ -182,8 +182,20 @@ class DepthPlot:
 
 
 @dataclass(frozen=True, slots=True)
+class TourStop:
+    """A unit that the network's page shows first: `stage` is `edge`, `pattern`, `part` or `thing`, `sentence` what was measured of it."""
+
+    stage: str
+    layer: str
+    unit: int
+    patch: PatchSize
+    sentence: list[NamePiece]
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkPage:
-    """All layers, from shallow to deep; `overview` is some of them, evenly from the first to the last; `depth` has curves over the layers."""
+    """All layers, from shallow to deep; `overview` is some of them, evenly from the first to the last; `depth` has curves over the layers;
+    `tour` has a few units, from shallow to deep."""
 
     template: ClassVar[str] = "network.html"
     path: str
@@ -191,6 +203,7 @@ class NetworkPage:
     overview: list[LayerRow]
     layers: list[LayerRow]
     depth: list[DepthPlot]
+    tour: list[TourStop]
 
 
 @dataclass(frozen=True, slots=True)
@@ -498,7 +511,8 @@ def units_shown_on(page: Page) -> list[tuple[str, int]]:
     """Layer and number of the units whose blocks a page shows, from the top to the bottom."""
     match page:
         case NetworkPage():
-            return [(row.layer.name, unit) for row in (*page.overview, *page.layers) for unit in row.units]
+            in_rows = [(row.layer.name, unit) for row in (*page.overview, *page.layers) for unit in row.units]
+            return [*((stop.layer, stop.unit) for stop in page.tour), *in_rows]
         case LayerPage():
             return [(page.layer.name, entry.statistics.unit) for entry in page.units]
         case UnitPage():

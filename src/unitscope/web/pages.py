@@ -44,10 +44,12 @@ from unitscope.web.page_records import (
     NetworkPage,
     Page,
     PredictionsPage,
+    TourStop,
     UnitEntry,
     UnitPage,
 )  # fmt: skip
 from unitscope.web.queries import AtlasQueries
+from unitscope.web.tour import tour_of
 from unitscope.wordnet import in_words
 
 OVERVIEW_UNITS = 4
@@ -80,7 +82,13 @@ class PageBuilder:
     def network_page(self) -> NetworkPage:
         rows = {layer.name: self._layer_row(layer) for layer in self.queries.layers}
         overview = [self._overview_row(rows[layer.name]) for layer in choose_overview_layers(self.queries.layers)] if rows else []
-        return NetworkPage("index.html", self.atlas_summary, overview, list(rows.values()), _depth_plots(self.queries.depth))
+        return NetworkPage(
+            "index.html", self.atlas_summary, overview, list(rows.values()), _depth_plots(self.queries.depth), self._tour
+        )
+
+    @cached_property
+    def _tour(self) -> list[TourStop]:
+        return tour_of(self.queries)
 
     def layer_page(self, layer_slug: str) -> LayerPage | None:
         layer = self.queries.layer_by_slug(layer_slug)
