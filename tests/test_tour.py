@@ -1,5 +1,6 @@
 """The guided tour: from planted tables, in which what is true is known."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from colours import PREPROCESSING, Colours, Patterns
 from planted import planted_atlas
 from starlette.testclient import TestClient
 
+import unitscope
 from unitscope.atlas import Atlas, write_table
 from unitscope.atlas.tables import NAMES, VISUAL_TUNING, TableSpec
 from unitscope.web import create_explorer, export
 from unitscope.web.page_records import NetworkPage, PatchSize, TourStop, units_shown_on
 from unitscope.web.pages import PageBuilder
 from unitscope.web.queries import AtlasQueries
-from unitscope.web.tour import STAGES, TourLayer, choose_tour
+from unitscope.web.tour import TourLayer, choose_tour, tour_of
 
 INPUT = (100, 100)
 PATCHES = {"first": 5, "second": 11, "third": 30, "fourth": 45, "last": 90}
@@ -32,12 +35,20 @@ def tour_layers(hidden: Sequence[tuple[str, int]] = ()) -> list[TourLayer]:
     ]
 
 
-def seen(layer: str, unit: int, description: str | None, explained: float | None, angle_selectivity: float | None = 0.5) -> dict[str, Any]:
-    return {"layer": layer, "unit": unit, "description": description, "explained": explained, "angle_selectivity": angle_selectivity}
+def seen(
+    layer: str, unit: int, description: str | None, explained: float | None, angle_selectivity: float | None = 0.5
+) -> dict[str, Any]:
+    return {
+        "layer": layer,
+        "unit": unit,
+        "description": description,
+        "explained": explained,
+        "angle_selectivity": angle_selectivity,
+    }
 
 
 def named(layer: str, unit: int, name: str | None = "dog", **changed: Any) -> dict[str, Any]:
-    sure = {"kind": "class", "r_a": 0.6, "r_b": 0.5, "base_rate": 0.1, "peaks_inside": 9, "peaks": 9}
+    sure = {"kind": "class", "r_a": 0.6, "r_b": 0.5, "images_b": 50, "base_rate": 0.1, "peaks_inside": 9, "peaks": 9}
     return {"layer": layer, "unit": unit, "name": name, **sure, **changed}
 
 
@@ -124,7 +135,7 @@ def test_a_stage_without_evidence_is_left_out() -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"r_a": 0.39}, {"r_b": 0.39}, {"r_b": None}, {"r_a": float("nan")}, {"base_rate": 0.2}, {"base_rate": None}, {"peaks_inside": 7},
+        {"r_a": 0.39}, {"r_b": 0.39}, {"r_b": None}, {"r_a": float("nan")}, {"images_b": 49}, {"base_rate": 0.2}, {"base_rate": None}, {"peaks_inside": 7},
         {"peaks_inside": 0, "peaks": 0}, {"peaks": None}, {"kind": "visual"}, {"kind": "text"}, {"kind": None}, {"name": None},
     ],
 )  # fmt: skip
@@ -225,5 +236,18 @@ def test_the_tour_is_served_and_exported(atlas: Atlas, tmp_path: Path) -> None:
     assert 'class="sprite"' in exported.partition('<h2 id="tour">')[2].partition("</section>")[0]
 
 
-def test_there_are_four_stages() -> None:
-    assert [stage.name for stage in STAGES] == ["edge", "pattern", "part", "thing"]
+def test_classes_that_units_are_given_are_not_found_by_them(atlas: Atlas) -> None:
+    manifest = json.loads((atlas.folder / "atlas.json").read_text())
+    (atlas.folder / "atlas.json").write_text(json.dumps(manifest | {"class_layers": [atlas.layers[0].name]}))
+    page_tour = tour_of(AtlasQueries(with_names(Atlas(atlas.folder), ["red", "green", "blue"])))
+    assert places(page_tour) == [("part", atlas.layers[1].name, 2)]
+
+
+@pytest.mark.parametrize("images", [80, 120])
+def test_what_few_images_explain_is_not_shown(images: int, tmp_path: Path) -> None:
+    atlas = unitscope.scan(Colours().eval(), Patterns(images), tmp_path / "atlas", preprocess=PREPROCESSING)
+    rows = [seen("activation", unit, "edge at 45°, dark below", 0.9) for unit in range(atlas.layer("activation").units)]
+    write_table(table(rows, VISUAL_TUNING), VISUAL_TUNING, atlas)
+    assert [stop.stage for stop in tour_of(AtlasQueries(Atlas(atlas.folder, images=Patterns(images))))] == ["edge"] * (
+        images > 100
+    )

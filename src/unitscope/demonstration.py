@@ -1,11 +1,15 @@
-"""The demo's images: the photographs inside scikit-image and scikit-learn, cut into tiles that don't overlap."""
+"""The demo's images: the photographs inside scikit-image and scikit-learn, cut into tiles that don't overlap, or Imagenette, downloaded."""
 
+import tarfile
+import warnings
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import URLError
 
 from PIL import Image
 
-from unitscope.errors import ImagesError
+from unitscope.errors import ImagesError, first_line
 from unitscope.files import atomic_write
 from unitscope.records import Box
 
@@ -22,6 +26,9 @@ COMPLETE_MARK = ".complete"
 """A file in the folder of the tiles, which says that they are these: a folder of other images isn't taken for them."""
 MIN_SQUARE_PX = 128
 """A quarter of such a square still has the 64 pixels a side at which a patch is drawn."""
+IMAGENETTE_SPLIT, IMAGENETTE_SIZE = "val", "320px"
+"""The images that are scanned, and their shorter side. Networks of ImageNet take 224 pixels, so the archive of 160 would show them blurred, and the full one has nothing to add."""
+WITHOUT_NETWORK = "without a network, leave out --images imagenette: the demo's own photographs come with Python packages"
 
 
 def write_demo_images(folder: Path) -> Path:
@@ -35,6 +42,40 @@ def write_demo_images(folder: Path) -> Path:
                 _write_tiles(photograph, unfinished / photograph.stem)
             (unfinished / COMPLETE_MARK).touch()
     return folder
+
+
+def imagenette_images() -> Path:
+    """The folder of Imagenette's validation images, 3,925 of ten classes of ImageNet, in sub-folders that are called by WordNet ids.
+
+    The archive of all 13,394 images is downloaded by torchvision where it isn't in the cache that PyTorch's weights are in, once. Raises
+    `ImagesError` where it can't be downloaded, or isn't what it should be; nothing is left of it then.
+    """
+    from torch import hub
+    from torchvision.datasets import Imagenette
+
+    root = Path(hub.get_dir()) / "datasets" / "imagenette"
+    url, _ = Imagenette._ARCHIVES[IMAGENETTE_SIZE]
+    folder = Path(Path(url).stem, IMAGENETTE_SPLIT)
+    if not root.exists():
+        with atomic_write(root, f"the images of Imagenette {str(root)!r}", ImagesError) as unfinished:
+            _download_imagenette(unfinished, url)
+    return root / folder
+
+
+def _download_imagenette(folder: Path, url: str) -> None:
+    from torchvision.datasets import Imagenette
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torchvision unpacks without a filter, behind a checksum
+            Imagenette(folder, IMAGENETTE_SPLIT, IMAGENETTE_SIZE, download=True)
+    except (URLError, ConnectionError, TimeoutError, HTTPException) as error:
+        raise ImagesError(f"Imagenette can't be downloaded from {url!r}: {first_line(error)}; {WITHOUT_NETWORK}") from error
+    except (RuntimeError, tarfile.TarError, EOFError, FileNotFoundError) as error:
+        raise ImagesError(
+            f"what came from {url!r} is incomplete or another file; give the same command again, or {WITHOUT_NETWORK}"
+        ) from error
+    (folder / Path(url).name).unlink(missing_ok=True)
 
 
 def tile_boxes(height_px: int, width_px: int) -> Iterator[Box]:

@@ -27,15 +27,20 @@ MAX_BASE_RATE = 0.15
 """A name that more of the images belong to, such as "animal", is no thing that one could point to."""
 MIN_INSIDE = 0.8
 """So many of the patches are from images of the name: eight of nine."""
+MIN_IMAGES_B, MIN_SAMPLE = 50, 100
+"""A correlation is of so many images of half b at least, and what a tuning explains of a sample of so many: of fewer, chance has a say."""
 MAX_PART_SHARE, MIN_THING_SHARE = 1 / 3, 1 / 2
 """The patches of a part are no larger than this share of the input's sides, those of a thing no smaller."""
 
 TEXT_COLUMNS = {VISUAL_TUNING.name: ("description",), NAMES.name: ("name", "kind")}
 NUMBER_COLUMNS = {
     VISUAL_TUNING.name: ("explained", "angle_selectivity"),
-    NAMES.name: ("r_a", "r_b", "base_rate", "peaks_inside", "peaks"),
+    NAMES.name: ("r_a", "r_b", "images_b", "base_rate", "peaks_inside", "peaks"),
 }
 """The columns that each table's stages are chosen by."""
+
+CLASS = "class"
+"""The kind of names that are classes, or groups of them."""
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -97,7 +102,8 @@ def tour_of(queries: AtlasQueries) -> list[TourStop]:
         for layer in queries.layers
         if layer.name not in class_layers
     ]
-    return choose_tour(tables[VISUAL_TUNING.name], tables[NAMES.name], layers, atlas.input_size)
+    images = min(int(atlas.manifest.get("sample", 0)), int(atlas.manifest["read"]))
+    return choose_tour(tables[VISUAL_TUNING.name] if images >= MIN_SAMPLE else None, tables[NAMES.name], layers, atlas.input_size)
 
 
 def choose_tour(
@@ -109,8 +115,7 @@ def choose_tour(
     height and width.
     """
     units = {
-        name: TourUnits.of(name, table, layers, input_size)
-        for name, table in ((VISUAL_TUNING.name, tuning), (NAMES.name, names))
+        name: TourUnits.of(name, table, layers, input_size) for name, table in ((VISUAL_TUNING.name, tuning), (NAMES.name, names))
     }
     stops: list[TourStop] = []
     depth = -1
@@ -156,7 +161,8 @@ class Stage:
 def _is_edge(units: TourUnits) -> Mask:
     """Of the first layer that has one."""
     passing = _is_tuned_to("edge", units)
-    return passing & (units.depth == units.depth[passing].min(initial=np.iinfo(np.int64).max))
+    is_first: Mask = units.depth == units.depth[passing].min(initial=np.iinfo(np.int64).max)
+    return passing & is_first
 
 
 def _is_pattern(units: TourUnits) -> Mask:
@@ -179,10 +185,11 @@ def _is_thing(units: TourUnits) -> Mask:
 def _is_named(units: TourUnits) -> Mask:
     """After a class or a group of classes."""
     numbers = units.numbers
-    is_sure = (np.minimum(numbers["r_a"], numbers["r_b"]) >= MIN_CORRELATION) & (numbers["base_rate"] <= MAX_BASE_RATE)
+    is_sure = (np.minimum(numbers["r_a"], numbers["r_b"]) >= MIN_CORRELATION) & (numbers["images_b"] >= MIN_IMAGES_B)
+    is_narrow = numbers["base_rate"] <= MAX_BASE_RATE
     is_inside = (numbers["peaks"] > 0) & (numbers["peaks_inside"] >= MIN_INSIDE * numbers["peaks"])
-    is_class = (units.texts["kind"] == "class") & (units.texts["name"] != None)  # noqa: E711 - each of an array
-    return is_sure & is_inside & is_class.astype(np.bool_)
+    is_class = [kind == CLASS and name is not None for kind, name in zip(units.texts["kind"], units.texts["name"], strict=True)]
+    return is_sure & is_narrow & is_inside & np.array(is_class, dtype=np.bool_)
 
 
 def _explained(units: TourUnits) -> Floats:
