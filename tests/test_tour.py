@@ -87,7 +87,7 @@ NAMED = [
     named("last", 2, "bird", r_a=0.9, r_b=0.7),
     named("last", 3, "canine", r_a=0.8, r_b=0.9),
 ]
-"""Neither small nor large: patches of the fourth layer are no part and no thing."""
+"""The fourth layer's bird is a part, but not of the first layer that has one; nor is it a thing."""
 
 
 def test_every_stage_shows_the_unit_with_the_best_evidence() -> None:
@@ -122,6 +122,12 @@ def test_stages_go_from_shallow_to_deep() -> None:
     names = [named("second", 1, "dog", r_a=0.9), named("third", 1, "dog"), named("last", 1, "bird")]
     assert places(tour(tuning, names)) == [("edge", "third", 0), ("thing", "last", 1)]
     assert places(tour((), names)) == [("part", "second", 1), ("thing", "last", 1)]
+    assert places(tour(TUNING, names)) == [
+        ("edge", "first", 2),
+        ("pattern", "second", 2),
+        ("part", "third", 1),
+        ("thing", "last", 1),
+    ]
 
 
 def test_a_stage_without_evidence_is_left_out() -> None:

@@ -29,8 +29,8 @@ MIN_INSIDE = 0.8
 """So many of the patches are from images of the name: eight of nine."""
 MIN_IMAGES_B, MIN_SAMPLE = 50, 100
 """A correlation is of so many images of half b at least, and what a tuning explains of a sample of so many: of fewer, chance has a say."""
-MAX_PART_SHARE, MIN_THING_SHARE = 1 / 3, 1 / 2
-"""The patches of a part are no larger than this share of the input's sides, those of a thing no smaller."""
+THING_SHARE = 1 / 2
+"""The patches of a thing have at least this share of the input's sides, those of a part less."""
 
 TEXT_COLUMNS = {VISUAL_TUNING.name: ("description",), NAMES.name: ("name", "kind")}
 NUMBER_COLUMNS = {
@@ -109,7 +109,7 @@ def tour_of(queries: AtlasQueries) -> list[TourStop]:
 def choose_tour(
     tuning: pa.Table | None, names: pa.Table | None, layers: Sequence[TourLayer], input_size: tuple[int, int]
 ) -> list[TourStop]:
-    """Of every stage the unit with the best evidence, in a deeper layer than the stage before.
+    """Of every stage the unit with the best evidence, in a deeper layer than the stage before; edges and parts are of the first that has one.
 
     `tuning` and `names` have the columns of the tables `visual_tuning` and `names`. `layers` are from shallow to deep; `input_size` is
     height and width.
@@ -121,9 +121,12 @@ def choose_tour(
     depth = -1
     for stage in STAGES:
         of_table = units[stage.table]
-        evidence = np.where(stage.passes(of_table) & (of_table.depth > depth), stage.evidence(of_table), np.nan)
-        if np.isfinite(evidence).any():
-            row = int(np.nanargmax(evidence))
+        evidence = stage.evidence(of_table)
+        rows = np.flatnonzero(stage.passes(of_table) & np.isfinite(evidence) & (of_table.depth > depth))
+        if stage.in_first_layer:
+            rows = rows[of_table.depth[rows] == of_table.depth[rows[:1]]]  # they are by depth
+        if len(rows):
+            row = int(rows[evidence[rows].argmax()])
             depth = int(of_table.depth[row])
             layer = layers[depth]
             sentence = stage.sentence(of_table, row)
@@ -149,20 +152,19 @@ def _untied(queries: AtlasQueries, layer: str) -> Mask:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stop of the tour: the table it is chosen by, which units pass its bar, the evidence that orders them, and what is said of one."""
+    """A stop of the tour: the table it is chosen by, which units pass its bar, whether those of the first layer that has any are taken, the
+    evidence that orders them, and what is said of one."""
 
     name: str
     table: str
     passes: Callable[[TourUnits], Mask]
+    in_first_layer: bool
     evidence: Callable[[TourUnits], Floats]
     sentence: Callable[[TourUnits, int], list[NamePiece]]
 
 
 def _is_edge(units: TourUnits) -> Mask:
-    """Of the first layer that has one."""
-    passing = _is_tuned_to("edge", units)
-    is_first: Mask = units.depth == units.depth[passing].min(initial=np.iinfo(np.int64).max)
-    return passing & is_first
+    return _is_tuned_to("edge", units)
 
 
 def _is_pattern(units: TourUnits) -> Mask:
@@ -175,11 +177,11 @@ def _is_tuned_to(what: str, units: TourUnits) -> Mask:
 
 
 def _is_part(units: TourUnits) -> Mask:
-    return _is_named(units) & (units.share <= MAX_PART_SHARE)
+    return _is_named(units) & (units.share < THING_SHARE)
 
 
 def _is_thing(units: TourUnits) -> Mask:
-    return _is_named(units) & (units.share >= MIN_THING_SHARE)
+    return _is_named(units) & (units.share >= THING_SHARE)
 
 
 def _is_named(units: TourUnits) -> Mask:
@@ -224,9 +226,9 @@ def _responds_to(units: TourUnits, row: int) -> list[NamePiece]:
 
 
 STAGES = (
-    Stage("edge", VISUAL_TUNING.name, _is_edge, _explained, _tuned_to),
-    Stage("pattern", VISUAL_TUNING.name, _is_pattern, _explained_by_angle, _tuned_to),
-    Stage("part", NAMES.name, _is_part, _correlation_in_half_a, _responds_to),
-    Stage("thing", NAMES.name, _is_thing, _correlation_in_half_a, _responds_to),
+    Stage("edge", VISUAL_TUNING.name, _is_edge, True, _explained, _tuned_to),
+    Stage("pattern", VISUAL_TUNING.name, _is_pattern, False, _explained_by_angle, _tuned_to),
+    Stage("part", NAMES.name, _is_part, True, _correlation_in_half_a, _responds_to),
+    Stage("thing", NAMES.name, _is_thing, False, _correlation_in_half_a, _responds_to),
 )
 """From shallow to deep."""
