@@ -214,3 +214,36 @@ def test_of_a_large_sample_images_are_taken_by_chance(tmp_path: Path) -> None:
     tune_visually(unitscope.Atlas(atlas.folder, images=Watched()), network)
     assert len(set(seen)) == 200
     assert np.mean(np.array(sorted(set(seen))) >= 200) == pytest.approx(0.2, abs=0.08)
+
+
+class Pale:
+    """Pictures of one pale colour each, from cyan over grey to red."""
+
+    def __len__(self) -> int:
+        return 250
+
+    def __getitem__(self, image: int) -> Image.Image:
+        chroma = 0.06 * (image / 125 - 1)
+        return Image.new("RGB", (16, 16), tuple(round(255 * part) for part in colour_of_hue(0, chroma)))
+
+
+class Reddish(nn.Module):
+    """A unit that responds to red, and to strong red as `slope` says."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.unit, self.slope = nn.Identity(), slope
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        direction = torch.tensor(np.array(colour_of_hue(0)) - 0.5, dtype=torch.float32)
+        red = ((images - 0.5) * (direction / direction.norm())[:, None, None]).sum(1, keepdim=True)
+        return self.unit(red + (self.slope - 1) * torch.relu(red - 0.08))
+
+
+@pytest.mark.parametrize(("slope", "words"), [(1, "red"), (-15, None)])
+def test_a_colour_is_named_only_where_photographs_agree(slope: float, words: str | None, tmp_path: Path) -> None:
+    network = Reddish(slope).eval()
+    atlas = unitscope.scan(network, Pale(), tmp_path / "atlas", preprocess=GREYS_AS_THEY_ARE, layers=["unit"])
+    (row,) = tune_visually(atlas, network).to_pylist()
+    assert row["explained"] > 0.9
+    assert row["description"] == words

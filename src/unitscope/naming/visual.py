@@ -162,6 +162,17 @@ def _responses(replica: nn.Module, session: Session, cells: Sequence[ProbedCells
     return read_layers(replica, session.layers, inputs, read)
 
 
+def _agree(weights: Floats, hue: float, hue_gain: float, brightness_gain: float) -> bool:
+    """True where photographs and stimuli say the same of the feature with the largest weight: more of it raises the response, and of colours it is
+    the hue, within 60 degrees, that does so in both."""
+    feature = FEATURES[int(np.argmax(np.abs(weights)))]
+    weight = dict(zip(FEATURES, weights.tolist(), strict=True))
+    if feature in ("red", "yellow"):
+        along = weight["red"] * np.cos(np.deg2rad(hue)) + weight["yellow"] * np.sin(np.deg2rad(hue))
+        return bool(hue_gain > 0 and along >= 0.5 * np.hypot(weight["red"], weight["yellow"]))
+    return bool(weight[feature] * (brightness_gain if feature == "brightness" else 1) > 0)
+
+
 # ── the table ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -180,7 +191,7 @@ def _layer_columns(
             colours.hue[u],
             colours.brightness[u],
         )
-        if explained[u] >= MIN_EXPLAINED
+        if explained[u] >= MIN_EXPLAINED and _agree(weights[u], colours.hue[u], colours.gain[u], colours.brightness[u])
         else None
         for u in range(layer.units)
     ]
