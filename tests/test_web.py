@@ -94,8 +94,8 @@ def test_every_link_of_every_page_leads_somewhere(atlas: Atlas, second_atlas: At
     assert kinds["jpg"] == 3 * units - dead + 2 * 24, "blocks, large blocks of those that have patches, bands and images"
     layers = len(atlas.layers) + len(second_atlas.layers)
     images_and_labels = 2 * (24 + len(LABELS))
-    network_and_glossary, comparison, image_search = 2 * 2, 1 + len(atlas.layers), 1
-    assert kinds["html"] == network_and_glossary + layers + units + images_and_labels + comparison + image_search
+    network_notes_and_glossary, comparison, image_search = 2 * 3, 1 + len(atlas.layers), 1
+    assert kinds["html"] == network_notes_and_glossary + layers + units + images_and_labels + comparison + image_search
 
 
 def test_the_network_page_goes_from_shallow_to_deep(site: TestClient, atlas: Atlas) -> None:
@@ -862,6 +862,9 @@ def test_a_page_says_why_search_by_image_is_off(atlas: Atlas) -> None:
         ("PATCH", "/api/index.json", {"GET", "HEAD"}),
         ("POST", "/blocks/relu/0.jpg", {"GET", "HEAD"}),
         ("POST", "/static/keys.js", {"GET", "HEAD"}),
+        ("POST", "/notes.json", {"GET", "HEAD", "PUT"}),
+        ("DELETE", "/notes.json", {"GET", "HEAD", "PUT"}),
+        ("PUT", "/notes.html", {"GET", "HEAD"}),
         ("GET", "/image-search", {"POST"}),
     ],
 )

@@ -90,6 +90,10 @@ class Addresses:
         return f"{self.root}glossary.html"
 
     @property
+    def notes(self) -> str:
+        return f"{self.root}notes.html"
+
+    @property
     def image_search(self) -> str:
         return f"{self.root}image-search.html"
 
@@ -199,6 +203,14 @@ class SiteAddresses(Addresses):
     @property
     def is_site(self) -> bool:
         return True
+
+    @property
+    def sprite_columns(self) -> int:
+        return SPRITE_COLUMNS
+
+    @property
+    def units_per_sprite(self) -> int:
+        return UNITS_PER_SPRITE
 
     @property
     def compared_atlas(self) -> "SiteAddresses":

@@ -32,6 +32,7 @@ from unitscope.web.addresses import Addresses, json_path
 from unitscope.web.blocks import BlockDrawer, Unit
 from unitscope.web.comparison import AtlasComparison
 from unitscope.web.image_search import MAX_UPLOAD_MB, ExplainImage, RunNetwork
+from unitscope.web.notes import NotesEndpoint, NotesFile
 from unitscope.web.openapi import describe_api
 from unitscope.web.page_records import ImageSearchPage, Page, units_shown_on
 from unitscope.web.pages import PageBuilder
@@ -54,6 +55,7 @@ LOG = logging.getLogger(__name__)
 LOOPBACK = ("localhost", "127.0.0.1")
 PATCH_KINDS, PATCH_COOKIE = ("auto", "field", "image"), "unitscope-patch"
 """What patches on pages can show, and the cookie by which that stays from page to page; `head.js` sets it."""
+NOTES_OFF = "this server is there for other machines, too, so that nobody's notes are kept beside the atlas"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,11 @@ class ExplorerOptions:
     upload_s: float = 60
     explain_image: ExplainImage | None = None
     may_be_framed: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        """True where requests may call this server by names of this machine alone."""
+        return set(self.hosts) <= {*LOOPBACK, "::1"}
 
 
 class _Number(Convertor[int]):
@@ -99,7 +106,7 @@ def create_explorer(atlas: Atlas, options: ExplorerOptions | None = None) -> Sta
     compared_pages = _open_pages(options.compared_atlas) if options.compared_atlas is not None else None
     routes = AtlasRoutes(pages, options, compared_pages).every_route()
     if compared_pages is not None:
-        routes.append(Mount("/compared", routes=AtlasRoutes(compared_pages, ExplorerOptions()).every_route()))
+        routes.append(Mount("/compared", routes=AtlasRoutes(compared_pages, ExplorerOptions(hosts=options.hosts)).every_route()))
     middleware = [
         Middleware(ProtectiveHeaders, may_be_framed=options.may_be_framed),
         Middleware(KnownHosts, hosts=options.hosts),
@@ -138,6 +145,7 @@ class AtlasRoutes:
 
     def every_route(self) -> list[BaseRoute]:
         pages = self._pages
+        notes = NotesEndpoint(NotesFile(pages, None if self._options.is_local else NOTES_OFF), self._options.upload_s)
         routes: list[BaseRoute] = [
             Route("/", partial(self._answer_html, pages.network_page)),
             *self._page_routes("index.html", pages.network_page),
@@ -150,6 +158,8 @@ class AtlasRoutes:
             *self._page_routes("classes/{position:number}.html", pages.class_page),
             *self._page_routes("mistakes/{label_class:number}-{predicted:number}.html", pages.mistake_page),
             Route("/glossary.html", partial(self._answer_html, pages.glossary_page)),
+            Route("/notes.html", partial(self._answer_html, pages.notes_page)),
+            Route("/notes.json", notes.answer, methods=["GET", "PUT"]),
             Route("/blocks/{layer_slug}/{unit:number}.jpg", self._answer_block),
             Route("/large-blocks/{layer_slug}/{unit:number}.jpg", partial(self._answer_patches, draw_large_block)),
             Route("/bands/{layer_slug}/{unit:number}.jpg", partial(self._answer_patches, draw_bands)),

@@ -497,6 +497,15 @@ class GlossaryPage:
 
 
 @dataclass(frozen=True, slots=True)
+class NotesPage:
+    """What a person has noted of units, or a set of units that an address names; a script shows them."""
+
+    template: ClassVar[str] = "notes_page.html"
+    path: str
+    atlas: AtlasSummary
+
+
+@dataclass(frozen=True, slots=True)
 class ImageSearchPage:
     """Where a person uploads an image to search with. `off_reason` says why none can be uploaded, and is None where one can."""
 

@@ -42,6 +42,7 @@ from unitscope.web.page_records import (
     LayerRow,
     MistakePage,
     NetworkPage,
+    NotesPage,
     Page,
     PredictionsPage,
     TourStop,
@@ -239,10 +240,14 @@ class PageBuilder:
     def glossary_page(self) -> GlossaryPage:
         return GlossaryPage("glossary.html", self.atlas_summary)
 
+    def notes_page(self) -> NotesPage:
+        return NotesPage("notes.html", self.atlas_summary)
+
     def whole_pages(self) -> Iterator[Callable[[], Page | None]]:
         """The pages that are files of an exported site, each to be built when it is its turn."""
         yield self.network_page
         yield self.glossary_page
+        yield self.notes_page
         yield self.predictions_page
         for layer in self.queries.layers:
             yield partial(self.layer_page, slug(layer.name))

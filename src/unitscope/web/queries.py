@@ -111,6 +111,11 @@ class AtlasQueries:
         """The layer's index in call order, from 0."""
         return self._layer_indices[layer]
 
+    @cached_property
+    def unit_counts(self) -> dict[str, int]:
+        """How many units each layer has, in call order."""
+        return {layer.name: layer.units for layer in self.layers}
+
     def _layer(self, name: str) -> Layer:
         return self.layers[self.layer_index(name)]
 

@@ -40,7 +40,7 @@ class UploadEndpoint:
         """The results as HTML; 400, 408, 413 and 422 where no image comes, it comes too slowly, is too large, or can't be read."""
         try:
             async with timeout(self._upload_s):
-                content = await _receive(request)
+                content = await receive(request, MAX_UPLOAD_MB, "image is")
         except TimeoutError as error:
             raise HTTPException(408, f"The image didn't come within {self._upload_s:g} seconds.") from error
         except ClientDisconnect:
@@ -65,10 +65,11 @@ class UploadEndpoint:
             raise HTTPException(422, f"{error}.") from error
 
 
-async def _receive(request: Request) -> bytes:
+async def receive(request: Request, max_mb: int, what: str) -> bytes:
+    """The body of a request; 413 where it is larger. `what` is what comes, with its verb: "image is"."""
     content = bytearray()
     async for chunk in request.stream():
         content += chunk
-        if len(content) > MAX_UPLOAD_MB << 20:
-            raise HTTPException(413, f"The image is larger than {MAX_UPLOAD_MB} MB.")
+        if len(content) > max_mb << 20:
+            raise HTTPException(413, f"The {what} larger than {max_mb} MB.")
     return bytes(content)

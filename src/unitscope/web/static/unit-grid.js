@@ -17,6 +17,7 @@
     dead: (block) => Boolean(block.dataset.dead),
     "no-preference": (block) => Boolean(block.dataset.noPreference),
     tied: (block) => Boolean(block.dataset.tied),
+    favourites: (block) => Boolean(block.dataset.favourite),
     facets: (block) => Boolean(block.dataset.facets),
     "always-active": (block) => Boolean(block.dataset.alwaysActive),
   };
@@ -114,6 +115,13 @@
     keepList(new URLSearchParams(fields.filter((name) => form[name].value !== defaults[name]).map((name) => [name, form[name].value])).toString());
   }
 
+  function showFavourites() {
+    if (form.show?.value !== "favourites") return;
+    choose();
+    writeAddress();
+  }
+
+  document.addEventListener("unitscope:notes", showFavourites);
   window.addEventListener("hashchange", show);
   show();
 
