@@ -43,7 +43,7 @@ from unitscope.web import ExplorerOptions, create_explorer, export
 from unitscope.web.addresses import slug
 from unitscope.web.blocks import BlockDrawer
 from unitscope.web.comparison import AtlasComparison
-from unitscope.web.openapi import PATHS, describe_api
+from unitscope.web.openapi import PATHS, PICTURES, TABLES, describe_api
 from unitscope.web.page_records import UnitPage
 from unitscope.web.pages import PageBuilder
 from unitscope.web.pictures import LARGE_PATCH_PX, PATCH_PX
@@ -446,9 +446,12 @@ def test_images_that_are_gone_leave_the_rest(tmp_path: Path) -> None:
 # ── the interface for programs ──────────────────────────────────────────────────────────────────────────────────────
 
 
+FILES = {f"{path}.{ending}" for path in TABLES for ending in ("csv", "parquet")} | PICTURES.keys() | {"/notes.json"}
+
+
 def test_json_is_what_the_description_says(site: TestClient) -> None:
     description = site.get("/api/openapi.json").json()
-    assert set(description["paths"]) == {path for path in PATHS if "compare" not in path}
+    assert set(description["paths"]) == {path for path in PATHS if "compare" not in path} | FILES
     referenced = {part.split('"')[0] for part in json.dumps(description).split("#/components/schemas/")[1:]}
     assert referenced <= set(description["components"]["schemas"])
     values = {"{layer}": "relu@2", "{unit}": "1", "{image}": "3", "{label}": "cat"}
@@ -462,8 +465,8 @@ def test_json_is_what_the_description_says(site: TestClient) -> None:
 
 
 def test_the_description_has_an_operation_for_every_path_that_gives_json() -> None:
-    assert describe_api(has_comparison=True)["paths"].keys() == PATHS.keys()
-    assert describe_api(has_comparison=False)["paths"].keys() == {path for path in PATHS if "compare" not in path}
+    assert describe_api(has_comparison=True)["paths"].keys() == PATHS.keys() | FILES
+    assert describe_api(has_comparison=False)["paths"].keys() == {path for path in PATHS if "compare" not in path} | FILES
 
 
 # ── safety ──────────────────────────────────────────────────────────────────────────────────────────────────────────

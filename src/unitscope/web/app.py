@@ -31,6 +31,7 @@ from unitscope.records import Layer
 from unitscope.web.addresses import Addresses, json_path
 from unitscope.web.blocks import BlockDrawer, Unit
 from unitscope.web.comparison import AtlasComparison
+from unitscope.web.download_routes import DownloadRoutes
 from unitscope.web.image_search import MAX_UPLOAD_MB, ExplainImage, RunNetwork
 from unitscope.web.notes import NotesEndpoint, NotesFile
 from unitscope.web.openapi import describe_api
@@ -177,7 +178,7 @@ class AtlasRoutes:
         if self._comparison is not None:
             routes += self._page_routes("compare/index.html", self._comparison.network_page)
             routes += self._page_routes("compare/{layer_slug}.html", self._comparison.layer_page)
-        return routes + self._search_routes()
+        return routes + DownloadRoutes(pages).every_route() + self._search_routes()
 
     # ── pages ────────────────────────────────────────────────────────────────────────────────────────────────────
 

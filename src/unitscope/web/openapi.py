@@ -6,6 +6,8 @@ from typing import Any
 import msgspec
 
 from unitscope.web.comparison import ComparisonPage, LayerComparisonPage
+from unitscope.web.downloads import TABLE_KINDS
+from unitscope.web.notes import Notes, StoredNotes
 from unitscope.web.page_records import (
     ClassPage,
     ConceptPage,
@@ -31,6 +33,22 @@ PATHS = {
     "/api/compare/index.json": ComparisonPage,
     "/api/compare/{layer}.json": LayerComparisonPage,
 }
+TABLES = {
+    "/index": "The layers.",
+    "/layers/{layer}": "The units of a layer, with names, labels, statistics and the numbers of added tables.",
+    "/units/{layer}/{unit}": "The peaks of a unit, with their images and boxes.",
+    "/units/{layer}/{unit}-sample": "The values of a unit in the sample of images.",
+    "/images/{image}": "The peaks that lie in an image.",
+    "/labels/{label}": "The units with most peaks among the images of a label.",
+    "/concepts/{concept}": "The units of a name.",
+    "/classes/{position}": "The units that raise a class, and those that lower it.",
+    "/mistakes/{label_class}-{predicted}": "The units that differ in a mistake.",
+}
+"""What can be had as `.csv` and `.parquet`, too."""
+PICTURES = {
+    "/blocks/{layer}/{unit}.png": "The patches of a unit in a square.",
+    "/layers/{layer}.png": "The blocks of units of a layer, those of `?units=3,1,7` or the first ones.",
+}
 PARAMETERS = {
     "layer": ("string", "A layer's name as in the addresses of pages: `#` is written `@`."),
     "unit": ("integer", "A unit's number, from 0."),
@@ -44,24 +62,30 @@ PARAMETERS = {
 
 
 def describe_api(has_comparison: bool) -> dict[str, Any]:
-    """An OpenAPI 3.1 description of the paths that give JSON; those of a comparison only where two atlases are compared."""
+    """An OpenAPI 3.1 description of the paths that give JSON or files; those of a comparison only where two atlases are compared."""
     pages = {path: page for path, page in PATHS.items() if has_comparison or "compare" not in path}
-    _, schemas = msgspec.json.schema_components(pages.values(), ref_template="#/components/schemas/{name}")
+    _, schemas = msgspec.json.schema_components([*pages.values(), StoredNotes, Notes], ref_template="#/components/schemas/{name}")
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "unitscope",
             "version": version("unitscope"),
-            "description": "What the explorer's pages show, as JSON.",
+            "description": "What the explorer's pages show, as JSON, and files to keep.",
         },
-        "paths": {path: _describe_path(path, page) for path, page in pages.items()},
+        "paths": {path: _describe_path(path, page) for path, page in pages.items()} | _describe_files() | _describe_notes(),
         "components": {"schemas": schemas},
     }
 
 
 def _describe_path(path: str, page: type) -> dict[str, Any]:
-    description = (page.__doc__ or "").strip()
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{page.__name__}"}}}
+    return {"get": _describe_get(path, page.__name__, (page.__doc__ or "").strip(), _json_content(page))}
+
+
+def _json_content(record: type) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{record.__name__}"}}}
+
+
+def _describe_get(path: str, name: str, description: str, content: dict[str, Any]) -> dict[str, Any]:
     parameters = [
         {"name": name, "in": "path", "required": True, "description": text, "schema": {"type": json_type}}
         for name, (json_type, text) in PARAMETERS.items()
@@ -70,5 +94,46 @@ def _describe_path(path: str, page: type) -> dict[str, Any]:
     responses = {"200": {"description": description, "content": content}}
     if parameters:
         responses["404"] = {"description": "There is no such page."}
-    summary = description.splitlines()[0]
-    return {"get": {"summary": summary, "operationId": page.__name__, "parameters": parameters, "responses": responses}}
+    return {"summary": description.splitlines()[0], "operationId": name, "parameters": parameters, "responses": responses}
+
+
+def _describe_files() -> dict[str, Any]:
+    files = {f"{path}.{ending}": (text, kind) for path, text in TABLES.items() for ending, (kind, _) in TABLE_KINDS.items()}
+    files |= {path: (text, "image/png") for path, text in PICTURES.items()}
+    described = {
+        path: {"get": _describe_get(path, path.strip("/"), text, {kind: {"schema": {"type": "string", "format": "binary"}}})}
+        for path, (text, kind) in files.items()
+    }
+    units = {
+        "name": "units",
+        "in": "query",
+        "required": False,
+        "description": "Units with commas between.",
+        "schema": {"type": "string"},
+    }
+    described["/layers/{layer}.png"]["get"]["parameters"].append(units)
+    return described
+
+
+def _describe_notes() -> dict[str, Any]:
+    get = _describe_get("/notes.json", "notes", (StoredNotes.__doc__ or "").strip(), _json_content(StoredNotes))
+    tag = {
+        "name": "If-Match",
+        "in": "header",
+        "required": True,
+        "description": "The tag of the notes that these take the place of.",
+        "schema": {"type": "string"},
+    }
+    responses = {
+        "204": {"description": "They are kept."},
+        "409": {"description": "Notes can't be kept."},
+        "412": {"description": "Others have written meanwhile."},
+    }
+    put = {
+        "summary": "Keep these notes.",
+        "operationId": "put-notes",
+        "parameters": [tag],
+        "requestBody": {"required": True, "content": _json_content(Notes)},
+        "responses": responses,
+    }
+    return {"/notes.json": {"get": get, "put": put}}

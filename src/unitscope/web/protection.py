@@ -63,12 +63,12 @@ class SameOrigin:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_refused = scope["type"] == "http" and scope["method"] not in ("GET", "HEAD") and _is_foreign(scope)
+        is_refused = scope["type"] == "http" and scope["method"] not in ("GET", "HEAD") and is_foreign(scope)
         refusal = Response("Another site may not send anything here.", 403, media_type="text/plain")
         await (refusal if is_refused else self._app)(scope, receive, send)
 
 
-def _is_foreign(scope: Scope) -> bool:
+def is_foreign(scope: Scope) -> bool:
     """True where a browser says that a request comes from another origin than the one it goes to."""
     headers = Headers(scope=scope)
     origin, own_origin = headers.get("origin"), _parse_origin(f"{scope['scheme']}://{headers.get('host', '')}")

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from unitscope.records import Box, Layer
 from unitscope.web.addresses import Addresses
+from unitscope.web.downloads import downloads_of
 from unitscope.web.page_records import AtlasSummary, Histogram, Page, PatchSize
 from unitscope.wordnet import in_words
 
@@ -69,6 +70,7 @@ def _environment() -> Environment:
         "first_and_last": first_and_last,
         "shown": shown_patch,
         "ticks": ticks,
+        "downloads": downloads_of,
     }
     environment.filters |= filters
     return environment

@@ -17,6 +17,23 @@
   });
 }
 
+// Escape closes the menu of downloads, and so does a click elsewhere.
+{
+  const menu = document.getElementById("downloads");
+  const close = () => {
+    menu.open = false;
+  };
+
+  menu?.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    close();
+    menu.querySelector("summary").focus();
+  });
+  document.addEventListener("click", (event) => {
+    if (menu?.open && !menu.contains(event.target)) close();
+  });
+}
+
 // The search box: `/` opens it. It finds a layer and a unit, a label, or an image's key.
 {
   const root = document.documentElement.dataset.root;

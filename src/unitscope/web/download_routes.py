@@ -1,0 +1,111 @@
+"""The routes to what can be kept of an atlas's pages: tables, and pictures of patches. A browser saves them, and shows none."""
+
+from asyncio import Lock
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from unitscope.errors import ImagesError
+from unitscope.records import Layer
+from unitscope.web.downloads import (
+    TABLE_KINDS,
+    draw_block_png,
+    draw_sheet_png,
+    name_of_file,
+    sample_table,
+    table_of,
+    units_of_sheet,
+)
+from unitscope.web.page_records import Page
+from unitscope.web.pages import PageBuilder
+from unitscope.web.protection import is_foreign
+
+
+class DownloadRoutes:
+    """Requests that other sites have a browser send are refused: they would put files into a person's folder unasked."""
+
+    def __init__(self, pages: PageBuilder) -> None:
+        self._pages, self._drawing = pages, Lock()
+
+    def every_route(self) -> list[BaseRoute]:
+        pages = self._pages
+        paths: dict[str, Callable[..., Page | None]] = {
+            "index": pages.network_page,
+            "layers/{layer_slug}": pages.layer_page,
+            "units/{layer_slug}/{unit:number}": pages.unit_page,
+            "images/{image:number}": pages.image_page,
+            "labels/{label_slug}": pages.label_page,
+            "concepts/{concept_slug}": pages.concept_page,
+            "classes/{position:number}": pages.class_page,
+            "mistakes/{label_class:number}-{predicted:number}": pages.mistake_page,
+        }
+        sample = "units/{layer_slug}/{unit:number}-sample"
+        return [
+            *(Route(f"/{path}.{kind}", partial(self._answer_table, build, kind)) for path, build in paths.items() for kind in TABLE_KINDS),
+            *(Route(f"/{sample}.{kind}", partial(self._answer_sample, kind)) for kind in TABLE_KINDS),
+            Route("/blocks/{layer_slug}/{unit:number}.png", self._answer_block),
+            Route("/layers/{layer_slug}.png", self._answer_sheet),
+        ]  # fmt: skip
+
+    async def _answer_table(self, build_page: Callable[..., Page | None], kind: str, request: Request) -> Response:
+        _check_asked_here(request)
+        page = await run_in_threadpool(build_page, **request.path_params)
+        if page is None:
+            raise HTTPException(404)
+        media_type, encode = TABLE_KINDS[kind]
+        content = await run_in_threadpool(lambda: encode(table_of(page)))
+        return self._attachment(content, media_type, page.path.removesuffix(".html"), kind)
+
+    async def _answer_sample(self, kind: str, request: Request) -> Response:
+        layer, unit = self._unit_of(request)
+        media_type, encode = TABLE_KINDS[kind]
+        content = await run_in_threadpool(lambda: encode(sample_table(self._pages.queries, layer.name, unit)))
+        return self._attachment(content, media_type, f"units/{request.path_params['layer_slug']}/{unit}-sample", kind)
+
+    async def _answer_block(self, request: Request) -> Response:
+        layer, unit = self._unit_of(request)
+        content = await self._draw(draw_block_png, layer, unit)
+        return self._attachment(content, "image/png", f"{request.path_params['layer_slug']}/{unit}", "png")
+
+    async def _answer_sheet(self, request: Request) -> Response:
+        _check_asked_here(request)
+        layer = self._pages.queries.layer_by_slug(request.path_params["layer_slug"])
+        if layer is None:
+            raise HTTPException(404)
+        try:
+            units = units_of_sheet(layer, request.query_params.get("units"))
+        except ValueError as error:
+            raise HTTPException(422, f"This sheet can't be drawn: {error}.") from error
+        content = await self._draw(draw_sheet_png, layer, units)
+        count = "" if len(units) == layer.units else f"-{len(units)}-units"
+        return self._attachment(content, "image/png", f"{request.path_params['layer_slug']}{count}", "png")
+
+    async def _draw(self, draw: Callable[..., bytes], *what: Any) -> bytes:
+        """One at a time: a sheet takes memory, and many images may be decoded for it."""
+        async with self._drawing:
+            try:
+                return await run_in_threadpool(draw, self._pages.queries.atlas, *what)
+            except ImagesError as reason:
+                raise HTTPException(404, f"This can't be drawn: {reason}.") from reason
+
+    def _unit_of(self, request: Request) -> tuple[Layer, int]:
+        _check_asked_here(request)
+        layer, unit = self._pages.queries.layer_by_slug(request.path_params["layer_slug"]), request.path_params["unit"]
+        if layer is None or unit >= layer.units:
+            raise HTTPException(404)
+        return layer, unit
+
+    def _attachment(self, content: bytes, media_type: str, path: str, ending: str) -> Response:
+        name = f"{name_of_file(self._pages.atlas_summary.name, path)}.{ending}"
+        return Response(content, headers={"Content-Disposition": f'attachment; filename="{name}"'}, media_type=media_type)
+
+
+def _check_asked_here(request: Request) -> None:
+    if is_foreign(request.scope):
+        raise HTTPException(403, "Another site may not have anything saved from here.")

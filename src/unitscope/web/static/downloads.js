@@ -1,0 +1,76 @@
+// Downloads that depend on what is shown: a sheet of the units that are chosen, and, of an exported site, which has no server, the page's
+// units or patches as CSV.
+"use strict";
+{
+  const MAX_SHEET_UNITS = 400; // as downloads.py has it
+  const menu = document.getElementById("downloads");
+  const isSite = document.documentElement.dataset.site !== undefined;
+  const shownUnits = () => [...document.querySelectorAll("#units > li:not([hidden])")];
+
+  // Texts that a spreadsheet would take for formulas begin with an apostrophe; numbers are left alone.
+  function cell(value) {
+    const text = typeof value === "number" ? String(value) : /^(\s*[=+\-@\uFF1D\uFF0B\uFF0D\uFF20]|[\t\r\n])/.test(value) ? `'${value}` : value;
+    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  }
+
+  const number = (text) => (text === undefined || text === null || text === "" || !Number.isFinite(Number(text)) ? "" : Number(text));
+
+  // The units of a layer that are shown, with what they can be sorted by.
+  function unitRows() {
+    const keys = [...document.querySelectorAll('#grid-choice select[name="sort"] option[data-index]')];
+    const { layer } = document.getElementById("units").dataset;
+    const names = ["layer", "unit", "name", "labels", "dead", "no_preference", ...keys.map((key) => key.value)];
+    const rows = shownUnits().map(({ dataset, attributes }) => [
+      layer, number(dataset.unit), dataset.name ?? "", (dataset.labels ?? "").replaceAll("\n", "; "), String("dead" in dataset), String("noPreference" in dataset),
+      ...keys.map((key) => number(attributes.getNamedItem(`data-sort-${key.dataset.index}`)?.value)),
+    ]);
+    return [`${layer}.csv`, [names, ...rows]];
+  }
+
+  // A unit's patches. Values have the digits that the page shows.
+  function patchRows() {
+    const { layer, unit } = document.querySelector("[data-layer][data-unit]").dataset;
+    const names = ["layer", "unit", "rank", "value", "image", "key", "label", "patch_left", "patch_top", "patch_width", "patch_height"];
+    const rows = [...document.querySelectorAll(".patches .example")].map((example, index) => {
+      const { image, key, patch } = example.querySelector("button.show").dataset;
+      const label = example.querySelector("figcaption a")?.textContent ?? "";
+      return [layer, number(unit), index + 1, number(example.querySelector(".value").textContent), number(image), key, label, ...patch.split(" ").map(number)];
+    });
+    return [`${layer}-${unit}.csv`, [names, ...rows]];
+  }
+
+  function downloadCsv() {
+    const [name, rows] = document.getElementById("units") ? unitRows() : patchRows();
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([rows.map((row) => `${row.map(cell).join(",")}\r\n`).join("")], { type: "text/csv" }));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  }
+
+  // Parts that show no patches have nothing to keep.
+  const showMenu = () => {
+    menu.hidden = !document.querySelector("#units, .patches .example");
+    menu.open = false;
+  };
+
+  function chooseSheet() {
+    const sheet = menu.querySelector('a[href*=".png"]');
+    if (!menu.open || !sheet) return;
+    const units = shownUnits().map((block) => block.dataset.unit);
+    const drawn = units.slice(0, MAX_SHEET_UNITS);
+    sheet.dataset.all ??= sheet.getAttribute("href");
+    sheet.setAttribute("href", `${sheet.dataset.all}?units=${drawn.join(",")}`);
+    sheet.textContent = units.length > drawn.length ? `Sheet of the first ${drawn.length} of ${units.length.toLocaleString("en")} units shown as PNG` : `Sheet of the ${units.length.toLocaleString("en")} units shown as PNG`;
+    sheet.parentElement.hidden = !units.length;
+  }
+
+  if (isSite) {
+    document.getElementById("download-csv").addEventListener("click", downloadCsv);
+    document.addEventListener("unitscope:part", showMenu);
+    showMenu();
+  } else {
+    menu.addEventListener("toggle", chooseSheet);
+    document.getElementById("grid-choice").addEventListener("input", () => setTimeout(chooseSheet));
+  }
+}
