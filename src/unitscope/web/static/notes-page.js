@@ -13,6 +13,7 @@
   const counted = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
   const isKnown = ({ layer, unit }) => unit < (layers.get(layer)?.units ?? 0);
   let shown = []; // the notes of the units that are shown
+  let drawn = ""; // the same as text, as the blocks show them
 
   function element(name, className, text) {
     const made = document.createElement(name);
@@ -153,6 +154,8 @@
     find("notes-kept").textContent = store.kept();
     const unknown = set ? 0 : store.all().filter((note) => !isKnown(note)).length;
     form.count.value = counted(shown.length, "unit") + (unknown ? `, ${unknown} not in this atlas` : "");
+    if (JSON.stringify(shown) === drawn) return;
+    drawn = JSON.stringify(shown);
     list.replaceChildren(...shown.map(block));
     if (focused) [...list.querySelectorAll(".star")].find((star) => star.dataset.layer === focused.dataset.layer && star.dataset.unit === focused.dataset.unit)?.focus();
   }
