@@ -167,6 +167,20 @@ def test_too_large_notes_are_refused(atlas: Atlas) -> None:
     assert (answer.status_code, answer.text) == (413, f"The notes are larger than {MAX_NOTES_MB} MB.")
 
 
+def test_a_file_never_grows_so_large_that_it_is_not_read_again(atlas: Atlas) -> None:
+    site, text = client(atlas), "x" * MAX_TEXT_LENGTH
+    content = empty(site) | {"units": [note("another.layer", number, text=text) for number in range(200)]}
+    (atlas.folder.parent / "mine.notes.json").write_text(json.dumps(content))
+    assert put(site, [note(text=text)]).status_code == 204
+    answer = put(site, [note(unit=number, tags=[f"{tag:0100}" for tag in range(50)], text=text) for number in range(4)])
+    assert answer.status_code == 204
+    content["units"] += [note("another.layer", number, text=text) for number in range(200, 208)]
+    (atlas.folder.parent / "mine.notes.json").write_text(json.dumps(content))
+    answer = put(site, [note(unit=number, text=text) for number in range(4)])
+    assert (answer.status_code, answer.text) == (409, "'mine.notes.json' would be larger than 4 MB.")
+    assert len(json.loads((atlas.folder.parent / "mine.notes.json").read_text())["units"]) == 208
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -1,8 +1,9 @@
 """What pages say of what units are for: classes, mistakes, effects, circuits, and why a picture has its class."""
 
+import csv
 import re
 from collections.abc import Iterator
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import msgspec
@@ -114,6 +115,18 @@ def test_classes_have_pages(site: TestClient, complete: Atlas) -> None:
     assert site.get("/classes/3.html").status_code == 404
     assert site.get("/mistakes/0-99.html").status_code == 404
     assert '"classes":[["cat",0]' in site.get("/search-index.js").text
+
+
+def test_units_of_classes_and_mistakes_can_be_kept(site: TestClient, complete: Atlas) -> None:
+    page = site.get("/api/classes/2.json").json()
+    units = [unit for layer in page["layers"] for unit in (*layer["raising"], *layer["lowering"])]
+    assert pq.read_table(BytesIO(site.get("/classes/2.parquet").content)).to_pylist() == units != []
+    mistake = site.get("/api/predictions.json").json()["mistakes"][0]
+    path = f"mistakes/{mistake['label_class']}-{mistake['predicted']}"
+    rows = list(csv.DictReader(StringIO(site.get(f"/{path}.csv").text)))
+    assert [(row["layer"], float(row["difference"])) for row in rows] == [
+        (unit["layer"], unit["difference"]) for unit in site.get(f"/api/{path}.json").json()["units"]
+    ]
 
 
 def test_a_picture_is_explained_and_units_taken_away(site: TestClient, complete: Atlas) -> None:

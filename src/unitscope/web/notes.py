@@ -97,6 +97,8 @@ class NotesFile:
             if tag != _tag(content):
                 raise StaleNotes(f"{self.path.name!r} has changed meanwhile; get it again")
             new_content = msgspec.json.format(msgspec.json.encode(replace(notes, units=[*notes.units, *others])), indent=1)
+            if len(new_content) > MAX_NOTES_MB << 20:
+                raise AtlasError(f"{self.path.name!r} would be larger than {MAX_NOTES_MB} MB")
             with atomic_write(self.path, f"{self.path.name!r}") as temporary:
                 temporary.write_bytes(new_content)
         return _tag(new_content)
