@@ -325,7 +325,7 @@ def test_patches_show_what_the_switch_says(atlas: Atlas, kind: str) -> None:
     served.cookies.set("unitscope-patch", kind)
     suffix = "" if kind == "auto" else f"?patch={kind}"
     for path in ("units/relu@2/1.html", "layers/relu@2.html", "index.html"):
-        pictures = re.findall(r'(?:src|href)="[./]*((?:large-)?blocks/[^"]+)"', served.get(f"/{path}").text)
+        pictures = re.findall(r'(?:src|href)="[./]*((?:large-)?blocks/[^"]+\.jpg[^"]*)"', served.get(f"/{path}").text)
         assert pictures
         assert all(picture.endswith(f".jpg{suffix}") for picture in pictures)
     for route, side in (("blocks", PATCH_PX), ("large-blocks", LARGE_PATCH_PX)):

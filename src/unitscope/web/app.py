@@ -37,6 +37,7 @@ from unitscope.web.notes import NotesEndpoint, NotesFile
 from unitscope.web.openapi import describe_api
 from unitscope.web.page_records import ImageSearchPage, Page, units_shown_on
 from unitscope.web.pages import PageBuilder
+from unitscope.web.patch_kinds import PATCH_KINDS, patch_kind
 from unitscope.web.pictures import (
     draw_attributions,
     draw_bands,
@@ -54,8 +55,6 @@ from unitscope.web.uploads import UploadEndpoint
 
 LOG = logging.getLogger(__name__)
 LOOPBACK = ("localhost", "127.0.0.1")
-PATCH_KINDS, PATCH_COOKIE = ("auto", "field", "image"), "unitscope-patch"
-"""What patches on pages can show, and the cookie by which that stays from page to page; `head.js` sets it."""
 NOTES_OFF = "this server is there for other machines, too, so that nobody's notes are kept beside the atlas"
 
 
@@ -193,7 +192,7 @@ class AtlasRoutes:
         page = await run_in_threadpool(build_page, **request.path_params)
         if page is None:
             raise HTTPException(404)
-        kind = _patch_kind(request, request.cookies.get(PATCH_COOKIE))
+        kind = patch_kind(request)
         await run_in_threadpool(self._blocks[kind].prepare, units_shown_on(page))
         to = Addresses.seen_from(page.path, kind)
         return HTMLResponse(await run_in_threadpool(render_html, page, self._navigation, to), headers={"Vary": "Cookie"})
@@ -218,7 +217,7 @@ class AtlasRoutes:
         headers = {"ETag": f'"{self._block_tag}"', "Cache-Control": "no-cache"}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        drawer = self._blocks[_patch_kind(request)]
+        drawer = self._blocks[patch_kind(request, with_cookie=False)]
         return Response(await self._draw_block(drawer, (layer.name, unit)), media_type="image/jpeg", headers=headers)
 
     async def _draw_block(self, drawer: BlockDrawer, unit: Unit) -> bytes:
@@ -232,7 +231,7 @@ class AtlasRoutes:
 
     async def _answer_patches(self, draw: Callable[..., bytes | None], request: Request) -> Response:
         layer, unit = self._unit_of(request)
-        content = await run_in_threadpool(draw, self._pages.queries, layer.name, unit, _patch_kind(request))
+        content = await run_in_threadpool(draw, self._pages.queries, layer.name, unit, patch_kind(request, with_cookie=False))
         if content is None:
             raise HTTPException(404)
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "max-age=60"})
@@ -241,7 +240,8 @@ class AtlasRoutes:
         (layer, unit), method = self._unit_of(request), request.path_params["method"]
         if (layer.name, unit) not in self._pages.queries.attributed_units.get(method, ()):
             raise HTTPException(404)
-        content = await run_in_threadpool(draw, self._pages.queries.atlas, method, layer.name, unit, _patch_kind(request))
+        kind = patch_kind(request, with_cookie=False)
+        content = await run_in_threadpool(draw, self._pages.queries.atlas, method, layer.name, unit, kind)
         return Response(content, media_type="image/webp", headers={"Cache-Control": "max-age=60"})
 
     async def _answer_image(self, draw: Callable[..., bytes], request: Request) -> Response:
@@ -286,12 +286,6 @@ class AtlasRoutes:
 
     async def _refuse_upload(self, request: Request) -> Response:
         raise HTTPException(403, f"Search by image is off: {self._options.search_off_reason}.")
-
-
-def _patch_kind(request: Request, default: str | None = None) -> str:
-    """What patches are to show: as the address says, else the default; `auto` where that is no kind of patches."""
-    kind = request.query_params.get("patch", default)
-    return kind if kind in PATCH_KINDS else "auto"
 
 
 def _block_tag(atlas: Atlas) -> str:

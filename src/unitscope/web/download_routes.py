@@ -24,6 +24,7 @@ from unitscope.web.downloads import (
 )
 from unitscope.web.page_records import Page
 from unitscope.web.pages import PageBuilder
+from unitscope.web.patch_kinds import patch_kind
 from unitscope.web.protection import is_foreign
 
 
@@ -39,7 +40,7 @@ class DownloadRoutes:
             "index": pages.network_page,
             "layers/{layer_slug}": pages.layer_page,
             "units/{layer_slug}/{unit:number}": pages.unit_page,
-            "images/{image:number}": pages.image_page,
+            "images/{image:number}": partial(pages.image_page, most=None),
             "labels/{label_slug}": pages.label_page,
             "concepts/{concept_slug}": pages.concept_page,
             "classes/{position:number}": pages.class_page,
@@ -70,7 +71,7 @@ class DownloadRoutes:
 
     async def _answer_block(self, request: Request) -> Response:
         layer, unit = self._unit_of(request)
-        content = await self._draw(draw_block_png, layer, unit)
+        content = await self._draw(draw_block_png, layer, unit, patch_kind(request))
         return self._attachment(content, "image/png", f"{request.path_params['layer_slug']}/{unit}", "png")
 
     async def _answer_sheet(self, request: Request) -> Response:
@@ -82,7 +83,7 @@ class DownloadRoutes:
             units = units_of_sheet(layer, request.query_params.get("units"))
         except ValueError as error:
             raise HTTPException(422, f"This sheet can't be drawn: {error}.") from error
-        content = await self._draw(draw_sheet_png, layer, units)
+        content = await self._draw(draw_sheet_png, layer, units, patch_kind(request))
         count = "" if len(units) == layer.units else f"-{len(units)}-units"
         return self._attachment(content, "image/png", f"{request.path_params['layer_slug']}{count}", "png")
 

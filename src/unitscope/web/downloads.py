@@ -204,21 +204,21 @@ def _box_sides(boxes: Iterable[Box], side: str) -> pa.Array:
 # ── pictures ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def draw_block_png(atlas: Atlas, layer: Layer, unit: int) -> bytes:
+def draw_block_png(atlas: Atlas, layer: Layer, unit: int, patch_kind: str) -> bytes:
     """A unit's patches in a square, 224 pixels each, from the images where they are at hand, else the packed ones.
 
     Raises `ImagesError` where there are neither.
     """
-    options = PatchOptions(size_px=BLOCK_PX, from_images=_has_images(atlas))
+    options = PatchOptions(patch_kind, size_px=BLOCK_PX, from_images=_has_images(atlas))
     [block] = panel(atlas, layer, [unit], options).blocks
     grid = draw_grid(block.patches, block.slot_count, BLOCK_PX)
     draw_notice(grid, block.notice)
     return _as_png(grid)
 
 
-def draw_sheet_png(atlas: Atlas, layer: Layer, units: Sequence[int]) -> bytes:
+def draw_sheet_png(atlas: Atlas, layer: Layer, units: Sequence[int], patch_kind: str) -> bytes:
     """The blocks of some units of a layer, in the order given. Raises `ImagesError` where there are no patches and no images."""
-    return _as_png(draw_sheet(panel(atlas, layer, units, PatchOptions(size_px=SHEET_PX)), SHEET_PX))
+    return _as_png(draw_sheet(panel(atlas, layer, units, PatchOptions(patch_kind, size_px=SHEET_PX)), SHEET_PX))
 
 
 def units_of_sheet(layer: Layer, asked: str | None) -> list[int]:

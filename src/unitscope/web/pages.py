@@ -145,7 +145,8 @@ class PageBuilder:
             circuit=queries.purpose.unit_circuit(name, unit),
         )  # fmt: skip
 
-    def image_page(self, image: int) -> ImagePage | None:
+    def image_page(self, image: int, most: int | None = IMAGE_UNITS) -> ImagePage | None:
+        """With so many peaks of each layer, or with all of them."""
         record = self.queries.images.get(image)
         if record is None:
             return None
@@ -153,13 +154,15 @@ class PageBuilder:
         for peak in self.queries.peaks_in_image(image):
             peaks_by_layer.setdefault(peak.layer, []).append(peak)
         layers = [
-            self._layer_peaks(layer, peaks_by_layer[layer.name]) for layer in self.queries.layers if layer.name in peaks_by_layer
+            self._layer_peaks(layer, peaks_by_layer[layer.name], most)
+            for layer in self.queries.layers
+            if layer.name in peaks_by_layer
         ]
         return ImagePage(f"images/{image}.html", self.atlas_summary, record, layers, self.queries.no_preference_peaks(image))
 
-    def _layer_peaks(self, layer: Layer, peaks: list[Example]) -> LayerPeaks:
+    def _layer_peaks(self, layer: Layer, peaks: list[Example], most: int | None) -> LayerPeaks:
         statistics, meanings = self.queries.unit_statistics(layer.name), self.queries.meanings(layer.name)
-        shown = sorted(peaks, key=lambda peak: (peak.rank or 0, -(statistics[peak.unit].z_score or 0), peak.unit))[:IMAGE_UNITS]
+        shown = sorted(peaks, key=lambda peak: (peak.rank or 0, -(statistics[peak.unit].z_score or 0), peak.unit))[:most]
         names = {peak.unit: name for peak in shown if (name := meanings[peak.unit].name) is not None}
         return LayerPeaks(layer, shown, len(peaks), names)
 
