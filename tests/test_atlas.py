@@ -36,6 +36,8 @@ CONTRACT = {
     "labels": "label images",
     "peaks": "layer unit:int32 rank:int16 value:float image:int64 y:int32 x:int32 top:int32 left:int32 bottom:int32 right:int32 "
     "source_top:float source_left:float source_bottom:float source_right:float",
+    "troughs": "layer unit:int32 rank:int16 value:float image:int64 y:int32 x:int32 top:int32 left:int32 bottom:int32 right:int32 "
+    "source_top:float source_left:float source_bottom:float source_right:float tied:int64",
     "candidates": "layer unit candidate:int16 value:float image:int64 y:int32 x:int32 top:int32 left:int32 bottom:int32 right:int32 "
     "near_duplicate:bool",
     "units": "layer unit images activation_rate mean std lowest highest nan_images dead:bool tied:int64",

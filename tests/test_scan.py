@@ -225,7 +225,8 @@ def test_the_sample_is_the_same_images_for_every_unit(tmp_path: Path) -> None:
         assert row["value"] == maps.max()
         assert maps[row["y"], row["x"]] == maps.max()
     known = set(atlas.table("images")["image"].to_pylist())
-    assert known == set(by_unit[0]) | set(atlas.table("candidates")["image"].to_pylist())
+    mentioned = {image for name in ("candidates", "troughs") for image in atlas.table(name)["image"].to_pylist()}
+    assert known == set(by_unit[0]) | mentioned
 
 
 @pytest.mark.parametrize("size", [1, 7, 300])

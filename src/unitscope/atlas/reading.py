@@ -17,7 +17,7 @@ from unitscope.arguments import layer_patterns
 from unitscope.atlas.manifest import read_manifest
 from unitscope.atlas.packed import PackedPatches, PackedPictures
 from unitscope.atlas.table_files import TableFile, TableFolder, TableSummary
-from unitscope.atlas.tables import ATTRIBUTION_METHODS, PATCHES, PICTURES
+from unitscope.atlas.tables import ATTRIBUTION_METHODS, CORE_TABLES, PATCHES, PICTURES
 from unitscope.atlas.ties import Tie, find_ties
 from unitscope.errors import WHERE_IMAGES_ARE, AtlasError, ImagesError, ImagesWarning, LayerNotFound, suggestion
 from unitscope.images import Changed, ImageSource, Skipped, SourceImage, as_source, reopen, skipping_errors
@@ -276,10 +276,29 @@ class AtlasReader:
 
         Raises `LayerNotFound`, and `AtlasError` for a unit that the layer doesn't have.
         """
-        table = self._unit_rows("peaks", layer)
+        return self._ranked_rows("peaks", "peak", layer, unit)
+
+    @property
+    def has_troughs(self) -> bool:
+        """True where the scan kept the lowest values of layers that nothing rectifies."""
+        return "troughs" in self._tables.core_names
+
+    def troughs(self, layer: str, unit: int | None = None) -> pa.Table:
+        """Troughs of a layer, or of one of its units, by unit and rank, of which 1 is the lowest. Columns as in the `peaks` table.
+
+        No rows where a rectifier follows the layer, or where the scan kept none. Raises as `peaks` does.
+        """
+        columns = CORE_TABLES["peaks"].schema.names
+        if not self.has_troughs:
+            self.layer(layer).check_units([] if unit is None else [unit])
+            return CORE_TABLES["peaks"].schema.empty_table()
+        return self._ranked_rows("troughs", "trough", layer, unit).select(columns)
+
+    def _ranked_rows(self, name: str, noun: str, layer: str, unit: int | None) -> pa.Table:
+        table = self._unit_rows(name, layer)
         ranks = pc.min_max(table["rank"]).as_py()
         if table["rank"].null_count or (len(table) and not 1 <= ranks["min"] <= ranks["max"] <= self.k):
-            raise self.broken(f"a peak of layer {layer!r} has another rank than 1 to {self.k}")
+            raise self.broken(f"a {noun} of layer {layer!r} has another rank than 1 to {self.k}")
         if unit is None:
             return table
         self.layer(layer).check_units([unit])
@@ -321,10 +340,17 @@ class AtlasReader:
 
     def ties(self, layer: str) -> dict[int, Tie]:
         """The units of a layer whose last peaks only the order chose, since more images share their value than there are ranks left."""
-        peaks, units = self.peaks(layer), self.units(layer)
+        return self._ties(self.peaks(layer), self.units(layer), layer)
+
+    def trough_ties(self, layer: str) -> dict[int, Tie]:
+        """The same of its troughs: the units whose last troughs only the order chose."""
+        return self._ties(self.troughs(layer), self._unit_rows("troughs", layer), layer) if self.has_troughs else {}
+
+    def _ties(self, ranked: pa.Table, counts: pa.Table, layer: str) -> dict[int, Tie]:
+        """The units of a layer whose last ranks tie; `counts` has the column `tied` of some of its units, in one row or several."""
         tied = np.zeros(self.layer(layer).units, dtype=np.int64)
-        tied[units["unit"].to_numpy()] = units["tied"].fill_null(0).to_numpy()
-        return find_ties({name: peaks[name].to_numpy() for name in ("unit", "value", "image")}, tied)
+        tied[counts["unit"].to_numpy()] = counts["tied"].fill_null(0).to_numpy()
+        return find_ties({name: ranked[name].to_numpy() for name in ("unit", "value", "image")}, tied)
 
     def sample(self, layer: str, unit: int | None = None) -> pa.Table:
         """The layer's peaks in the sample of images, or those of one of its units, with the boxes of their cells, by unit and image."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from operator import and_
 from pathlib import Path
@@ -100,6 +100,11 @@ class TableFolder:
         paths = (self._folder / ADDED_FOLDER).glob("[!.]*.parquet")
         return sorted(path.stem for path in paths if path.stem not in CORE_TABLES)
 
+    @property
+    def core_names(self) -> list[str]:
+        """The names of the core tables, without those that an atlas may lack and this one lacks."""
+        return [name for name, spec in CORE_TABLES.items() if not spec.optional or self._path(name).exists()]
+
     @cached_property
     def peaks_hash(self) -> str:
         """The XXH3 hash of `peaks.parquet`."""
@@ -156,11 +161,11 @@ class TableFolder:
 
     def summaries(self) -> list[TableSummary]:
         """A line for every table, core tables first."""
-        return [self._summary(name) for name in (*CORE_TABLES, *self.added_names)]
+        return [self._summary(name) for name in (*self.core_names, *self.added_names)]
 
     def _open_stale_or_not(self, name: str, rows: pc.Expression | None = None) -> TableFile:
-        if name in CORE_TABLES:
-            path = self._folder.absolute() / CORE_TABLES[name].file
+        if name in self.core_names:
+            path = self._path(name)
             with table_errors(path):
                 return TableFile(path, CORE_TABLES[name], None, pq.ParquetDataset(path, filters=rows))
         if name not in self.added_names:
@@ -181,9 +186,11 @@ class TableFolder:
 
     def _no_table_text(self, name: str) -> str:
         atlas = f"the atlas {str(self._folder)!r}"
+        if name in CORE_TABLES:
+            return f"{atlas} has no table {name!r}: a rectifier follows all its layers, or it was scanned without them"
         if name in ADDED_TABLES:
             return f"{atlas} has no table {name!r} yet; make it with: {ADDED_TABLES[name].command_for(self._folder)}"
-        names = [*CORE_TABLES, *self.added_names]
+        names = [*self.core_names, *self.added_names]
         return f"{atlas} has no table {name!r}.{suggestion(name, {*names, *ADDED_TABLES})} It has: {', '.join(names)}"
 
     def _summary(self, name: str) -> TableSummary:
@@ -198,16 +205,19 @@ class TableFolder:
 def open_added_table(path: Path, spec: TableSpec | None, rows: pc.Expression | None = None) -> TableFile:
     """A table that was added; `spec` is its declaration where this version knows it, else the file's own is taken.
 
-    Raises `AtlasError` where the file can't be read, declares no table, or lacks columns.
+    Optional columns may be missing. Raises `AtlasError` where the file can't be read, declares no table, or lacks other columns.
     """
     with table_errors(path):
         dataset = pq.ParquetDataset(path, filters=rows)
     spec, provenance = read_metadata(dataset.schema, path, spec)
     if spec.name != path.stem:
         raise AtlasError(f"table {str(path)!r} can't be used: it holds the table {spec.name!r}")
-    absent = [name for name in spec.schema.names if name not in dataset.schema.names]
+    absent = [column for column in spec.columns if column.name not in dataset.schema.names]
+    required = [column.name for column in absent if not column.optional]
+    if required:
+        raise AtlasError(f"table {str(path)!r} can't be read: it has no column {required[0]!r}")
     if absent:
-        raise AtlasError(f"table {str(path)!r} can't be read: it has no column {absent[0]!r}")
+        spec = replace(spec, columns=tuple(column for column in spec.columns if column not in absent))
     return TableFile(path, spec, provenance, dataset)
 
 

@@ -20,11 +20,12 @@ ADDED_FOLDER = "tables"
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a table, with a line that describes it."""
+    """One column of a table, with a line that describes it. Files written before there was an `optional` one lack it."""
 
     name: str
     type: pa.DataType
     description: str
+    optional: bool = False
 
     @property
     def is_number(self) -> bool:
@@ -38,7 +39,7 @@ class TableSpec:
 
     `level` says what a row is about: `layer`, `unit`, `peak`, `image`, `label`, or several of them, as in `unit × image`. The values of
     the columns `key` identify a row. `command` has the words ATLAS, LAYER and UNIT where an atlas, a layer and a unit are to be named.
-    `file` is the path of the table in its folder.
+    `file` is the path of the table in its folder. An atlas may lack an `optional` core table.
     """
 
     name: str
@@ -48,6 +49,7 @@ class TableSpec:
     columns: tuple[Column, ...]
     command: str
     file: str
+    optional: bool = False
 
     @property
     def schema(self) -> pa.Schema:
@@ -77,9 +79,9 @@ def added_table(
     return TableSpec(name, level, tuple(key), description, tuple(columns), command, f"{ADDED_FOLDER}/{name}.parquet")
 
 
-def _core_table(name: str, level: str, key: str, description: str, *columns: Column) -> TableSpec:
+def _core_table(name: str, level: str, key: str, description: str, *columns: Column, optional: bool = False) -> TableSpec:
     command = "unitscope scan MODEL IMAGES --out ATLAS"
-    return TableSpec(name, level, tuple(key.split()), description, columns, command, f"{name}.parquet")
+    return TableSpec(name, level, tuple(key.split()), description, columns, command, f"{name}.parquet", optional)
 
 
 _LAYER = Column("layer", pa.string(), "the layer's name")
@@ -117,7 +119,7 @@ _CORE = (
         Column("shares_units_of", pa.string(), "the layer whose units these are, seen through activations and normalisations; null where they are its own"),
     ),
     _core_table(
-        "images", "image", "image", "The images that a peak or the sample mentions",
+        "images", "image", "image", "The images that a candidate, a trough or the sample mentions",
         _IMAGE,
         Column("key", pa.string(), "the image's name: its path relative to the source"),
         Column("width", pa.int32(), "the width as displayed, in source pixels"),
@@ -134,6 +136,15 @@ _CORE = (
     _core_table(
         "peaks", "peak", "layer unit rank", "The highest values of each unit, without near-duplicates, with the cells where they stand",
         _LAYER, _UNIT, _RANK, _VALUE, _IMAGE, *_CELL, *_INPUT_BOX, *_SOURCE_BOX,
+    ),
+    _core_table(
+        "troughs", "trough", "layer unit rank", "The lowest values of each unit of layers that nothing rectifies, without near-duplicates, with the cells where they stand",
+        _LAYER, _UNIT,
+        Column("rank", pa.int16(), "the trough's rank in its unit; 1 is the lowest"),
+        Column("value", pa.float32(), "the unit's lowest value over its activation map"),
+        _IMAGE, *_CELL, *_INPUT_BOX, *_SOURCE_BOX,
+        Column("tied", pa.int64(), "how many images share the unit's k-th lowest value; 0 where it has fewer than k troughs"),
+        optional=True,
     ),
     _core_table(
         "candidates", "candidate", "layer unit candidate", "More of the highest values of each unit, near-duplicates too: what the peaks were chosen from",

@@ -56,7 +56,7 @@ def write_atlas(
     tables: Mapping[str, pa.Table | Iterable[pa.Table]],
     manifest: Mapping[str, Any],
 ) -> None:
-    """Write all tables, each whole or in pieces, and the manifest: all or nothing.
+    """Write all core tables, each whole or in pieces, and the manifest: all or nothing. Optional tables may be left out.
 
     One thread a table asks for its pieces; tables begin in the order of `tables`.
 
@@ -65,7 +65,8 @@ def write_atlas(
     with atomic_write(new_atlas_folder(out), f"the atlas {str(out)!r}") as folder:
         folder.mkdir()
         with ThreadPoolExecutor(thread_name_prefix="tables") as pool:
-            specs = sorted(CORE_TABLES.values(), key=lambda spec: list(tables).index(spec.name))
+            specs = [spec for spec in CORE_TABLES.values() if spec.name in tables or not spec.optional]
+            specs.sort(key=lambda spec: list(tables).index(spec.name))
             written = [pool.submit(_write_core_table, tables[spec.name], spec, folder / spec.file) for spec in specs]
         for future in written:
             future.result()

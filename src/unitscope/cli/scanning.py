@@ -64,7 +64,15 @@ class ScanFlags:
     classes: Annotated[
         Path | None, Parameter(help="Text with the name of each of the network's classes, a line each.", metavar="FILE")
     ] = None
-    tuning: Annotated[bool, Parameter(help="Keep every unit's mean response to each label.")] = True
+    tuning: Annotated[bool, Parameter(help="Keep every unit's mean response to each label.", negative="--no-tuning")] = True
+    troughs: Annotated[
+        bool | None,
+        Parameter(
+            help="Keep the lowest cells too, where nothing rectifies: on, but under bf16, if not given.",
+            negative="--no-troughs",
+            show_default=False,
+        ),
+    ] = None
     device: Device = "auto"
 
 

@@ -68,7 +68,8 @@ def scan(
     images are screened in bfloat16 first, and only those that may hold peaks run in float32; where that gains nothing a warning says
     so. Of one image a unit gets one peak, or `per_image` that are half a field apart. With `inner` only cells count whose receptive fields
     lie on the image, so that no patch shows padding; layers without such cells keep all. Of every unit the highest `candidates` (50, or
-    12 with bf16) are kept, of which the first that are no near-duplicates of others are its peaks. The `sample` has 200 images. `limit` scans the
+    12 with bf16) are kept, of which the first that are no near-duplicates of others are its peaks. Where nothing rectifies, the k lowest are
+    kept in the same way, unless `troughs` is false; a scan in bf16 has none. The `sample` has 200 images. `limit` scans the
     first images only. `labels`, a mapping from keys or a CSV file, take the place of those that the images have, and `classes`, a list or
     a file with one a line, of those that come with the network's weights; without `tuning` no means by label are kept. What was scanned is
     saved every `checkpoint_every_s` seconds. `on_images` is told of progress.
@@ -115,7 +116,8 @@ def _readers(source: ImageSource, options: Options) -> int:
 def _plan(source: ImageSource, k: int, options: Options) -> ScanPlan:
     images = source.count(options.limit)
     candidates = options.candidates or default_candidates(k, options.precision)
-    return ScanPlan(images, k, candidates, options.per_image, options.batch_size, options.precision, options.sample)
+    troughs = options.precision != "bf16" if options.troughs is None else options.troughs
+    return ScanPlan(images, k, candidates, options.per_image, options.batch_size, options.precision, options.sample, troughs)
 
 
 def _loader(network: Network, source: ImageSource, plan: ScanPlan, options: Options) -> Loader:
@@ -134,7 +136,8 @@ def _affordable(plan: ScanPlan, session: Session, options: Options) -> ScanPlan:
     """The plan, in float32 where bfloat16 would gain nothing; a warning says so."""
     if plan.precision == "bf16" and (reason := no_gain_reason(session, plan, has_bfloat16(session.device))):
         _warn(f"bf16 would gain nothing here, so this runs in fp32: {reason}")
-        return replace(plan, precision="fp32", candidates=options.candidates or default_candidates(plan.k, "fp32"))
+        candidates = options.candidates or default_candidates(plan.k, "fp32")
+        return replace(plan, precision="fp32", candidates=candidates, troughs=options.troughs is None)
     return plan
 
 
@@ -198,7 +201,7 @@ def _write(
 ) -> None:
     """Measure the effective receptive fields, and write the atlas."""
     layers = layers_table(with_effective_fields(session, result.sample))
-    tables = tables_without_layers(result, session.layers, plan.k, session.loader.preprocessing, plan.fixed_point)
+    tables = tables_without_layers(result, session.layers, plan, session.loader.preprocessing)
     counts = {
         "listed": result.listed,
         "read": result.read,
@@ -235,6 +238,7 @@ def _manifest(
         "left_out": [{"layer": layer.name, "reason": layer.reason} for layer in unreadable_layers(trace, patterns)],
         "operators_without_rule": unknown_operators(session.layers),
         "tuning": plan.fixed_point is not None,
+        "troughs": plan.troughs,
         "k": plan.k,
         "candidates": plan.candidates,
         "per_image": plan.per_image,

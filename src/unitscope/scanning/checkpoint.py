@@ -244,7 +244,12 @@ def _read_row(file: BinaryIO, length: int, dtype: torch.dtype) -> Tensor:
 
 
 def _packed(result: PartialResult) -> dict[str, Tensor]:
-    groups: dict[str, Any] = {"top_k": result.top_k, "sample": result.sample, "extremes": result.statistics.extremes}
+    groups: dict[str, Any] = {
+        "top_k": result.top_k,
+        "troughs": result.troughs,
+        "sample": result.sample,
+        "extremes": result.statistics.extremes,
+    }
     groups |= {f"block {level} {number}": block for (level, number), block in result.statistics.blocks.items()}
     fields = {f"{group}/{name}": getattr(of, name) for group, of in groups.items() if of for name in of.__slots__}
     tensors = {path: value.contiguous() for path, value in fields.items() if isinstance(value, Tensor)}
@@ -279,6 +284,7 @@ def _unpacked(tensors: Mapping[str, Tensor], texts: Mapping[str, Any]) -> Partia
         TopK(**groups["top_k"]),
         RunningStatistics(blocks, texts["images"], extremes),
         Sample(**groups["sample"], size=texts["sample_size"]),
+        TopK(**groups["troughs"]),
         {record["image"]: ImageRecord(**record) for record in texts["image_records"]},
         Counter(texts["labels"]),
         Tuning(is_full=texts["tuning_is_full"]),

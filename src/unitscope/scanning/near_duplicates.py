@@ -42,7 +42,7 @@ def near_duplicates(images: NDArray[np.int64], records: Mapping[int, ImageRecord
     numbers, positions = np.unique(images, return_inverse=True)
     known = [records[number].perceptual_hash if number in records else None for number in numbers.tolist()]
     hashes = np.array([hash_ or 0 for hash_ in known], dtype=np.uint64)[positions.reshape(images.shape)]
-    has_hash = np.array([hash_ is not None for hash_ in known])[positions.reshape(images.shape)]
+    has_hash = np.array([hash_ is not None for hash_ in known], dtype=bool)[positions.reshape(images.shape)]
     is_near_duplicate = np.zeros(images.shape, dtype=bool)
     for rank in range(1, images.shape[1]):
         near = differing_bits(hashes[:, :rank], hashes[:, rank : rank + 1]) <= MAX_DISTANCE

@@ -26,6 +26,7 @@ class ScanOptions(TypedDict, total=False):
     labels: Any
     classes: Any
     tuning: bool
+    troughs: bool | None
     limit: int | None
     checkpoint_every_s: float
     on_images: Callable[[int], None] | None
@@ -48,6 +49,7 @@ class Options:
     labels: Any = None
     classes: Any = None
     tuning: bool = True
+    troughs: bool | None = None
     limit: int | None = None
     checkpoint_every_s: float = 60
     on_images: Callable[[int], None] | None = None
@@ -70,5 +72,6 @@ def options_of(scan_options: ScanOptions) -> Options:
         candidates=None if options.candidates is None else whole_number("candidates", options.candidates, maximum=MAX_RANK),
         inner=bool(options.inner),
         tuning=bool(options.tuning),
+        troughs=None if options.troughs is None else bool(options.troughs),
         limit=None if options.limit is None else whole_number("limit", options.limit),
     )

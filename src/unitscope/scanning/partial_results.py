@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from unitscope.images.content import sum_of_hashes
 from unitscope.layers import TracedLayer
 from unitscope.records import ImageRecord
+from unitscope.scanning.plan import ScanPlan
 from unitscope.scanning.running_statistics import RunningStatistics
 from unitscope.scanning.sample import Sample
 from unitscope.scanning.tuning import Tuning
@@ -24,7 +25,8 @@ MIN_RECORDS = 1_000
 class PartialResult:
     """Everything that the atlas needs of the images of some shards.
 
-    `image_records` are kept of images that a peak or the sample may mention; `skipped` has key and reason of the images that
+    `troughs` has the negated values of the units of those layers that have troughs, so that its highest are the lowest.
+    `image_records` are kept of images that a peak, a trough or the sample may mention; `skipped` has key and reason of the images that
     couldn't be read. `tuning` is empty where the plan has none. `contents` is the total of what the images that were read are called and hold (see `images.content`);
     `images_run_twice` are those that screening ran in float32 too.
     """
@@ -32,6 +34,7 @@ class PartialResult:
     top_k: TopK
     statistics: RunningStatistics
     sample: Sample
+    troughs: TopK
     image_records: dict[int, ImageRecord] = field(default_factory=dict)
     labels: Counter[str] = field(default_factory=Counter)
     tuning: Tuning = field(default_factory=Tuning)
@@ -42,8 +45,16 @@ class PartialResult:
     _records_after_pruning: int = field(init=False, default=MIN_RECORDS)
 
     @classmethod
-    def empty(cls, unit_count: int, k: int, sample_size: int) -> "PartialResult":
-        return cls(TopK.empty(unit_count, k), RunningStatistics(), Sample.empty(unit_count, sample_size))
+    def of_plan(cls, layers: Sequence[TracedLayer], plan: ScanPlan) -> "PartialResult":
+        """That of no images."""
+        trough_units = sum(layers[index].layer.units for index in layers_with_troughs(layers, plan))
+        return cls.empty(sum(traced.layer.units for traced in layers), plan.candidates, plan.sample, trough_units)
+
+    @classmethod
+    def empty(cls, unit_count: int, k: int, sample_size: int, trough_units: int = 0) -> "PartialResult":
+        """That of no images and so many units, of which `trough_units` have troughs."""
+        top_k, troughs = TopK.empty(unit_count, k), TopK.empty(trough_units, k)
+        return cls(top_k, RunningStatistics(), Sample.empty(unit_count, sample_size), troughs)
 
     @property
     def listed(self) -> int:
@@ -53,6 +64,7 @@ class PartialResult:
     def merge(self, other: "PartialResult") -> None:
         """Take in another one. Records of images that are no longer mentioned are dropped now and then."""
         self.top_k.merge(other.top_k)
+        self.troughs.merge(other.troughs)
         self.statistics.merge(other.statistics)
         self.sample.merge(other.sample)
         self.labels += other.labels
@@ -66,8 +78,9 @@ class PartialResult:
             self._records_after_pruning = max(MIN_RECORDS, len(self.image_records))
 
     def mentioned_records(self) -> dict[int, ImageRecord]:
-        """The records of the images that a peak or the sample names."""
-        mentioned = set(self.top_k.images.unique().tolist()) | set(self.sample.images.tolist())
+        """The records of the images that a candidate, for a peak or a trough, or the sample names."""
+        named = (self.top_k.images, self.troughs.images, self.sample.images)
+        mentioned = {image for images in named for image in images.unique().tolist()}
         return {image: record for image, record in self.image_records.items() if image in mentioned}
 
 
@@ -77,3 +90,8 @@ def unit_ranges(layers: Sequence[TracedLayer]) -> Iterator[tuple[TracedLayer, sl
     for traced in layers:
         yield traced, slice(start, start + traced.layer.units)
         start += traced.layer.units
+
+
+def layers_with_troughs(layers: Sequence[TracedLayer], plan: ScanPlan) -> list[int]:
+    """The indices of the layers whose units have troughs: where nothing rectifies, if the plan has any."""
+    return [index for index, traced in enumerate(layers) if plan.troughs and not traced.layer.rectified]

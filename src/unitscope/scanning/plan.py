@@ -24,6 +24,7 @@ class ScanPlan:
 
     `images` is how many there are, None where nobody has counted them; `candidates` is how many of the highest values of each unit are kept,
     of which the k first without near-duplicates are its peaks; `sample` is how many images are drawn by the hash of their keys.
+    With `troughs` the lowest values are kept, too, of layers that nothing rectifies.
     `fixed_point` is that of the sums by label; None where there are to be no such sums.
 
     Raises `UnitscopeError` for numbers that make no sense.
@@ -36,6 +37,7 @@ class ScanPlan:
     batch_size: int = 32
     precision: str = "fp32"
     sample: int = 200
+    troughs: bool = False
     fixed_point: FixedPoint | None = None
 
     def __post_init__(self) -> None:
@@ -45,6 +47,10 @@ class ScanPlan:
             raise UnitscopeError(f"candidates must be at least k, {self.k}, not {self.candidates}")
         if self.precision not in ("fp32", "bf16"):
             raise UnitscopeError(f"precision is fp32 or bf16, not {self.precision!r}")
+        if self.troughs and self.precision == "bf16":
+            raise UnitscopeError(
+                "a scan in bf16 screens for the highest values alone, so it has no troughs; scan in fp32 for them, or without"
+            )
 
     @property
     def shard_images(self) -> int:

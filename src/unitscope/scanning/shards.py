@@ -36,7 +36,7 @@ def scan_shards(
 
     Raises `ScanUnfinished` where shards failed, after the others are done and saved, and `ImagesError` where nothing can be read.
     """
-    merged = checkpoint.load() or PartialResult.empty(sum(session.unit_counts), plan.candidates, plan.sample)
+    merged = checkpoint.load() or PartialResult.of_plan(session.layers, plan)
     source = session.loader.source
     _check_images(merged, source, checkpoint)
     if merged.listed:

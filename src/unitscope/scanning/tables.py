@@ -1,7 +1,7 @@
 """From the result of a scan to the tables of an atlas."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,8 @@ from unitscope.networks.classes import OutputClass
 from unitscope.receptive_fields import Array
 from unitscope.records import ImageRecord, Layer, Preprocessing
 from unitscope.scanning.near_duplicates import distinct_peaks
-from unitscope.scanning.partial_results import PartialResult, unit_ranges
+from unitscope.scanning.partial_results import PartialResult, layers_with_troughs, unit_ranges
+from unitscope.scanning.plan import ScanPlan
 from unitscope.scanning.running_statistics import ImageGroup, Moments
 from unitscope.scanning.sample import Sample
 from unitscope.scanning.tuning import FixedPoint, Tuning
@@ -39,22 +40,23 @@ def layers_table(layers: Sequence[Layer]) -> pa.Table:
 def tables_without_layers(
     result: PartialResult,
     layers: Sequence[TracedLayer],
-    k: int,
+    plan: ScanPlan,
     preprocessing: Preprocessing | None,
-    fixed_point: FixedPoint | None,
 ) -> dict[str, Iterable[pa.Table]]:
-    """All other tables of the atlas, sorted by layer order, unit and rank, or by image, or by label.
+    """All other tables of the atlas, sorted by layer order, unit and rank, or by image, or by label; troughs only where layers have them.
 
     Each comes in pieces, which are made when they are asked for: by the threads that write them, and no large table is ever whole in memory.
     """
     records = result.mentioned_records()
-    images = [records[image] for image in sorted(records)]
+    peaks, is_near_duplicate = distinct_peaks(result.top_k, records, plan.k)
+    troughs, _ = distinct_peaks(result.troughs, records, plan.k)
+    result = replace(result, troughs=troughs)  # what was left out names no image
+    images = [record for _, record in sorted(result.mentioned_records().items())]
     geometries = ImageGeometries.of(images, preprocessing)
     labels, moments = sorted(result.labels), result.statistics.total()
-    peaks, is_near_duplicate = distinct_peaks(result.top_k, records, k)
     ranges, total = list(unit_ranges(layers)), moments.of_all_groups()
     pieces: dict[str, Iterable[Columns]] = {  # what takes longest comes first
-        "tuning": _tuning_columns(result.tuning, layers, fixed_point),
+        "tuning": _tuning_columns(result.tuning, layers, plan.fixed_point),
         "sample": _sample_columns(result.sample, layers),
         "images": [_image_columns(images)],
         "labels": [{"label": labels, "images": [result.labels[label] for label in labels]}],
@@ -64,6 +66,8 @@ def tables_without_layers(
         "halves": (_half_columns(moments, *layer) for layer in ranges),
         "skipped": [_skipped_columns(result.skipped)],
     }
+    if trough_ranges := list(unit_ranges([layers[index] for index in layers_with_troughs(layers, plan)])):
+        pieces["troughs"] = (_trough_columns(troughs, *layer, geometries) for layer in trough_ranges)
     return {name: map(partial(_table, name), of_table) for name, of_table in pieces.items()}
 
 
@@ -96,6 +100,12 @@ def _peak_columns(peaks: TopK, traced: TracedLayer, unit_range: slice, geometrie
     image = columns["image"]
     on_source = {f"source_{side}": geometries.to_source(image, columns[side], axes[side]).astype(np.float32) for side in SIDES}
     return {"unit": unit, "rank": rank + 1, **columns, **on_source}
+
+
+def _trough_columns(troughs: TopK, traced: TracedLayer, unit_range: slice, geometries: ImageGeometries) -> Columns:
+    """Of troughs whose values are negated."""
+    columns = _peak_columns(troughs, traced, unit_range, geometries)
+    return columns | {"value": -columns["value"], "tied": troughs.tied[unit_range].numpy()[columns["unit"]]}
 
 
 def _candidate_columns(top_k: TopK, is_near_duplicate: Array, traced: TracedLayer, unit_range: slice) -> Columns:
