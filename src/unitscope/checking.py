@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ ROUNDING_MARGIN = 4
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A stored value that does not come back; `found` is None where the image can't be read."""
+    """A stored value, of a peak or of a trough, that does not come back; `found` is None where the image can't be read."""
 
     layer: str
     unit: int
@@ -33,18 +34,20 @@ class Difference:
     stored: float
     found: float | None
     reason: str
+    is_trough: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """How many peaks were looked at, and those that differ."""
+    """How many peaks and troughs were looked at, and those that differ."""
 
     peaks: int
     differences: list[Difference]
+    troughs: int = 0
 
 
 def check(atlas: Atlas, network: "nn.Module | Network | None" = None, batch_size: int = 32, device: str = "auto") -> CheckResult:
-    """Run the images of the peaks again and compare every stored value with what stands in its cell now.
+    """Run the images of the peaks, and of the troughs where there are any, again and compare every stored value with what stands in its cell now.
 
     `network` is needed where the atlas was made from a module in memory, or names code to build it with. A value comes back where it
     agrees to 1e-4 of itself or 1e-5 of its layer's highest value: the last bits of a convolution depend on the batch that an image is in.
@@ -58,12 +61,14 @@ def check(atlas: Atlas, network: "nn.Module | Network | None" = None, batch_size
     with open_atlas_session(atlas, network, device) as session:
         tolerances = np.array([layer_tolerance(atlas, traced.name) for traced in session.layers])
         peaks = StoredPeaks.of(atlas, session)
-        return CheckResult(len(peaks.value), list(Comparison(session, peaks, tolerances).differences(batch_size)))
+        differences = list(Comparison(session, peaks, tolerances).differences(batch_size))
+        trough_count = int(peaks.is_trough.sum())
+        return CheckResult(len(peaks.value) - trough_count, differences, trough_count)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredPeaks:
-    """The peaks of an atlas by image. Each array has one element a peak; `layer` is an index among the session's layers."""
+    """The peaks and troughs of an atlas by image. Each array has one element a peak; `layer` is an index among the session's layers."""
 
     layer: NDArray[np.int64]
     unit: NDArray[np.int32]
@@ -72,15 +77,19 @@ class StoredPeaks:
     x: NDArray[np.int32]
     value: NDArray[np.float32]
     image: NDArray[np.int64]
+    is_trough: NDArray[np.bool_]
 
     @classmethod
     def of(cls, atlas: Atlas, session: Session) -> "StoredPeaks":
-        table = atlas.table("peaks")
+        peaks = atlas.table("peaks")
+        names = ["layer", "unit", "rank", "y", "x", "value", "image"]
+        troughs = atlas.table("troughs", columns=names) if atlas.has_troughs else peaks.select(names).slice(0, 0)
+        table = pa.concat_tables([peaks.select(names), troughs])
         layer_index = {traced.name: index for index, traced in enumerate(session.layers)}
         layer_names = table["layer"].combine_chunks().dictionary_encode()
         layer = np.array([layer_index[name] for name in layer_names.dictionary.to_pylist()])[layer_names.indices.to_numpy()]
-        columns = {name: table[name].to_numpy() for name in ("unit", "rank", "y", "x", "value", "image")}
-        order = np.lexsort((columns["rank"], columns["unit"], layer, columns["image"]))
+        columns = {name: table[name].to_numpy() for name in names[1:]} | {"is_trough": np.arange(len(table)) >= len(peaks)}
+        order = np.lexsort((columns["is_trough"], columns["rank"], columns["unit"], layer, columns["image"]))
         return cls(layer[order], **{name: column[order] for name, column in columns.items()})
 
     @property
@@ -138,7 +147,8 @@ class Comparison:
     def _difference(self, row: int, value: float | None, reason: str = "") -> Difference:
         peaks = self.peaks
         layer, key = self.session.layers[peaks.layer[row]].name, self.session.loader.source.key(int(peaks.image[row]))
-        return Difference(layer, int(peaks.unit[row]), int(peaks.rank[row]), key, float(peaks.value[row]), value, reason)
+        unit, rank, stored, is_trough = (column[row].item() for column in (peaks.unit, peaks.rank, peaks.value, peaks.is_trough))
+        return Difference(layer, unit, rank, key, stored, value, reason, is_trough)
 
     def _differing(self, computed: PeakValues) -> PeakValues:
         """Those that are further apart than rounding explains in general."""

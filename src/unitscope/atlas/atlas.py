@@ -59,12 +59,14 @@ class Atlas(AtlasReader):
         attribution: str | None = None,
         size_px: int = 56,
         from_images: bool = False,
+        troughs: bool = False,
     ) -> Image.Image:
         """A block of patches for every unit of a layer, or for those given; with `attribution`, what that method found beside.
 
-        Where `pack` has put patches into the atlas these are drawn, and no image is needed, unless `from_images` is true.
+        Where `pack` has put patches into the atlas these are drawn, and no image is needed, unless `from_images` is true. With `troughs` the
+        lowest cells are drawn in place of the highest; raises `AtlasError` where the layer has none.
         """
-        return sheet(self, layer, units, PatchOptions(patch, attribution, size_px, from_images))
+        return sheet(self, layer, units, PatchOptions(patch, attribution, size_px, from_images, troughs))
 
     def figure(
         self,
@@ -75,10 +77,11 @@ class Atlas(AtlasReader):
         size_px: int = 64,
         attribution: str | None = None,
         from_images: bool = False,
+        troughs: bool = False,
     ) -> Image.Image:
         """The network from shallow to deep: up to six layers, nine units each, nine patches a unit.
 
         With `attribution`, what that method found beside the patches (Zeiler & Fergus 2014, figure 2), for the units that it was used on.
-        `from_images` is that of `sheet`.
+        `from_images` and `troughs` are those of `sheet`; with `troughs` layers are chosen among those that have some.
         """
-        return figure(self, FigureChoice(layers, units, seed), PatchOptions(patch, attribution, size_px, from_images))
+        return figure(self, FigureChoice(layers, units, seed), PatchOptions(patch, attribution, size_px, from_images, troughs))

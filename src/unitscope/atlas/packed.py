@@ -37,7 +37,8 @@ def block_side(slot_count: int) -> int:
 
 
 class PackedPatches:
-    """The patches of every unit, a JPEG a unit: `peaks` as in a block, and `bands`, the sample's, three for each of four quantiles.
+    """The patches of every unit, a JPEG a unit: `peaks` and `troughs` as in a block, and `bands`, the sample's, three for each of four
+    quantiles. `has_bands` and `has_troughs` say whether those were packed.
 
     Raises `AtlasError` where the table is broken.
     """
@@ -54,7 +55,8 @@ class PackedPatches:
             start += layer.units
         if file.row_count != start:
             raise AtlasError(f"table {str(file.path)!r} is broken: it has {file.row_count:,} rows for {start:,} units")
-        self.has_bands = bool((file.provenance.parameters if file.provenance else {}).get("bands"))
+        parameters: Mapping[str, Any] = file.provenance.parameters if file.provenance else {}
+        self.has_bands, self.has_troughs = bool(parameters.get("bands")), bool(parameters.get("troughs"))
 
     def block(self, layer: str, unit: int, column: str = "peaks") -> bytes | None:
         """A unit's patches as JPEG, as they lie in the table; None for a unit without any."""
@@ -63,12 +65,13 @@ class PackedPatches:
         return self._rows.get(column, self._starts[layer] + unit)
 
     def patches(self, layer: str, unit: int, column: str = "peaks") -> list[Image.Image]:
-        """The slots of a unit's block one by one, in RGB: `peaks` strongest first, `bands` quantile by quantile. Empty slots are there, too."""
+        """The slots of a unit's block one by one, in RGB: `peaks` strongest first, `troughs` lowest first, `bands` quantile by quantile. Empty
+        slots are there, too."""
         content = self.block(layer, unit, column)
         if content is None:
             return []
-        across = block_side(self._patch_count) if column == "peaks" else BAND_PATCHES // 4
-        slots = across**2 if column == "peaks" else BAND_PATCHES
+        across = BAND_PATCHES // 4 if column == "bands" else block_side(self._patch_count)
+        slots = BAND_PATCHES if column == "bands" else across**2
         size = across * self.size_px, slots // across * self.size_px
         block = decode_packed(content, f"the patches of layer {layer!r} unit {unit}")
         if block.size != size:

@@ -6,7 +6,7 @@ Each image is decoded once. Its patches belong to many units, so they wait, unco
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -57,6 +57,7 @@ def pack(
     atlas: Atlas,
     *,
     bands: bool = False,
+    troughs: bool = True,
     pictures_px: int | None = PICTURE_PX,
     size_px: int = PATCH_PX,
     on_images: Callable[[int], None] | None = None,
@@ -64,8 +65,8 @@ def pack(
     """Put the patches of every unit into the atlas, as its table `patches`, and small versions of the images that it mentions (`pictures`).
 
     From then on sheets, figures and pages are drawn from these, and the atlas can go where its images don't. Patches are squares with sides
-    of `size_px` pixels; the longer side of a picture has `pictures_px`, or there are none, where that is None. With `bands` the images of the
-    sample that a unit is compared with are packed, too.
+    of `size_px` pixels; the longer side of a picture has `pictures_px`, or there are none, where that is None. Troughs are packed where the
+    atlas has them, unless `troughs` is false; with `bands` the images of the sample that a unit is compared with are, too.
 
     Raises `ImagesError` where the images are gone; a warning says how many patches lack theirs.
     """
@@ -75,9 +76,10 @@ def pack(
     for spec in (PATCHES, PICTURES):
         check_table_writable(spec, atlas)
     _ = atlas.source
-    plan = _planned(atlas, bands)
+    columns = ("peaks", *(("troughs",) if troughs and atlas.has_troughs else ()), *(("bands",) if bands else ()))
+    plan = _planned(atlas, columns)
     with ExitStack() as stack:
-        parameters = {"size_px": size_px, "bands": bands}
+        parameters = {"size_px": size_px, "bands": bands, "troughs": "troughs" in columns}
         patches = stack.enter_context(table_writer(PATCHES, atlas, parameters=parameters, options=UNCOMPRESSED))
         pictures, picture_count = None, 0
         if pictures_px is not None:
@@ -142,13 +144,13 @@ class _Blocks:
         return self.start + len(self.filled) * self.slots
 
 
-def _planned(atlas: Atlas, bands: bool) -> _Plan:
+def _planned(atlas: Atlas, columns: Collection[str]) -> _Plan:
     images, slots, boxes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros((0, 4))]
     blocks: list[_Blocks] = []
     start = 0
     for layer in atlas.layers:
         kind = resolve_patch_kind(atlas, layer, "auto")
-        for column, slot_count, cells, places in _columns(atlas, layer, bands):
+        for column, slot_count, cells, places in _columns(atlas, layer, columns):
             images.append(cells["image"].astype(np.int64))
             slots.append(start + cells["unit"].astype(np.int64) * slot_count + places)
             boxes.append(boxes_on_input(atlas, layer, kind, cells))
@@ -157,13 +159,16 @@ def _planned(atlas: Atlas, bands: bool) -> _Plan:
     return _Plan(np.concatenate(images), np.concatenate(slots), np.concatenate(boxes), blocks)
 
 
-def _columns(atlas: Atlas, layer: Layer, bands: bool) -> Iterator[tuple[str, int, Mapping[str, NDArray[Any]], NDArray[np.int64]]]:
-    """For each column of the table its name, how many slots a unit has, the cells that fill them, and which one each fills."""
-    table, shown = atlas.peaks(layer.name), min(atlas.k, MAX_PATCHES)
-    peaks = {name: table[name].to_numpy() for name in table.column_names if name != "layer"}
-    peaks = {name: column[peaks["rank"] <= shown] for name, column in peaks.items()}
-    yield "peaks", block_side(shown) ** 2, peaks, peaks["rank"].astype(np.int64) - 1
-    if not bands:
+def _columns(
+    atlas: Atlas, layer: Layer, columns: Collection[str]
+) -> Iterator[tuple[str, int, Mapping[str, NDArray[Any]], NDArray[np.int64]]]:
+    """For each of these columns of the table that the layer has its name, how many slots a unit has, the cells that fill them, and which one
+    each fills."""
+    shown = min(atlas.k, MAX_PATCHES)
+    yield "peaks", block_side(shown) ** 2, *_ranked_cells(atlas.peaks(layer.name), shown)
+    if "troughs" in columns and len(table := atlas.troughs(layer.name)):
+        yield "troughs", block_side(shown) ** 2, *_ranked_cells(table, shown)
+    if "bands" not in columns:
         return
     sample = LayerSample.of(read_sample(atlas, layer), layer.units)
     chosen = [
@@ -175,6 +180,13 @@ def _columns(atlas: Atlas, layer: Layer, bands: bool) -> Iterator[tuple[str, int
     ]
     rows, places = np.array(chosen, dtype=np.int64).reshape(-1, 2).T
     yield "bands", BAND_PATCHES, {name: column[rows] for name, column in sample.columns.items()}, places
+
+
+def _ranked_cells(table: pa.Table, shown: int) -> tuple[Mapping[str, NDArray[Any]], NDArray[np.int64]]:
+    """The cells of peaks or troughs that are shown, and which slot each fills."""
+    cells = {name: table[name].to_numpy() for name in table.column_names if name != "layer"}
+    cells = {name: column[cells["rank"] <= shown] for name, column in cells.items()}
+    return cells, cells["rank"].astype(np.int64) - 1
 
 
 # ── their pixels ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -273,7 +285,7 @@ class _Cutting:
                     columns = {blocks.column: pool.map(partial(self._block, blocks), units) for blocks in by_layer[layer.name]}
                     for unit in units:
                         of_unit = {column: next(contents) for column, contents in columns.items()}
-                        yield {"layer": layer.name, "unit": unit, "peaks": None, "bands": None} | of_unit
+                        yield dict.fromkeys(PATCHES.schema.names) | {"layer": layer.name, "unit": unit} | of_unit
 
     def _block(self, blocks: _Blocks, unit: int) -> bytes | None:
         filled = int(blocks.filled[unit])
@@ -282,7 +294,7 @@ class _Cutting:
         across = BAND_EXAMPLES if blocks.column == "bands" else block_side(blocks.slots)
         down, px = ceil(blocks.slots / across), self.size_px
         patches = self.spool.read(blocks.start + unit * blocks.slots, blocks.slots)
-        if blocks.column == "peaks":
+        if blocks.column != "bands":
             patches[filled:] = PAGE_GROUND.empty  # a sparse file reads as black
         grid = patches.reshape(down, across, px, px, 3).transpose(0, 2, 1, 3, 4).reshape(down * px, across * px, 3)
         return _as_jpeg(Image.fromarray(grid))

@@ -34,12 +34,20 @@ UnitRank = tuple[int, int]
 @dataclass(frozen=True, slots=True)
 class PatchOptions:
     """How peaks are drawn: what a patch shows, the method whose attribution stands beside it, if any, and the side in pixels; with
-    `from_images` from the images themselves, also where the atlas has packed patches."""
+    `from_images` from the images themselves, also where the atlas has packed patches. With `troughs` those are drawn in place of peaks.
+
+    Raises `AtlasError` where attribution is asked for troughs: there is none.
+    """
 
     kind: str = "auto"
     attribution: str | None = None
     size_px: int = 64
     from_images: bool = False
+    troughs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.troughs and self.attribution is not None:
+            raise AtlasError(f"{self.attribution!r} is of peaks, not of troughs; leave one of the two away")
 
 
 def draw_patch(atlas: AtlasReader, peak: Peak, options: PatchOptions) -> Image.Image:
@@ -184,7 +192,7 @@ def cut_patches(
         return {}
     layer = atlas.layer(peaks[0].layer)
     if packed := packed_patches(atlas, layer, options):
-        return _packed_by_rank(packed, peaks, options.size_px)
+        return _packed_by_rank(packed, peaks, options)
     pictures = _Pictures(atlas, resolve_patch_kind(atlas, layer, options.kind), options)
     count.requested += len(peaks)
     by_image = groupby(sorted(peaks, key=lambda peak: peak.image), key=lambda peak: peak.image)
@@ -207,11 +215,13 @@ def cut_patches(
 def packed_patches(atlas: AtlasReader, layer: Layer, options: PatchOptions) -> PackedPatches | None:
     """The packed patches that a layer's are drawn from; None where they show something else than is asked for, which is what `auto` does."""
     is_auto = resolve_patch_kind(atlas, layer, options.kind) == resolve_patch_kind(atlas, layer, "auto")
-    return atlas.packed_patches if is_auto and not options.from_images else None
+    packed = atlas.packed_patches if is_auto and not options.from_images else None
+    return None if packed is None or (options.troughs and not packed.has_troughs) else packed
 
 
-def _packed_by_rank(packed: PackedPatches, peaks: Sequence[Peak], size_px: int) -> dict[UnitRank, Image.Image]:
-    by_unit = {unit: packed.patches(peaks[0].layer, unit) for unit in {peak.unit for peak in peaks}}
+def _packed_by_rank(packed: PackedPatches, peaks: Sequence[Peak], options: PatchOptions) -> dict[UnitRank, Image.Image]:
+    column, size_px = "troughs" if options.troughs else "peaks", options.size_px
+    by_unit = {unit: packed.patches(peaks[0].layer, unit, column) for unit in {peak.unit for peak in peaks}}
     missing = draw_missing_patch(size_px)
     return {
         (peak.unit, peak.rank): by_unit[peak.unit][peak.rank - 1].resize((size_px, size_px), Image.Resampling.BICUBIC)

@@ -424,6 +424,7 @@ PATCHES = added_table(
         _LAYER, _UNIT,
         Column("peaks", pa.binary(), "JPEG: the patches of the peaks, row by row, the strongest first; null for a unit without peaks"),
         Column("bands", pa.binary(), "JPEG: three images of the sample in each of four rows, around its 99, 90 and 50 per cent quantile and the lowest; null without --bands"),
+        Column("troughs", pa.binary(), "JPEG: the patches of the troughs, row by row, the lowest first; null for a unit without troughs", optional=True),
     ),
     "unitscope pack ATLAS",
 )  # fmt: skip

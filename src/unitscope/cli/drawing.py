@@ -30,6 +30,7 @@ class PatchFlags:
 
     patch: Annotated[str, Parameter(help="auto, field, effective or image: what of the image is drawn.")] = "auto"
     attribution: AttributionMethod = None
+    troughs: Annotated[bool, Parameter(help="Draw the lowest in place of the highest.", show_default=False)] = False
     images: MovedImages = None
     from_images: Annotated[
         bool, Parameter(help="Draw from the images themselves, also where the atlas has packed patches.", show_default=False)
@@ -38,8 +39,9 @@ class PatchFlags:
     def print_drawn(self, path: Path, atlas: "Atlas") -> None:
         """Say where a picture was drawn to, and where it would show more."""
         print_drawn(path)
-        if not self.from_images and atlas.packed_patches is not None:
-            px = atlas.packed_patches.size_px
+        packed = None if self.from_images else atlas.packed_patches
+        if packed is not None and (packed.has_troughs or not self.troughs):
+            px = packed.size_px
             print(f"with the packed patches, of {px} x {px} px; --from-images takes the images themselves", file=sys.stderr)
 
 
@@ -54,7 +56,9 @@ def sheet(
     path = out or Path(f"{atlas.absolute().name}-{layer.replace('/', '_')}.png")
     check_picture_path(path)  # or the work would be for nothing
     opened = Atlas(atlas, images=flags.images)
-    picture = opened.sheet(layer, units=units, patch=flags.patch, attribution=flags.attribution, from_images=flags.from_images)
+    picture = opened.sheet(
+        layer, units=units, patch=flags.patch, attribution=flags.attribution, from_images=flags.from_images, troughs=flags.troughs
+    )
     save_picture(picture, path)
     flags.print_drawn(path, opened)
 
@@ -72,7 +76,7 @@ def figure(
     opened = Atlas(atlas, images=flags.images)
     picture = opened.figure(
         layers=layers, units=units, patch=flags.patch, seed=seed, size_px=FIGURE_PATCH_PX, attribution=flags.attribution,
-        from_images=flags.from_images,
+        from_images=flags.from_images, troughs=flags.troughs,
     )  # fmt: skip
     save_picture(picture, path)
     flags.print_drawn(path, opened)
@@ -85,6 +89,9 @@ class PackFlags:
 
     size: Annotated[int, Parameter(help="The side of a patch, in pixels.", metavar="PX")] = 64
     bands: Annotated[bool, Parameter(help="Also the images of the sample that each unit is compared with.")] = False
+    troughs: Annotated[
+        bool, Parameter(help="Also the patches of the troughs, where the atlas has them.", negative="--no-troughs")
+    ] = True
     pictures: Annotated[
         int, Parameter(help="The longer side of the small version that is kept of each image, in pixels.", metavar="PX")
     ] = 320
@@ -104,5 +111,7 @@ def pack_opened(atlas: "Atlas", flags: PackFlags) -> None:
 
     with progress_bar(None, "packing") as advance:
         pictures_px = None if flags.no_pictures else flags.pictures
-        packed = package.pack(atlas, bands=flags.bands, pictures_px=pictures_px, size_px=flags.size, on_images=advance)
+        packed = package.pack(
+            atlas, bands=flags.bands, troughs=flags.troughs, pictures_px=pictures_px, size_px=flags.size, on_images=advance
+        )
     print(f"patches of {packed.units:,} units and {packed.pictures:,} pictures packed, {packed.size_bytes / 1e6:,.1f} MB")

@@ -142,7 +142,7 @@ def scan(
 def check(
     atlas: AtlasFolder, /, *, images: MovedImages = None, device: Device = "auto", trust_code: TrustCode = False, as_json: AsJson = False,
 ) -> int:  # fmt: skip
-    """Run the images of the peaks again and report every value that does not come back."""
+    """Run the images of the peaks, and of the troughs, again and report every value that does not come back."""
     from unitscope import checking
     from unitscope.atlas import Atlas
 
@@ -153,7 +153,10 @@ def check(
     else:
         for difference in result.differences:
             print(_difference_text(difference))
-        print(f"{result.peaks - len(result.differences):,} of {result.peaks:,} peaks come back")
+        differing = sum(difference.is_trough for difference in result.differences)
+        print(f"{result.peaks - len(result.differences) + differing:,} of {result.peaks:,} peaks come back")
+        if result.troughs:
+            print(f"{result.troughs - differing:,} of {result.troughs:,} troughs come back")
     return 1 if result.differences else 0
 
 
@@ -230,5 +233,6 @@ def _warn_of_unread_layers(trace: "Trace") -> None:
 
 def _difference_text(difference: "Difference") -> str:
     value_now = difference.reason if difference.found is None else f"is {difference.found:.7g} now"
-    peak = f"{difference.layer} unit {difference.unit} rank {difference.rank}, {difference.key}"
+    rank = f"{'trough' if difference.is_trough else 'rank'} {difference.rank}"
+    peak = f"{difference.layer} unit {difference.unit} {rank}, {difference.key}"
     return f"{peak}: was {difference.stored:.7g}, {value_now}"

@@ -61,7 +61,16 @@ def read_images(atlas: Atlas) -> dict[int, ImageEntry]:
 
 def read_peaks(atlas: Atlas, images: Mapping[int, ImageEntry]) -> NumpyColumns:
     """All peaks by layer, unit and rank. `layer` is the layer's index in call order; the other columns are those of the table."""
-    table = atlas.table("peaks")
+    return _checked_peaks(atlas, atlas.table("peaks"), images)
+
+
+def read_troughs(atlas: Atlas, layer: Layer, images: Mapping[int, ImageEntry]) -> NumpyColumns:
+    """The troughs of a layer by unit and rank, as `read_peaks` gives peaks; none where it, or the atlas, has none."""
+    return _checked_peaks(atlas, atlas.troughs(layer.name), images)
+
+
+def _checked_peaks(atlas: Atlas, table: pa.Table, images: Mapping[int, ImageEntry]) -> NumpyColumns:
+    """Peaks, or troughs, by layer, unit and rank."""
     layer_index = pc.index_in(table["layer"], pa.array([layer.name for layer in atlas.layers], pa.string()))
     if layer_index.null_count or any(table[name].null_count for name in table.column_names):
         raise atlas.broken("a peak is of no layer that it has, or lacks a column")

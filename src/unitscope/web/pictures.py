@@ -9,6 +9,7 @@ from PIL import Image, ImageFilter
 
 from unitscope.atlas import Atlas
 from unitscope.atlas.attribution_images import MAX_STEPS, ZERO_PIXEL
+from unitscope.atlas.figures import block_notice
 from unitscope.atlas.packed import JPEG_QUALITY, block_side
 from unitscope.atlas.patches import cut_attributions, resolve_patch_kind
 from unitscope.atlas.reading import MAX_PATCHES
@@ -122,6 +123,19 @@ def draw_bands(queries: AtlasQueries, layer: str, unit: int, patch_kind: str = "
         for column, example in enumerate(examples):
             grid.paste(_cut_example(queries.atlas, example, patch_kind), (column * PATCH_PX, row * PATCH_PX))
     return _encode(grid, "JPEG", quality=JPEG_QUALITY)
+
+
+def draw_troughs(queries: AtlasQueries, layer: str, unit: int, patch_kind: str = "auto") -> bytes | None:
+    """A unit's troughs in a square, the lowest first, as JPEG: the packed ones, or cut from their images; None where it has none."""
+    packed, tie = queries.atlas.packed_patches, queries.trough_ties(layer).get(unit)
+    notice, patch_count = block_notice([unit], tie), min(queries.atlas.k, MAX_PATCHES)
+    if packed is None or not packed.has_troughs or patch_kind != "auto":
+        patches = [_cut_example(queries.atlas, example, patch_kind) for example in queries.troughs(layer, unit)[:patch_count]]
+        return draw_block(patches, patch_count, notice) if patches else None
+    content = packed.block(layer, unit, "troughs")
+    if content is None or not notice:
+        return content
+    return draw_block(packed.patches(layer, unit, "troughs"), patch_count, notice, packed.size_px)
 
 
 def _cut_example(atlas: Atlas, example: Example, patch_kind: str, size_px: int = PATCH_PX) -> Image.Image:

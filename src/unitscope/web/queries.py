@@ -33,6 +33,7 @@ from unitscope.web.checked_tables import (
     read_images,
     read_layers,
     read_peaks,
+    read_troughs,
     read_units,
 )
 from unitscope.web.meanings import NamedUnits
@@ -49,7 +50,7 @@ SAMPLES_KEPT = 2
 UNITS_KEPT = 1 << 15
 """Of how many units statistics, names and numbers of added tables stay in memory: some 2 kB each, so 65 MB."""
 LAYERS_KEPT = 4
-"""Of how many layers facets and candidates do: some 60 bytes a candidate, so 4 MB for 1,280 units."""
+"""Of how many layers facets, candidates and troughs do: some 60 bytes a candidate, so 4 MB for 1,280 units."""
 
 
 class AtlasQueries:
@@ -72,6 +73,8 @@ class AtlasQueries:
         self._layer_tables: MutableMapping[Any, LayerTables] = LRUCache(UNITS_KEPT, len)
         self._meanings: MutableMapping[Any, list[UnitMeaning]] = LRUCache(UNITS_KEPT, len)
         self._unit_rows: MutableMapping[Any, RowsByUnit] = LRUCache(LAYERS_KEPT)
+        self._troughs: MutableMapping[Any, PeakTable] = LRUCache(LAYERS_KEPT)
+        self._trough_ties: dict[Any, dict[int, Tie]] = {}
 
     def check(self) -> None:
         """Raises `AtlasError` where the tables that every page needs are broken."""
@@ -242,6 +245,19 @@ class AtlasQueries:
             self._input_boxes[height, width] = geometry.to_source(Box(0, 0, *geometry.input))
         return self._input_boxes[height, width]
 
+    # ── troughs ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @cachedmethod(attrgetter("_troughs"), lock=attrgetter("_lock"))
+    def _troughs_of_layer(self, layer: str) -> PeakTable:
+        columns = read_troughs(self.atlas, self._layer(layer), self.images)
+        return PeakTable.of(columns, len(self.layers))
+
+    def troughs(self, layer: str, unit: int) -> list[Example]:
+        """A unit's troughs, the lowest first; none where a rectifier follows its layer, or where the scan kept none."""
+        table, index = self._troughs_of_layer(layer), self.layer_index(layer)
+        rows = [table.row(row) | {"layer": layer} for row in table.rows_of_unit(index, unit)]
+        return self._with_boxes([Peak(**row) for row in rows])
+
     # ── ties ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @cached_property
@@ -257,13 +273,26 @@ class AtlasQueries:
     @cachedmethod(attrgetter("_ties"), lock=attrgetter("_lock"))
     def ties(self, layer: str) -> dict[int, Tie]:
         """The units of a layer some of whose peaks tie with images that the peaks don't show."""
-        rows = self._dead_and_tied.filter(pc.equal(self._dead_and_tied["layer"], layer)).drop_null()
+        rows = self._dead_and_tied.filter(pc.equal(self._dead_and_tied["layer"], layer))
+        return self._find_ties(layer, rows, self._peaks)
+
+    @cachedmethod(attrgetter("_trough_ties"), lock=attrgetter("_lock"))
+    def trough_ties(self, layer: str) -> dict[int, Tie]:
+        """The units of a layer some of whose troughs tie with images that the troughs don't show."""
+        if not self.atlas.has_troughs:
+            return {}
+        rows = self.atlas.table("troughs", layer, columns=["unit", "tied"])
+        return self._find_ties(layer, rows, self._troughs_of_layer(layer))
+
+    def _find_ties(self, layer: str, rows: pa.Table, peaks: PeakTable) -> dict[int, Tie]:
+        """The units of a layer the last of whose peaks tie; `rows` say of units how many images share their k-th value."""
+        rows = rows.select(["unit", "tied"]).drop_null()
         unit, images = rows["unit"].to_numpy(), rows["tied"].to_numpy()
         tied = np.zeros(self._layer(layer).units, dtype=np.int64)
         is_unit = (unit >= 0) & (unit < len(tied))
         tied[unit[is_unit]] = images[is_unit]
         index = self.layer_index(layer)
-        return find_ties({name: self._peaks.column_of_layer(name, index) for name in ("unit", "value", "image")}, tied)
+        return find_ties({name: peaks.column_of_layer(name, index) for name in ("unit", "value", "image")}, tied)
 
     def no_preference(self, layer: str) -> set[int]:
         """The units of a layer that show no preference: all their peaks tie with images beyond them."""
