@@ -106,7 +106,7 @@ def test_from_images_to_pictures(run: Run, model: str, images: Path, tmp_path: P
     for name, start in (("figure.png", b"\x89PNG"), ("figure.pdf", b"%PDF")):
         assert run("figure", out, "--out", tmp_path / name, "--layers", "1", "--units", "0,2,3", "--seed", "4").status == 0
         assert (tmp_path / name).read_bytes().startswith(start)
-    assert run("check", out, "--trust-code").out.endswith("peaks come back\n")
+    assert run("check", out, "--trust-code").out.endswith("peaks come back\n45 of 45 troughs come back\n")
     checked = json.loads(run("check", out, "--trust-code", "--json").out)
     assert checked["differences"] == []
     assert checked["peaks"] == Atlas(out).table("peaks").num_rows
@@ -230,8 +230,8 @@ def test_a_list_of_paths_and_random_weights(run: Run, model: str, images: Path, 
     for name, seed in (("one", 3), ("two", 3), ("three", 4)):
         assert run("scan", model, *common, "--seed", seed, "--out", tmp_path / name).status == 0
     tables = [Atlas(tmp_path / name).table("peaks") for name in ("one", "two", "three")]
-    peak_count = tables[0].num_rows
-    assert run("check", tmp_path / "one", "--trust-code").out == f"{peak_count} of {peak_count} peaks come back\n"
+    checked = [f"{count} of {count} {name} come back\n" for name, count in (("peaks", tables[0].num_rows), ("troughs", 10))]
+    assert run("check", tmp_path / "one", "--trust-code").out == "".join(checked)
     assert tables[0].equals(tables[1])
     assert not tables[0].equals(tables[2])
     assert max(tables[0]["rank"].to_pylist()) == 2

@@ -237,11 +237,12 @@ def _size_text(height: int, width: int) -> str:
 
 def _title(atlas: AtlasReader, options: PatchOptions) -> str:
     network = Path(atlas.manifest["network"]["model"]).name
-    return f"What the units of {network} are lowest for" if options.troughs else f"What the units of {network} look for"
+    return f"Where the units of {network} are lowest" if options.troughs else f"What the units of {network} look for"
 
 
 def _caption(atlas: AtlasReader, choice: FigureChoice, options: PatchOptions) -> list[str]:
-    choice_text = "as asked" if choice.units is not None else "drawn at random among those that fire"
+    chance_text = "drawn at random" if options.troughs else "drawn at random among those that fire"
+    choice_text = "as asked" if choice.units is not None else chance_text
     patch_count = min(atlas.k, MAX_PATCHES)
     noun = "patches" if atlas.manifest.get("per_image", 1) > 1 else "images"
     images_text = f"{patch_count} {noun}" if patch_count > 1 else "image"

@@ -187,7 +187,7 @@ class TableFolder:
     def _no_table_text(self, name: str) -> str:
         atlas = f"the atlas {str(self._folder)!r}"
         if name in CORE_TABLES:
-            return f"{atlas} has no table {name!r}: a rectifier follows all its layers, or it was scanned without them"
+            return f"{atlas} has no table {name!r}: a rectifier follows all its layers, or it was scanned without; scan again with --troughs"
         if name in ADDED_TABLES:
             return f"{atlas} has no table {name!r} yet; make it with: {ADDED_TABLES[name].command_for(self._folder)}"
         names = [*self.core_names, *self.added_names]
