@@ -408,6 +408,7 @@ def test_pages_get_troughs_with_their_boxes(atlas: Atlas) -> None:
             (row["rank"], row["value"], row["image"], row["y"], row["x"]) for row in rows
         ]
         assert examples[0].receptive_field == Peak(**rows[0]).source_box
+        assert atlas.unit("6", unit).troughs.to_pylist() == rows
     assert queries.troughs("1", 0) == []
 
 

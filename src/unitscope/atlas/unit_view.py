@@ -54,6 +54,11 @@ class Unit:
         return self.atlas.peaks(self.layer.name, self.number)
 
     @property
+    def troughs(self) -> pa.Table:
+        """Its lowest cells by rank; none where a rectifier follows its layer, or where the scan kept none. Columns as in the table `peaks`."""
+        return self.atlas.troughs(self.layer.name, self.number)
+
+    @property
     def statistics(self) -> dict[str, Any]:
         """Its row of the table `units`, with the columns of other tables of units beside it, as `TABLE.COLUMN`."""
         row: dict[str, Any] = self.atlas.units(self.layer.name, joined=True).slice(self.number, 1).to_pylist()[0]
