@@ -163,11 +163,11 @@ def test_near_duplicates_never_take_two_places(copies: int, tmp_path: Path) -> N
     assert images == named, "what was left out names no image"
 
 
-def test_the_same_whatever_the_batches_and_workers(tmp_path: Path) -> None:
+def test_the_same_whatever_the_batches(tmp_path: Path) -> None:
     images = torch.randn(90, 3, 6, 6).round(decimals=1)
     tables = []
-    for number, (batch_size, workers) in enumerate([(32, 1), (1, 0), (7, 3), (90, 2)]):
-        atlas = unitscope.scan(see_through(3), images, tmp_path / f"{number}", batch_size=batch_size, workers=workers)
+    for batch_size in (32, 1, 7, 90):
+        atlas = unitscope.scan(see_through(3), images, tmp_path / f"{batch_size}", batch_size=batch_size, workers=0)
         tables.append(atlas.table("troughs"))
     assert all(table.equals(tables[0]) for table in tables)
 
