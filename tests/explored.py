@@ -58,7 +58,7 @@ class _TagParser(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         attributes = dict(attrs)
         self.tags.append((tag, attributes))
-        self.links += [attributes[name] or "" for name in ("href", "src") if name in attributes]
+        self.links += [attributes[name] or "" for name in ("href", "src", "data-href") if name in attributes]
 
 
 def tags_of(html: str) -> list[tuple[str, dict[str, str | None]]]:

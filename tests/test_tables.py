@@ -486,5 +486,5 @@ def test_attributions_are_tables_like_others(atlas: Atlas) -> None:
     assert atlas.attributions("gradient", "4", unit=[1, 3])["unit"].to_pylist() == [1, 1, 3, 3]
     assert atlas.attributed("gradient") == set(zip(rows["layer"].to_pylist(), rows["unit"].to_pylist(), strict=True))
     for ask in (lambda: atlas.attributions("gradent", "4"), lambda: atlas.attributed("gradent")):
-        with pytest.raises(AtlasError, match="attribution is one of deconvnet, .*, not 'gradent'. Close: 'gradient'"):
+        with pytest.raises(AtlasError, match="attribution is one of activation, .*, not 'gradent'. Close: 'gradient'"):
             ask()

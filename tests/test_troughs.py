@@ -365,7 +365,7 @@ def test_what_has_no_troughs_is_said(atlas: Atlas) -> None:
 
 def test_packed_troughs_are_those_of_the_images(atlas: Atlas) -> None:
     before = atlas.sheet("6", troughs=True)
-    pack(atlas, size_px=32)
+    pack(atlas, size_px=32, troughs=True)
     packed = atlas.packed_patches
     assert packed is not None
     assert packed.has_troughs
@@ -384,7 +384,7 @@ def test_packed_troughs_are_those_of_the_images(atlas: Atlas) -> None:
 
 def test_an_atlas_packed_before_or_without_draws_troughs_from_its_images(atlas: Atlas) -> None:
     before, block = atlas.sheet("6", troughs=True), draw_troughs(AtlasQueries(atlas), "6", 0)
-    pack(atlas, troughs=False, pictures_px=None)
+    pack(atlas, pictures_px=None)
     assert atlas.packed_patches is not None
     assert not atlas.packed_patches.has_troughs
     assert same_pixels(atlas.sheet("6", troughs=True), before)
@@ -443,7 +443,8 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["figure", str(tmp_path / "with"), "--troughs", "--out", str(out)]) == 0
     assert main(["figure", str(tmp_path / "without"), "--troughs", "--out", str(out)]) == 1
     assert "has no table 'troughs'" in capsys.readouterr().err
-    assert main(["pack", str(tmp_path / "with"), "--no-troughs"]) == 0
-    packed = Atlas(tmp_path / "with").packed_patches
-    assert packed is not None
-    assert not packed.has_troughs
+    for flags, is_packed in (([], False), (["--troughs"], True)):
+        assert main(["pack", str(tmp_path / "with"), *flags]) == 0
+        packed = Atlas(tmp_path / "with").packed_patches
+        assert packed is not None
+        assert packed.has_troughs is is_packed

@@ -89,9 +89,11 @@ def test_every_link_of_every_page_leads_somewhere(atlas: Atlas, second_atlas: At
 
     kinds = Counter(path.rpartition(".")[2] for path, _ in walk(read))
     units = sum(layer.units for each in (atlas, second_atlas) for layer in each.layers)
-    assert kinds["webp"] == 2 * len(ATTRIBUTED)
-    dead = 2
-    assert kinds["jpg"] == 3 * units - dead + 2 * 24, "blocks, large blocks of those that have patches, bands and images"
+    assert kinds["webp"] == 2 * 2 * len(ATTRIBUTED), "attributions, and the heat of them"
+    dead, unrectified = 2, sum(layer.units for each in (atlas, second_atlas) for layer in each.layers if not layer.rectified)
+    assert kinds["jpg"] == 3 * units - dead + unrectified + 2 * 24, (
+        "blocks, large ones of units that have patches, bands, troughs, images"
+    )
     layers = len(atlas.layers) + len(second_atlas.layers)
     images_and_labels = 2 * (24 + len(LABELS))
     network_notes_and_glossary, comparison, image_search = 2 * 3, 1 + len(atlas.layers), 1
@@ -114,7 +116,9 @@ def test_a_unit_page_shows_what_the_tables_hold(site: TestClient, atlas: Atlas) 
             assert [p["value"] for p in page["peaks"]] == pytest.approx([r["value"] for r in rows])
             assert [p["source_image"]["key"] for p in page["peaks"]] == [atlas.key(r["image"]) for r in rows]
             html = site.get(f"/units/{slug(layer.name)}/{unit}.html").text
-            assert html.count('<button type="button" class="show"') == len(rows) + sum(len(b["examples"]) for b in page["bands"])
+            assert html.count('<button type="button" class="show"') == len(rows) + len(page["troughs"]) + sum(
+                len(b["examples"]) for b in page["bands"]
+            )
 
 
 def test_a_unit_page_shows_what_attributions_there_are(site: TestClient, atlas: Atlas) -> None:
@@ -1240,3 +1244,25 @@ def test_a_unit_that_several_layers_show_is_there_once(tmp_path: Path) -> None:
             assert len(set(originals)) == len(originals)
             assert (layer if layer == "3" else "0", unit) not in originals
     assert "views" not in served.get("/units/3/0.html").text
+
+
+def test_a_unit_that_nothing_rectifies_shows_where_it_is_lowest(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, 3, 1)).eval()
+    images = torch.randn(30, 3, 8, 8)
+    atlas = unitscope.scan(network, images, tmp_path / "atlas", layers=["1", "2"])
+    served = client(atlas)
+    with torch.no_grad():
+        lowest = network(images)[:, 1].flatten(1).amin(1).sort()
+    page = served.get("/api/units/2/1.json").json()
+    assert [trough["source_image"]["image"] for trough in page["troughs"]] == lowest.indices[:9].tolist()
+    assert [trough["value"] for trough in page["troughs"]] == pytest.approx(lowest.values[:9].tolist(), rel=1e-4)
+    html = served.get("/units/2/1.html").text
+    assert "Where it is lowest" in html
+    assert 'data-href="../../troughs/2/1.jpg"' in html
+    block = Image.open(io.BytesIO(served.get("/troughs/2/1.jpg").content))
+    assert block.size == (3 * PATCH_PX, 3 * PATCH_PX)
+    whole = served.get("/troughs/2/1.jpg?patch=image").content
+    assert whole != served.get("/troughs/2/1.jpg").content
+    assert served.get("/troughs/1/1.jpg").status_code == 404
+    assert "Where it is lowest" not in served.get("/units/1/1.html").text

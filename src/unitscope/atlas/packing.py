@@ -57,7 +57,7 @@ def pack(
     atlas: Atlas,
     *,
     bands: bool = False,
-    troughs: bool = True,
+    troughs: bool = False,
     pictures_px: int | None = PICTURE_PX,
     size_px: int = PATCH_PX,
     on_images: Callable[[int], None] | None = None,
@@ -65,8 +65,8 @@ def pack(
     """Put the patches of every unit into the atlas, as its table `patches`, and small versions of the images that it mentions (`pictures`).
 
     From then on sheets, figures and pages are drawn from these, and the atlas can go where its images don't. Patches are squares with sides
-    of `size_px` pixels; the longer side of a picture has `pictures_px`, or there are none, where that is None. Troughs are packed where the
-    atlas has them, unless `troughs` is false; with `bands` the images of the sample that a unit is compared with are, too.
+    of `size_px` pixels; the longer side of a picture has `pictures_px`, or there are none, where that is None. With `troughs` those of
+    the troughs are packed, too, where the atlas has them, and with `bands` the images of the sample that a unit is compared with.
 
     Raises `ImagesError` where the images are gone; a warning says how many patches lack theirs.
     """

@@ -116,7 +116,7 @@ _CORE = (
         Column("stride_x", pa.int32(), "how far apart the fields of two cells side by side lie, in network-input pixels"),
         Column("activation", pa.string(), "the activation that follows the ranked value: relu, relu6, gelu, … or none"),
         Column("order", pa.int32(), "the layer's number in call order, among all that could be scanned"),
-        Column("shares_units_of", pa.string(), "the layer whose units these are, seen through activations and normalisations; null where they are its own"),
+        Column("shares_units_of", pa.string(), "the layer whose units these are, seen through activations and normalisations; null where they are its own", optional=True),
     ),
     _core_table(
         "images", "image", "image", "The images that a candidate, a trough or the sample mentions",

@@ -89,9 +89,7 @@ class PackFlags:
 
     size: Annotated[int, Parameter(help="The side of a patch, in pixels.", metavar="PX")] = 64
     bands: Annotated[bool, Parameter(help="Also the images of the sample that each unit is compared with.")] = False
-    troughs: Annotated[
-        bool, Parameter(help="Also the patches of the troughs, where the atlas has them.", negative="--no-troughs")
-    ] = True
+    troughs: Annotated[bool, Parameter(help="Also the patches of the troughs, where the atlas has them.")] = False
     pictures: Annotated[
         int, Parameter(help="The longer side of the small version that is kept of each image, in pixels.", metavar="PX")
     ] = 320

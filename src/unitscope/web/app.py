@@ -46,6 +46,7 @@ from unitscope.web.pictures import (
     draw_large_block,
     draw_predicted_image,
     draw_source_image,
+    draw_troughs,
 )
 from unitscope.web.protection import KnownHosts, ProtectiveHeaders, SameOrigin
 from unitscope.web.queries import AtlasQueries
@@ -162,6 +163,7 @@ class AtlasRoutes:
             Route("/notes.json", notes.answer, methods=["GET", "PUT"]),
             Route("/blocks/{layer_slug}/{unit:number}.jpg", self._answer_block),
             Route("/large-blocks/{layer_slug}/{unit:number}.jpg", partial(self._answer_patches, draw_large_block)),
+            Route("/troughs/{layer_slug}/{unit:number}.jpg", partial(self._answer_patches, draw_troughs)),
             Route("/bands/{layer_slug}/{unit:number}.jpg", partial(self._answer_patches, draw_bands)),
             Route(
                 "/attributions/{method}/{layer_slug}/{unit:number}.webp", partial(self._answer_attributions, draw_attributions)

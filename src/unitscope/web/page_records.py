@@ -321,7 +321,7 @@ class Facet:
 class UnitPage:
     """One unit: what it is, its peaks, images of the sample to compare them with, and similar units.
 
-    The unit's block has `patch_columns` patches side by side. `meaning` is what is known of it, `sentence` the same in words. `facets` are there where there are several. `views` are other layers that show the unit, before or after normalisation and activation.
+    The unit's block has `patch_columns` patches side by side. `meaning` is what is known of it, `sentence` the same in words. `facets` are there where there are several. `troughs` are its lowest cells, none where a rectifier follows; `trough_tie` says which of them tie. `views` are other layers that show the unit, before or after normalisation and activation.
 
     `ceiling` is the most that the activation after the layer passes on, None where that has no bound. `attribution_methods` names the methods that were used on the unit, each with what it does; `missing_methods` those that weren't, `attribution_errors` those whose
     tables can't be read, each with the reason. `tables` is what added tables of units say of it, `table_errors` why some can't be read.
@@ -342,6 +342,8 @@ class UnitPage:
     previous_unit: int | None
     next_unit: int | None
     peaks: list[Example]
+    troughs: list[Example]
+    trough_tie: Tie | None
     bands: list[Band]
     histogram: Histogram | None
     labels: list[LabelShare]

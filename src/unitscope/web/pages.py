@@ -131,6 +131,8 @@ class PageBuilder:
             previous_unit=unit - 1 if unit else None,
             next_unit=unit + 1 if unit + 1 < layer.units else None,
             peaks=queries.peaks(name, unit),
+            troughs=queries.troughs(name, unit),
+            trough_tie=queries.trough_ties(name).get(unit),
             bands=[Band(band, examples) for band, examples in queries.bands(name, unit).items()],
             histogram=_histogram(queries.unit_sample(name, unit).values(unit), statistics.highest),
             labels=self._label_shares(name, unit),
