@@ -79,6 +79,17 @@ def test_a_layer_is_described(
     assert (layer.stride_y, layer.stride_x) == (stride, stride)
 
 
+class _OwnConvolution(nn.Conv2d):
+    """A convolution with a module inside."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.pad = nn.Identity()
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return F.conv2d(self.pad(maps), self.weight, self.bias)
+
+
 class _Shared(nn.Module):
     """Convolutions whose units pass through norms and activations, of modules, functions, in place and called twice."""
 
@@ -86,11 +97,12 @@ class _Shared(nn.Module):
         super().__init__()
         self.first, self.norm, self.relu = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True)
         self.drop, self.pool, self.second = nn.Dropout(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 1)
+        self.own = _OwnConvolution(4, 4, 1)
         self.group, self.silu, self.flat, self.head = nn.GroupNorm(2, 4), nn.SiLU(), nn.Flatten(), nn.Linear(36, 5)
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.drop(self.relu(self.norm(self.first(images))))
-        maps = self.relu(self.silu(self.group(self.second(self.pool(maps)))) + 1)
+        maps = self.relu(self.silu(self.group(self.own(self.second(self.pool(maps))))) + 1)
         return self.head(self.flat(maps))
 
 
@@ -98,7 +110,7 @@ def test_units_are_those_of_the_layer_that_made_them() -> None:
     layers = trace(_Shared(), torch.zeros(1, 3, 8, 8)).layers
     assert {traced.name: traced.layer.shares_units_of for traced in layers} == {
         "first": None, "norm": "first", "relu": "first", "drop": "first", "pool": None,
-        "second": None, "group": "second", "silu": "second", "relu#2": None, "flat": None, "head": None,
+        "second": None, "own.pad": "second", "own": None, "group": "own", "silu": "own", "relu#2": None, "flat": None, "head": None,
     }  # fmt: skip
 
 

@@ -393,7 +393,7 @@ def test_a_page_of_a_name_has_its_units(pages: PageBuilder) -> None:
     assert "units are named so" in html_of(page)
     assert msgspec.json.decode(encode_json(page), type=ConceptPage) == page
     assert pages.concept_page("nothing") is None
-    assert ["red", "red", page.unit_count] in pages.search_index()["names"]
+    assert ["red", "red", page.unit_count] in [found[:3] for found in pages.search_index()["names"]]
 
 
 def test_pages_of_names_are_served(complete: unitscope.Atlas) -> None:

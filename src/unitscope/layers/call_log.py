@@ -67,9 +67,9 @@ class CallLog:
         return None if maker is call else maker.layer_name
 
     def _maker_of_units(self, call: ModuleCall) -> ModuleCall:
-        if call.input is None or call.output is None or call.input.shape != call.output.shape:
+        if not call.is_leaf or call.input is None or call.output is None or call.input.shape != call.output.shape:
             return call
-        keeps_value = call.is_leaf and call.input.value == call.output.value
+        keeps_value = call.input.value == call.output.value
         maker = self._makers.get(call.input.value)
         if maker is None or not (keeps_value or _is_norm(call) or self._activations.is_activation(call)):
             return call
@@ -180,13 +180,12 @@ class CallLog:
 
     @cached_property
     def _makers(self) -> dict[int, ModuleCall]:
-        """By value, the leaf call that made it."""
-        calls = (call for call in self._calls if call.is_leaf and call.output is not None)
-        return {
-            call.output.value: call
-            for call in calls
-            if call.output is not None and (call.input is None or call.input.value != call.output.value)
-        }
+        """By value, the layer call that made it."""
+        makers: dict[int, ModuleCall] = {}
+        for call in self.layer_calls():
+            if call.output is not None and (call.input is None or call.input.value != call.output.value):
+                makers.setdefault(call.output.value, call)
+        return makers
 
     @cached_property
     def _leaf_calls_reading(self) -> dict[int, list[ModuleCall]]:

@@ -294,7 +294,12 @@ class PageBuilder:
                 for layer in self.queries.layers
             ],
             "names": [
-                [concepts.names[node], concept_slug, len(concepts.units[node])]
+                [
+                    concepts.names[node],
+                    concept_slug,
+                    len(units := concepts.units[node]),
+                    f"{slug(units[0].layer)}/{units[0].unit}",
+                ]
                 for concept_slug, node in self._concepts_by_slug.items()
             ],
             "labels": [[in_words(label), label_slug] for label_slug, label in self._labels_by_slug.items()],

@@ -62,6 +62,10 @@
     return rows.filter((row) => words.every((word) => row[0].toLowerCase().includes(word))).sort((a, b) => isExact(b) - isExact(a));
   }
 
+  // The block of a unit, `LAYER/UNIT`; an exported site has blocks in pictures of many alone.
+  const blockOf = (unit) => (document.documentElement.dataset.site === undefined ? `blocks/${unit}.jpg` : null);
+  const unitResult = (name, slug, unit) => ({ text: `${name} ${unit}`, note: "unit", href: `units/${slug}/${unit}.html`, picture: blockOf(`${slug}/${unit}`) });
+
   function* results(query, index) {
     const words = query.toLowerCase().split(/\s+/).filter(Boolean);
     if (!words.length) {
@@ -72,17 +76,19 @@
     if (/^\d+$/.test(lastWord) && words.length > 1) {
       const unit = Number(lastWord);
       for (const [name, slug, units] of matching(index.layers, words.slice(0, -1))) {
-        if (unit < units) yield { text: `${name} ${unit}`, note: "unit", href: `units/${slug}/${unit}.html` };
+        if (unit < units) yield unitResult(name, slug, unit);
       }
     }
     if (/^\d+$/.test(lastWord) && words.length === 1) {
       const unit = Number(lastWord);
       for (const [name, slug, units] of index.layers) {
-        if (unit < units) yield { text: `${name} ${unit}`, note: "unit", href: `units/${slug}/${unit}.html` };
+        if (unit < units) yield unitResult(name, slug, unit);
       }
     }
     yield* matching(index.layers, words).map(layerResult);
-    for (const [name, slug, units] of matching(index.names, words)) yield { text: name, note: units === 1 ? "name of one unit" : `name of ${units} units`, href: `concepts/${slug}.html` };
+    for (const [name, slug, units, best] of matching(index.names, words)) {
+      yield { text: name, note: units === 1 ? "name of one unit" : `name of ${units} units`, href: `concepts/${slug}.html`, picture: blockOf(best) };
+    }
     for (const [name, position] of matching(index.classes, words)) yield { text: name, note: "class", href: `classes/${position}.html` };
     for (const [name, slug] of matching(index.labels, words)) yield { text: name, note: "label", href: `labels/${slug}.html` };
     for (const [key, number] of matching(index.images, words)) yield { text: key, note: "image", href: `images/${number}.html`, picture: `images/${number}.jpg` };
