@@ -344,17 +344,24 @@ def test_notes_and_downloads_are_accessible(browser: Browser, served: str, expor
         check("a unit with a note")
         page.get_by_role("button", name="Note", exact=True).click()
         check("a unit's note")
-        page.locator(".downloads summary").click()
+        open_downloads(page)
         check("downloads")
         page.keyboard.press("Escape")
         expect(page.locator(".downloads")).not_to_have_attribute("open", "")
         page.goto(site + "layers/relu.html")
-        page.locator(".downloads summary").click()
+        open_downloads(page)
         check("a layer")
         watched.context.close()
 
 
 # ── downloads ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def open_downloads(page: Page) -> None:
+    """On a phone they are behind the menu."""
+    if page.locator("#menu-open").is_visible() and not page.locator("#menu[data-open]").count():
+        page.locator("#menu-open").click()
+    page.locator(".downloads summary").click()
 
 
 def downloaded(page: Page, name: str | Any, role: Any = "link") -> tuple[str, bytes]:
