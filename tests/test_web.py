@@ -34,11 +34,12 @@ from starlette.testclient import TestClient
 import unitscope
 from unitscope.atlas import Atlas
 from unitscope.atlas.patches import cut_attributions, resolve_patch_kind
+from unitscope.attribution.methods import spread
 from unitscope.drawing import GREY, PAGE_GROUND, SHEET_GROUND, Ground
 from unitscope.errors import AtlasError
 from unitscope.layers import trace
 from unitscope.records import Peak, Preprocessing, Response
-from unitscope.responses import open_responses
+from unitscope.responses import open_activations, open_responses
 from unitscope.web import ExplorerOptions, create_explorer, export
 from unitscope.web.addresses import slug
 from unitscope.web.blocks import BlockDrawer
@@ -1266,3 +1267,47 @@ def test_a_unit_that_nothing_rectifies_shows_where_it_is_lowest(tmp_path: Path) 
     assert whole != served.get("/troughs/2/1.jpg").content
     assert served.get("/troughs/1/1.jpg").status_code == 404
     assert "Where it is lowest" not in served.get("/units/1/1.html").text
+
+
+def test_activations_are_read_from_the_network_where_none_were_stored(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(2)).eval()
+    images = torch.randn(20, 3, 8, 8)
+    atlas = unitscope.scan(network, images, tmp_path / "atlas", layers=["1", "2"])
+    with open_activations(atlas, network) as read, torch.no_grad():
+        for layer, unit, length in (("1", 2, 3), ("2", 1, 2)):
+            maps = (network[0] if layer == "1" else network)(images)[:, unit].numpy()
+            order = atlas.peaks(layer, unit)["image"].to_pylist()
+            spread = read(layer, unit)
+            assert spread.shape == (9, 8, 8)
+            cells = (
+                spread
+                if length == 3
+                else (spread[:, ::2, ::2] + spread[:, 1::2, 1::2] + spread[:, ::2, 1::2] + spread[:, 1::2, ::2]) / 4
+            )
+            inner = np.s_[:, 1:-1, 1:-1]
+            assert np.corrcoef(cells[inner].ravel(), maps[order][inner].ravel())[0, 1] > (0.999 if length == 3 else 0.9)
+        served = client(atlas, read_activations=read)
+        assert '<option value="activation"' in served.get("/units/1/2.html").text
+        heat = np.asarray(Image.open(io.BytesIO(served.get("/heat/activation/1/2.webp?patch=image").content)), float)
+        for row in atlas.peaks("1", 2).to_pylist():
+            top, left = (row["rank"] - 1) // 3 * 128, (row["rank"] - 1) % 3 * 128
+            y, x = np.unravel_index(heat[top : top + 128, left : left + 128, 3].argmax(), (128, 128))
+            assert abs(y / 16 - row["y"] - 0.5) < 1
+            assert abs(x / 16 - row["x"] - 0.5) < 1
+        assert served.get("/heat/gradient/1/2.webp").status_code == 404
+    assert client(atlas).get("/heat/activation/1/2.webp").status_code == 404
+    assert "No heat or attribution was computed" in client(atlas).get("/units/1/2.html").text
+
+
+@pytest.mark.parametrize(("y", "size"), [([1.5, 3.5, 5.5], (8, 8)), ([4.0] * 3, (9, 8))])
+def test_a_map_has_its_values_at_its_cells_centres(y: list[float], size: tuple[int, int]) -> None:
+    """Where centres don't tell cells apart, these share the input evenly."""
+    maps, x = torch.arange(6.0).reshape(1, 1, 3, 2), [2.5, 4.5]
+    spread_map = spread(maps, (np.array(y), np.array(x)), size)[0, 0].numpy()
+    assert spread_map.shape == size
+    rows = [1, 3, 5] if len(set(y)) > 1 else [1, 4, 7]
+    np.testing.assert_allclose(spread_map[rows][:, [2, 4]], maps[0, 0].numpy())
+    assert spread_map[rows[0], 3] == pytest.approx(0.5), "half way between two cells"
+    assert spread_map.min() == 0
+    assert spread_map.max() == 5

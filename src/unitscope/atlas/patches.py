@@ -1,10 +1,11 @@
 """Patches of an atlas: which box of the source image each shows, and its pixels. How they are cut is `unitscope.drawing`'s."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -263,14 +264,37 @@ def cut_attributions(
 
     Raises `AtlasError` where the method has no table, or a stale or broken one.
     """
-    boxes = {(peak.unit, peak.rank): box for peak, box in zip(peaks, _boxes_on_input(atlas, peaks, kind), strict=True)}
-    pictures = dict.fromkeys(boxes, Image.new("RGB", (size_px, size_px), ground.empty))
+    keys = {(peak.unit, peak.rank) for peak in peaks}
     units = sorted({peak.unit for peak in peaks})
-    for row in atlas.attributions(method, peaks[0].layer, units).to_pylist() if peaks else ():
-        key = row["unit"], row["rank"]
-        if key in boxes:
-            crop = Crop.of(boxes[key], Box(0, 0, *atlas.input_size), atlas.input_size)
-            pictures[key] = cut_patch(_attribution_on_input(atlas, row), crop, size_px, ground)
+    rows = atlas.attributions(method, peaks[0].layer, units).to_pylist() if peaks else []
+    on_input = {
+        (row["unit"], row["rank"]): partial(_attribution_on_input, atlas, row)
+        for row in rows
+        if (row["unit"], row["rank"]) in keys
+    }
+    return cut_from_input(atlas, peaks, kind, on_input, size_px, ground)
+
+
+def cut_from_input(
+    atlas: AtlasReader,
+    peaks: Sequence[Peak],
+    kind: str,
+    on_input: Mapping[UnitRank, Callable[[], Image.Image]],
+    size_px: int,
+    ground: Ground,
+) -> dict[UnitRank, Image.Image]:
+    """The boxes of the patches of some peaks of one layer, cut from pictures of the network's input, which `on_input` draws; an empty picture
+    where there is none."""
+    pictures = {}
+    for peak, box in zip(peaks, _boxes_on_input(atlas, peaks, kind), strict=True):
+        key = peak.unit, peak.rank
+        crop = Crop.of(box, Box(0, 0, *atlas.input_size), atlas.input_size)
+        has_picture = key in on_input
+        pictures[key] = (
+            cut_patch(on_input[key](), crop, size_px, ground)
+            if has_picture
+            else Image.new("RGB", (size_px, size_px), ground.empty)
+        )
     return pictures
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 
 from torch import nn
 
@@ -9,9 +10,10 @@ from unitscope.arguments import unit_numbers
 from unitscope.atlas import Atlas
 from unitscope.attribution.backward import LayerAttribution
 from unitscope.attribution.gradient_checkpoints import keep_checkpoint_graphs
-from unitscope.attribution.methods import METHODS, Method
+from unitscope.attribution.methods import METHODS, ActivationMethod, Method
 from unitscope.attribution.store import AttributionStore
 from unitscope.errors import AtlasError, suggestion
+from unitscope.layers import TracedLayer
 from unitscope.networks import Network
 from unitscope.records import Layer, Peak
 from unitscope.session.stored import layer_tolerance, open_atlas_session
@@ -55,7 +57,8 @@ def attribute(
         for traced in session.layers:
             remaining = store.missing(traced.name, peaks_by_layer[traced.name])
             on_peaks(len(peaks_by_layer[traced.name]) - len(remaining))
-            attribution = LayerAttribution(session, chosen_method, traced, layer_tolerance(atlas, traced.name))
+            method_of_layer = _placed(chosen_method, traced)
+            attribution = LayerAttribution(session, method_of_layer, traced, layer_tolerance(atlas, traced.name))
             with closing(attribution.attributions(remaining)) as attributions:
                 for attribution_image in attributions:
                     store.add(attribution_image)
@@ -69,6 +72,12 @@ def _method(name: str) -> Method:
     if name not in METHODS:
         raise AtlasError(f"method is one of {', '.join(METHODS)}, not {name!r}.{suggestion(name, METHODS)}")
     return METHODS[name]
+
+
+def _placed(method: Method, traced: TracedLayer) -> Method:
+    """The method, which knows where a layer's cells lie if it has to."""
+    fields = traced.receptive_fields
+    return replace(method, centres=(fields.centres_y, fields.centres_x)) if isinstance(method, ActivationMethod) else method
 
 
 def _peaks_by_layer(atlas: Atlas, layers: Sequence[str] | str | None, units: Sequence[int] | None) -> dict[str, list[Peak]]:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import interpolate
 from torch.utils.checkpoint import CheckpointError
 
 from unitscope.attribution.cropped_backward import CroppedBackward
@@ -21,6 +20,7 @@ from unitscope.attribution.rectifiers import RectifierRule, deconvnet, guided_ba
 from unitscope.errors import NetworkError, first_line
 from unitscope.networks import as_float32
 from unitscope.networks.gradients import ContiguousNormGradients
+from unitscope.receptive_fields import Array
 
 Forward = Callable[[Tensor], Tensor]
 """From images to the activation maps of one layer, with autograd's graph where that is on."""
@@ -137,10 +137,13 @@ def occlusion_squares(height: int, width: int) -> Iterator[tuple[slice, slice]]:
 
 @dataclass(frozen=True, slots=True)
 class ActivationMethod:
-    """The unit's activation map, spread over the image's pixels: each cell stands in the middle of its share of them, and values between
-    cells are interpolated (as Bau et al. 2017, section 2.2, lay maps over images)."""
+    """The unit's activation map, spread over the image's pixels (as Bau et al. 2017, section 2.2, lay maps over images).
+
+    `centres` say where the cells lie, along y and x, in network-input pixels; see `spread`.
+    """
 
     name: str
+    centres: tuple[Array, Array] | None = None
     needs_whole_image: bool = True
 
     def attribute(self, forward: Forward, images: Tensor, rounds: Sequence[TargetCells]) -> Iterator[BatchAttribution]:
@@ -148,7 +151,24 @@ class ActivationMethod:
             maps = forward(images.clone())
         for cells in rounds:
             of_unit = as_float32(maps[torch.arange(len(maps), device=maps.device), cells.unit])[:, None]
-            yield BatchAttribution(cells.values_in(maps), interpolate(of_unit, images.shape[2:], mode="bilinear"))
+            yield BatchAttribution(cells.values_in(maps), spread(of_unit, self.centres, images.shape[2:]))
+
+
+def spread(
+    maps: Float[Tensor, "image channel y x"], centres: tuple[Array, Array] | None, size: Sequence[int]
+) -> Float[Tensor, "image channel height width"]:
+    """Activation maps over the pixels of an input of that height and width: at its centre each cell has its value, between them it is
+    interpolated. Cells whose centres don't tell them apart, as those that see the whole input, share the input evenly."""
+    for axis, length in enumerate(size):
+        of_axis = None if centres is None else np.asarray(centres[axis], dtype=np.float64)
+        count = maps.shape[2 + axis]
+        if of_axis is None or len(of_axis) != count or not (np.diff(of_axis) > 0).all():
+            of_axis = (np.arange(count) + 0.5) * length / count
+        pixels = np.arange(length) + 0.5
+        weights = np.stack([np.interp(pixels, of_axis, row) for row in np.eye(count)], axis=1)  # of shape (pixel, cell)
+        on_device = torch.from_numpy(weights).to(maps)
+        maps = torch.movedim(torch.movedim(maps, 2 + axis, -1) @ on_device.T, -1, 2 + axis)
+    return maps
 
 
 METHODS: dict[str, Method] = {

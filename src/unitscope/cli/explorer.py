@@ -15,7 +15,7 @@ from cyclopts.validators import Number
 from unitscope.cli.networks import network_by_trusted_code
 from unitscope.cli.output import progress_bar
 from unitscope.cli.parameters import AtlasFolder, Device, MovedImages, SecondAtlas, TrustCode
-from unitscope.errors import WHERE_IMAGES_ARE, UnitscopeError
+from unitscope.errors import WHERE_IMAGES_ARE, ImagesError, UnitscopeError
 
 if TYPE_CHECKING:
     from unitscope.atlas import Atlas
@@ -44,6 +44,8 @@ def serve(
         options = ExplorerOptions(compared, search, (*LOOPBACK, host) if is_local else ("*",), why_no_search)
         if search is not None and search.can_explain:
             options = replace(options, explain_image=search.explain)
+        if search is not None and search.has_images:
+            options = replace(options, read_activations=search.activations)
         application = create_explorer(opened, options)
         listener = _listening_socket(host, port)
         _print_address(listener, host, atlas, is_local)
@@ -72,13 +74,14 @@ def export(
 
 
 class LazySearch:
-    """Search by image; the network is loaded for the first image, and belongs to `resources` from then on."""
+    """Search by image, and activation maps; the network is loaded for the first of them, and belongs to `resources` from then on."""
 
     def __init__(self, atlas: "Atlas", device: str, trust_code: bool, resources: ExitStack) -> None:
         self._atlas, self._device, self._trust_code, self._resources = atlas, device, trust_code, resources
         self._loading = Lock()
         self._respond: Callable[[Any], Any] | None = None
         self._explainer: Explainer | None = None
+        self._read_activations: Callable[[str, int], Any] | None = None
 
     def __call__(self, image: Any) -> Any:
         """What each layer of the atlas says to an image; may be called from several threads."""
@@ -95,6 +98,25 @@ class LazySearch:
         """True where effects were measured, so that mean maps are there to take units away with."""
         readable = {table.name for table in self._atlas.tables() if table.problem is None}
         return {"mean_maps", "effect_layers"} <= readable
+
+    @property
+    def has_images(self) -> bool:
+        """True where the images of the atlas are at hand."""
+        try:
+            _ = self._atlas.source
+        except ImagesError:
+            return False
+        return True
+
+    def activations(self, layer: str, unit: int) -> Any:
+        """A unit's activation maps in the images of its peaks; may be called from several threads."""
+        with self._loading:
+            if self._read_activations is None:
+                from unitscope.responses import open_activations
+
+                network = network_by_trusted_code(self._atlas, self._trust_code)
+                self._read_activations = self._resources.enter_context(open_activations(self._atlas, network, self._device))
+        return self._read_activations(layer, unit)
 
     def explain(self, image: Any, question: Any) -> Any:
         """Why the network gives an image its class; may be called from several threads."""

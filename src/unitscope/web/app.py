@@ -11,6 +11,8 @@ from threading import Thread
 from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.convertors import Convertor, register_url_convertor
@@ -39,6 +41,7 @@ from unitscope.web.page_records import ImageSearchPage, Page, units_shown_on
 from unitscope.web.pages import PageBuilder
 from unitscope.web.patch_kinds import PATCH_KINDS, patch_kind
 from unitscope.web.pictures import (
+    draw_activation_heat,
     draw_attributions,
     draw_bands,
     draw_heat,
@@ -55,6 +58,8 @@ from unitscope.web.static_site import STATIC, search_index_script
 from unitscope.web.uploads import UploadEndpoint
 
 LOG = logging.getLogger(__name__)
+ReadActivations = Callable[[str, int], NDArray[np.float32]]
+"""From a layer's name and a unit to its activation maps over the network's input, of shape (peak, y, x); passed in, as the network is."""
 LOOPBACK = ("localhost", "127.0.0.1")
 NOTES_OFF = "this server is there for other machines, too, so that nobody's notes are kept beside the atlas"
 
@@ -65,7 +70,7 @@ class ExplorerOptions:
 
     `run_network` runs the network over an uploaded image, and `explain_image` says why it has its class, where effects were measured; `search_off_reason` says why images can't be searched with, where they could
     be if the user wished. `hosts` are the names and addresses by which requests may call this server; `*` is any. An upload may take
-    `upload_s` seconds. Pages of other sites, such as notebooks, may show these in a frame where `may_be_framed` says so.
+    `upload_s` seconds. `read_activations` gives activation maps of units that none were stored of. Pages of other sites, such as notebooks, may show these in a frame where `may_be_framed` says so.
     """
 
     compared_atlas: Atlas | None = None
@@ -74,6 +79,7 @@ class ExplorerOptions:
     search_off_reason: str | None = None
     upload_s: float = 60
     explain_image: ExplainImage | None = None
+    read_activations: ReadActivations | None = None
     may_be_framed: bool = False
 
     @property
@@ -103,7 +109,7 @@ def create_explorer(atlas: Atlas, options: ExplorerOptions | None = None) -> Sta
     Raises `AtlasError` where the atlas is broken.
     """
     options = options or ExplorerOptions()
-    pages = _open_pages(atlas)
+    pages = _open_pages(atlas, options.read_activations is not None)
     compared_pages = _open_pages(options.compared_atlas) if options.compared_atlas is not None else None
     routes = AtlasRoutes(pages, options, compared_pages).every_route()
     if compared_pages is not None:
@@ -119,10 +125,10 @@ def create_explorer(atlas: Atlas, options: ExplorerOptions | None = None) -> Sta
     return Starlette(routes=routes, middleware=middleware, exception_handlers=error_handlers, lifespan=lifespan)
 
 
-def _open_pages(atlas: Atlas) -> PageBuilder:
+def _open_pages(atlas: Atlas, has_activations: bool = False) -> PageBuilder:
     queries = AtlasQueries(atlas)
     queries.check()
-    return PageBuilder(queries)
+    return PageBuilder(queries, has_activations)
 
 
 @asynccontextmanager
@@ -168,7 +174,7 @@ class AtlasRoutes:
             Route(
                 "/attributions/{method}/{layer_slug}/{unit:number}.webp", partial(self._answer_attributions, draw_attributions)
             ),
-            Route("/heat/{method}/{layer_slug}/{unit:number}.webp", partial(self._answer_attributions, draw_heat)),
+            Route("/heat/{method}/{layer_slug}/{unit:number}.webp", self._answer_heat),
             Route("/images/{image:number}.jpg", partial(self._answer_image, draw_image)),
             Route("/source-images/{image:number}.jpg", partial(self._answer_image, draw_source_image)),
             Route("/predicted-images/{image:number}.jpg", self._answer_predicted_image),
@@ -244,6 +250,19 @@ class AtlasRoutes:
             raise HTTPException(404)
         kind = patch_kind(request, with_cookie=False)
         content = await run_in_threadpool(draw, self._pages.queries.atlas, method, layer.name, unit, kind)
+        return Response(content, media_type="image/webp", headers={"Cache-Control": "max-age=60"})
+
+    async def _answer_heat(self, request: Request) -> Response:
+        (layer, unit), method, read = self._unit_of(request), request.path_params["method"], self._options.read_activations
+        is_stored = (layer.name, unit) in self._pages.queries.attributed_units.get(method, ())
+        if is_stored or method != "activation" or read is None:
+            return await self._answer_attributions(draw_heat, request)
+        try:
+            maps = await run_in_threadpool(read, layer.name, unit)
+        except ImagesError as reason:
+            raise HTTPException(404, f"The activation can't be had: {reason}.") from reason
+        kind = patch_kind(request, with_cookie=False)
+        content = await run_in_threadpool(draw_activation_heat, self._pages.queries.atlas, layer.name, unit, maps, kind)
         return Response(content, media_type="image/webp", headers={"Cache-Control": "max-age=60"})
 
     async def _answer_image(self, draw: Callable[..., bytes], request: Request) -> Response:

@@ -323,7 +323,7 @@ class UnitPage:
 
     The unit's block has `patch_columns` patches side by side. `meaning` is what is known of it, `sentence` the same in words. `facets` are there where there are several. `troughs` are its lowest cells, none where a rectifier follows; `trough_tie` says which of them tie. `views` are other layers that show the unit, before or after normalisation and activation.
 
-    `ceiling` is the most that the activation after the layer passes on, None where that has no bound. `attribution_methods` names the methods that were used on the unit, each with what it does; `missing_methods` those that weren't, `attribution_errors` those whose
+    `ceiling` is the most that the activation after the layer passes on, None where that has no bound. `attribution_methods` names the methods that were used on the unit, each with what it does; `heat_methods` those whose strength can be laid over patches, `missing_methods` those that can't; `attribution_errors` those whose
     tables can't be read, each with the reason. `tables` is what added tables of units say of it, `table_errors` why some can't be read.
     `effects` and `circuit` are None where they weren't looked for.
     """
@@ -350,6 +350,7 @@ class UnitPage:
     similar_units: list[SimilarUnit]
     ceiling: float | None
     attribution_methods: dict[str, str]
+    heat_methods: list[str]
     missing_methods: list[str]
     attribution_errors: dict[str, str]
     tables: list[TableOfUnit]

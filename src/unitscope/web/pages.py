@@ -66,10 +66,11 @@ BINS = 32
 
 
 class PageBuilder:
-    """Builds the pages of one atlas. A method gives None where there is no such page."""
+    """Builds the pages of one atlas. A method gives None where there is no such page. With `has_activations` activation maps can be had of units that
+    none were stored of."""
 
-    def __init__(self, queries: AtlasQueries) -> None:
-        self.queries = queries
+    def __init__(self, queries: AtlasQueries, has_activations: bool = False) -> None:
+        self.queries, self._has_activations = queries, has_activations
 
     @cached_property
     def atlas_summary(self) -> AtlasSummary:
@@ -123,6 +124,8 @@ class PageBuilder:
         name, statistics = layer.name, queries.unit_statistics(layer.name)[unit]
         meaning = queries.meanings(name)[unit]
         attributed = [method for method, units in queries.attributed_units.items() if (name, unit) in units]
+        has_live = self._has_activations and "activation" not in attributed
+        heat_methods = ["activation", *attributed] if has_live else attributed
         return UnitPage(
             f"units/{layer_slug}/{unit}.html", self.atlas_summary, layer, queries.patch_size(name), block_side(min(queries.atlas.k, MAX_PATCHES)), statistics,
             meaning, meaning.sentence(),
@@ -139,7 +142,8 @@ class PageBuilder:
             similar_units=queries.similar_units(name, unit, MAX_SIMILAR_UNITS),
             ceiling=ceiling(layer.activation),
             attribution_methods={method: ATTRIBUTION_METHODS[method] for method in attributed},
-            missing_methods=[method for method in ATTRIBUTION_METHODS if method not in attributed],
+            heat_methods=heat_methods,
+            missing_methods=[method for method in ATTRIBUTION_METHODS if method not in heat_methods],
             attribution_errors=queries.attribution_errors,
             tables=queries.layer_tables(name).tables_of(unit),
             table_errors=dict(queries.layer_tables(name).errors),

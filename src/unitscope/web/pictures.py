@@ -1,17 +1,19 @@
 """Pictures on the pages, as the bytes of image files: source images, attributions, and patches in a square."""
 
 from collections.abc import Sequence
+from functools import partial
 from io import BytesIO
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from unitscope.atlas import Atlas
 from unitscope.atlas.attribution_images import MAX_STEPS, ZERO_PIXEL
 from unitscope.atlas.figures import block_notice
 from unitscope.atlas.packed import JPEG_QUALITY, block_side
-from unitscope.atlas.patches import cut_attributions, resolve_patch_kind
+from unitscope.atlas.patches import cut_attributions, cut_from_input, resolve_patch_kind
 from unitscope.atlas.reading import MAX_PATCHES
 from unitscope.drawing import (
     ACCENT,
@@ -31,6 +33,8 @@ from unitscope.web.queries import AtlasQueries
 
 PATCH_PX, LARGE_PATCH_PX = 64, 160
 ATTRIBUTION_PX = 2 * PATCH_PX
+ZERO_GROUND = Ground(((ZERO_PIXEL,) * 3, (ZERO_PIXEL,) * 3), (ZERO_PIXEL,) * 3)
+"""Where no attribution says anything, it is zero."""
 MAX_HEAT, HEAT_BLUR_PX = 0.8, 2
 """How much of a patch its strongest attribution hides, and how far that is blurred: gradients are speckled."""
 MAX_IMAGE_PX = 1024
@@ -75,11 +79,33 @@ def draw_attributions(atlas: Atlas, method: str, layer: str, unit: int, patch_ki
 def draw_heat(atlas: Atlas, method: str, layer: str, unit: int, patch_kind: str = "auto") -> bytes:
     """How strong that is, to be laid over the patches, as WebP: the stronger, the less is seen through it. Orange is above zero, blue below;
     of activation maps that are rectified there is nothing below."""
-    zero = (ZERO_PIXEL,) * 3
-    shades = np.asarray(_attributions(atlas, method, layer, unit, patch_kind, Ground((zero, zero), zero)), dtype=np.float32)
-    values = (shades - ZERO_PIXEL) / MAX_STEPS
+    square = _attributions(atlas, method, layer, unit, patch_kind, ZERO_GROUND)
+    return _heat(square, method == "activation" and atlas.layer(layer).rectified)
+
+
+def draw_activation_heat(
+    atlas: Atlas, layer: str, unit: int, activations: NDArray[np.float32], patch_kind: str = "auto"
+) -> bytes:
+    """The same of activation maps over the network's input, of shape (peak, y, x), each as a share of its strongest value."""
+    patch_count = min(atlas.k, MAX_PATCHES)
+    peaks = [Peak(**row) for row in atlas.peaks(layer, unit).to_pylist()][:patch_count]
+
+    def draw(values: NDArray[np.float32]) -> Image.Image:
+        shares = np.nan_to_num(values / (np.abs(values[np.isfinite(values)]).max(initial=0) or 1))
+        return Image.fromarray(np.rint(ZERO_PIXEL + MAX_STEPS * shares.clip(-1, 1)).astype(np.uint8)).convert("RGB")
+
+    on_input = {(peak.unit, peak.rank): partial(draw, values) for peak, values in zip(peaks, activations, strict=False)}
+    kind = resolve_patch_kind(atlas, atlas.layer(layer), patch_kind)
+    images = cut_from_input(atlas, peaks, kind, on_input, ATTRIBUTION_PX, ZERO_GROUND)
+    square = draw_grid(list(images.values()), block_side(patch_count) ** 2, ATTRIBUTION_PX, gap_px=0, ground=ZERO_GROUND)
+    return _heat(square, atlas.layer(layer).rectified)
+
+
+def _heat(square: Image.Image, is_rectified: bool) -> bytes:
+    """Shades around grey as strength and sign."""
+    values = (np.asarray(square, dtype=np.float32) - ZERO_PIXEL) / MAX_STEPS
     strongest = np.take_along_axis(values, np.abs(values).argmax(2)[..., None], 2)
-    if method == "activation" and atlas.layer(layer).rectified:
+    if is_rectified:
         strongest = strongest.clip(0)
     colours = np.where(strongest > 0, np.array(ACCENT), np.array(LOWERS))
     opacity = Image.fromarray((MAX_HEAT * 255 * np.abs(strongest[..., 0]).clip(0, 1)).astype(np.uint8))
