@@ -144,7 +144,7 @@ def main(atlas: str, folder: str, share: str, shares: str) -> int:
     """What one process does. An error is one line on stderr."""
     Thread(target=_end_with_input, daemon=True).start()
     try:
-        pages = PageBuilder(AtlasQueries(Atlas(atlas), by_layer=True))
+        pages = PageBuilder(AtlasQueries(Atlas(atlas)))
         unit_counts = {layer.name: layer.units for layer in pages.queries.layers}
         Bundles(pages, Path(folder), SiteAddresses("", unit_counts)).write(int(share), int(shares))
     except (UnitscopeError, OSError) as error:

@@ -7,9 +7,7 @@ from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from unitscope.atlas.depth import DEPTH_PLOTS, SIZE_PLOT
 from unitscope.atlas.figures import choose_overview_layers, draw_units
@@ -29,9 +27,7 @@ from unitscope.web.page_records import (
     DepthCurve,
     DepthPlot,
     Example,
-    Facet,
     GlossaryPage,
-    Histogram,
     ImagePage,
     LabelPage,
     LabelShare,
@@ -56,7 +52,6 @@ MIN_LIFT = 2
 MAX_LABEL_UNITS = 60
 MAX_CONCEPT_UNITS = 240
 MAX_MISTAKES = 200
-BINS = 32
 METHOD_DESCRIPTIONS = {
     "deconvnet": "The peak brought down by a deconvnet: through the filters turned over, the switches of the pooling, and a rectifier wherever the network has one",
     "guided_backprop": "Guided backpropagation: the gradient, where it is positive on both sides of every rectifier",
@@ -121,12 +116,12 @@ class PageBuilder:
         return UnitPage(
             f"units/{layer_slug}/{unit}.html", self.atlas_summary, layer, queries.patch_size(name), block_side(min(queries.atlas.k, MAX_PATCHES)), statistics,
             meaning, meaning.sentence(),
-            [Facet(number, len(examples), examples[:MAX_PATCHES]) for number, examples in queries.facets(name, unit).items()],
+            queries.facets(name, unit, MAX_PATCHES),
             previous_unit=unit - 1 if unit else None,
             next_unit=unit + 1 if unit + 1 < layer.units else None,
             peaks=queries.peaks(name, unit),
             bands=[Band(band, examples) for band, examples in queries.bands(name, unit).items()],
-            histogram=_histogram(queries.unit_sample(name, unit).values(unit), statistics.highest),
+            histogram=queries.histogram(name, unit),
             labels=self._label_shares(name, unit),
             similar_units=queries.similar_units(name, unit, MAX_SIMILAR_UNITS),
             attribution_methods={m: METHOD_DESCRIPTIONS[m] for m, units in queries.attributed_units.items() if (name, unit) in units},
@@ -331,16 +326,6 @@ def _depth_plots(depth: pa.Table) -> list[DepthPlot]:
         if curves and len(depth) > 1:
             plots.append(DepthPlot(title, curves))
     return plots
-
-
-def _histogram(sample: NDArray[np.float32], highest: float | None) -> Histogram | None:
-    """Of the sample's finite values; it reaches up to the highest value that the unit has in any image."""
-    finite = sample[np.isfinite(sample)].astype(np.float64)
-    if not len(finite):
-        return None
-    start, stop = float(finite.min()), max(float(finite.max()), -np.inf if highest is None else highest)
-    counts, _ = np.histogram(finite, BINS, (start, stop if stop > start else start + 1))
-    return Histogram(start, stop, counts.tolist())
 
 
 def _atlas_summary(queries: AtlasQueries) -> AtlasSummary:
