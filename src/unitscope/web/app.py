@@ -38,6 +38,7 @@ from unitscope.web.pages import PageBuilder
 from unitscope.web.pictures import draw_attributions, draw_bands, draw_image, draw_predicted_image
 from unitscope.web.protection import KnownHosts, ProtectiveHeaders, SameOrigin
 from unitscope.web.queries import AtlasQueries
+from unitscope.web.rendered_pages import RenderedPage, RenderedPages
 from unitscope.web.rendering import Navigation, encode_json, render_error, render_html
 from unitscope.web.static_site import STATIC, search_index_script
 from unitscope.web.uploads import UploadEndpoint
@@ -123,6 +124,7 @@ class AtlasRoutes:
         self._comparison = AtlasComparison(pages, compared_pages) if compared_pages is not None else None
         has_search = options.run_network is not None or options.search_off_reason is not None
         self._navigation = Navigation(self._comparison is not None, has_search, pages.queries.purpose.has_predictions)
+        self._rendered = RenderedPages()
         self._blocks = BlockDrawer(pages.queries)
         self._block_tag = _block_tag(pages.queries.atlas)
 
@@ -164,11 +166,19 @@ class AtlasRoutes:
         ]
 
     async def _answer_html(self, build_page: Callable[..., Page | None], request: Request) -> Response:
-        page = await run_in_threadpool(build_page, **request.path_params)
+        page = await self._rendered.page(request.url.path, partial(self._render, build_page, **request.path_params))
         if page is None:
             raise HTTPException(404)
-        await run_in_threadpool(self._blocks.prepare, units_shown_on(page))
-        return HTMLResponse(await run_in_threadpool(render_html, page, self._navigation))
+        if page.units:
+            await run_in_threadpool(self._blocks.prepare, page.units)
+        return page.response(request)
+
+    def _render(self, build_page: Callable[..., Page | None], **path_params: Any) -> RenderedPage | None:
+        page = build_page(**path_params)
+        if page is None:
+            return None
+        is_packed = self._pages.queries.atlas.packed_patches is not None
+        return RenderedPage.of(render_html(page, self._navigation), () if is_packed else units_shown_on(page))
 
     async def _answer_json(self, build_page: Callable[..., Page | None], request: Request) -> Response:
         page = await run_in_threadpool(build_page, **request.path_params)
