@@ -21,6 +21,7 @@ from unitscope.errors import AtlasError, suggestion
 
 SMALL_BYTES, SMALL_TABLES_KEPT = 4 << 20, 12
 """Files of tables up to this size are read whole, and so many of them are kept: to find one layer's rows in a file takes as long."""
+RELEASED_AFTER_ROWS = 1 << 14
 LARGE_TABLES_KEPT = 12
 """Of how many larger ones it is kept which row groups may hold which units: 0.5 MB for 13 million rows."""
 
@@ -140,7 +141,10 @@ class TableFolder:
             return self.open(name, reduce(and_, wanted) if wanted else None).read(columns)
         with table_errors(row_groups.path):
             schema = schema if columns is None else pa.schema([schema.field(column) for column in columns])
-            return row_groups.read(layer, units, schema.names).cast(schema)
+            table = row_groups.read(layer, units, schema.names).cast(schema)
+        if len(table) > RELEASED_AFTER_ROWS:
+            pa.default_memory_pool().release_unused()  # Arrow keeps what it read with, as much as all else
+        return table
 
     def _small_table(self, name: str) -> pa.Table | None:
         """A table whose file is small, whole; None where it is large, or has no layers and units."""
