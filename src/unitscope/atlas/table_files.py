@@ -19,8 +19,9 @@ from unitscope.atlas.row_groups import RowGroups
 from unitscope.atlas.tables import ADDED_FOLDER, ADDED_TABLES, ATLAS_TABLES, CORE_TABLES, TableSpec
 from unitscope.errors import AtlasError, suggestion
 
-SMALL_BYTES, SMALL_TABLES_KEPT = 4 << 20, 12
-"""Files of tables up to this size are read whole, and so many of them are kept: to find one layer's rows in a file takes as long."""
+SMALL_BYTES, SMALL_ROWS, SMALL_TABLES_KEPT = 4 << 20, 1 << 17, 12
+"""Files of tables up to this size, and with up to so many rows, are read whole, and so many of them are kept: to find one layer's rows in a
+file takes as long."""
 RELEASED_AFTER_ROWS = 1 << 14
 LARGE_TABLES_KEPT = 12
 """Of how many larger ones it is kept which row groups may hold which units: 0.5 MB for 13 million rows."""
@@ -98,7 +99,7 @@ class TableFolder:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._small: LRUCache[FileState, pa.Table] = LRUCache(SMALL_TABLES_KEPT)
+        self._small: LRUCache[FileState, pa.Table | None] = LRUCache(SMALL_TABLES_KEPT)
         self._large: LRUCache[FileState | None, tuple[RowGroups | None, pa.Schema]] = LRUCache(LARGE_TABLES_KEPT)
         self._lock = Lock()
 
@@ -154,9 +155,8 @@ class TableFolder:
         with self._lock:
             if state not in self._small:
                 file = self.open(name)
-                if not {"layer", "unit"} <= set(file.spec.schema.names):
-                    return None
-                self._small[state] = file.read()
+                is_small = {"layer", "unit"} <= set(file.spec.schema.names) and file.row_count <= SMALL_ROWS
+                self._small[state] = file.read() if is_small else None
             return self._small[state]
 
     def _row_groups(self, name: str) -> tuple[RowGroups | None, pa.Schema]:

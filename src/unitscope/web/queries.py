@@ -376,8 +376,10 @@ class AtlasQueries:
         """The candidates that have a facet, by unit and place, with the facet's number."""
         facets = self.atlas.rows_of_units(FACETS.name, layer, units, ("unit", "candidate", "facet")).drop_null()
         candidates = self.atlas.rows_of_units("candidates", layer, units, ("candidate", *SAMPLE_COLUMNS)).drop_null()
-        joined = candidates.join(facets, ["unit", "candidate"], join_type="inner", use_threads=False)
-        return NumberedRows.of(joined.sort_by([("unit", "ascending"), ("candidate", "ascending")]), "unit")
+        keys = [table["unit"].to_numpy().astype(np.int64) << 16 | table["candidate"].to_numpy() for table in (facets, candidates)]
+        _, of_facets, of_candidates = np.intersect1d(*keys, return_indices=True)  # sorted by unit and candidate
+        joined = candidates.take(of_candidates).append_column("facet", facets["facet"].take(of_facets))
+        return NumberedRows.of(joined, "unit")
 
     def bands(self, layer: str, unit: int) -> dict[str, list[Example]]:
         """Images of the sample around its 99, 90 and 50 per cent quantile and at its lowest, for a unit; none without a sample."""
