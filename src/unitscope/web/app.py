@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from importlib.metadata import version
 from threading import Thread
 from typing import Any
 
@@ -32,6 +33,7 @@ from unitscope.web.addresses import json_path
 from unitscope.web.blocks import BlockDrawer, Unit
 from unitscope.web.comparison import AtlasComparison
 from unitscope.web.image_search import MAX_UPLOAD_MB, ExplainImage, RunNetwork
+from unitscope.web.kept_blocks import KeptBlocks, folder_of_blocks
 from unitscope.web.openapi import describe_api
 from unitscope.web.page_records import ImageSearchPage, Page, units_shown_on
 from unitscope.web.pages import PageBuilder
@@ -125,8 +127,10 @@ class AtlasRoutes:
         has_search = options.run_network is not None or options.search_off_reason is not None
         self._navigation = Navigation(self._comparison is not None, has_search, pages.queries.purpose.has_predictions)
         self._rendered = RenderedPages()
-        self._blocks = BlockDrawer(pages.queries)
-        self._block_tag = _block_tag(pages.queries.atlas)
+        atlas = pages.queries.atlas
+        self._block_tag = _block_tag(atlas)
+        kept_blocks = KeptBlocks(folder_of_blocks(atlas.folder), self._block_tag, [layer.name for layer in atlas.layers])
+        self._blocks = BlockDrawer(pages.queries, kept_blocks)
 
     def every_route(self) -> list[BaseRoute]:
         pages = self._pages
@@ -270,10 +274,10 @@ class AtlasRoutes:
 
 
 def _block_tag(atlas: Atlas) -> str:
-    """What tells the blocks of one atlas from those of another, or of the same one scanned or packed again."""
+    """What tells the blocks of one atlas from those of another, of the same one scanned or packed again, or of another version's."""
     manifest, patches = atlas.folder / MANIFEST, atlas.folder / PATCHES.file
     times = [file.stat().st_mtime_ns for file in (manifest, patches) if file.exists()]
-    return sha256(manifest.read_bytes() + str(times).encode()).hexdigest()[:16]
+    return sha256(manifest.read_bytes() + f"{times} {version('unitscope')}".encode()).hexdigest()[:16]
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
