@@ -165,7 +165,7 @@ def _columns(atlas: Atlas, layer: Layer, bands: bool) -> Iterator[tuple[str, int
     yield "peaks", block_side(shown) ** 2, peaks, peaks["rank"].astype(np.int64) - 1
     if not bands:
         return
-    sample = LayerSample.of(read_sample(atlas, layer), layer.units)
+    sample = LayerSample.of(read_sample(atlas, layer, range(layer.units)), layer.units)
     chosen = [
         (row, number * BAND_EXAMPLES + place)
         for unit in range(layer.units)

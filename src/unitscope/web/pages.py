@@ -77,6 +77,10 @@ class PageBuilder:
     def _labels_by_slug(self) -> dict[str, str]:
         return {slug(label): label for label in self.queries.labels}
 
+    @cached_property
+    def _labelled_images(self) -> int:
+        return sum(self.queries.labels.values())
+
     def network_page(self) -> NetworkPage:
         rows = {layer.name: self._layer_row(layer) for layer in self.queries.layers}
         overview = [self._overview_row(rows[layer.name]) for layer in choose_overview_layers(self.queries.layers)] if rows else []
@@ -148,7 +152,7 @@ class PageBuilder:
             return None
         images = [image for image in self.queries.images.values() if image.label == label]
         image_count = self.queries.labels[label]
-        base_rate = image_count / sum(self.queries.labels.values())
+        base_rate = image_count / self._labelled_images
         return LabelPage(
             f"labels/{label_slug}.html", self.atlas_summary, label, image_count, base_rate, self._label_units(images), images
         )  # fmt: skip
@@ -288,7 +292,7 @@ class PageBuilder:
 
     def _label_shares(self, layer: str, unit: int) -> list[LabelShare]:
         image_counts, peak_counts = self.queries.labels, self.queries.label_counts(layer, unit)
-        all_images, all_peaks = sum(image_counts.values()), sum(peak_counts.values())
+        all_images, all_peaks = self._labelled_images, sum(peak_counts.values())
         return [
             LabelShare(label, peaks, peaks / all_peaks, image_counts[label] / all_images if label in image_counts else None)
             for label, peaks in sorted(peak_counts.items(), key=lambda entry: (-entry[1], entry[0]))
@@ -297,7 +301,7 @@ class PageBuilder:
     def _typical_labels(self, layer: str, unit: int) -> list[str]:
         """The labels that a unit's peaks have twice as often as all images do; one peak alone counts of a label of one image alone."""
         image_counts, peak_counts = self.queries.labels, self.queries.label_counts(layer, unit)
-        lifts = sum(self.queries.labels.values()) / max(sum(peak_counts.values()), 1)
+        lifts = self._labelled_images / max(sum(peak_counts.values()), 1)
         return sorted(
             label
             for label, peaks in peak_counts.items()
