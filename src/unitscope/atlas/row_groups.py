@@ -31,12 +31,15 @@ class RowGroups:
         return cls(path, metadata, *(_bounds(metadata, numbers[name]) for name in ("layer", "unit")))
 
     def read(self, layer: str, units: range | None, columns: Sequence[str]) -> pa.Table:
-        """These columns of the rows of a layer, or of a range of its units, in stored order."""
+        """These columns of the rows of a layer, or of a range of its units, in stored order.
+
+        They are read in the caller's thread: several may ask at once, and each of Arrow's own threads would keep memory.
+        """
         groups = [group for group in range(self.metadata.num_row_groups) if self._may_hold(group, layer, units)]
         has_others = [any(self.layer_bounds[group] != (layer, layer) for group in groups), units is not None]
         filtered_by = [name for name, is_needed in zip(("layer", "unit"), has_others, strict=True) if is_needed]
         with pq.ParquetFile(self.path, metadata=self.metadata, read_dictionary=["layer"]) as file:
-            table = file.read_row_groups(groups, [*dict.fromkeys([*columns, *filtered_by])])
+            table = file.read_row_groups(groups, [*dict.fromkeys([*columns, *filtered_by])], use_threads=False)
         if "layer" in filtered_by:
             table = _where(table, pc.equal(table["layer"].cast(pa.string()), layer))
         if units is not None:

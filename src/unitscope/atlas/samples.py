@@ -32,8 +32,22 @@ def read_sample(atlas: AtlasReader, layer: Layer, units: range, columns: Sequenc
     is_value = ~np.isnan(sample["value"])
     if not is_value.all():
         sample = {name: column[is_value] for name, column in sample.items()}
-    order = np.lexsort((*((sample["image"],) if "image" in sample else ()), sample["value"], sample["unit"]))
+    if "image" in sample and ((np.diff(sample["unit"]) == 0) & (np.diff(sample["image"]) < 0)).any():
+        order = np.lexsort((sample["image"], sample["unit"]))
+        sample = {name: column[order] for name, column in sample.items()}
+    order = order_within(sample["unit"], sample["value"])
     return {name: column[order] for name, column in sample.items()}
+
+
+def order_within(numbers: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int64]:
+    """The order of rows by number, by value, and as they stand. It is found sooner where rows stand by number, as many for each."""
+    count = int(np.searchsorted(numbers, numbers[:1], side="right")[0]) if len(numbers) else 0
+    if count and len(numbers) % count == 0:
+        table = numbers.reshape(-1, count)
+        if (table == table[:, :1]).all() and (np.diff(table[:, 0]) > 0).all():
+            order = np.argsort(values.reshape(-1, count), axis=1, kind="stable")
+            return (order + np.arange(0, len(numbers), count)[:, None]).ravel()
+    return np.lexsort((values, numbers))
 
 
 @dataclass(frozen=True, slots=True)

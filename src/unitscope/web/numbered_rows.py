@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from unitscope.atlas.samples import NumpyColumns
+from unitscope.atlas.samples import NumpyColumns, order_within
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class StrongestEffects:
     def of(cls, rows: NumberedRows, count: int) -> "StrongestEffects":
         """So many of each, by the column `effect`; among equals those stored first are higher. What isn't finite counts as zero."""
         effects = np.nan_to_num(rows.columns["effect"], nan=0, posinf=0, neginf=0)
-        order = np.lexsort((-effects, rows.numbers))
+        order = order_within(rows.numbers, -effects)
         _, starts, sizes = np.unique(rows.numbers, return_index=True, return_counts=True)
         place = np.arange(len(order)) - np.repeat(starts, sizes)
         is_raised = (place < count) & (effects[order] > 0)
