@@ -13,13 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unitscope.atlas.row_groups import RowGroups
-from unitscope.atlas.samples import BANDS, LayerSample
+from unitscope.atlas.samples import BANDS, LayerSample, order_within
 from unitscope.errors import AtlasError
 from unitscope.web.numbered_rows import NumberedRows, StrongestEffects
 from unitscope.web.sample_runs import BINS, SampleRun
 from unitscope.web.unit_runs import UnitRuns
 
 LAYERS = ("first", "a second", "third")
+
+
+def as_many_for_each(values_by_number: list[tuple[float, ...]]) -> list[tuple[int, float]]:
+    return [(number, value) for number, of_number in enumerate(values_by_number) for value in of_number]
+
+
 rows_of_tables = st.lists(st.tuples(st.sampled_from((*LAYERS, None)), st.one_of(st.none(), st.integers(0, 5))), max_size=40)
 effects = st.lists(st.tuples(st.integers(0, 3), st.sampled_from([-2.0, -1.0, 0.0, 1.0, 1.5, np.nan, np.inf])), max_size=40)
 values = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=40)
@@ -78,6 +84,12 @@ def test_strongest_effects_are_the_ends_of_the_order(rows: list[tuple[int, float
         lowered = [place for effect, place in reversed(order) if effect < 0][:count]
         assert strongest.raised.of_number(unit)["place"].tolist() == raised
         assert strongest.lowered.of_number(unit)["place"].tolist() == lowered
+
+
+@given(st.one_of(effects, st.lists(st.tuples(*[st.floats(-2, 2, width=32)] * 3), max_size=5).map(as_many_for_each)))
+def test_the_order_within_numbers_is_that_of_a_stable_sort(rows: list[tuple[int, float]]) -> None:
+    numbers, values = (np.array([row[column] for row in rows]) for column in (0, 1))
+    assert order_within(numbers, values).tolist() == np.lexsort((values, numbers)).tolist()
 
 
 # ── the sample ──────────────────────────────────────────────────────────────────────────────────────────────────────
