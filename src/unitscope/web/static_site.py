@@ -224,7 +224,7 @@ def _draw_sprite(blocks: "list[Future[bytes]]") -> bytes:
     sprite = Image.new("RGB", (SPRITE_COLUMNS * side, ceil(len(blocks) / SPRITE_COLUMNS) * side))
     for number, picture in enumerate(pictures):
         row, column = divmod(number, SPRITE_COLUMNS)
-        sprite.paste(picture.resize((side, side)), (column * side, row * side))
+        sprite.paste(picture if picture.size == (side, side) else picture.resize((side, side)), (column * side, row * side))
     content = BytesIO()
     sprite.save(content, "JPEG", quality=SPRITE_QUALITY, optimize=True)
     return content.getvalue()
