@@ -9,11 +9,11 @@ from typing import Any
 
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from unitscope.records import Box
 from unitscope.web.addresses import Addresses
-from unitscope.web.page_records import Histogram, Page, SortKey, UnitEntry
+from unitscope.web.page_records import Example, Histogram, Page, SortKey, UnitEntry
 from unitscope.wordnet import in_words
 
 
@@ -75,7 +75,71 @@ def _environment() -> Environment:
         "first_and_last": first_and_last,
     }
     environment.filters |= filters
+    environment.globals |= {
+        "description": description,
+        "patch": patch,
+        "patch_of": patch_of,
+        "block_picture": block_picture,
+        "captioned_block": captioned_block,
+    }
     return environment
+
+
+# ── pieces of which a page has dozens: a template's macro takes several times as long ───────────────────────────────
+
+
+def description(example: Example) -> Markup:
+    """What a patch shows, in words."""
+    rank, image = f"Rank {example.rank}, value" if example.rank else "Value", example.source_image
+    label = f", label {in_words(image.label)}" if image.label else ""
+    return escape(f"{rank} {number(example.value)}{label}, image {image.key}")
+
+
+def patch(to: Addresses, example: Example) -> Markup:
+    """A crop of the source image, hatched where the box leaves the network's input."""
+    box, crop, image = example.patch_box, example.visible_box, example.source_image
+    hatched = f'<rect {rectangle(box)} fill="url(#hatch)"/>' if box != crop else ""
+    return Markup(
+        f'<svg class="patch" viewBox="{coordinates(box)}" role="img" aria-label="{description(example)}">\n{hatched}'
+        f'<svg {rectangle(crop)} viewBox="{coordinates(crop)}"><image href="{escape(to.image_file(image.image))}" width="{image.width}" '
+        f'height="{image.height}" preserveAspectRatio="none"/></svg>\n</svg>\n'
+    )
+
+
+def patch_of(
+    href: str, place: int, columns: int, example: Example, left: int, top: int, width: int, height: int
+) -> Markup:  # as many numbers as the drawing has
+    """One of the patches of a picture that has several of them, row by row."""
+    row, column = divmod(place, columns)
+    return Markup(
+        f'<svg class="patch" viewBox="{left + column} {top + row} 1 1" role="img" aria-label="{description(example)}"><image '
+        f'href="{escape(href)}" width="{width}" height="{height}" preserveAspectRatio="none"/></svg>'
+    )
+
+
+def block_picture(to: Addresses, layer: str, unit: int, alt: str) -> Markup:
+    """A block's picture: of an exported site a part of one that has many."""
+    sprite = to.sprite(layer, unit)
+    if sprite is None:
+        return Markup(
+            f'<img src="{escape(to.block(layer, unit))}" width="192" height="192" loading="lazy" decoding="async" alt="{escape(alt)}">'
+        )
+    return Markup(
+        f'<span class="sprite" role="img" aria-label="{escape(alt)}"><img class="column-{sprite.column} row-{sprite.row}" '
+        f'src="{escape(sprite.href)}" loading="lazy" decoding="async" alt=""></span>'
+    )
+
+
+def captioned_block(to: Addresses, layer: str, unit: int, value: str) -> Markup:
+    """A block that leads to its unit, with the unit's name and a value."""
+    picture = block_picture(to, layer, unit, f"Patches of {layer} unit {unit}")
+    return Markup(
+        f'<a class="block" href="{escape(to.unit(layer, unit))}">{picture}<span class="layer-name">{escape(layer)}</span>'
+        f'<span class="unit-number">{unit}</span><span class="value">{escape(value)}</span></a>'
+    )
+
+
+# ── values ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def number(value: float | None) -> str:
