@@ -1,5 +1,6 @@
 """The commands that show an atlas as pages: served on an address of this machine, or written as files."""
 
+import os
 import socket
 import sys
 from collections.abc import Callable
@@ -31,14 +32,12 @@ def serve(
     images: MovedImages = None, device: Device = "auto", trust_code: TrustCode = False,
 ) -> None:  # fmt: skip
     """Open an atlas in the browser: every layer, unit and image has a page."""
-    import pyarrow as pa
-
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # Arrow's own keeps, in each thread, what tables were read with
     from unitscope.atlas import Atlas
     from unitscope.web import ExplorerOptions, create_explorer
     from unitscope.web.app import LOOPBACK
     from unitscope.web.server import create_server
 
-    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps, in each thread, what tables were read with
     opened, compared = Atlas(atlas, images=images), Atlas(compare) if compare else None
     is_local = host in (*LOOPBACK, "::1")
     why_no_search = _why_no_search(opened, trust_code)
