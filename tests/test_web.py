@@ -428,6 +428,17 @@ def test_a_browser_keeps_blocks_by_their_tag(site: TestClient) -> None:
     assert (second.status_code, second.content) == (304, b"")
 
 
+def test_a_page_is_the_same_compressed_or_not_and_asked_for_again(site: TestClient) -> None:
+    answers = [site.get("/layers/relu.html", headers={"Accept-Encoding": encoding}) for encoding in ("gzip", "identity", "gzip")]
+    assert [answer.headers.get("content-encoding") for answer in answers] == ["gzip", None, "gzip"]
+    assert all("Accept-Encoding" in answer.headers["vary"] for answer in answers)
+    assert len({answer.text for answer in answers}) == 1
+
+
+def test_a_page_that_is_not_there_is_not_there_again(site: TestClient) -> None:
+    assert [site.get(f"/units/relu/{unit}.html").status_code for unit in (999, 999, 0)] == [404, 404, 200]
+
+
 def test_images_that_are_gone_leave_the_rest(tmp_path: Path) -> None:
     atlas = explored_atlas(tmp_path)
     (tmp_path / "photographs" / atlas.key(0)).unlink()

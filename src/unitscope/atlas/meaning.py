@@ -95,8 +95,6 @@ def read_meanings(atlas: AtlasReader, layer: str) -> list[UnitMeaning]:
     units = atlas.layer(layer).units
     rows: list[dict[str, Any]] = [{} for _ in range(units)]
     for spec in (NAMES, SCORES):
-        if spec.name not in {summary.name for summary in atlas.tables() if summary.problem is None}:
-            continue
         try:
             table = atlas.units(layer, joined=(spec.name,))
         except AtlasError:

@@ -170,7 +170,7 @@ def _columns(
         yield "troughs", block_side(shown) ** 2, *_ranked_cells(table, shown)
     if "bands" not in columns:
         return
-    sample = LayerSample.of(read_sample(atlas, layer), layer.units)
+    sample = LayerSample.of(read_sample(atlas, layer, range(layer.units)), layer.units)
     chosen = [
         (row, number * BAND_EXAMPLES + place)
         for unit in range(layer.units)

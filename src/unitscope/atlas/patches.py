@@ -112,12 +112,12 @@ def patch_crops(atlas: AtlasReader, peaks: Sequence[Peak], kind: str, image_size
     nothing that a unit responds to.
     """
     boxes = [None] * len(peaks) if kind == "field" else _boxes_on_input(atlas, peaks, kind)
-    crops = []
-    for peak, box, size in zip(peaks, boxes, image_sizes, strict=True):
-        geometry = Geometry.of(atlas.preprocessing, *size)
-        input_crop = geometry.to_source(Box(0, 0, *geometry.input))
-        crops.append(Crop.of(peak.source_box if box is None else geometry.to_source(box), input_crop, size))
-    return crops
+    geometries = {size: Geometry.of(atlas.preprocessing, *size) for size in set(image_sizes)}
+    input_crops = {size: geometry.to_source(Box(0, 0, *geometry.input)) for size, geometry in geometries.items()}
+    return [
+        Crop.of(peak.source_box if box is None else geometries[size].to_source(box), input_crops[size], size)
+        for peak, box, size in zip(peaks, boxes, image_sizes, strict=True)
+    ]
 
 
 def _boxes_on_input(atlas: AtlasReader, peaks: Sequence[Peak], kind: str) -> list[Box]:

@@ -256,7 +256,12 @@ class AtlasReader:
         what they hold. Raises `AtlasError` where there is no such table, where it can't be read, or where it is stale: made from other
         peaks than the atlas has.
         """
-        return self._tables.read(name, None if layer is None else self.layer(layer).name, unit, columns)
+        units = None if unit is None else range(unit, unit + 1)
+        return self._tables.read(name, None if layer is None else self.layer(layer).name, units, columns)
+
+    def rows_of_units(self, name: str, layer: str, units: range, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of a range of a layer's units in a table, in stored order. Raises as `table` does."""
+        return self._tables.read(name, self.layer(layer).name, units, columns)
 
     def tables(self) -> list[TableSummary]:
         """Every table that is there, core tables first; for one that can't be read, why."""

@@ -1,11 +1,10 @@
 """A layer's values in the sample of images: quantiles, means and standard deviations, and the z-scores of other values."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from unitscope.atlas.reading import AtlasReader
@@ -17,23 +16,38 @@ NumpyColumns = Mapping[str, NDArray[Any]]
 BANDS = {"99 %": 0.99, "90 %": 0.9, "50 %": 0.5, "weakest": 0.0}
 """The quantiles of the sample that a unit page shows, by their names."""
 BAND_EXAMPLES = 3
+SAMPLE_COLUMNS = ("unit", "image", "value", "y", "x", "top", "left", "bottom", "right")
+"""All but the layer."""
 
 
-def read_sample(atlas: AtlasReader, layer: Layer, unit: int | None = None) -> NumpyColumns:
-    """The values in the sample but NaN, of a layer or of one of its units, by unit, value and image."""
-    table = atlas.sample(layer.name, unit)
+def read_sample(atlas: AtlasReader, layer: Layer, units: range, columns: Sequence[str] = SAMPLE_COLUMNS) -> NumpyColumns:
+    """These columns of the values in the sample but NaN, of some of a layer's units, by unit, value and, where it is among them, image."""
+    table = atlas.rows_of_units("sample", layer.name, units, columns)
     if any(column.null_count for column in table.columns):
         raise atlas.broken("its sample lacks values")
-    columns = {name: table[name].to_numpy() for name in table.column_names if name != "layer"}
+    sample = {name: table[name].to_numpy() for name in columns}
     limits = {"unit": layer.units, "y": layer.map_height, "x": layer.map_width}
-    if any(((columns[name] < 0) | (columns[name] >= limit)).any() for name, limit in limits.items()):
+    if any(((sample[name] < 0) | (sample[name] >= limit)).any() for name, limit in limits.items() if name in sample):
         raise atlas.broken(f"its sample has units or cells that layer {layer.name!r} lacks")
-    columns = {name: column[~np.isnan(columns["value"])] for name, column in columns.items()}
-    order = np.lexsort((columns["image"], columns["value"], columns["unit"]))
-    sample = {name: column[order] for name, column in columns.items()}
-    del table, columns
-    pa.default_memory_pool().release_unused()  # Arrow keeps what it read the whole table with, as much as all else here
-    return sample
+    is_value = ~np.isnan(sample["value"])
+    if not is_value.all():
+        sample = {name: column[is_value] for name, column in sample.items()}
+    if "image" in sample and ((np.diff(sample["unit"]) == 0) & (np.diff(sample["image"]) < 0)).any():
+        order = np.lexsort((sample["image"], sample["unit"]))
+        sample = {name: column[order] for name, column in sample.items()}
+    order = order_within(sample["unit"], sample["value"])
+    return {name: column[order] for name, column in sample.items()}
+
+
+def order_within(numbers: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int64]:
+    """The order of rows by number, by value, and as they stand. It is found sooner where rows stand by number, as many for each."""
+    count = int(np.searchsorted(numbers, numbers[:1], side="right")[0]) if len(numbers) else 0
+    if count and len(numbers) % count == 0:
+        table = numbers.reshape(-1, count)
+        if (table == table[:, :1]).all() and (np.diff(table[:, 0]) > 0).all():
+            order = np.argsort(values.reshape(-1, count), axis=1, kind="stable")
+            return (order + np.arange(0, len(numbers), count)[:, None]).ravel()
+    return np.lexsort((values, numbers))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,19 @@ import pyarrow.parquet as pq
 from cachetools import LRUCache
 
 from unitscope.atlas.provenance import Provenance, hash_file, read_metadata
+from unitscope.atlas.row_groups import RowGroups
 from unitscope.atlas.tables import ADDED_FOLDER, ADDED_TABLES, ATLAS_TABLES, CORE_TABLES, TableSpec
 from unitscope.errors import AtlasError, suggestion
 
-SMALL_BYTES, SMALL_TABLES_KEPT = 4 << 20, 12
-"""Files of tables up to this size are read whole, and so many of them are kept: to find one layer's rows in a file takes as long."""
+SMALL_BYTES, SMALL_ROWS, SMALL_TABLES_KEPT = 4 << 20, 1 << 17, 12
+"""Files of tables up to this size, and with up to so many rows, are read whole, and so many of them are kept: to find one layer's rows in a
+file takes as long."""
+RELEASED_AFTER_ROWS = 1 << 14
+LARGE_TABLES_KEPT = 12
+"""Of how many larger ones it is kept which row groups may hold which units: 0.5 MB for 13 million rows."""
+
+FileState = tuple[str, int, int, int]
+"""A table's name, and what changes with its file: time, size and inode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +99,8 @@ class TableFolder:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._small: LRUCache[tuple[str, int, int, int], pa.Table] = LRUCache(SMALL_TABLES_KEPT)
+        self._small: LRUCache[FileState, pa.Table | None] = LRUCache(SMALL_TABLES_KEPT)
+        self._large: LRUCache[FileState | None, tuple[RowGroups | None, pa.Schema]] = LRUCache(LARGE_TABLES_KEPT)
         self._lock = Lock()
 
     @property
@@ -122,37 +131,58 @@ class TableFolder:
             raise AtlasError(self._stale_text(file))
         return file
 
-    def read(self, name: str, layer: str | None, unit: int | None, columns: Sequence[str] | None) -> pa.Table:
-        """The rows of a layer, or of one of its units, or all. A small table is read once, and kept as long as its file is the same.
+    def read(self, name: str, layer: str | None, units: range | None, columns: Sequence[str] | None) -> pa.Table:
+        """The rows of a layer, or of a range of its units, or all. A small table is read once, and kept as long as its file is the same.
 
         Raises as `open` does.
         """
-        wanted = [(column, value) for column, value in (("layer", layer), ("unit", unit)) if value is not None]
-        kept = self._small_table(name) if wanted else None
-        if kept is not None:
-            for column, value in wanted:
-                kept = kept.filter(pc.equal(kept[column], value))
-            return kept if columns is None else kept.select(columns)
-        rows = reduce(and_, (pc.field(column) == value for column, value in wanted)) if wanted else None
-        return self.open(name, rows).read(columns)
+        wanted = [] if layer is None else [pc.field("layer") == layer]
+        wanted += [] if units is None else [pc.field("unit") >= units.start, pc.field("unit") < units.stop]
+        small = self._small_table(name) if wanted else None
+        if small is not None:
+            rows = small.filter(reduce(and_, wanted))
+            return rows if columns is None else rows.select(columns)
+        row_groups, schema = self._row_groups(name) if layer is not None else (None, None)
+        if layer is None or row_groups is None or schema is None:
+            return self.open(name, reduce(and_, wanted) if wanted else None).read(columns)
+        with table_errors(row_groups.path):
+            schema = schema if columns is None else pa.schema([schema.field(column) for column in columns])
+            table = row_groups.read(layer, units, schema.names).cast(schema)
+        if len(table) > RELEASED_AFTER_ROWS:
+            pa.default_memory_pool().release_unused()  # Arrow keeps what it read with, as much as all else
+        return table
 
     def _small_table(self, name: str) -> pa.Table | None:
         """A table whose file is small, whole; None where it is large, or has no layers and units."""
-        path = self._path(name)
+        state = self._state(name)
+        if state is None or state[2] > SMALL_BYTES:
+            return None
+        with self._lock:
+            if state not in self._small:
+                file = self.open(name)
+                is_small = {"layer", "unit"} <= set(file.spec.schema.names) and file.row_count <= SMALL_ROWS
+                self._small[state] = file.read() if is_small else None
+            return self._small[state]
+
+    def _row_groups(self, name: str) -> tuple[RowGroups | None, pa.Schema]:
+        """The row groups of a large table, None where it has no layers and units, and the columns that are declared."""
+        state = self._state(name)
+        with self._lock:
+            if state is None or state not in self._large:
+                file = self.open(name)
+                schema = file.spec.schema
+                with table_errors(file.path):
+                    has_units = {"layer", "unit"} <= set(schema.names)
+                    self._large[state] = RowGroups.of(file.path) if has_units else None, schema
+            return self._large[state]
+
+    def _state(self, name: str) -> FileState | None:
+        """None where the file can't be looked at."""
         try:
-            stat = path.stat()
+            stat = self._path(name).stat()
         except OSError:
             return None
-        if stat.st_size > SMALL_BYTES:
-            return None
-        key = name, stat.st_mtime_ns, stat.st_size, stat.st_ino
-        with self._lock:
-            if key not in self._small:
-                file = self.open(name)
-                if not {"layer", "unit"} <= set(file.spec.schema.names):
-                    return None
-                self._small[key] = file.read()
-            return self._small[key]
+        return name, stat.st_mtime_ns, stat.st_size, stat.st_ino
 
     def _path(self, name: str) -> Path:
         if name in CORE_TABLES:

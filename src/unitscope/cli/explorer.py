@@ -1,5 +1,6 @@
 """The commands that show an atlas as pages: served on an address of this machine, or written as files."""
 
+import os
 import socket
 import sys
 from collections.abc import Callable
@@ -31,6 +32,7 @@ def serve(
     images: MovedImages = None, device: Device = "auto", trust_code: TrustCode = False,
 ) -> None:  # fmt: skip
     """Open an atlas in the browser: every layer, unit and image has a page."""
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # Arrow's own keeps, in each thread, what tables were read with
     from unitscope.atlas import Atlas
     from unitscope.web import ExplorerOptions, create_explorer
     from unitscope.web.app import LOOPBACK

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from unitscope.atlas import Atlas, check_table_writable, write_table
 from unitscope.atlas.tables import EFFECT_LAYERS, EFFECTS, MEAN_MAPS, MISTAKES, PREDICTIONS, SHORTCUTS
-from unitscope.atlas.writing import table_writer
+from unitscope.atlas.writing import ROWS_PER_GROUP, table_writer
 from unitscope.effects.gradients import effects_of_units, overwritten_layers, read_gradients
 from unitscope.effects.knockouts import add_knockouts
 from unitscope.effects.mistakes import ImageEffects, MistakeSums, ObjectEffects
@@ -421,7 +421,7 @@ def _write_tables(atlas: Atlas, opened: EffectSession, means: Means, sums: Effec
         start = 0
         for traced in session.layers:
             units = slice(start, start := start + traced.layer.units)
-            writer.write_table(_layer_effects(traced.name, sums, classes, units))
+            writer.write_table(_layer_effects(traced.name, sums, classes, units), row_group_size=ROWS_PER_GROUP)
 
 
 def _layer_effects(layer: str, sums: EffectSums, classes: Sequence[int], units: slice) -> pa.Table:

@@ -6,7 +6,7 @@ Addresses are relative, so that a site opens under any path, and from a folder o
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from math import ceil
 
@@ -14,6 +14,7 @@ MAX_SLUG_LENGTH = 100
 """Longer names end in a hash. File systems take names of up to 255 bytes, and a slug has an extension besides."""
 
 
+@lru_cache(maxsize=1 << 14)  # a page names the same layers and labels dozens of times
 def slug(name: str) -> str:
     """A name as one part of a path: safe as a file's name and in a URL. Different names have different slugs. `#` becomes `@`.
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from importlib.metadata import version
 from threading import Thread
 from typing import Any
 
@@ -35,6 +36,7 @@ from unitscope.web.blocks import BlockDrawer, Unit
 from unitscope.web.comparison import AtlasComparison
 from unitscope.web.download_routes import DownloadRoutes
 from unitscope.web.image_search import MAX_UPLOAD_MB, ExplainImage, RunNetwork
+from unitscope.web.kept_blocks import KeptBlocks, folder_of_blocks
 from unitscope.web.notes import NotesEndpoint, NotesFile
 from unitscope.web.openapi import describe_api
 from unitscope.web.page_records import ImageSearchPage, Page, units_shown_on
@@ -53,6 +55,7 @@ from unitscope.web.pictures import (
 )
 from unitscope.web.protection import KnownHosts, ProtectiveHeaders, SameOrigin
 from unitscope.web.queries import AtlasQueries
+from unitscope.web.rendered_pages import RenderedPage, RenderedPages
 from unitscope.web.rendering import Navigation, encode_json, render_error, render_html
 from unitscope.web.static_site import STATIC, search_index_script
 from unitscope.web.uploads import UploadEndpoint
@@ -147,8 +150,11 @@ class AtlasRoutes:
         self._comparison = AtlasComparison(pages, compared_pages) if compared_pages is not None else None
         has_search = options.run_network is not None or options.search_off_reason is not None
         self._navigation = Navigation(self._comparison is not None, has_search, pages.queries.purpose.has_predictions)
-        self._blocks = {kind: BlockDrawer(pages.queries, kind) for kind in PATCH_KINDS}
-        self._block_tag = _block_tag(pages.queries.atlas)
+        self._rendered = RenderedPages()
+        atlas = pages.queries.atlas
+        self._block_tag = _block_tag(atlas)
+        kept_blocks = KeptBlocks(folder_of_blocks(atlas.folder), self._block_tag, [layer.name for layer in atlas.layers])
+        self._blocks = {kind: BlockDrawer(pages.queries, kind, kept_blocks if kind == "auto" else None) for kind in PATCH_KINDS}
 
     def every_route(self) -> list[BaseRoute]:
         pages = self._pages
@@ -197,13 +203,22 @@ class AtlasRoutes:
         ]
 
     async def _answer_html(self, build_page: Callable[..., Page | None], request: Request) -> Response:
-        page = await run_in_threadpool(build_page, **request.path_params)
+        kind = patch_kind(request)
+        render = partial(self._render, build_page, kind, **request.path_params)
+        page = await self._rendered.page(f"{request.url.path}?patch={kind}", render)
         if page is None:
             raise HTTPException(404)
-        kind = patch_kind(request)
-        await run_in_threadpool(self._blocks[kind].prepare, units_shown_on(page))
-        to = Addresses.seen_from(page.path, kind)
-        return HTMLResponse(await run_in_threadpool(render_html, page, self._navigation, to), headers={"Vary": "Cookie"})
+        if page.units:
+            await run_in_threadpool(self._blocks[kind].prepare, page.units)
+        return page.response(request)
+
+    def _render(self, build_page: Callable[..., Page | None], kind: str, **path_params: Any) -> RenderedPage | None:
+        page = build_page(**path_params)
+        if page is None:
+            return None
+        is_packed = self._pages.queries.atlas.packed_patches is not None and kind == "auto"
+        html = render_html(page, self._navigation, Addresses.seen_from(page.path, kind))
+        return RenderedPage.of(html, () if is_packed else units_shown_on(page))
 
     async def _answer_json(self, build_page: Callable[..., Page | None], request: Request) -> Response:
         page = await run_in_threadpool(build_page, **request.path_params)
@@ -310,10 +325,10 @@ class AtlasRoutes:
 
 
 def _block_tag(atlas: Atlas) -> str:
-    """What tells the blocks of one atlas from those of another, or of the same one scanned or packed again."""
+    """What tells the blocks of one atlas from those of another, of the same one scanned or packed again, or of another version's."""
     manifest, patches = atlas.folder / MANIFEST, atlas.folder / PATCHES.file
     times = [file.stat().st_mtime_ns for file in (manifest, patches) if file.exists()]
-    return sha256(manifest.read_bytes() + str(times).encode()).hexdigest()[:16]
+    return sha256(manifest.read_bytes() + f"{times} {version('unitscope')}".encode()).hexdigest()[:16]
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

@@ -21,6 +21,7 @@ from unitscope.atlas.reading import MAX_PATCHES
 from unitscope.drawing import PAGE_GROUND, cut_patch, draw_missing_patch
 from unitscope.errors import ImagesError
 from unitscope.images import Changed, Skipped
+from unitscope.web.kept_blocks import KeptBlocks
 from unitscope.web.pictures import PATCH_PX, draw_block
 from unitscope.web.queries import AtlasQueries
 
@@ -37,11 +38,13 @@ Unit = tuple[str, int]
 
 
 class BlockDrawer:
-    """Draws blocks of an atlas in a few threads, and keeps those that were last asked for. Threads start with the first block. Patches are of
-    the kind `patch_kind`: `auto`, `field` or `image`."""
+    """Draws blocks of an atlas in a few threads, and keeps those that were last asked for, with `kept` on the disk, too.
 
-    def __init__(self, queries: AtlasQueries, patch_kind: str = "auto") -> None:
-        self._queries, self._patch_kind = queries, patch_kind
+    Threads start with the first block. Patches are of the kind `patch_kind`: `auto`, `field` or `image`.
+    """
+
+    def __init__(self, queries: AtlasQueries, patch_kind: str = "auto", kept: KeptBlocks | None = None) -> None:
+        self._queries, self._patch_kind, self._kept = queries, patch_kind, kept
         self._batches: list[BlockBatch] = []
         self._asked: deque[tuple[BlockBatch, int]] = deque()
         self._cache: LRUCache[Unit, bytes] = LRUCache(CACHE_BYTES, getsizeof=len)
@@ -59,7 +62,12 @@ class BlockDrawer:
             if batch is not None:
                 self._asked.extend((batch, image) for image in batch.images(unit))
                 return batch.blocks[unit]
-        return self.draw([unit])[unit]
+        content = self._kept.get(unit) if self._kept is not None else None
+        if content is None:
+            return self.draw([unit])[unit]
+        with self._changed:
+            self._cache[unit] = content
+        return _finished_future(content)
 
     @property
     def _packed(self) -> PackedPatches | None:
@@ -84,7 +92,7 @@ class BlockDrawer:
             for batch in prepared[: max(0, len(prepared) - MAX_PREPARED)]:
                 self._give_up(batch)
             drawn = self._cache.keys() | {unit for batch in self._batches for unit in batch.blocks}
-        undrawn = [unit for unit in dict.fromkeys(units) if unit not in drawn]
+        undrawn = [unit for unit in dict.fromkeys(units) if unit not in drawn and (self._kept is None or unit not in self._kept)]
         for start in reversed(range(0, len(undrawn), UNITS_PER_BATCH)):  # what is asked for last is drawn first
             self.draw(undrawn[start : start + UNITS_PER_BATCH], is_prepared=True)
 
@@ -143,6 +151,9 @@ class BlockDrawer:
         for unit, block in blocks.items():
             with suppress(InvalidStateError):  # the batch was given up meanwhile
                 batch.blocks[unit].set_result(block)
+        for unit, block in blocks.items():
+            if self._kept is not None and unit not in batch.uncertain:
+                self._kept.keep(unit, block)
 
     def _give_up(self, batch: "BlockBatch", error: Exception | None = None) -> None:
         """Draw no more of a batch: its futures are cancelled, or raise the error. The lock is held."""
@@ -161,13 +172,15 @@ class BlockBatch:
     """Units whose blocks are drawn together.
 
     `blocks` holds the block of each unit, finished or to come; `uncut_rows`, by image, the peaks whose patches no thread has begun to
-    cut. `is_prepared` says that a page may need the blocks, and the next page not any more.
+    cut. `is_prepared` says that a page may need the blocks, and the next page not any more. `uncertain` are units with an image that is
+    missing, or that nobody knows to be the one that was scanned: they may look different another time.
     """
 
     def __init__(self, queries: AtlasQueries, units: Sequence[Unit], patch_kind: str, is_prepared: bool = False) -> None:
         self._queries, self._patch_kind = queries, patch_kind
         self.is_prepared = is_prepared
         self.blocks: dict[Unit, Future[bytes]] = {unit: Future() for unit in units}
+        self.uncertain: set[Unit] = set()
         self.uncut_rows: OrderedDict[int, list[tuple[Unit, int]]] = OrderedDict()
         self._patch_count = min(queries.atlas.k, MAX_PATCHES)
         self._patches: dict[Unit, dict[int, Image.Image]] = {}
@@ -200,6 +213,8 @@ class BlockBatch:
             picture = self._queries.atlas.shown_picture(image)
         except (Skipped, ImagesError) as reason:
             picture, has_changed = None, isinstance(reason, Changed)
+        if picture is None or self._queries.atlas.content(image) is None:
+            self.uncertain.update(unit for unit, _ in rows)
         blocks = {}
         for unit, row in rows:
             patch = draw_missing_patch(PATCH_PX, has_changed, PAGE_GROUND) if picture is None else self._cut_patch(picture, row)

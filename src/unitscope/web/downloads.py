@@ -124,8 +124,7 @@ def table_of(page: Page) -> pa.Table:
 def sample_table(queries: AtlasQueries, layer: str, unit: int) -> pa.Table:
     """A unit's values in the sample, from the lowest to the highest, with their cells; boxes are in pixels of the network's input."""
     sample = queries.unit_sample(layer, unit)
-    rows = sample.rows(unit)
-    columns = {name: sample.columns[name][rows.start : rows.stop] for name in ("value", "image", "y", "x", *SIDES)}
+    columns = {name: sample[name] for name in ("value", "image", "y", "x", *SIDES)}
     images = [queries.images.get(image) for image in columns["image"].tolist()]
     if None in images:
         raise queries.atlas.broken("its sample names an image which its images table lacks")

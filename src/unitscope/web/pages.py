@@ -7,9 +7,7 @@ from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from unitscope.atlas.depth import DEPTH_PLOTS, SIZE_PLOT
 from unitscope.atlas.figures import choose_overview_layers, draw_units
@@ -30,9 +28,7 @@ from unitscope.web.page_records import (
     DepthCurve,
     DepthPlot,
     Example,
-    Facet,
     GlossaryPage,
-    Histogram,
     ImagePage,
     LabelPage,
     LabelShare,
@@ -62,7 +58,6 @@ MIN_LIFT = 2
 MAX_LABEL_UNITS = 60
 MAX_CONCEPT_UNITS = 240
 MAX_MISTAKES = 200
-BINS = 32
 
 
 class PageBuilder:
@@ -80,6 +75,10 @@ class PageBuilder:
     @cached_property
     def _labels_by_slug(self) -> dict[str, str]:
         return {slug(label): label for label in self.queries.labels}
+
+    @cached_property
+    def _labelled_images(self) -> int:
+        return sum(self.queries.labels.values())
 
     def network_page(self) -> NetworkPage:
         rows = {layer.name: self._layer_row(layer) for layer in self.queries.layers}
@@ -129,7 +128,7 @@ class PageBuilder:
         return UnitPage(
             f"units/{layer_slug}/{unit}.html", self.atlas_summary, layer, queries.patch_size(name), block_side(min(queries.atlas.k, MAX_PATCHES)), statistics,
             meaning, meaning.sentence(),
-            [Facet(number, len(examples), examples[:MAX_PATCHES]) for number, examples in queries.facets(name, unit).items()],
+            queries.facets(name, unit, MAX_PATCHES),
             views=queries.views(name),
             previous_unit=unit - 1 if unit else None,
             next_unit=unit + 1 if unit + 1 < layer.units else None,
@@ -137,7 +136,7 @@ class PageBuilder:
             troughs=queries.troughs(name, unit),
             trough_tie=queries.trough_ties(name).get(unit),
             bands=[Band(band, examples) for band, examples in queries.bands(name, unit).items()],
-            histogram=_histogram(queries.unit_sample(name, unit).values(unit), statistics.highest),
+            histogram=queries.histogram(name, unit),
             labels=self._label_shares(name, unit),
             similar_units=queries.similar_units(name, unit, MAX_SIMILAR_UNITS),
             ceiling=ceiling(layer.activation),
@@ -178,7 +177,7 @@ class PageBuilder:
             return None
         images = [image for image in self.queries.images.values() if image.label == label]
         image_count = self.queries.labels[label]
-        base_rate = image_count / sum(self.queries.labels.values())
+        base_rate = image_count / self._labelled_images
         return LabelPage(
             f"labels/{label_slug}.html", self.atlas_summary, label, image_count, base_rate, self._label_units(images), images
         )  # fmt: skip
@@ -327,7 +326,7 @@ class PageBuilder:
 
     def _label_shares(self, layer: str, unit: int) -> list[LabelShare]:
         image_counts, peak_counts = self.queries.labels, self.queries.label_counts(layer, unit)
-        all_images, all_peaks = sum(image_counts.values()), sum(peak_counts.values())
+        all_images, all_peaks = self._labelled_images, sum(peak_counts.values())
         return [
             LabelShare(label, peaks, peaks / all_peaks, image_counts[label] / all_images if label in image_counts else None)
             for label, peaks in sorted(peak_counts.items(), key=lambda entry: (-entry[1], entry[0]))
@@ -336,7 +335,7 @@ class PageBuilder:
     def _typical_labels(self, layer: str, unit: int) -> list[str]:
         """The labels that a unit's peaks have twice as often as all images do; one peak alone counts of a label of one image alone."""
         image_counts, peak_counts = self.queries.labels, self.queries.label_counts(layer, unit)
-        lifts = sum(self.queries.labels.values()) / max(sum(peak_counts.values()), 1)
+        lifts = self._labelled_images / max(sum(peak_counts.values()), 1)
         return sorted(
             label
             for label, peaks in peak_counts.items()
@@ -366,16 +365,6 @@ def _depth_plots(depth: pa.Table) -> list[DepthPlot]:
         if curves and len(depth) > 1:
             plots.append(DepthPlot(title, curves))
     return plots
-
-
-def _histogram(sample: NDArray[np.float32], highest: float | None) -> Histogram | None:
-    """Of the sample's finite values; it reaches up to the highest value that the unit has in any image."""
-    finite = sample[np.isfinite(sample)].astype(np.float64)
-    if not len(finite):
-        return None
-    start, stop = float(finite.min()), max(float(finite.max()), -np.inf if highest is None else highest)
-    counts, _ = np.histogram(finite, BINS, (start, stop if stop > start else start + 1))
-    return Histogram(start, stop, counts.tolist())
 
 
 def _atlas_summary(queries: AtlasQueries) -> AtlasSummary:

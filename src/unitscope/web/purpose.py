@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
-from math import isfinite
+from functools import cached_property, reduce
+from math import isfinite, isnan
 from threading import Lock
 from typing import Any
 
@@ -14,9 +14,11 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from unitscope.atlas import Atlas
+from unitscope.atlas.samples import NumpyColumns
 from unitscope.atlas.tables import CIRCUITS, EFFECT_LAYERS, EFFECTS, KNOCKOUTS, MISTAKES, PREDICTIONS, SHORTCUTS
 from unitscope.errors import AtlasError
 from unitscope.web.checked_tables import MAX_UNITS
+from unitscope.web.numbered_rows import NumberedRows, StrongestEffects
 from unitscope.web.purpose_records import (
     Candidate,
     CircuitDrawing,
@@ -34,7 +36,7 @@ from unitscope.web.purpose_records import (
     UnitCircuit,
     UnitEffects,
 )
-from unitscope.web.rows_by_unit import RowsByUnit
+from unitscope.web.unit_runs import UnitRuns
 
 LOG = logging.getLogger(__name__)
 CLASSES_EACH_WAY = 6
@@ -46,8 +48,12 @@ DRAWN_UNITS = 4
 """How many units a circuit is drawn with that feed a unit, or that it feeds."""
 DRAWN_FURTHER = 2
 """How many units more for each of these."""
-LAYERS_KEPT = 2
-"""Layers whose effects stay in memory: some 30 bytes a unit and class, so 40 MB for 1,280 units and 1,000 classes."""
+ROWS_PER_RUN = 1 << 17
+"""How many rows of effects are read at once, for units that stand beside each other."""
+UNITS_KEPT = 1 << 15
+"""For how many units the classes stay in memory that they raise and lower most: some 300 bytes each, so 10 MB."""
+LAYERS_KEPT = 16
+"""For how many layers the units stay in memory that raise and lower each class most: some 300 bytes a class, so 5 MB for 1,000 classes."""
 
 MAY_BE_NULL = ("standard_error", "r", "slope", "node", "effect_right", "off_share")
 """Columns that have no value in some rows. A row that lacks another one says nothing."""
@@ -58,9 +64,9 @@ Row = dict[str, Any]
 class PurposeQueries:
     """Answers questions about effects, knock-outs, circuits and predictions. A table that isn't there, or can't be read, says nothing."""
 
-    def __init__(self, atlas: Atlas, image_keys: Callable[[], Mapping[int, str]], by_layer: bool = False) -> None:
-        self.atlas, self._image_keys, self._by_layer = atlas, image_keys, by_layer
-        self._effects: LRUCache[str, RowsByUnit | None] = LRUCache(LAYERS_KEPT)
+    def __init__(self, atlas: Atlas, image_keys: Callable[[], Mapping[int, str]]) -> None:
+        self.atlas, self._image_keys = atlas, image_keys
+        self._class_effects: LRUCache[str, StrongestEffects | None] = LRUCache(LAYERS_KEPT)
         self._lock = Lock()
 
     @cached_property
@@ -91,22 +97,29 @@ class PurposeQueries:
 
     def unit_effects(self, layer: str, unit: int) -> UnitEffects | None:
         """The classes that a unit raises most, and those that it lowers; None where effects weren't measured."""
-        effects = self._layer_effects(layer) if self._by_layer else self._read_effects(layer, unit)
+        effects = self._effect_runs.run(layer, unit)
         if effects is None:
             return None
-        rows = effects.rows(unit)
-        of_unit = effects.table.slice(rows.start, rows.stop - rows.start)
-        sizes = np.nan_to_num(of_unit["effect"].to_numpy(), nan=0, posinf=0, neginf=0)
-        order = np.argsort(-sizes, kind="stable")
-        raised, lowered = order[sizes[order] > 0], order[::-1][sizes[order[::-1]] < 0]
-        strongest = [
-            [self._class_effect(row) for row in of_unit.take(some[:CLASSES_EACH_WAY]).to_pylist()] for some in (raised, lowered)
-        ]
-        return UnitEffects(strongest[0], strongest[1], self.trust(layer), self._unit_knockouts(layer, unit))
+        raised, lowered = (self._class_effects_of(rows.of_number(unit)) for rows in (effects.raised, effects.lowered))
+        return UnitEffects(raised, lowered, self.trust(layer), self._unit_knockouts(layer, unit))
 
-    def _class_effect(self, row: Row) -> ClassEffect:
-        name = self.class_name(row["class"])
-        return ClassEffect(row["class"], name, row["effect"], row["standard_error"], row["share"], row["images"])
+    def _class_effects_of(self, columns: NumpyColumns) -> list[ClassEffect]:
+        names = ("class", "effect", "standard_error", "share", "images")
+        rows = zip(*(columns[name].tolist() for name in names), strict=True)
+        return [
+            ClassEffect(position, self.class_name(position), effect, None if isnan(error) else error, share, images)
+            for position, effect, error, share, images in rows
+        ]
+
+    @cached_property
+    def _effect_runs(self) -> UnitRuns[StrongestEffects | None]:
+        units = sum(layer.units for layer in self.atlas.layers)
+        rows = self.atlas.row_count(EFFECTS.name) if EFFECTS.name in self._readable else 0
+        return UnitRuns(self._read_unit_effects, ROWS_PER_RUN * units // max(rows, 1), UNITS_KEPT)
+
+    def _read_unit_effects(self, layer: str, units: range) -> StrongestEffects | None:
+        rows = self._read_effects(layer, "unit", units)
+        return None if rows is None else StrongestEffects.of(rows, CLASSES_EACH_WAY)
 
     def _unit_knockouts(self, layer: str, unit: int) -> list[Knockout]:
         rows = self._knockouts_by_units.get((layer, str(unit)), [])
@@ -139,44 +152,41 @@ class PurposeQueries:
 
     def class_layers(self, position: int, layers: Sequence[str]) -> list[ClassLayer]:
         """The units of each layer that raise a class most, and those that lower it."""
-        found = []
-        for layer in layers:
-            effects = self._layer_effects(layer)
-            rows = [] if effects is None else effects.table.filter(pc.equal(effects.table["class"], position)).to_pylist()
-            units = sorted(
-                (row for row in rows if isfinite(row["effect"]) and self._has_unit(layer, row["unit"])),
-                key=lambda row: -row["effect"],
-            )
-            described = [ClassUnit(layer, row["unit"], row["effect"], row["share"]) for row in units]
-            raising = [unit for unit in described if unit.effect > 0][:UNITS_EACH_WAY]
-            lowering = [unit for unit in reversed(described) if unit.effect < 0][:UNITS_EACH_WAY]
-            if raising or lowering:
-                found.append(ClassLayer(layer, self.trust(layer), raising, lowering))
-        return found
+        described = [self._class_layer(position, layer) for layer in layers]
+        return [layer for layer in described if layer.raising or layer.lowering]
+
+    def _class_layer(self, position: int, layer: str) -> ClassLayer:
+        effects, raising, lowering = self._strongest_units(layer), [], []
+        if effects is not None:
+            raising, lowering = (_class_units(layer, rows.of_number(position)) for rows in (effects.raised, effects.lowered))
+        return ClassLayer(layer, self.trust(layer), raising, lowering)
 
     def class_knockouts(self, position: int) -> list[Knockout]:
         """What taking units away did to a class, the largest drops first."""
         rows = [row for row in self._knockouts if row["class"] == position]
         return [self._knockout(row) for row in sorted(rows, key=lambda row: -row["logit_drop"])][:CLASSES_EACH_WAY]
 
-    def _layer_effects(self, layer: str) -> RowsByUnit | None:
+    def _strongest_units(self, layer: str) -> StrongestEffects | None:
+        """By class; None where no effects were measured."""
         with self._lock:
-            if layer not in self._effects:
-                self._effects[layer] = self._read_effects(layer)
-            return self._effects[layer]
+            if layer not in self._class_effects:
+                rows = self._read_effects(layer, "class")
+                self._class_effects[layer] = None if rows is None else StrongestEffects.of(rows, UNITS_EACH_WAY)
+            return self._class_effects[layer]
 
-    def _read_effects(self, layer: str, unit: int | None = None) -> RowsByUnit | None:
-        """The effects of a layer's units, or of one; None where there are none."""
+    def _read_effects(self, layer: str, number: str, units: range | None = None) -> NumberedRows | None:
+        """The effects of a layer's units, or of some of them, by unit or by class; None where there are none."""
         if EFFECTS.name not in self._readable:
             return None
+        names = [name for name in EFFECTS.schema.names if name != "layer"]
+        units = range(self._unit_counts.get(layer, 0)) if units is None else units
         try:
-            table = self.atlas.table(EFFECTS.name, layer, unit)
+            table = self.atlas.rows_of_units(EFFECTS.name, layer, units, names)
         except AtlasError:
             LOG.debug("effects can't be read", exc_info=True)
             return None
-        columns = [column for column in EFFECTS.schema.names if column not in MAY_BE_NULL]
-        whole = pc.min_element_wise(*(table[name].is_valid().cast(pa.int8()) for name in columns))
-        return RowsByUnit.of(table.filter(pc.equal(whole, 1)))
+        known = [table[name].is_valid() for name in names if name not in MAY_BE_NULL and table[name].null_count]
+        return NumberedRows.of(table.filter(reduce(pc.and_, known)) if known else table, number)
 
     # ── what the network predicts ────────────────────────────────────────────────────────────────────────────────
 
@@ -186,8 +196,10 @@ class PurposeQueries:
         by_cell: dict[tuple[int, int], list[Row]] = {}
         for row in self._predictions:
             by_cell.setdefault((row["label_class"], row["predicted"]), []).append(row)
-        found = [self._confusion(*cell, rows) for cell, rows in by_cell.items()]
-        return {(c.label_class, c.predicted): c for c in sorted(found, key=lambda c: (-c.images, c.label_class, c.predicted))}
+        confusions = [self._confusion(*cell, rows) for cell, rows in by_cell.items()]
+        return {
+            (c.label_class, c.predicted): c for c in sorted(confusions, key=lambda c: (-c.images, c.label_class, c.predicted))
+        }
 
     def _confusion(self, label_class: int, predicted: int, rows: list[Row]) -> Confusion:
         shown = [
@@ -214,12 +226,12 @@ class PurposeQueries:
     @cached_property
     def mistakes(self) -> list[Confusion]:
         """Those of images whose label is another class, the most frequent first."""
-        return [found for found in self.confusions.values() if 0 <= found.label_class != found.predicted]
+        return [confusion for confusion in self.confusions.values() if 0 <= confusion.label_class != confusion.predicted]
 
     @cached_property
     def labelled_and_right(self) -> tuple[int, int]:
         """How many images have a label, and how many of them are taken for it."""
-        labelled = [found for found in self.confusions.values() if found.label_class >= 0]
+        labelled = [confusion for confusion in self.confusions.values() if confusion.label_class >= 0]
         return sum(c.images for c in labelled), sum(c.images for c in labelled if c.label_class == c.predicted)
 
     def mistaken_units(self, label_class: int, predicted: int) -> list[MistakenUnit]:
@@ -268,11 +280,11 @@ class PurposeQueries:
         start, stop = np.searchsorted(numbers, [number, number + 1])
         rows = order[start:stop]
         columns = {name: self._circuit_columns[name][rows] for name in (other_layer, other_unit, "contribution", "share")}
-        others = columns[other_layer]
-        is_unit = (others >= 0) & (columns[other_unit] >= 0) & (columns[other_unit] < self._units_by_code[others])
+        layers = columns[other_layer]
+        is_unit = (layers >= 0) & (columns[other_unit] >= 0) & (columns[other_unit] < self._units_by_code[layers])
         order = np.argsort(-columns["share"], kind="stable")
         return [
-            FeedingUnit(self._layer_names[others[row]], int(columns[other_unit][row]), float(columns["contribution"][row]), float(columns["share"][row]))
+            FeedingUnit(self._layer_names[layers[row]], int(columns[other_unit][row]), float(columns["contribution"][row]), float(columns["share"][row]))
             for row in order[is_unit[order]][:count].tolist()
         ]  # fmt: skip
 
@@ -296,9 +308,9 @@ class PurposeQueries:
             return nodes[key]
 
         def spread(start: CircuitNode, step: int, count: int) -> list[CircuitNode]:
-            found = (self._fed_by if step < 0 else self._feeds)(start.layer, start.unit, count)
+            neighbours = (self._fed_by if step < 0 else self._feeds)(start.layer, start.unit, count)
             added = []
-            for other in found:
+            for other in neighbours:
                 beside = node(start.column + step, other.layer, other.unit)
                 first, second = (beside, start) if step < 0 else (start, beside)
                 edges.append(CircuitEdge(first.number, second.number, other.contribution, other.share))
@@ -322,12 +334,12 @@ class PurposeQueries:
     @cached_property
     def _circuits_by_unit(self) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """The rows in the order of the units that are fed, and of those that feed, with a number for each row's unit."""
-        found = {}
+        rows_by_unit = {}
         for layer, unit in (("layer", "unit"), ("source_layer", "source_unit")):
             numbers = self._circuit_columns[layer].astype(np.int64) * MAX_UNITS + self._circuit_columns[unit]
             order = np.argsort(numbers, kind="stable")
-            found[layer] = numbers[order], order
-        return found
+            rows_by_unit[layer] = numbers[order], order
+        return rows_by_unit
 
     @cached_property
     def _circuit_columns(self) -> dict[str, NDArray[Any]]:
@@ -371,3 +383,8 @@ class PurposeQueries:
     @cached_property
     def _unit_counts(self) -> dict[str, int]:
         return {layer.name: layer.units for layer in self.atlas.layers}
+
+
+def _class_units(layer: str, columns: NumpyColumns) -> list[ClassUnit]:
+    rows = zip(*(columns[name].tolist() for name in ("unit", "effect", "share")), strict=True)
+    return [ClassUnit(layer, *row) for row in rows]

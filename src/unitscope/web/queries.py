@@ -2,9 +2,9 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, islice
 from operator import attrgetter
 from threading import Lock
 from typing import Any
@@ -19,7 +19,7 @@ from unitscope.atlas import Atlas
 from unitscope.atlas.depth import depth_table
 from unitscope.atlas.meaning import UnitMeaning, read_meanings
 from unitscope.atlas.patches import patch_crops, patch_size, resolve_patch_kind
-from unitscope.atlas.samples import BANDS, LayerSample, SampleStatistics, read_sample
+from unitscope.atlas.samples import BANDS, SAMPLE_COLUMNS, LayerSample, NumpyColumns, SampleStatistics, read_sample
 from unitscope.atlas.tables import ATTRIBUTION_METHODS, FACETS
 from unitscope.atlas.ties import Tie, find_ties, units_without_preference
 from unitscope.errors import AtlasError, ImagesError
@@ -37,34 +37,37 @@ from unitscope.web.checked_tables import (
     read_units,
 )
 from unitscope.web.meanings import NamedUnits
-from unitscope.web.page_records import Example, PatchSize, SimilarUnit, UnitStatistics
+from unitscope.web.numbered_rows import NumberedRows
+from unitscope.web.page_records import Example, Facet, Histogram, PatchSize, SimilarUnit, UnitStatistics
 from unitscope.web.peak_table import PeakTable
 from unitscope.web.purpose import PurposeQueries
-from unitscope.web.rows_by_unit import RowsByUnit
+from unitscope.web.sample_runs import SampleRun
+from unitscope.web.unit_runs import UnitRuns
 from unitscope.web.unit_statistics import describe_units
 from unitscope.web.unit_tables import LayerTables, UnitTables
 
 LOG = logging.getLogger(__name__)
-SAMPLES_KEPT = 2
-"""Layers whose samples stay in memory: 40 bytes a value, so 16 MB for 2,048 units and 200 images."""
 UNITS_KEPT = 1 << 15
-"""Of how many units statistics, names and numbers of added tables stay in memory: some 2 kB each, so 65 MB."""
+"""Of how many units statistics, names and numbers of added tables stay in memory: some 2 kB each, so 65 MB. And what pages show of their
+samples: some 700 bytes each, so 23 MB."""
 LAYERS_KEPT = 4
-"""Of how many layers facets, candidates and troughs do: some 60 bytes a candidate, so 4 MB for 1,280 units."""
+"""Of how many layers troughs do."""
+ROWS_PER_RUN = 1 << 17
+"""How many rows of the sample are read at once, for units that stand beside each other."""
+UNITS_PER_FACET_RUN, FACET_UNITS_KEPT = 256, 1 << 12
+"""For how many units facets and candidates are read at once, and stay in memory: some 40 bytes a candidate, so 8 MB."""
 
 
 class AtlasQueries:
     """Answers questions about one atlas. Its peaks stay in memory, the samples of a few layers too.
 
-    Tables are read when a question needs them first: of large ones a unit's rows alone or, with `by_layer`, those of its whole layer, for who
-    asks about one unit after the other. Every method raises `AtlasError` where they contradict each other or hold
-    impossible values.
+    Tables are read when a question needs them first: of large ones the rows of a run of units, of which what pages show is kept. Every
+    method raises `AtlasError` where they contradict each other or hold impossible values.
     """
 
-    def __init__(self, atlas: Atlas, by_layer: bool = False) -> None:
-        self.atlas, self._by_layer = atlas, by_layer
+    def __init__(self, atlas: Atlas) -> None:
+        self.atlas = atlas
         self._lock = Lock()
-        self._samples: MutableMapping[Any, LayerSample] = LRUCache(SAMPLES_KEPT)
         self._statistics: MutableMapping[Any, list[UnitStatistics]] = LRUCache(UNITS_KEPT, len)
         self._sample_statistics: dict[Any, SampleStatistics] = {}
         self._sample_values: dict[Any, tuple[NDArray[np.float32], NDArray[np.int64]]] = {}
@@ -72,9 +75,11 @@ class AtlasQueries:
         self._input_boxes: dict[tuple[int, int], Box] = {}
         self._layer_tables: MutableMapping[Any, LayerTables] = LRUCache(UNITS_KEPT, len)
         self._meanings: MutableMapping[Any, list[UnitMeaning]] = LRUCache(UNITS_KEPT, len)
-        self._unit_rows: MutableMapping[Any, RowsByUnit] = LRUCache(LAYERS_KEPT)
         self._troughs: MutableMapping[Any, PeakTable] = LRUCache(LAYERS_KEPT)
         self._trough_ties: dict[Any, dict[int, Tie]] = {}
+        units_per_run = ROWS_PER_RUN // max(1, int(atlas.manifest.get("sample", 0)))
+        self._sample_runs = UnitRuns(self._read_sample, units_per_run, UNITS_KEPT)
+        self._facet_runs = UnitRuns(self._read_facets, UNITS_PER_FACET_RUN, FACET_UNITS_KEPT)
 
     def check(self) -> None:
         """Raises `AtlasError` where the tables that every page needs are broken."""
@@ -363,23 +368,15 @@ class AtlasQueries:
 
     # ── statistics and the sample ────────────────────────────────────────────────────────────────────────────────
 
-    @cachedmethod(attrgetter("_samples"), lock=attrgetter("_lock"))
-    def sample(self, layer: str) -> LayerSample:
-        """A layer's values in the sample."""
-        record = self._layer(layer)
-        return LayerSample.of(read_sample(self.atlas, record), record.units)
-
-    def unit_sample(self, layer: str, unit: int) -> LayerSample:
-        """A unit's values in the sample; it may have those of the layer's other units, too."""
-        if self._by_layer:
-            return self.sample(layer)
-        record = self._layer(layer)
-        return LayerSample.of(read_sample(self.atlas, record, unit), record.units)
+    def unit_sample(self, layer: str, unit: int) -> NumpyColumns:
+        """A unit's values in the sample, from the lowest to the highest, with their images and cells."""
+        return read_sample(self.atlas, self._layer(layer), range(unit, unit + 1))
 
     @cachedmethod(attrgetter("_sample_values"), lock=attrgetter("_lock"))
     def sample_values(self, layer: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """A layer's values in the sample, by unit and value, and the first row of each unit: small enough for all layers to stay in memory."""
-        sample = self.sample(layer)
+        record = self._layer(layer)
+        sample = LayerSample.of(read_sample(self.atlas, record, range(record.units), ("unit", "value")), record.units)
         return sample.columns["value"].astype(np.float32), sample.unit_starts
 
     @cachedmethod(attrgetter("_sample_statistics"), lock=attrgetter("_lock"))
@@ -416,52 +413,68 @@ class AtlasQueries:
     @cached_property
     def purpose(self) -> PurposeQueries:
         """What units are for, and what the network predicts."""
-        return PurposeQueries(self.atlas, lambda: {image.image: image.key for image in self.images.values()}, self._by_layer)
+        return PurposeQueries(self.atlas, lambda: {image.image: image.key for image in self.images.values()})
 
     @cached_property
     def concepts(self) -> NamedUnits:
         """The names that units have."""
         return NamedUnits.of(self.atlas)
 
-    def facets(self, layer: str, unit: int) -> dict[int, list[Example]]:
-        """The candidates of each facet of a unit, the highest first; none where it has one facet, or none were looked for."""
+    def facets(self, layer: str, unit: int, max_examples: int) -> list[Facet]:
+        """The facets of a unit, each with so many of its candidates, the highest first; none where it has one facet, or none were looked for."""
         if (self.meanings(layer)[unit].facets or 0) < 2:
-            return {}
+            return []
         try:
-            facets, candidates = (self._rows_by_unit(name, layer).of_unit(unit) for name in (FACETS.name, "candidates"))
+            run = self._facet_runs.run(layer, unit)
         except AtlasError:  # pages say why it can't be read
-            return {}
-        by_place = {row["candidate"]: row for row in candidates}
-        of_facet: dict[int, list[dict[str, Any]]] = {}
-        for row in sorted(facets, key=lambda row: row["candidate"]):
-            if row["candidate"] in by_place:
-                of_facet.setdefault(row["facet"], []).append(by_place[row["candidate"]])
-        return {facet: self._sampled(layer, unit, rows) for facet, rows in sorted(of_facet.items())}
+            return []
+        candidates = run.of_number(unit)
+        facets = []
+        for facet in np.unique(candidates["facet"]).tolist():
+            rows = np.flatnonzero(candidates["facet"] == facet)
+            shown = {name: column[rows[:max_examples]] for name, column in candidates.items()}
+            facets.append(Facet(facet, len(rows), self._sampled(layer, unit, shown)))
+        return facets
 
-    @cachedmethod(attrgetter("_unit_rows"), lock=attrgetter("_lock"))
-    def _rows_by_unit(self, table: str, layer: str) -> RowsByUnit:
-        return RowsByUnit.of(self.atlas.table(table, layer))
+    def _read_facets(self, layer: str, units: range) -> NumberedRows:
+        """The candidates that have a facet, by unit and place, with the facet's number."""
+        facets = self.atlas.rows_of_units(FACETS.name, layer, units, ("unit", "candidate", "facet")).drop_null()
+        candidates = self.atlas.rows_of_units("candidates", layer, units, ("candidate", *SAMPLE_COLUMNS)).drop_null()
+        keys = [table["unit"].to_numpy().astype(np.int64) << 16 | table["candidate"].to_numpy() for table in (facets, candidates)]
+        _, of_facets, of_candidates = np.intersect1d(*keys, return_indices=True)  # sorted by unit and candidate
+        joined = candidates.take(of_candidates).append_column("facet", facets["facet"].take(of_facets))
+        return NumberedRows.of(joined, "unit")
 
     def bands(self, layer: str, unit: int) -> dict[str, list[Example]]:
         """Images of the sample around its 99, 90 and 50 per cent quantile and at its lowest, for a unit; none without a sample."""
-        sample = self.unit_sample(layer, unit)
-        if not sample.rows(unit):
+        columns, sizes = self._sample_runs.run(layer, unit).bands(unit)
+        if not any(sizes):
             return {}
-        rows = {name: sample.band_rows(unit, quantile) for name, quantile in BANDS.items()}
-        examples = iter(self._sampled(layer, unit, [sample.row(row) for of_band in rows.values() for row in of_band]))
-        return {name: [next(examples) for _ in of_band] for name, of_band in rows.items()}
+        examples = iter(self._sampled(layer, unit, columns))
+        return {name: list(islice(examples, size)) for name, size in zip(BANDS, sizes, strict=True)}
 
-    def _sampled(self, layer: str, unit: int, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
+    def histogram(self, layer: str, unit: int) -> Histogram | None:
+        """Of the sample's finite values; it reaches up to the highest value that the unit has in any image. None where there are none."""
+        return self._sample_runs.run(layer, unit).histogram(unit)
+
+    def _read_sample(self, layer: str, units: range) -> SampleRun:
+        record = self._layer(layer)
+        units = units[: max(0, record.units - units.start)]
+        sample = LayerSample.of(read_sample(self.atlas, record, units), record.units)
+        statistics = self.unit_statistics(layer)
+        return SampleRun.of(sample, units, [statistics[unit].highest for unit in units])
+
+    def _sampled(self, layer: str, unit: int, columns: NumpyColumns) -> list[Example]:
         """Rows of the sample, or of candidates, of one unit, with their boxes."""
         peaks = []
-        for row in rows:
-            image = self.images.get(row["image"])
+        rows = zip(*(columns[name].tolist() for name in SAMPLE_COLUMNS if name != "unit"), strict=True)
+        for number, value, y, x, top, left, bottom, right in rows:
+            image = self.images.get(number)
             if image is None:
-                raise self.atlas.broken(f"its sample names image {row['image']}, which its images table lacks")
-            top, left, bottom, right = (row[side] for side in ("top", "left", "bottom", "right"))
+                raise self.atlas.broken(f"its sample names image {number}, which its images table lacks")
             source = Geometry.of(self.atlas.preprocessing, image.height, image.width).to_source(Box(top, left, bottom, right))
             sides = source.top, source.left, source.bottom, source.right
-            peaks.append(Peak(layer, unit, 0, row["value"], row["image"], row["y"], row["x"], top, left, bottom, right, *sides))
+            peaks.append(Peak(layer, unit, 0, value, number, y, x, top, left, bottom, right, *sides))
         return self._with_boxes(peaks)
 
 

@@ -1,5 +1,6 @@
 """From a page to HTML or JSON."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import unescape
@@ -8,12 +9,12 @@ from typing import Any
 
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from unitscope.records import Box, Layer
 from unitscope.web.addresses import Addresses
 from unitscope.web.downloads import downloads_of
-from unitscope.web.page_records import AtlasSummary, Histogram, Page, PatchSize
+from unitscope.web.page_records import AtlasSummary, Example, Histogram, Page, PatchSize, SortKey, UnitEntry
 from unitscope.wordnet import in_words
 
 
@@ -55,7 +56,12 @@ def render_error(path: str, status: int, message: str) -> str:
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("unitscope.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("unitscope.web"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
     )
     filters: dict[str, Any] = {
         "number": number,
@@ -63,7 +69,7 @@ def _environment() -> Environment:
         "px": px,
         "coordinates": coordinates,
         "rectangle": rectangle,
-        "sortable": sortable,
+        "sort_attributes": sort_attributes,
         "bar_path": bar_path,
         "in_words": in_words,
         "curve_path": curve_path,
@@ -73,7 +79,74 @@ def _environment() -> Environment:
         "downloads": downloads_of,
     }
     environment.filters |= filters
+    environment.globals |= {
+        "description": description,
+        "patch": patch,
+        "patch_of": patch_of,
+        "block_picture": block_picture,
+        "captioned_block": captioned_block,
+    }
     return environment
+
+
+# ── pieces of which a page has dozens: a template's macro takes several times as long ───────────────────────────────
+
+
+def description(example: Example) -> Markup:
+    """What a patch shows, in words."""
+    rank, image = f"Rank {example.rank}, value" if example.rank else "Value", example.source_image
+    label = f", label {in_words(image.label)}" if image.label else ""
+    return escape(f"{rank} {number(example.value)}{label}, image {image.key}")
+
+
+def patch(to: Addresses, example: Example) -> Markup:
+    """A crop of the source image, hatched where the box leaves the network's input."""
+    shown, image = example.crop(to.patch_kind), example.source_image
+    box, crop = shown.box, shown.visible
+    hatched = f'<rect {rectangle(box)} fill="url(#hatch)"/>' if box != crop else ""
+    return Markup(
+        f'<svg class="patch" viewBox="{coordinates(box)}" role="img" aria-label="{description(example)}">\n{hatched}'
+        f'<svg {rectangle(crop)} viewBox="{coordinates(crop)}"><image href="{escape(to.image_file(image.image))}" width="{image.width}" '
+        f'height="{image.height}" preserveAspectRatio="none"/></svg>\n</svg>\n'
+    )
+
+
+def patch_of(
+    href: str, place: int, columns: int, example: Example, corner: tuple[int, int], size: tuple[int, int], attribute: str = "href"
+) -> Markup:
+    """One of the patches of a picture that has several of them, row by row, from a corner (left, top) on; `size` is the picture's (width,
+    height), in patches. With the attribute `data-href` examples.js loads it when a person comes near."""
+    (left, top), (width, height) = corner, size
+    row, column = divmod(place, columns)
+    return Markup(
+        f'<svg class="patch" viewBox="{left + column} {top + row} 1 1" role="img" aria-label="{description(example)}"><image '
+        f'{attribute}="{escape(href)}" width="{width}" height="{height}" preserveAspectRatio="none"/></svg>'
+    )
+
+
+def block_picture(to: Addresses, layer: str, unit: int, alt: str) -> Markup:
+    """A block's picture: of an exported site a part of one that has many."""
+    sprite = to.sprite(layer, unit)
+    if sprite is None:
+        return Markup(
+            f'<img src="{escape(to.block(layer, unit))}" width="192" height="192" loading="lazy" decoding="async" alt="{escape(alt)}">'
+        )
+    return Markup(
+        f'<span class="sprite" role="img" aria-label="{escape(alt)}"><img class="column-{sprite.column} row-{sprite.row}" '
+        f'src="{escape(sprite.href)}" loading="lazy" decoding="async" alt=""></span>'
+    )
+
+
+def captioned_block(to: Addresses, layer: str, unit: int, value: str) -> Markup:
+    """A block that leads to its unit, with the unit's name and a value."""
+    picture = block_picture(to, layer, unit, f"Patches of {layer} unit {unit}")
+    return Markup(
+        f'<a class="block" href="{escape(to.unit(layer, unit))}">{picture}<span class="layer-name">{escape(layer)}</span>'
+        f'<span class="unit-number">{unit}</span><span class="value">{escape(value)}</span></a>'
+    )
+
+
+# ── values ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def number(value: float | None) -> str:
@@ -169,6 +242,13 @@ def rectangle(box: Box) -> Markup:
 def sortable(value: float | None) -> str:
     """A value to sort by, in six digits; nothing where there is none."""
     return "" if value is None else f"{value:.6g}"
+
+
+def sort_attributes(entry: UnitEntry, sort_keys: Sequence[SortKey]) -> Markup:
+    """What a unit may be sorted by, as attributes `data-sort-0` and so on. A page has tens of thousands of them."""
+    unit, added = entry.statistics, entry.added
+    values = [added[key.column] if key.column in added else getattr(unit, key.column) for key in sort_keys]
+    return Markup("".join([f' data-sort-{index}="{sortable(value)}"' for index, value in enumerate(values)]))
 
 
 def bar_path(histogram: Histogram) -> str:

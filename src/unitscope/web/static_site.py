@@ -80,13 +80,13 @@ def export(
             (folder / MADE_FROM).write_text(made_from)
         else:
             os.replace(resumed, folder)
-        builders = [PageBuilder(AtlasQueries(each, by_layer=True)) for each in atlases]
+        builders = [PageBuilder(AtlasQueries(each)) for each in atlases]
         counts = [{layer.name: layer.units for layer in pages.queries.layers} for pages in builders]
         undrawn_images: dict[str, str] = {}
-        for pages, of_atlas, others in zip(builders, counts, (builders[1:], []), strict=False):
+        for pages, of_atlas, compared in zip(builders, counts, (builders[1:], []), strict=False):
             root = folder if pages is builders[0] else folder / "compared"
-            to = SiteAddresses(unit_counts=of_atlas, compared=counts[1] if others else {})
-            undrawn_images |= _SiteWriter(pages, root, to, others[0] if others else None).write(on_units)
+            to = SiteAddresses(unit_counts=of_atlas, compared=counts[1] if compared else {})
+            undrawn_images |= _SiteWriter(pages, root, to, compared[0] if compared else None).write(on_units)
         (folder / MADE_FROM).unlink()
         sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     return ExportSummary(len(sizes), sum(sizes), undrawn_images)
@@ -225,7 +225,7 @@ def _draw_sprite(blocks: "list[Future[bytes]]") -> bytes:
     sprite = Image.new("RGB", (SPRITE_COLUMNS * side, ceil(len(blocks) / SPRITE_COLUMNS) * side))
     for number, picture in enumerate(pictures):
         row, column = divmod(number, SPRITE_COLUMNS)
-        sprite.paste(picture.resize((side, side)), (column * side, row * side))
+        sprite.paste(picture if picture.size == (side, side) else picture.resize((side, side)), (column * side, row * side))
     content = BytesIO()
     sprite.save(content, "JPEG", quality=SPRITE_QUALITY, optimize=True)
     return content.getvalue()
