@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby
 from typing import Any
 
@@ -19,7 +19,7 @@ from unitscope.atlas.reading import AtlasReader
 from unitscope.drawing import SHEET_GROUND, Crop, Ground, cut_patch, draw_missing_patch
 from unitscope.errors import WHERE_IMAGES_ARE, AtlasError, ImagesError, ImagesWarning, first_line
 from unitscope.images import Changed, Geometry, Skipped
-from unitscope.records import Box, Layer, Peak
+from unitscope.records import Box, Layer, Peak, Preprocessing
 
 PATCH_KINDS = ("auto", "field", "effective", "image")
 SMALL_FIELD_SHARE = 1 / 8
@@ -112,12 +112,19 @@ def patch_crops(atlas: AtlasReader, peaks: Sequence[Peak], kind: str, image_size
     nothing that a unit responds to.
     """
     boxes = [None] * len(peaks) if kind == "field" else _boxes_on_input(atlas, peaks, kind)
-    geometries = {size: Geometry.of(atlas.preprocessing, *size) for size in set(image_sizes)}
-    input_crops = {size: geometry.to_source(Box(0, 0, *geometry.input)) for size, geometry in geometries.items()}
-    return [
-        Crop.of(peak.source_box if box is None else geometries[size].to_source(box), input_crops[size], size)
-        for peak, box, size in zip(peaks, boxes, image_sizes, strict=True)
-    ]
+    crops = []
+    for peak, box, size in zip(peaks, boxes, image_sizes, strict=True):
+        geometry, seen = _geometry_and_seen(atlas.preprocessing, *size)
+        on_image = peak.source_box if box is None else geometry.to_source(box)
+        crops.append(Crop(on_image, on_image.intersection(seen)))
+    return crops
+
+
+@lru_cache(maxsize=4096)
+def _geometry_and_seen(preprocessing: Preprocessing | None, height: int, width: int) -> tuple[Geometry, Box]:
+    """How an image of that size becomes the network's input, and the part of it that does."""
+    geometry = Geometry.of(preprocessing, height, width)
+    return geometry, geometry.to_source(Box(0, 0, *geometry.input)).clipped(height, width)
 
 
 def _boxes_on_input(atlas: AtlasReader, peaks: Sequence[Peak], kind: str) -> list[Box]:

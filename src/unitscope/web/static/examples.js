@@ -245,7 +245,7 @@
     picture.src = `${root}source-images/${button.dataset.image}.jpg`;
   }
 
-  // ── patches of another kind, in an exported site ───────────────────────────────────────────────────────────────────
+  // ── patches that are cut from their images here, in an exported site ───────────────────────────────────────────────────────────────────
 
   function intersection(box, other) {
     const [x, y, width, height] = numbers(box);
@@ -256,20 +256,24 @@
 
   function cutAnew() {
     const kind = patchKind();
-    if (!isSite || kind === "auto") return;
+    if (!isSite) return;
     for (const button of document.querySelectorAll("button.show")) {
+      const drawn = button.querySelector(".patch");
+      if (kind === "auto" && drawn.dataset.cut === undefined) continue;
       const box = boxOf(button, kind);
       const { image, size } = button.dataset;
       const [x, y, width, height] = intersection(intersection(box, button.dataset.input).join(" "), `0 0 ${size}`);
       const [imageWidth, imageHeight] = size.split(" ");
-      const old = button.querySelector(".patch");
-      const patch = svgElement("svg", { class: "patch", viewBox: box, role: "img", "aria-label": old.getAttribute("aria-label") });
+      const label = button.closest(".example").querySelector("figcaption a")?.textContent;
+      const value = button.closest(".example").querySelector(".value").textContent;
+      const words = `Value ${value}${label ? `, label ${label}` : ""}, image ${button.dataset.key}`;
+      const patch = svgElement("svg", { class: "patch", viewBox: box, role: "img", "aria-label": words });
       const seen = svgElement("svg", { x, y, width, height, viewBox: `${x} ${y} ${width} ${height}` });
       seen.append(svgElement("image", { href: `${root}images/${image}.jpg`, width: imageWidth, height: imageHeight, preserveAspectRatio: "none" }));
       const hatch = rectangle(box, "");
       hatch.setAttribute("fill", "url(#hatch)");
       patch.append(hatch, seen);
-      old.replaceWith(patch);
+      drawn.replaceWith(patch);
     }
   }
 
