@@ -457,3 +457,18 @@ def test_several_peaks_of_one_image_count_once_among_those_that_tie(tmp_path: Pa
     images[:, 0, ::4, ::4] = 7.0  # nine cells of each image have the same value
     (tie,) = unitscope.scan(see_through(1, nn.ReLU()), images, tmp_path / "atlas", k=9, per_image=3).ties("1").values()
     assert (tie.first, tie.last, tie.shown, tie.images) == (1, 9, 3, 5)
+
+
+def test_an_atlas_of_before_opens_without_its_optional_columns(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU()).eval()
+    atlas = unitscope.scan(network, torch.randn(12, 3, 8, 8), tmp_path / "atlas", layers=["*"])
+    assert [layer.shares_units_of for layer in atlas.layers] == [None, "0", "0"]
+    path = atlas.folder / "layers.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns(["shares_units_of"]), path)
+    old = Atlas(atlas.folder)
+    assert [layer.name for layer in old.layers] == ["0", "1", "2"]
+    assert {layer.shares_units_of for layer in old.layers} == {None}
+    pq.write_table(table.drop_columns(["activation"]), path)
+    with pytest.raises(AtlasError, match="it has no column 'activation'"):
+        _ = Atlas(atlas.folder).layers

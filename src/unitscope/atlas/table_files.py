@@ -197,7 +197,8 @@ class TableFolder:
         if name in self.core_names:
             path = self._path(name)
             with table_errors(path):
-                return TableFile(path, CORE_TABLES[name], None, pq.ParquetDataset(path, filters=rows))
+                dataset = pq.ParquetDataset(path, filters=rows)
+            return TableFile(path, _as_stored(CORE_TABLES[name], dataset, path), None, dataset)
         if name not in self.added_names:
             raise AtlasError(self._no_table_text(name))
         return open_added_table(self._folder.absolute() / ADDED_FOLDER / f"{name}.parquet", ADDED_TABLES.get(name), rows)
@@ -242,13 +243,16 @@ def open_added_table(path: Path, spec: TableSpec | None, rows: pc.Expression | N
     spec, provenance = read_metadata(dataset.schema, path, spec)
     if spec.name != path.stem:
         raise AtlasError(f"table {str(path)!r} can't be used: it holds the table {spec.name!r}")
+    return TableFile(path, _as_stored(spec, dataset, path), provenance, dataset)
+
+
+def _as_stored(spec: TableSpec, dataset: pq.ParquetDataset, path: Path) -> TableSpec:
+    """The declaration without optional columns that a file lacks. Raises `AtlasError` where it lacks another one."""
     absent = [column for column in spec.columns if column.name not in dataset.schema.names]
     required = [column.name for column in absent if not column.optional]
     if required:
         raise AtlasError(f"table {str(path)!r} can't be read: it has no column {required[0]!r}")
-    if absent:
-        spec = replace(spec, columns=tuple(column for column in spec.columns if column not in absent))
-    return TableFile(path, spec, provenance, dataset)
+    return replace(spec, columns=tuple(column for column in spec.columns if column not in absent)) if absent else spec
 
 
 @contextmanager
