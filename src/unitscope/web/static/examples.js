@@ -351,7 +351,7 @@
       }
       nearby.unobserve(target);
     }
-  }, { rootMargin: "300px" });
+  }, { rootMargin: "100px" });
 
   document.addEventListener("unitscope:part", start);
   start();

@@ -30,7 +30,7 @@
       const values = new Map(blocks.map((block) => [block, block.dataset.dead ? -Infinity : number(block, column)]));
       sorted.sort((a, b) => values.get(b) - values.get(a) || number(a, "unit") - number(b, "unit"));
     }
-    grid.replaceChildren(...sorted);
+    if (sorted.some((block, place) => block !== grid.children[place])) grid.replaceChildren(...sorted);
     showSome();
   }
 
