@@ -51,7 +51,7 @@ from unitscope.wordnet import in_words
 
 OVERVIEW_UNITS = 4
 MAX_SIMILAR_UNITS = 12
-IMAGE_UNITS = 6
+IMAGE_UNITS = 5
 """Of how many units of a layer an image's page shows blocks."""
 MIN_LIFT = 2
 """How many times as frequent as among all images a label is among a unit's peaks, that the unit can be found by it."""

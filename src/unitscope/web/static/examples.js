@@ -65,7 +65,31 @@
     return cell;
   }
 
+  // The heat may have to be computed first, by a network that may have to be loaded.
   function layOver() {
+    const status = document.getElementById("overlay-status");
+    const address = overlayAddress();
+    const draw = () => {
+      if (address !== overlayAddress()) return; // a person chose another meanwhile
+      status.textContent = "";
+      drawHeat();
+      const chosen = document.querySelector(".example[data-chosen] .show");
+      if (chosen && document.getElementById("source")?.firstChild) show(chosen);
+    };
+    if (!address) {
+      draw();
+      return;
+    }
+    status.textContent = "Working …";
+    const picture = new Image();
+    picture.onload = draw;
+    picture.onerror = () => {
+      if (address === overlayAddress()) status.textContent = "It can't be had: its images, or the network, aren't at hand.";
+    };
+    picture.src = address;
+  }
+
+  function drawHeat() {
     for (const button of document.querySelectorAll(".patches .show")) {
       const patch = button.querySelector(".patch");
       patch.querySelector(".heat")?.remove();
@@ -87,8 +111,6 @@
         // it is kept for this page alone
       }
       layOver();
-      const chosen = document.querySelector(".example[data-chosen] .show");
-      if (chosen) show(chosen);
     });
     layOver();
   }
