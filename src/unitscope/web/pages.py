@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import Any
@@ -27,7 +27,6 @@ from unitscope.web.page_records import (
     ConceptPage,
     DepthCurve,
     DepthPlot,
-    Example,
     GlossaryPage,
     ImagePage,
     LabelPage,
@@ -155,21 +154,19 @@ class PageBuilder:
         record = self.queries.images.get(image)
         if record is None:
             return None
-        peaks_by_layer: dict[str, list[Example]] = {}
-        for peak in self.queries.peaks_in_image(image):
-            peaks_by_layer.setdefault(peak.layer, []).append(peak)
-        layers = [
-            self._layer_peaks(layer, peaks_by_layer[layer.name], most)
-            for layer in self.queries.layers
-            if layer.name in peaks_by_layer
-        ]
+        layers = [self._layer_peaks(layer, rows, most) for layer, rows in self.queries.peak_rows_in_image(image)]
         return ImagePage(f"images/{image}.html", self.atlas_summary, record, layers, self.queries.no_preference_peaks(image))
 
-    def _layer_peaks(self, layer: Layer, peaks: list[Example], most: int | None) -> LayerPeaks:
+    def _layer_peaks(self, layer: Layer, rows: Sequence[int], most: int | None) -> LayerPeaks:
         statistics, meanings = self.queries.unit_statistics(layer.name), self.queries.meanings(layer.name)
-        shown = sorted(peaks, key=lambda peak: (peak.rank or 0, -(statistics[peak.unit].z_score or 0), peak.unit))[:most]
+
+        def place(row: int) -> tuple[int, float, int]:
+            unit, rank = self.queries.unit_and_rank(row)
+            return rank, -(statistics[unit].z_score or 0), unit
+
+        shown = self.queries.peaks_of_rows(sorted(rows, key=place)[:most])
         names = {peak.unit: name for peak in shown if (name := meanings[peak.unit].name) is not None}
-        return LayerPeaks(layer, shown, len(peaks), names)
+        return LayerPeaks(layer, shown, len(rows), names)
 
     def label_page(self, label_slug: str) -> LabelPage | None:
         label = self._labels_by_slug.get(label_slug)

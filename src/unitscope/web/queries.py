@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, MutableMapping, Sequence
 from functools import cached_property
-from itertools import groupby, islice
+from itertools import islice
 from operator import attrgetter
 from threading import Lock
 from typing import Any
@@ -319,12 +319,20 @@ class AtlasQueries:
         rows = self._peaks.rows_of_image(image)
         return rows[self._shows_preference[rows]]
 
-    def peaks_in_image(self, image: int) -> list[Example]:
-        """The peaks in an image of units that show a preference, by layer, unit and rank."""
-        peaks = [self._peak(int(row)) for row in self._preferring_rows(image)]
-        return [
-            example for _, of_layer in groupby(peaks, key=attrgetter("layer")) for example in self._with_boxes(list(of_layer))
-        ]
+    def peak_rows_in_image(self, image: int) -> list[tuple[Layer, list[int]]]:
+        """The rows of the peaks in an image of units that show a preference, layer by layer, by unit and rank."""
+        rows = self._preferring_rows(image)
+        layers = self._peaks.columns["layer"][rows]
+        return [(self.layers[index], rows[layers == index].tolist()) for index in np.unique(layers).tolist()]
+
+    def unit_and_rank(self, row: int) -> tuple[int, int]:
+        """Unit and rank of the peak of a row."""
+        columns = self._peaks.columns
+        return int(columns["unit"][row]), int(columns["rank"][row])
+
+    def peaks_of_rows(self, rows: Sequence[int]) -> list[Example]:
+        """The peaks of some rows of one layer, with their boxes."""
+        return self._with_boxes([self._peak(row) for row in rows])
 
     def no_preference_peaks(self, image: int) -> int:
         """How many peaks in an image are of units that show no preference."""
