@@ -380,7 +380,7 @@ def test_a_sheet_has_the_units_that_are_shown(watched: WatchedPage, served: str,
     sheet = io.BytesIO()
     atlas.sheet("relu", order).save(sheet, "PNG")
     assert content == sheet.getvalue()
-    assert downloaded(page, "Units as CSV")[0] == "atlas-0-layers-relu.csv"
+    assert downloaded(page, "All its units, by number, as CSV")[0] == "atlas-0-layers-relu.csv"
     watched.assert_sound(served)
 
 

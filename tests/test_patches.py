@@ -94,23 +94,23 @@ class SvgPatch:
     key: str
 
 
-def svg_patches(html: str) -> Iterator[SvgPatch]:
-    """The patches on a page that are cut from an image."""
-    tags = tags_of(html)
+def sampled_patches(html: str) -> Iterator[SvgPatch]:
+    """The patches of the sample on an exported page, which are cut from their images by its script, from what their buttons say."""
+    tags, is_band = tags_of(html), False
     for number, (tag, attributes) in enumerate(tags):
-        if tag != "svg" or attributes.get("class") != "patch":
-            continue
-        inner = [found for name, found in tags[number + 1 : number + 3] if name == "svg" and "x" in found]
-        if not inner:
-            continue  # it is a part of a block
-        assert inner[0]["viewbox"] == " ".join(
-            str(inner[0][name]) for name in ("x", "y", "width", "height")
-        )  # so it moves nothing
-        image = next(found for name, found in tags[number + 1 :] if name == "image")
-        assert image["preserveaspectratio"] == "none"
-        size = Box(0, 0, float(image["height"] or 0), float(image["width"] or 0))
-        key = str(attributes["aria-label"]).rpartition("image ")[2]
-        yield SvgPatch(box_of(attributes["viewbox"]), box_of(inner[0]["viewbox"]), size, key)
+        if tag in ("section", "div") and attributes.get("class"):
+            is_band = attributes["class"] == "band" or (is_band and tag == "div")
+        if is_band and tag == "button" and attributes.get("class") == "show":
+            assert tags[number + 1][0] == "svg"
+            assert "data-cut" in tags[number + 1][1]
+            width, height = map(float, str(attributes["data-size"]).split())
+            view, size = box_of(attributes["data-patch"]), Box(0, 0, height, width)
+            yield SvgPatch(
+                view,
+                view.intersection(box_of(attributes["data-input"])).clipped(height, width),
+                size,
+                str(attributes["data-key"]),
+            )
 
 
 def box_of(text: str | None) -> Box:
@@ -174,7 +174,7 @@ def test_pages_take_each_peak_from_its_place_in_the_block(atlas: Atlas) -> None:
             for peak, number in zip(peaks, patches, strict=False):  # the page has more patches
                 place = peak["rank"] - 1
                 assert tags[number][1]["viewbox"] == f"{place % 3} {place // 3} 1 1"
-                assert tags[number + 1][1]["href"] == f"../../blocks/{slug(layer.name)}/{unit}.jpg"
+                assert tags[number + 1][1]["href"] == f"../../large-blocks/{slug(layer.name)}/{unit}.jpg"
                 assert (tags[number + 1][1]["width"], tags[number + 1][1]["height"]) == ("3", "3")
 
 
@@ -187,7 +187,7 @@ def test_patches_of_a_site_show_the_same_pixels_as_the_served_ones(atlas: Atlas,
     for layer in atlas.layers:
         for unit in range(layer.units):
             answer = site.get(f"/bands/{slug(layer.name)}/{unit}.jpg")
-            patches = list(svg_patches(parts[f"units/{slug(layer.name)}/{unit}"][1]))[-12:]
+            patches = list(sampled_patches(parts[f"units/{slug(layer.name)}/{unit}"][1]))
             assert (answer.status_code == 200) == (len(patches) == 12)
             for place, patch in enumerate(patches):
                 left, top = place % 3 * SIZE_PX, place // 3 * SIZE_PX
@@ -218,7 +218,7 @@ def test_a_browser_shows_the_pixels_of_the_images(atlas: Atlas, tmp_path: Path) 
             page.locator("svg.patch").first.wait_for()
             page.evaluate(PATCHES_ALONE, SIZE_PX)
             picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-            for index, patch in enumerate(list(svg_patches(parts[part][1]))[-12:]):
+            for index, patch in enumerate(sampled_patches(parts[part][1])):
                 left = index * SIZE_PX
                 colours = np.asarray(picture.crop((left, 0, left + SIZE_PX, SIZE_PX))).astype(float)
                 is_padding = np.abs(colours - (0, 0, 255)).max(-1) < 8
@@ -231,7 +231,7 @@ def test_a_browser_shows_the_pixels_of_the_images(atlas: Atlas, tmp_path: Path) 
 
 
 PATCHES_ALONE = """size => {
-    const patches = [...document.querySelectorAll("svg.patch")].slice(-12); // those of the sample come last
+    const patches = [...document.querySelectorAll(".band svg.patch")]; // those of the sample
     document.body.replaceChildren(...patches);
     document.body.style.cssText = "margin: 0; background: rgb(0 0 255)";
     patches.forEach((patch, index) => {

@@ -92,10 +92,11 @@ class Classes:
         """The position of a class by its name, its WordNet id or its number. Raises `AtlasError` where there is none, or are several."""
         position = self.position_of(name, outputs)
         if position is None:
-            close = suggestion(name, self.names)
+            close = suggestion(name, self.names).rstrip(".")
             same = [str(number) for number, known in enumerate(self.names) if known.casefold() == name.casefold()]
-            several = f" {len(same)} classes are called so: {', '.join(same)}; give a number." if same else ""
-            raise AtlasError(f"the network has no class {name!r} among its {outputs:,} outputs.{several or close}")
+            if same:
+                raise AtlasError(f"{len(same)} classes are called {name!r}: {', '.join(same)}; give a number")
+            raise AtlasError(f"the network has no class {name!r} among its {outputs:,} outputs{f'.{close}' if close else ''}")
         return position
 
     def position_of(self, label: str, outputs: int) -> int | None:

@@ -71,7 +71,7 @@ def downloads_of(page: Page, root: str, is_site: bool) -> list[Download]:
     if rows is None:
         return []
     path = f"{root}{page.path.removesuffix('.html')}"
-    found = [Download(f"{rows} as CSV", f"{path}.csv"), Download(f"{rows} as Parquet", f"{path}.parquet")]
+    found = [Download(f"{rows} as {kind}", f"{path}.{kind.lower()}") for kind in ("CSV", "Parquet")]
     if isinstance(page, UnitPage):
         block = f"{root}{page.path.removesuffix('.html').replace('units/', 'blocks/', 1)}.png"
         pictures = [Download("Its patches as PNG", block)] if page.peaks else []
@@ -88,7 +88,7 @@ def downloads_of(page: Page, root: str, is_site: bool) -> list[Download]:
 
 
 ROWS: dict[type, str] = {
-    NetworkPage: "Layers", LayerPage: "Units", UnitPage: "Its peaks", ImagePage: "Its peaks", LabelPage: "Units", ConceptPage: "Units",
+    NetworkPage: "Layers", LayerPage: "All its units, by number,", UnitPage: "Its peaks", ImagePage: "Its peaks", LabelPage: "Units", ConceptPage: "Units",
     ClassPage: "Units", MistakePage: "Units",
 }  # fmt: skip
 """What the rows of a page's table are."""

@@ -160,9 +160,11 @@ def circuit_drawing(to: Addresses, drawing: CircuitDrawing) -> Markup:
                 f'width="{sprite.columns}" height="{sprite.rows}" preserveAspectRatio="none"/></svg>'
             )
         own = ' class="own"' if node.column == 0 else ""
+        is_last = node.column == last  # there is no room behind it
+        caption = f'<text{" class=end" if is_last else ""} x="{x + BLOCK_PX * is_last}" y="{y + 112}">{name}</text>'
         blocks.append(
             f'<a href="{escape(to.unit(node.layer, node.unit))}" aria-label="{escape(node.layer)} unit {node.unit}">{picture}'
-            f'<rect{own} x="{x}" y="{y}" {side}/><text x="{x}" y="{y + 112}">{name}</text></a>\n'
+            f'<rect{own} x="{x}" y="{y}" {side}/>{caption}</a>\n'
         )
     label = f"The circuit around this unit: {len(nodes)} units, {len(drawing.edges)} connections"
     return Markup(

@@ -100,7 +100,7 @@ class PageBuilder:
                 statistics,
                 self._typical_labels(layer.name, statistics.unit),
                 added.values_of(statistics.unit),
-                meaning.name,
+                None if statistics.dead else meaning.name,
                 (meaning.facets or 0) > 1,
             )
             for statistics, meaning in zip(
@@ -126,7 +126,7 @@ class PageBuilder:
         heat_methods = ["activation", *attributed] if has_live else attributed
         return UnitPage(
             f"units/{layer_slug}/{unit}.html", self.atlas_summary, layer, queries.patch_size(name), block_side(min(queries.atlas.k, MAX_PATCHES)), statistics,
-            meaning, meaning.sentence(),
+            meaning, [] if statistics.dead else meaning.sentence(),
             queries.facets(name, unit, MAX_PATCHES),
             views=queries.views(name),
             previous_unit=unit - 1 if unit else None,

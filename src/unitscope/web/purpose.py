@@ -1,6 +1,7 @@
 """What pages say of what units are for: the classes that a unit raises and lowers, what feeds it, what the network predicts."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, reduce
 from math import isfinite, isnan
@@ -82,6 +83,8 @@ class PurposeQueries:
     def class_names(self) -> dict[int, str]:
         """What the classes are called that anything is known of, by position."""
         names = {row["class"]: str(row["name"]) for row in self._rows("classes")}
+        counts = Counter(names.values())
+        names = {position: name if counts[name] == 1 else f"{name} ({position})" for position, name in names.items()}
         positions = {
             position for row in self._predictions for position in (row["label_class"], row["predicted"], *row["top_classes"])
         }

@@ -71,7 +71,7 @@
     const address = overlayAddress();
     const draw = () => {
       if (address !== overlayAddress()) return; // a person chose another meanwhile
-      status.textContent = "";
+      status.textContent = address ? "Orange is above zero, blue below; clear is zero, and each patch has its own scale." : "";
       drawHeat();
       const chosen = document.querySelector(".example[data-chosen] .show");
       if (chosen && document.getElementById("source")?.firstChild) show(chosen);
@@ -279,9 +279,14 @@
   function cutAnew() {
     const kind = patchKind();
     if (!isSite) return;
+    const drawn = document.querySelector(".heading .drawn");
+    if (drawn && kind !== "auto") {
+      drawn.textContent = kind === "image" ? ", drawn: the whole input" : "";
+      document.querySelector(".heading .scale").style.visibility = "hidden"; // it is of the usual patches
+    }
     for (const button of document.querySelectorAll("button.show")) {
-      const drawn = button.querySelector(".patch");
-      if (kind === "auto" && drawn.dataset.cut === undefined) continue;
+      const old = button.querySelector(".patch");
+      if (kind === "auto" && old.dataset.cut === undefined) continue;
       const box = boxOf(button, kind);
       const { image, size } = button.dataset;
       const [x, y, width, height] = intersection(intersection(box, button.dataset.input).join(" "), `0 0 ${size}`);
@@ -295,7 +300,7 @@
       const hatch = rectangle(box, "");
       hatch.setAttribute("fill", "url(#hatch)");
       patch.append(hatch, seen);
-      drawn.replaceWith(patch);
+      old.replaceWith(patch);
     }
   }
 

@@ -10,6 +10,7 @@
   function showStatus(text) {
     status.textContent = text;
     status.hidden = !text;
+    if (text) status.scrollIntoView({ block: "nearest" });
   }
 
   // `question` says which class is explained, by which layer, and which units are taken away.
