@@ -182,11 +182,28 @@ def test_the_shell_completes_commands_options_and_values(tmp_path: Path) -> None
 def test_layers_are_listed(run: Run, model: str) -> None:
     result = run("layers", model, *PREPROCESSING)
     assert [line.split()[0] for line in result.out.splitlines()] == ["layer", "0", "1", "2", "3", "4", "5"]
-    assert result.out.splitlines()[2].split() == ["1", "ReLU", "6", "15", "x", "15", "3", "x", "3", "2", "x", "2", "relu", "yes"]
+    assert result.out.splitlines()[2].split() == [
+        "1",
+        "ReLU",
+        "6",
+        "15",
+        "x",
+        "15",
+        "3",
+        "x",
+        "3",
+        "2",
+        "x",
+        "2",
+        "relu",
+        "yes",
+        "0",
+    ]
     listed = json.loads(run("layers", model, *PREPROCESSING, "--json").out)
     assert (listed["left_out"], listed["operators_without_rule"]) == ([], [])
     assert [row["layer"] for row in listed["layers"] if row["default"]] == ["1", "3", "5"]
     assert listed["layers"][2]["receptive_field_height"] == 7
+    assert [row["shares_units_of"] for row in listed["layers"]][:3] == [None, "0", None]
     assert "trial" not in listed
     listed = json.loads(run("layers", model, *PREPROCESSING, "--json", "--trial").out)
     assert listed["trial"] == {"batch": None, "random": None, "shared": None, "rounding": {}}

@@ -360,7 +360,9 @@ def test_infinities_come_back_as_infinities_only(tmp_path: Path) -> None:
     atlas = unitscope.scan(see_through(1), images, tmp_path / "atlas", batch_size=1)
     assert unitscope.check(atlas, see_through(1)).differences == []
     changed = unitscope.Atlas(tmp_path / "atlas", images=torch.tensor([5.0, 100, 2, 3]).reshape(4, 1, 1, 1))
-    assert sorted(difference.stored for difference in unitscope.check(changed, see_through(1)).differences) == [1.0, torch.inf]
+    differences = unitscope.check(changed, see_through(1)).differences
+    for is_trough in (False, True):  # each of the four images is both
+        assert sorted(found.stored for found in differences if found.is_trough is is_trough) == [1.0, torch.inf]
     assert atlas.units("0")["mean"].to_pylist() == [torch.inf]
 
 

@@ -56,7 +56,8 @@ def test_a_unit_page_lists_what_tables_say_of_it(atlas: Atlas) -> None:
     assert [table["name"] for table in with_one] == ["colour_or_shape"]
     html = site.get("/units/relu/2.html").text
     assert "How rarely a unit is active" in html
-    assert "<dt>rarity</dt><dd>0.5</dd>" in html
+    assert "<td><code>rarity</code></td><td>0.5</td>" in html
+    assert '<th scope="row">One less the activation rate</th>' in html
 
 
 def test_a_stale_table_is_named_and_not_shown(atlas: Atlas) -> None:
