@@ -175,6 +175,13 @@ def test_units_are_sorted_chosen_and_sized_and_a_link_keeps_that(watched: Watche
     assert shown_units(page) == [0, 1, 2, 3]
     page.get_by_label("Sort by").select_option("highest")
     assert shown_units(page) == [row["unit"] for row in sorted(units, key=lambda row: -row["highest"])]
+    page.get_by_label("Sort by").select_option("activation_rate")
+    rates = {row["unit"]: row["activation_rate"] for row in units}
+    shown = page.eval_on_selector_all(
+        "#units > li:not([data-dead])", "all => all.map(li => [li.dataset.unit, li.querySelector('.value').textContent])"
+    )
+    assert {int(unit): float(value) for unit, value in shown} == pytest.approx({u: rates[u] for u in rates if u != 3}, rel=0.01)
+    page.get_by_label("Sort by").select_option("highest")
     page.get_by_role("combobox", name="Show").select_option("dead")
     assert shown_units(page) == [row["unit"] for row in units if row["dead"]] == [3]
     page.get_by_role("combobox", name="Show").select_option("always-active")

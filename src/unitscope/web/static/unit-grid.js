@@ -30,6 +30,7 @@
       const values = new Map(blocks.map((block) => [block, block.dataset.dead ? -Infinity : number(block, column)]));
       sorted.sort((a, b) => values.get(b) - values.get(a) || number(a, "unit") - number(b, "unit"));
     }
+    showValues();
     if (sorted.some((block, place) => block !== grid.children[place])) grid.replaceChildren(...sorted);
     showSome();
   }
@@ -48,6 +49,20 @@
     }
     showSome();
     form.count.value = count === blocks.length ? `${count.toLocaleString("en")} units` : `${count.toLocaleString("en")} of ${blocks.length.toLocaleString("en")} units`;
+  }
+
+  // Below each block stands its highest value or, where units are sorted by another number, that one.
+  function showValues() {
+    const chosen = form.sort.selectedOptions[0];
+    if (!grid.dataset.layer) return;
+    const isOther = !["unit", "highest"].includes(chosen.value);
+    for (const block of blocks) {
+      const span = block.querySelector(".value");
+      if (!span || block.dataset.dead) continue;
+      span.dataset.highest ??= span.textContent;
+      const value = isOther ? number(block, `sort-${chosen.dataset.index}`) : 0;
+      span.textContent = !isOther ? span.dataset.highest : Number.isFinite(value) ? String(Number(value.toPrecision(3))) : "–";
+    }
   }
 
   // On a narrow screen a large layer comes in pieces.
