@@ -160,6 +160,15 @@ class AtlasReader:
         row = self._image_rows.get(image)
         return row is not None and row["key"] == key
 
+    @property
+    def has_images(self) -> bool:
+        """True where the images that were scanned are at hand."""
+        try:
+            _ = self.source
+        except ImagesError:
+            return False
+        return True
+
     def shown_picture(self, image: int) -> Image.Image:
         """The packed picture of that image or, where it has none, the image itself; for people to look at. Raises as `open_image` does."""
         packed = self.packed_pictures.picture(image, self.key(image)) if self.packed_pictures is not None else None

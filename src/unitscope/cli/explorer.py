@@ -16,7 +16,7 @@ from cyclopts.validators import Number
 from unitscope.cli.networks import network_by_trusted_code
 from unitscope.cli.output import progress_bar
 from unitscope.cli.parameters import AtlasFolder, Device, MovedImages, SecondAtlas, TrustCode
-from unitscope.errors import WHERE_IMAGES_ARE, ImagesError, UnitscopeError
+from unitscope.errors import WHERE_IMAGES_ARE, UnitscopeError
 
 if TYPE_CHECKING:
     from unitscope.atlas import Atlas
@@ -46,7 +46,7 @@ def serve(
         options = ExplorerOptions(compared, search, (*LOOPBACK, host) if is_local else ("*",), why_no_search)
         if search is not None and search.can_explain:
             options = replace(options, explain_image=search.explain)
-        if search is not None and search.has_images:
+        if search is not None and opened.has_images:
             options = replace(options, read_activations=search.activations)
         application = create_explorer(opened, options)
         listener = _listening_socket(host, port)
@@ -100,15 +100,6 @@ class LazySearch:
         """True where effects were measured, so that mean maps are there to take units away with."""
         readable = {table.name for table in self._atlas.tables() if table.problem is None}
         return {"mean_maps", "effect_layers"} <= readable
-
-    @property
-    def has_images(self) -> bool:
-        """True where the images of the atlas are at hand."""
-        try:
-            _ = self._atlas.source
-        except ImagesError:
-            return False
-        return True
 
     def activations(self, layer: str, unit: int) -> Any:
         """A unit's activation maps in the images of its peaks; may be called from several threads."""

@@ -14,7 +14,6 @@ from unitscope.atlas import Atlas
 from unitscope.atlas.figures import panel
 from unitscope.atlas.patches import PatchOptions
 from unitscope.drawing import draw_grid, draw_notice, draw_sheet
-from unitscope.errors import ImagesError
 from unitscope.records import Box, Layer
 from unitscope.web.addresses import slug
 from unitscope.web.page_records import (
@@ -71,7 +70,7 @@ def downloads_of(page: Page, root: str, is_site: bool) -> list[Download]:
     if rows is None:
         return []
     path = f"{root}{page.path.removesuffix('.html')}"
-    found = [Download(f"{rows} as {kind}", f"{path}.{kind.lower()}") for kind in ("CSV", "Parquet")]
+    tables = [Download(f"{rows} as {kind}", f"{path}.{kind.lower()}") for kind in ("CSV", "Parquet")]
     if isinstance(page, UnitPage):
         block = f"{root}{page.path.removesuffix('.html').replace('units/', 'blocks/', 1)}.png"
         pictures = [Download("Its patches as PNG", block)] if page.peaks else []
@@ -79,12 +78,12 @@ def downloads_of(page: Page, root: str, is_site: bool) -> list[Download]:
             Download("Its sample as CSV", f"{path}-sample.csv"),
             Download("Its sample as Parquet", f"{path}-sample.parquet"),
         ]
-        return [*([] if page.atlas.images_error else pictures), *found, *(sample if page.histogram else [])]
+        return [*([] if page.atlas.images_error else pictures), *tables, *(sample if page.histogram else [])]
     if isinstance(page, LayerPage) and not page.atlas.images_error:
         count = len(page.units)
         which = f"the first {MAX_SHEET_UNITS} of {count:,} units" if count > MAX_SHEET_UNITS else f"its {count:,} units"
-        return [Download(f"Sheet of {which} as PNG", f"{path}.png"), *found]
-    return found
+        return [Download(f"Sheet of {which} as PNG", f"{path}.png"), *tables]
+    return tables
 
 
 ROWS: dict[type, str] = {
@@ -208,7 +207,7 @@ def draw_block_png(atlas: Atlas, layer: Layer, unit: int, patch_kind: str) -> by
 
     Raises `ImagesError` where there are neither.
     """
-    options = PatchOptions(patch_kind, size_px=BLOCK_PX, from_images=_has_images(atlas))
+    options = PatchOptions(patch_kind, size_px=BLOCK_PX, from_images=atlas.has_images)
     [block] = panel(atlas, layer, [unit], options).blocks
     grid = draw_grid(block.patches, block.slot_count, BLOCK_PX)
     draw_notice(grid, block.notice)
@@ -232,14 +231,6 @@ def units_of_sheet(layer: Layer, asked: str | None) -> list[int]:
     if len(units) > MAX_SHEET_UNITS:
         raise ValueError(f"a sheet shows up to {MAX_SHEET_UNITS} units")
     return units
-
-
-def _has_images(atlas: Atlas) -> bool:
-    try:
-        _ = atlas.source
-    except ImagesError:
-        return False
-    return True
 
 
 def _as_png(picture: Any) -> bytes:

@@ -93,10 +93,10 @@ class NotesFile:
         self._check_kept()
         with WRITING:
             content = self._content()
-            others = [note for note in self._decode(content).units if not self._is_known(note)]
+            unknown = [note for note in self._decode(content).units if not self._is_known(note)]
             if tag != _tag(content):
                 raise StaleNotes(f"{self.path.name!r} has changed meanwhile; get it again")
-            new_content = msgspec.json.format(msgspec.json.encode(replace(notes, units=[*notes.units, *others])), indent=1)
+            new_content = msgspec.json.format(msgspec.json.encode(replace(notes, units=[*notes.units, *unknown])), indent=1)
             if len(new_content) > MAX_NOTES_MB << 20:
                 raise AtlasError(f"{self.path.name!r} would be larger than {MAX_NOTES_MB} MB")
             with atomic_write(self.path, f"{self.path.name!r}") as temporary:
