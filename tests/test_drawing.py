@@ -29,7 +29,7 @@ from unitscope.drawing import (
     draw_sheet,
 )
 from unitscope.errors import AtlasError, ImagesError
-from unitscope.images import Changed
+from unitscope.images import Changed, Geometry
 from unitscope.records import Box, Layer, Peak, Preprocessing
 from unitscope.web.queries import AtlasQueries
 
@@ -291,6 +291,13 @@ def test_the_effective_field_is_drawn_where_the_field_is_no_small_part_of_the_in
         assert patches.resolve_patch_kind(atlas, of_size(field, effective), kind) == kind
 
 
+SIDES = ("top", "left", "bottom", "right")
+
+
+def sides_of(box: Box) -> tuple[float, float, float, float]:
+    return box.top, box.left, box.bottom, box.right
+
+
 @pytest.fixture(scope="module")
 def deepening(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
     """An atlas of twelve layers whose fields grow from 3 to 25 pixels of 32."""
@@ -315,6 +322,29 @@ def test_sheet_figure_and_pages_draw_the_same_box(deepening: Atlas) -> None:
         np.testing.assert_array_equal(auto, drawn)
         kinds.add(patch.kind)
     assert kinds == {"field", "effective"}
+
+
+def test_pages_compute_the_boxes_of_many_rows_as_one_by_one(deepening: Atlas) -> None:
+    queries, unit, seen_kinds = AtlasQueries(deepening), 3, set()
+    for name in (shown_layer.name for shown_layer in deepening.layers):
+        kind, peaks = queries.patch_size(name).kind, queries.peaks(name, unit)
+        sampled = [example for examples in queries.bands(name, unit).values() for example in examples]
+        rows = [*deepening.peaks(name, unit).to_pylist(), *deepening.table("sample", name).to_pylist()]
+        fields = {(row["image"], row["y"], row["x"]): [row[side] for side in SIDES] for row in rows if row["unit"] == unit}
+        for example in [*peaks, *sampled]:
+            image, cell = example.source_image, (example.y, example.x)
+            size, field = (image.height, image.width), Box(*fields[image.image, *cell])
+            geometry = Geometry.of(deepening.preprocessing, *size)
+            source = geometry.to_source(field)
+            assert sides_of(example.receptive_field) == pytest.approx(sides_of(source), abs=1e-4)  # tables have 32 bits
+            assert example.input_box == geometry.to_source(Box(0, 0, 32, 32))
+            row = Peak(name, unit, 1, 0.0, image.image, *cell, *sides_of(field), *sides_of(example.receptive_field))
+            [crop] = patches.patch_crops(deepening, [row], kind, [size])
+            assert (example.patch_box, example.visible_box) == (crop.box, crop.visible)
+        assert [peak.rank for peak in peaks] == deepening.peaks(name, unit)["rank"].to_pylist()
+        assert {example.rank for example in sampled} == {None}
+        seen_kinds |= {kind} if peaks else set()
+    assert seen_kinds == {"field", "effective"}
 
 
 def test_an_effective_field_lies_on_the_input_as_far_as_it_can(deepening: Atlas) -> None:

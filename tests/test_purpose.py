@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 from collections.abc import Iterator
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -178,11 +179,50 @@ def test_exported_pages_have_classes_and_mistakes(complete: Atlas, tmp_path: Pat
     assert [part for part in parts if part.startswith("mistakes/")]
 
 
+def test_a_circuit_has_what_feeds_a_unit_and_what_it_feeds_the_strongest_first(complete: Atlas, tmp_path: Path) -> None:
+    """Whatever the order of the rows; those of units that aren't there are left out. Drawn are two layers up and down."""
+    folder = shutil.copytree(complete.folder, tmp_path / "atlas")
+    path = folder / "tables" / "circuits.parquet"
+    table = pq.read_table(path)
+    counts = {layer.name: layer.units for layer in complete.layers}
+    rows = sorted(table.to_pylist(), key=lambda row: row["contribution"] % 0.01)
+    nobody = [
+        rows[0] | other for other in ({"layer": "9"}, {"unit": 77}, {"source_unit": 99}, {"source_layer": "none"}, {"unit": -2})
+    ]
+    pq.write_table(pa.Table.from_pylist([*nobody, *rows], schema=table.schema), path)
+    site = TestClient(create_explorer(Atlas(folder), ExplorerOptions()), base_url="http://localhost")
+    known = [
+        row for row in rows if row["source_unit"] is not None and 0 <= row["source_unit"] < counts.get(row["source_layer"], 0)
+    ]
+    known.sort(key=lambda row: -row["share"])
+    seen = 0
+    for layer, units in counts.items():
+        for unit in range(units):
+            circuit = site.get(f"/api/units/{layer}/{unit}.json").json()["circuit"]
+            fed_by = [
+                (r["source_layer"], r["source_unit"], r["share"]) for r in known if (r["layer"], r["unit"]) == (layer, unit)
+            ]
+            feeds = [(r["layer"], r["unit"], r["share"]) for r in known if (r["source_layer"], r["source_unit"]) == (layer, unit)]
+            if not fed_by and not feeds:
+                assert circuit is None
+                continue
+            shown = [[(u["layer"], u["unit"], u["share"]) for u in circuit[side]] for side in ("fed_by", "feeds")]
+            assert [[share for *_, share in units] for units in shown] == [
+                [share for *_, share in units[:8]] for units in (fed_by, feeds)
+            ]
+            assert set(shown[0]) <= set(fed_by)
+            assert set(shown[1]) <= set(feeds)
+            nodes = circuit["drawing"]["nodes"]
+            columns = [(node["column"], node["row"]) for node in nodes]
+            assert len(set(columns)) == len(columns)
+            assert {abs(column) for column, _ in columns} <= {0, 1, 2}
+            seen += 1
+    assert seen > 5
+
+
 @pytest.mark.parametrize("name", ["effects", "predictions", "knockouts", "effect_layers", "circuits"])
 def test_a_hostile_table_spoils_no_page(complete: Atlas, tmp_path: Path, name: str) -> None:
     """Nulls, numbers of units that no layer has, infinities: what such rows say is left out."""
-    import shutil
-
     folder = tmp_path / "atlas"
     shutil.copytree(complete.folder, folder)
     path = folder / "tables" / f"{name}.parquet"

@@ -153,7 +153,8 @@ def decode_packed(content: bytes, what: str) -> Image.Image:
         with Image.open(BytesIO(content), formats=["JPEG"]) as image:
             if image.width * image.height > PICTURE_SIDES_PX[1] ** 2:
                 raise AtlasError(f"{what} can't be drawn: it says that it is {image.width} x {image.height} pixels large")
-            return image.convert("RGB")
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
     except AtlasError:
         raise
     except Exception as error:  # whatever a file that lies about itself leads to

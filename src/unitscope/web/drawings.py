@@ -1,19 +1,27 @@
 """The pieces of unit pages that have many numbers, as SVG and HTML: written by functions, which take a fraction of a template's time."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from markupsafe import Markup, escape
 
+from unitscope.atlas.samples import BAND_EXAMPLES, BANDS
 from unitscope.web.addresses import Addresses
-from unitscope.web.numbers import bar_path, coordinates, number, px, rectangle, ticks
-from unitscope.web.page_records import Example, Histogram
-from unitscope.web.purpose_records import CircuitDrawing
+from unitscope.web.numbers import bar_path, coordinates, number, percent, px, rectangle, signed, ticks
+from unitscope.web.page_records import Example, Histogram, LabelShare, TableOfUnit, UnitPage
+from unitscope.web.purpose_records import CircuitDrawing, ClassEffect, FeedingUnit
 from unitscope.wordnet import in_words
 
 COLUMN_PX, ROW_PX, BLOCK_PX = 260, 122, 100
 """How far apart the columns and rows of a circuit lie, and the side of its blocks."""
 MIN_LINE_PX, LINE_PX_PER_SHARE = 1.2, 40
+
+
+@lru_cache(maxsize=1 << 12, typed=True)
+def _escaped(text: str) -> Markup:
+    """Names of layers, labels and addresses come again and again."""
+    return escape(text)
 
 
 def term(to: Addresses, entry: str, text: str | None = None) -> Markup:
@@ -33,8 +41,8 @@ def bar(value: float, longest: float) -> Markup:
 def description(example: Example) -> Markup:
     """What a patch shows, in words."""
     rank, image = f"Rank {example.rank}, value" if example.rank else "Value", example.source_image
-    label = f", label {in_words(image.label)}" if image.label else ""
-    return escape(f"{rank} {number(example.value)}{label}, image {image.key}")
+    label = f", label {_escaped(in_words(image.label))}" if image.label else ""
+    return Markup(f"{rank} {number(example.value)}{label}, image {_escaped(image.key)}")
 
 
 def patch(to: Addresses, example: Example) -> Markup:
@@ -76,7 +84,7 @@ def block_picture(to: Addresses, layer: str, unit: int, alt: str) -> Markup:
         )
     return Markup(
         f'<span class="sprite" role="img" aria-label="{escape(alt)}"><img class="column-{sprite.column} row-{sprite.row}" '
-        f'src="{escape(sprite.href)}" loading="lazy" decoding="async" alt=""></span>'
+        f'src="{_escaped(sprite.href)}" loading="lazy" decoding="async" alt=""></span>'
     )
 
 
@@ -84,20 +92,132 @@ def captioned_block(to: Addresses, layer: str, unit: int, value: str) -> Markup:
     """A block that leads to its unit, with the unit's name and a value."""
     picture = block_picture(to, layer, unit, f"Patches of {layer} unit {unit}")
     return Markup(
-        f'<a class="block" href="{escape(to.unit(layer, unit))}">{picture}<span class="layer-name">{escape(layer)}</span>'
+        f'<a class="block" href="{escape(to.unit(layer, unit))}">{picture}<span class="layer-name">{_escaped(layer)}</span>'
         f'<span class="unit-number">{unit}</span><span class="value">{escape(value)}</span></a>'
     )
 
 
-def example_figure(to: Addresses, example: Example, picture: Markup, is_chosen: bool = False) -> Markup:
+def similar_blocks(to: Addresses, page: UnitPage) -> Markup:
+    """The unit's similar units, as items of a list."""
+    of_peaks = f" of {len(page.peaks)} images"
+    return _block_items(to, [(unit.layer, unit.unit, f"{unit.shared_images}{of_peaks}") for unit in page.similar_units])
+
+
+def feeding_blocks(to: Addresses, units: Sequence[FeedingUnit]) -> Markup:
+    """The units that feed one, or that it feeds, as items of a list."""
+    signs = [("+" if unit.contribution > 0 else "−") + percent(unit.share) for unit in units]
+    return _block_items(to, [(unit.layer, unit.unit, sign) for unit, sign in zip(units, signs, strict=True)])
+
+
+def _block_items(to: Addresses, units: Iterable[tuple[str, int, str]]) -> Markup:
+    return Markup("".join([f"<li>{captioned_block(to, *unit)}</li>" for unit in units]))
+
+
+def label_rows(to: Addresses, labels: Sequence[LabelShare]) -> Markup:
+    """The labels of a unit's peaks, as rows of a table."""
+    return Markup(
+        "".join(
+            f'<tr><th scope="row"><a href="{_escaped(to.label(label.label))}">{_escaped(in_words(label.label))}</a></th><td>{label.peaks}</td>'
+            f"<td>{percent(label.share)}</td><td>{percent(label.base_rate)}</td></tr>"
+            for label in labels
+        )
+    )
+
+
+def effect_rows(to: Addresses, effects: Sequence[ClassEffect], longest: float) -> Markup:
+    """The classes that a unit raises, or lowers, as rows of a table."""
+    rows = []
+    for row in effects:
+        error = "" if row.standard_error is None else f" ± {number(row.standard_error)}"
+        rows.append(
+            f'<tr><th scope="row"><a href="{_escaped(to.class_page(row.position))}">{_escaped(row.name)}</a></th><td>{bar(row.effect, longest)}</td>'
+            f"<td>{signed(row.effect)}{error}</td><td>{percent(row.share)}</td></tr>"
+        )
+    return Markup("".join(rows))
+
+
+def measurements(tables: Sequence[TableOfUnit]) -> Markup:
+    """What added tables say of a unit, each to be opened."""
+    details = []
+    for table in tables:
+        rows = "".join(
+            [f"{_column_heading(column.description, column.name)}{number(column.value)}</td></tr>" for column in table.columns]
+        )
+        details.append(
+            f'<details class="measurements"><summary>{_escaped(table.description)}</summary>\n<table><tbody>{rows}</tbody></table>\n</details>\n'
+        )
+    return Markup("".join(details))
+
+
+@lru_cache(maxsize=1 << 10)
+def _column_heading(description: str, name: str) -> str:
+    heading = escape(description[:1].upper() + description[1:])
+    return f'<tr><th scope="row">{heading}</th><td><code>{escape(name)}</code></td><td>'
+
+
+def peak_figures(to: Addresses, page: UnitPage) -> Markup:
+    """The unit's peaks; the first of them is chosen."""
+    figures = [_figure(to, peak, _peak_picture(to, page, peak), place == 0) for place, peak in enumerate(page.peaks)]
+    return Markup("".join(figures))
+
+
+def trough_figures(to: Addresses, page: UnitPage) -> Markup:
+    """The unit's troughs."""
+    return Markup("".join([_figure(to, trough, _trough_picture(to, page, trough)) for trough in page.troughs]))
+
+
+def band_figures(to: Addresses, page: UnitPage, band: int) -> Markup:
+    """The examples of one of the unit's bands, given by its place among them."""
+    examples = page.bands[band].examples
+    return Markup(
+        "".join([_figure(to, example, _band_picture(to, page, example, band, i)) for i, example in enumerate(examples)])
+    )
+
+
+def cut_figures(to: Addresses, examples: Sequence[Example]) -> Markup:
+    """Examples that no picture of several has."""
+    return Markup("".join([_figure(to, example, patch(to, example)) for example in examples]))
+
+
+def _peak_picture(to: Addresses, page: UnitPage, peak: Example) -> Markup:
+    """A patch of the unit's block; what a notice is written over in an exported one, and patches that a block has no room for, are cut from
+    their images."""
+    side, layer, unit = page.patch_columns, page.layer.name, page.statistics.unit
+    sprite, tie, rank = to.sprite(layer, unit), page.statistics.tie, peak.rank or 0
+    if rank > side * side or (sprite is not None and tie is not None and tie.wholly):
+        return patch(to, peak)
+    if sprite is None:
+        return patch_of(to.large_block(layer, unit), rank - 1, side, peak, (0, 0), (side, side))
+    corner, size = (sprite.column * side, sprite.row * side), (sprite.columns * side, sprite.rows * side)
+    return patch_of(sprite.href, rank - 1, side, peak, corner, size)
+
+
+def _trough_picture(to: Addresses, page: UnitPage, trough: Example) -> Markup:
+    """A patch of the block of the unit's troughs."""
+    side, rank = page.patch_columns, trough.rank or 0
+    if to.is_site or rank > side * side:
+        return patch(to, trough)
+    href = to.troughs(page.layer.name, page.statistics.unit)
+    return patch_of(href, rank - 1, side, trough, (0, 0), (side, side), "data-href")
+
+
+def _band_picture(to: Addresses, page: UnitPage, example: Example, band: int, place: int) -> Markup:
+    """A patch of the picture of the unit's bands: of which of them, and where in it."""
+    if to.is_site:
+        return patch(to, example)
+    href = to.bands(page.layer.name, page.statistics.unit)
+    return patch_of(href, BAND_EXAMPLES * band + place, BAND_EXAMPLES, example, (0, 0), (BAND_EXAMPLES, len(BANDS)), "data-href")
+
+
+def _figure(to: Addresses, example: Example, picture: Markup, is_chosen: bool = False) -> str:
     """A patch with its rank, value and label, and what `examples.js` needs to show where in its image it is."""
     image, box, field = example.source_image, coordinates(example.patch_box), coordinates(example.receptive_field)
     of_field = f' data-receptive-field="{field}"' if field != box else ""
     rank = f'<span class="rank" title="Rank">{example.rank}</span> ' if example.rank else ""
-    label = f' <a href="{escape(to.label(image.label))}">{escape(in_words(image.label))}</a>' if image.label else ""
-    return Markup(
+    label = f' <a href="{_escaped(to.label(image.label))}">{_escaped(in_words(image.label))}</a>' if image.label else ""
+    return (
         f'<figure class="example"{" data-chosen" if is_chosen else ""}>\n<button type="button" class="show" data-image="{image.image}" '
-        f'data-size="{image.width} {image.height}" data-key="{escape(image.key)}" data-cell="{example.y} {example.x}" data-patch="{box}" '
+        f'data-size="{image.width} {image.height}" data-key="{_escaped(image.key)}" data-cell="{example.y} {example.x}" data-patch="{box}" '
         f'data-input="{coordinates(example.input_box)}"{of_field}>{picture}</button>\n<figcaption>{rank}'
         f'<span class="value" title="Value, before the activation">{number(example.value)}</span>{label}</figcaption>\n</figure>\n'
     )
@@ -150,20 +270,20 @@ def circuit_drawing(to: Addresses, drawing: CircuitDrawing) -> Markup:
         )
     blocks = []
     for node, (x, y) in zip(nodes, places, strict=True):
-        sprite, name = to.sprite(node.layer, node.unit), escape(f"{node.layer} {node.unit}")
+        sprite, layer = to.sprite(node.layer, node.unit), _escaped(node.layer)
         side = f'width="{BLOCK_PX}" height="{BLOCK_PX}"'
         if sprite is None:
             picture = f'<image data-href="{escape(to.block(node.layer, node.unit))}" x="{x}" y="{y}" {side}/>'
         else:
             picture = (
-                f'<svg x="{x}" y="{y}" {side} viewBox="{sprite.column} {sprite.row} 1 1"><image data-href="{escape(sprite.href)}" '
+                f'<svg x="{x}" y="{y}" {side} viewBox="{sprite.column} {sprite.row} 1 1"><image data-href="{_escaped(sprite.href)}" '
                 f'width="{sprite.columns}" height="{sprite.rows}" preserveAspectRatio="none"/></svg>'
             )
         own = ' class="own"' if node.column == 0 else ""
         is_last = node.column == last  # there is no room behind it
-        caption = f'<text{" class=end" if is_last else ""} x="{x + BLOCK_PX * is_last}" y="{y + 112}">{name}</text>'
+        caption = f'<text{" class=end" if is_last else ""} x="{x + BLOCK_PX * is_last}" y="{y + 112}">{layer} {node.unit}</text>'
         blocks.append(
-            f'<a href="{escape(to.unit(node.layer, node.unit))}" aria-label="{escape(node.layer)} unit {node.unit}">{picture}'
+            f'<a href="{escape(to.unit(node.layer, node.unit))}" aria-label="{layer} unit {node.unit}">{picture}'
             f'<rect{own} x="{x}" y="{y}" {side}/>{caption}</a>\n'
         )
     label = f"The circuit around this unit: {len(nodes)} units, {len(drawing.edges)} connections"

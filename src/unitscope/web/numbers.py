@@ -19,6 +19,15 @@ def number(value: float | None) -> str:
     return f"{value:.3g}" if isfinite(value) else str(value)
 
 
+def signed(value: float) -> str:
+    """The same with its sign, but for zero.
+
+    >>> signed(2), signed(-0.5), signed(0)
+    ('+2', '-0.5', '0')
+    """
+    return f"{'+' if value > 0 else ''}{number(value)}"
+
+
 def percent(share: float | None) -> str:
     """A share in per cent, in two digits at most.
 

@@ -1,5 +1,6 @@
 """All peaks of an atlas in memory, to be looked up by unit and by image."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unitscope.atlas.samples import NumpyColumns
+from unitscope.web.unit_numbers import UnitNumbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +49,42 @@ class PeakTable:
         start, stop = np.searchsorted(self.images, image), np.searchsorted(self.images, image, side="right")
         return self.rows_by_image[start:stop]
 
-    def row(self, row: int) -> dict[str, Any]:
-        """One peak as Python values by column."""
-        return {name: column[row].item() for name, column in self.columns.items()}
+    def of_rows(self, rows: slice | Sequence[int]) -> NumpyColumns:
+        """The columns of some rows."""
+        return {name: column[rows] for name, column in self.columns.items()}
 
     def image(self, row: int) -> int:
         """The image of one peak."""
         return int(self.columns["image"][row])
+
+
+@dataclass(frozen=True, slots=True)
+class PeaksByImage:
+    """Some of the peaks in the order of their images: the row of each, its image, and the number of its unit."""
+
+    rows: NDArray[np.int64]
+    images: NDArray[np.int64]
+    units: NDArray[np.int32]
+    numbers: UnitNumbers
+
+    @classmethod
+    def of(cls, peaks: PeakTable, is_chosen: NDArray[np.bool_], numbers: UnitNumbers) -> "PeaksByImage":
+        """The chosen ones."""
+        chosen = is_chosen[peaks.rows_by_image]
+        rows = peaks.rows_by_image[chosen]
+        units = numbers.of_columns(peaks.columns["layer"][rows], peaks.columns["unit"][rows])
+        return cls(rows, peaks.images[chosen], units.astype(np.int32), numbers)
+
+    def rows_of_image(self, image: int) -> NDArray[np.int64]:
+        """The rows of the peaks in an image, by layer, unit and rank."""
+        start, stop = np.searchsorted(self.images, [image, image + 1])
+        return self.rows[start:stop]
+
+    def units_with_shared_images(self, images: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """The units with peaks in at least two of these images, by layer and number: index of the layer, number, and in how many they are."""
+        of_images = np.unique(np.asarray(images, dtype=np.int64))
+        spans = np.searchsorted(self.images, np.stack([of_images, of_images + 1]))
+        units = [self.units[start:stop] for start, stop in spans.T.tolist()]
+        numbers, shared = np.unique(np.concatenate([np.zeros(0, dtype=np.int32), *units]), return_counts=True)
+        numbers, shared = numbers[shared > 1], shared[shared > 1]
+        return *self.numbers.layers_and_units(numbers), shared

@@ -8,17 +8,15 @@ from math import isfinite, isnan
 from threading import Lock
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from cachetools import LRUCache
-from numpy.typing import NDArray
 
 from unitscope.atlas import Atlas
 from unitscope.atlas.samples import NumpyColumns
 from unitscope.atlas.tables import CIRCUITS, EFFECT_LAYERS, EFFECTS, KNOCKOUTS, MISTAKES, PREDICTIONS, SHORTCUTS
 from unitscope.errors import AtlasError
-from unitscope.web.checked_tables import MAX_UNITS
+from unitscope.web.connections import Connections
 from unitscope.web.numbered_rows import NumberedRows, StrongestEffects
 from unitscope.web.purpose_records import (
     Candidate,
@@ -29,7 +27,6 @@ from unitscope.web.purpose_records import (
     ClassLayer,
     ClassUnit,
     Confusion,
-    FeedingUnit,
     Knockout,
     MistakenUnit,
     PredictedImage,
@@ -37,6 +34,7 @@ from unitscope.web.purpose_records import (
     UnitCircuit,
     UnitEffects,
 )
+from unitscope.web.unit_numbers import UnitNumbers
 from unitscope.web.unit_runs import UnitRuns
 
 LOG = logging.getLogger(__name__)
@@ -263,57 +261,25 @@ class PurposeQueries:
 
     def unit_circuit(self, layer: str, unit: int) -> UnitCircuit | None:
         """What feeds a unit and what it feeds; None where nobody looked."""
-        if not len(self._circuits):
-            return None
-        fed_by, feeds = self._fed_by(layer, unit, FEEDING_UNITS), self._feeds(layer, unit, FEEDING_UNITS)
+        fed_by, feeds = (connections.of_unit(layer, unit, FEEDING_UNITS) for connections in (self._fed_by, self._feeds))
         return UnitCircuit(fed_by, feeds, self._drawing(layer, unit)) if fed_by or feeds else None
-
-    def _fed_by(self, layer: str, unit: int, count: int) -> list[FeedingUnit]:
-        return self._feeding(layer, unit, count, "layer", "source_layer", "source_unit")
-
-    def _feeds(self, layer: str, unit: int, count: int) -> list[FeedingUnit]:
-        return self._feeding(layer, unit, count, "source_layer", "layer", "unit")
-
-    def _feeding(
-        self, layer: str, unit: int, count: int, layer_column: str, other_layer: str, other_unit: str
-    ) -> list[FeedingUnit]:
-        """So many units that feed one, or are fed by it, the strongest first."""
-        number = self._layer_codes.get(layer, -1) * MAX_UNITS + unit
-        numbers, order = self._circuits_by_unit[layer_column]
-        start, stop = np.searchsorted(numbers, [number, number + 1])
-        rows = order[start:stop]
-        columns = {name: self._circuit_columns[name][rows] for name in (other_layer, other_unit, "contribution", "share")}
-        layers = columns[other_layer]
-        is_unit = (layers >= 0) & (columns[other_unit] >= 0) & (columns[other_unit] < self._units_by_code[layers])
-        order = np.argsort(-columns["share"], kind="stable")
-        return [
-            FeedingUnit(self._layer_names[layers[row]], int(columns[other_unit][row]), float(columns["contribution"][row]), float(columns["share"][row]))
-            for row in order[is_unit[order]][:count].tolist()
-        ]  # fmt: skip
-
-    @cached_property
-    def _layer_names(self) -> list[str]:
-        return list(self._layer_codes)
-
-    @cached_property
-    def _units_by_code(self) -> NDArray[np.int64]:
-        return np.array([layer.units for layer in self.atlas.layers], dtype=np.int64)
 
     def _drawing(self, layer: str, unit: int) -> CircuitDrawing:
         """Two layers up and down, as columns from left to right."""
         nodes: dict[tuple[int, str, int], CircuitNode] = {}
+        rows: Counter[int] = Counter()
         edges: list[CircuitEdge] = []
 
         def node(column: int, layer: str, unit: int) -> CircuitNode:
             key = column, layer, unit
             if key not in nodes:
-                nodes[key] = CircuitNode(len(nodes), column, sum(1 for known in nodes if known[0] == column), layer, unit)
+                nodes[key] = CircuitNode(len(nodes), column, rows[column], layer, unit)
+                rows[column] += 1
             return nodes[key]
 
         def spread(start: CircuitNode, step: int, count: int) -> list[CircuitNode]:
-            neighbours = (self._fed_by if step < 0 else self._feeds)(start.layer, start.unit, count)
             added = []
-            for other in neighbours:
+            for other in (self._fed_by if step < 0 else self._feeds).of_unit(start.layer, start.unit, count):
                 beside = node(start.column + step, other.layer, other.unit)
                 first, second = (beside, start) if step < 0 else (start, beside)
                 edges.append(CircuitEdge(first.number, second.number, other.contribution, other.share))
@@ -330,22 +296,17 @@ class PurposeQueries:
     def _layer_codes(self) -> dict[str, int]:
         return {layer.name: number for number, layer in enumerate(self.atlas.layers)}
 
-    @cached_property
-    def _circuits(self) -> NDArray[np.int32]:
-        return self._circuit_columns["unit"]
+    @property
+    def _fed_by(self) -> Connections:
+        return self._connections[0]
+
+    @property
+    def _feeds(self) -> Connections:
+        return self._connections[1]
 
     @cached_property
-    def _circuits_by_unit(self) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """The rows in the order of the units that are fed, and of those that feed, with a number for each row's unit."""
-        rows_by_unit = {}
-        for layer, unit in (("layer", "unit"), ("source_layer", "source_unit")):
-            numbers = self._circuit_columns[layer].astype(np.int64) * MAX_UNITS + self._circuit_columns[unit]
-            order = np.argsort(numbers, kind="stable")
-            rows_by_unit[layer] = numbers[order], order
-        return rows_by_unit
-
-    @cached_property
-    def _circuit_columns(self) -> dict[str, NDArray[Any]]:
+    def _connections(self) -> tuple[Connections, Connections]:
+        """Of each unit those that feed it, and those that it feeds."""
         names = ("layer", "unit", "source_layer", "source_unit", "contribution", "share")
         table = CIRCUITS.schema.empty_table().select(names)
         if CIRCUITS.name in self._readable:
@@ -353,11 +314,15 @@ class PurposeQueries:
                 table = self.atlas.table(CIRCUITS.name, columns=names).drop_null()
             except AtlasError:
                 LOG.debug("circuits can't be read", exc_info=True)
-        layers = pa.array(list(self._layer_codes), pa.string())
-        columns = {name: table[name].to_numpy() for name in names if not name.endswith("layer")}
-        return columns | {
-            name: pc.fill_null(pc.index_in(table[name], layers), -1).to_numpy() for name in ("layer", "source_layer")
-        }
+        layers, numbers = pa.array(list(self._layer_codes), pa.string()), UnitNumbers(self.atlas.layers)
+        fed, feeding = (
+            numbers.of_columns(pc.fill_null(pc.index_in(table[layer], layers), -1).to_numpy(), table[unit].to_numpy())
+            for layer, unit in (("layer", "unit"), ("source_layer", "source_unit"))
+        )
+        is_known = (fed >= 0) & (feeding >= 0)
+        columns = {name: table[name].to_numpy()[is_known] for name in ("contribution", "share")}
+        fed, feeding = fed[is_known], feeding[is_known]
+        return Connections.of(numbers, fed, feeding, columns), Connections.of(numbers, feeding, fed, columns)
 
     # ── tables ───────────────────────────────────────────────────────────────────────────────────────────────────
 

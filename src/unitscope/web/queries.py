@@ -18,16 +18,14 @@ from numpy.typing import NDArray
 from unitscope.atlas import Atlas
 from unitscope.atlas.depth import depth_table
 from unitscope.atlas.meaning import UnitMeaning, read_meanings
-from unitscope.atlas.patches import patch_crops, patch_size, resolve_patch_kind
+from unitscope.atlas.patches import patch_size, resolve_patch_kind
 from unitscope.atlas.samples import BANDS, SAMPLE_COLUMNS, LayerSample, NumpyColumns, SampleStatistics, read_sample
 from unitscope.atlas.tables import ATTRIBUTION_METHODS, FACETS
 from unitscope.atlas.ties import Tie, find_ties, units_without_preference
 from unitscope.errors import AtlasError, ImagesError
-from unitscope.images import Geometry
-from unitscope.records import Box, Layer, Peak
+from unitscope.records import Layer
 from unitscope.web.addresses import slug
 from unitscope.web.checked_tables import (
-    MAX_UNITS,
     ImageEntry,
     read_attributed_units,
     read_images,
@@ -36,12 +34,14 @@ from unitscope.web.checked_tables import (
     read_troughs,
     read_units,
 )
+from unitscope.web.examples import Examples
 from unitscope.web.meanings import NamedUnits
 from unitscope.web.numbered_rows import NumberedRows
 from unitscope.web.page_records import Example, Facet, Histogram, PatchSize, SimilarUnit, UnitStatistics
-from unitscope.web.peak_table import PeakTable
+from unitscope.web.peak_table import PeaksByImage, PeakTable
 from unitscope.web.purpose import PurposeQueries
 from unitscope.web.sample_runs import SampleRun
+from unitscope.web.unit_numbers import UnitNumbers
 from unitscope.web.unit_runs import UnitRuns
 from unitscope.web.unit_statistics import describe_units
 from unitscope.web.unit_tables import LayerTables, UnitTables
@@ -72,7 +72,6 @@ class AtlasQueries:
         self._sample_statistics: dict[Any, SampleStatistics] = {}
         self._sample_values: dict[Any, tuple[NDArray[np.float32], NDArray[np.int64]]] = {}
         self._ties: dict[Any, dict[int, Tie]] = {}
-        self._input_boxes: dict[tuple[int, int], Box] = {}
         self._layer_tables: MutableMapping[Any, LayerTables] = LRUCache(UNITS_KEPT, len)
         self._meanings: MutableMapping[Any, list[UnitMeaning]] = LRUCache(UNITS_KEPT, len)
         self._troughs: MutableMapping[Any, PeakTable] = LRUCache(LAYERS_KEPT)
@@ -88,7 +87,7 @@ class AtlasQueries:
     def read_ahead(self) -> None:
         """Read what every page needs, before somebody waits for it. Errors are left to the pages, which show them."""
         try:
-            _ = self._peaks, self._shows_preference, self.images_error
+            _ = self._peaks, self._preferring_peaks, self._examples, self.images_error
         except AtlasError:
             LOG.debug("the tables of %s can't be read ahead", self.atlas.folder, exc_info=True)
 
@@ -202,11 +201,7 @@ class AtlasQueries:
 
     def peak(self, row: int) -> Example:
         """The peak of that row, with its boxes."""
-        return self._with_boxes([self._peak(row)])[0]
-
-    def _peak(self, row: int) -> Peak:
-        columns = self._peaks.row(row)
-        return Peak(layer=self.layers[columns.pop("layer")].name, **columns)
+        return self.peaks_of_rows(slice(row, row + 1))[0]
 
     def peak_image(self, row: int) -> int:
         """The image of the peak of that row."""
@@ -214,11 +209,19 @@ class AtlasQueries:
 
     def peaks(self, layer: str, unit: int) -> list[Example]:
         """A unit's peaks, strongest first."""
-        return self._with_boxes([self._peak(row) for row in self.peak_rows(layer, unit)])
+        rows = self.peak_rows(layer, unit)
+        return self.peaks_of_rows(slice(rows.start, rows.stop))
+
+    def peaks_of_rows(self, rows: slice | Sequence[int]) -> list[Example]:
+        """The peaks of some rows of one layer, with their boxes."""
+        columns = self._peaks.of_rows(rows)
+        return self._with_boxes(self.layers[columns["layer"][0]], columns) if len(columns["layer"]) else []
 
     def peak_images(self, layer: str, unit: int) -> list[int]:
         """The images of a unit's peaks, strongest first."""
-        return [self.peak_image(row) for row in self.peak_rows(layer, unit)]
+        rows = self.peak_rows(layer, unit)
+        images: list[int] = self._peaks.columns["image"][rows.start : rows.stop].tolist()
+        return images
 
     def peak_units_and_values(self, layer: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Unit and value of each peak of a layer, by unit and rank. Shapes are (peak,)."""
@@ -230,25 +233,13 @@ class AtlasQueries:
         unit_of_peak = self._peaks.column_of_layer("unit", self.layer_index(layer))
         return np.bincount(unit_of_peak, minlength=self._layer(layer).units)
 
-    def _with_boxes(self, peaks: Sequence[Peak]) -> list[Example]:
-        """Peaks of one layer, or rows of its sample, whose rank is 0, with their boxes."""
-        images = [self.images[peak.image] for peak in peaks]
-        kind = self.patch_size(peaks[0].layer).kind if peaks else ""
-        crops = patch_crops(self.atlas, peaks, kind, [(image.height, image.width) for image in images])
-        return [
-            Example(
-                peak.layer, peak.unit, peak.rank or None, peak.value, peak.y, peak.x, image, peak.source_box, crop.box, crop.visible,
-                self._input_box(image.height, image.width),
-            )
-            for peak, image, crop in zip(peaks, images, crops, strict=True)
-        ]  # fmt: skip
+    @cached_property
+    def _examples(self) -> Examples:
+        return Examples(self.atlas, self.images)
 
-    def _input_box(self, height: int, width: int) -> Box:
-        """The part of an image of that size that becomes the network's input, in its pixels."""
-        if (height, width) not in self._input_boxes:
-            geometry = Geometry.of(self.atlas.preprocessing, height, width)
-            self._input_boxes[height, width] = geometry.to_source(Box(0, 0, *geometry.input))
-        return self._input_boxes[height, width]
+    def _with_boxes(self, layer: Layer, columns: NumpyColumns) -> list[Example]:
+        """Rows of peaks of one layer, or of its sample, with their boxes."""
+        return self._examples.of_rows(layer, self.patch_size(layer.name).kind, columns)
 
     # ── troughs ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -260,8 +251,8 @@ class AtlasQueries:
     def troughs(self, layer: str, unit: int) -> list[Example]:
         """A unit's troughs, the lowest first; none where a rectifier follows its layer, or where the scan kept none."""
         table, index = self._troughs_of_layer(layer), self.layer_index(layer)
-        rows = [table.row(row) | {"layer": layer} for row in table.rows_of_unit(index, unit)]
-        return self._with_boxes([Peak(**row) for row in rows])
+        rows = table.rows_of_unit(index, unit)
+        return self._with_boxes(self.layers[index], table.of_rows(slice(rows.start, rows.stop)))
 
     # ── ties ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -304,20 +295,20 @@ class AtlasQueries:
         return set(units_without_preference(self.ties(layer)))
 
     @cached_property
-    def _shows_preference(self) -> NDArray[np.bool_]:
-        """Of each peak, whether its unit shows a preference."""
+    def _preferring_peaks(self) -> PeaksByImage:
+        """The peaks of units that show a preference."""
         by_layer = [
             ~np.isin(self._peaks.column_of_layer("unit", index), list(self.no_preference(layer.name)))
             for index, layer in enumerate(self.layers)
         ]
-        return np.concatenate([*by_layer, np.zeros(0, dtype=np.bool_)])
+        shows_preference = np.concatenate([*by_layer, np.zeros(0, dtype=np.bool_)])
+        return PeaksByImage.of(self._peaks, shows_preference, UnitNumbers(self.layers))
 
     # ── images and similar units ─────────────────────────────────────────────────────────────────────────────────
 
     def _preferring_rows(self, image: int) -> NDArray[np.int64]:
         """The rows of the peaks in an image of units that show a preference."""
-        rows = self._peaks.rows_of_image(image)
-        return rows[self._shows_preference[rows]]
+        return self._preferring_peaks.rows_of_image(image)
 
     def peak_rows_in_image(self, image: int) -> list[tuple[Layer, list[int]]]:
         """The rows of the peaks in an image of units that show a preference, layer by layer, by unit and rank."""
@@ -329,10 +320,6 @@ class AtlasQueries:
         """Unit and rank of the peak of a row."""
         columns = self._peaks.columns
         return int(columns["unit"][row]), int(columns["rank"][row])
-
-    def peaks_of_rows(self, rows: Sequence[int]) -> list[Example]:
-        """The peaks of some rows of one layer, with their boxes."""
-        return self._with_boxes([self._peak(row) for row in rows])
 
     def no_preference_peaks(self, image: int) -> int:
         """How many peaks in an image are of units that show no preference."""
@@ -349,20 +336,16 @@ class AtlasQueries:
 
         Units that show no preference are similar to none. A unit that several layers show is there once.
         """
-        images = sorted(set(self.peak_images(layer, unit)))
-        if not images or unit in self.no_preference(layer):
+        if unit in self.no_preference(layer):
             return []
-        rows = np.concatenate([self._preferring_rows(image) for image in images])
-        own_layer, layers, units = self.layer_index(layer), self._peaks.columns["layer"][rows], self._peaks.columns["unit"][rows]
-        is_other = (layers != own_layer) | (units != unit)
-        numbers, shared = np.unique(layers[is_other].astype(np.int64) * MAX_UNITS + units[is_other], return_counts=True)
-        numbers, shared = numbers[shared > 1], shared[shared > 1]
-        other_layers, other_units = np.divmod(numbers, MAX_UNITS)
-        order = np.lexsort((other_units, other_layers, np.abs(other_layers - own_layer), -shared))
+        layers, units, shared = self._preferring_peaks.units_with_shared_images(self.peak_images(layer, unit))
+        own_layer = self.layer_index(layer)
+        distances = np.abs(layers - own_layer)
+        order = np.argsort(distances - shared * len(self.layers), kind="stable")
         similar: dict[tuple[str, int], SimilarUnit] = {self.original(layer, unit): SimilarUnit(layer, unit, 0)}
         for i in order.tolist():
-            other = SimilarUnit(self.layers[other_layers[i]].name, int(other_units[i]), int(shared[i]))
-            similar.setdefault(self.original(other.layer, other.unit), other)
+            name, other = self.layers[layers[i]].name, int(units[i])
+            similar.setdefault(self.original(name, other), SimilarUnit(name, other, int(shared[i])))
             if len(similar) > max_units:
                 break
         return list(similar.values())[1:]
@@ -474,16 +457,7 @@ class AtlasQueries:
 
     def _sampled(self, layer: str, unit: int, columns: NumpyColumns) -> list[Example]:
         """Rows of the sample, or of candidates, of one unit, with their boxes."""
-        peaks = []
-        rows = zip(*(columns[name].tolist() for name in SAMPLE_COLUMNS if name != "unit"), strict=True)
-        for number, value, y, x, top, left, bottom, right in rows:
-            image = self.images.get(number)
-            if image is None:
-                raise self.atlas.broken(f"its sample names image {number}, which its images table lacks")
-            source = Geometry.of(self.atlas.preprocessing, image.height, image.width).to_source(Box(top, left, bottom, right))
-            sides = source.top, source.left, source.bottom, source.right
-            peaks.append(Peak(layer, unit, 0, value, number, y, x, top, left, bottom, right, *sides))
-        return self._with_boxes(peaks)
+        return self._with_boxes(self._layer(layer), {**columns, "unit": np.full(len(columns["image"]), unit)})
 
 
 def _patch_size(atlas: Atlas, layer: Layer) -> PatchSize:

@@ -14,16 +14,22 @@ from unitscope.records import Layer
 from unitscope.web.addresses import Addresses
 from unitscope.web.downloads import downloads_of
 from unitscope.web.drawings import (
+    band_figures,
     bar,
     block_picture,
     captioned_block,
     circuit_drawing,
+    cut_figures,
     description,
-    example_figure,
+    effect_rows,
+    feeding_blocks,
     histogram_drawing,
-    patch,
-    patch_of,
+    label_rows,
+    measurements,
+    peak_figures,
+    similar_blocks,
     term,
+    trough_figures,
 )
 from unitscope.web.numbers import coordinates, curve_path, first_and_last, number, percent, px, sortable
 from unitscope.web.page_records import AtlasSummary, Page, PatchSize, SortKey, UnitEntry
@@ -92,12 +98,18 @@ def _environment() -> Environment:
         "term": term,
         "bar": bar,
         "description": description,
-        "patch": patch,
-        "patch_of": patch_of,
         "block_picture": block_picture,
         "captioned_block": captioned_block,
-        "example_figure": example_figure,
         "histogram_drawing": histogram_drawing,
+        "peak_figures": peak_figures,
+        "trough_figures": trough_figures,
+        "band_figures": band_figures,
+        "cut_figures": cut_figures,
+        "feeding_blocks": feeding_blocks,
+        "similar_blocks": similar_blocks,
+        "label_rows": label_rows,
+        "effect_rows": effect_rows,
+        "measurements": measurements,
         "circuit_drawing": circuit_drawing,
     }
     return environment
