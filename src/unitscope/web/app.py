@@ -56,7 +56,7 @@ from unitscope.web.pictures import (
 from unitscope.web.protection import KnownHosts, ProtectiveHeaders, SameOrigin
 from unitscope.web.queries import AtlasQueries
 from unitscope.web.rendered_pages import RenderedPage, RenderedPages
-from unitscope.web.rendering import Navigation, encode_json, render_error, render_html
+from unitscope.web.rendering import Navigation, compile_templates, encode_json, render_error, render_html
 from unitscope.web.static_site import STATIC, search_index_script
 from unitscope.web.uploads import UploadEndpoint
 
@@ -136,9 +136,9 @@ def _open_pages(atlas: Atlas, has_activations: bool = False) -> PageBuilder:
 
 @asynccontextmanager
 async def _read_ahead(all_queries: Sequence[AtlasQueries], app: Starlette) -> AsyncIterator[None]:
-    """While the application runs; a thread for each atlas reads its tables from the start-up on."""
-    for queries in all_queries:
-        Thread(target=queries.read_ahead, daemon=True, name="read ahead").start()
+    """While the application runs; a thread for each atlas reads its tables from the start-up on, and one compiles the templates."""
+    for work in (*(queries.read_ahead for queries in all_queries), compile_templates):
+        Thread(target=work, daemon=True, name="read ahead").start()
     yield
 
 

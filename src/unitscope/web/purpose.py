@@ -68,6 +68,10 @@ class PurposeQueries:
         self._class_effects: LRUCache[str, StrongestEffects | None] = LRUCache(LAYERS_KEPT)
         self._lock = Lock()
 
+    def read_ahead(self) -> None:
+        """Read what pages of units need, before somebody waits for it."""
+        _ = self._connections, self.class_names
+
     @cached_property
     def _readable(self) -> set[str]:
         return {table.name for table in self.atlas.tables() if table.problem is None}

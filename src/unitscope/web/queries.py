@@ -88,6 +88,7 @@ class AtlasQueries:
         """Read what every page needs, before somebody waits for it. Errors are left to the pages, which show them."""
         try:
             _ = self._peaks, self._preferring_peaks, self._examples, self.images_error
+            self.purpose.read_ahead()
         except AtlasError:
             LOG.debug("the tables of %s can't be read ahead", self.atlas.folder, exc_info=True)
 

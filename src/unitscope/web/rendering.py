@@ -45,6 +45,12 @@ class Navigation:
     predictions: bool = False
 
 
+def compile_templates() -> None:
+    """All of them, before somebody waits for the first page of a kind: that of a layer takes a quarter of a second."""
+    for name in _environment().list_templates():
+        _environment().get_template(name)
+
+
 def render_html(page: Page, navigation: Navigation, to: Addresses | None = None) -> str:
     """The page as HTML; `to` are the addresses of a site, where it isn't served."""
     template = _environment().get_template(page.template)
