@@ -380,20 +380,22 @@ def test_a_sheet_has_the_units_that_are_shown(watched: WatchedPage, served: str,
     sheet = io.BytesIO()
     atlas.sheet("relu", order).save(sheet, "PNG")
     assert content == sheet.getvalue()
-    assert downloaded(page, "All its units, by number, as CSV")[0] == "atlas-0-layers-relu.csv"
+    name, content = downloaded(page, "The 3 units shown, in their order, as CSV")
+    assert name == "atlas-0-layers-relu-3-units.csv"
+    assert [int(row["unit"]) for row in csv.DictReader(io.StringIO(content.decode(), newline=""))] == order
     watched.assert_sound(served)
 
 
 def test_an_exported_page_makes_csv_of_what_it_shows(watched: WatchedPage, exported: str, atlas: Atlas) -> None:
     page = watched.open(exported + "layers/relu@2.html#sort=highest")
-    name, content = downloaded(page, "CSV of what is shown", "button")
+    name, content = downloaded(page, f"The {len(atlas.units('relu#2'))} units shown, in their order, as CSV", "button")
     units = sorted(atlas.units("relu#2").to_pylist(), key=lambda row: -row["highest"])
     rows = list(csv.DictReader(io.StringIO(content.decode(), newline="")))
     assert name == "relu_2.csv" or name == "relu#2.csv"
     assert [int(row["unit"]) for row in rows] == [row["unit"] for row in units]
     assert [float(row["highest"]) for row in rows] == pytest.approx([row["highest"] for row in units], rel=1e-5)
     page = watched.open(unit(exported, "relu", 0))
-    rows = list(csv.DictReader(io.StringIO(downloaded(page, "CSV of what is shown", "button")[1].decode(), newline="")))
+    rows = list(csv.DictReader(io.StringIO(downloaded(page, "Its peaks as CSV", "button")[1].decode(), newline="")))
     assert [(int(row["image"]), row["key"]) for row in rows] == [
         (peak["image"], atlas.key(peak["image"])) for peak in atlas.peaks("relu", 0).to_pylist()
     ]

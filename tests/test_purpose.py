@@ -105,6 +105,26 @@ def test_pages_say_what_the_tables_say(site: TestClient, complete: Atlas) -> Non
     assert {unit["layer"] for unit in feeds} == {"7"}
 
 
+def test_a_standard_error_is_announced_where_there_is_one(site: TestClient, complete: Atlas, tmp_path: Path) -> None:
+    assert "Effect on its score ± s.e.</th>" in site.get("/units/4/1.html").text
+    folder = tmp_path / "atlas"
+    shutil.copytree(complete.folder, folder)
+    path = folder / "tables" / "effects.parquet"
+    table = pq.read_table(path)
+    index = table.column_names.index("standard_error")
+    pq.write_table(table.set_column(index, table.schema.field(index), pa.nulls(len(table), pa.float32())), path)
+    with TestClient(create_explorer(Atlas(folder)), base_url="http://localhost") as without:
+        html = without.get("/units/4/1.html").text
+    assert "Effect on its score</th>" in html
+    assert "s.e." not in html
+
+
+def test_signs_of_effects_are_those_of_print(site: TestClient) -> None:
+    html = site.get("/units/4/1.html").text
+    signs = re.findall(r"<td>([+\-−])[\d.e−]+(?: ±|</td>)", html)
+    assert set(signs) == {"+", "−"}
+
+
 def test_classes_have_pages(site: TestClient, complete: Atlas) -> None:
     page = site.get("/api/classes/2.json").json()
     rows = [row for row in complete.table("effects").to_pylist() if row["class"] == 2]

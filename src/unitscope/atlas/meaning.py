@@ -84,7 +84,8 @@ class UnitMeaning:
         if self.peaks:
             evidence.append(f"{self.peaks_inside} of {self.peaks} patches")
         if self.r_b is not None:
-            evidence.append(f"r = {self.r_b:.2f} on images it wasn't chosen on")
+            r = f"{self.r_b:.2f}".replace("-", "−")
+            evidence.append(f"r = {r} on images it wasn't chosen on")
         if self.base_rate is not None:
             evidence.append(f"{_percent(self.base_rate)} of all images")
         return [NamePiece(f": {', '.join(evidence)}")] if evidence else []

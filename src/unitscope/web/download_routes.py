@@ -2,9 +2,11 @@
 
 from asyncio import Lock
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -20,12 +22,14 @@ from unitscope.web.downloads import (
     name_of_file,
     sample_table,
     table_of,
+    troughs_table,
     units_of_sheet,
 )
 from unitscope.web.page_records import Page
 from unitscope.web.pages import PageBuilder
 from unitscope.web.patch_kinds import patch_kind
 from unitscope.web.protection import is_foreign
+from unitscope.web.unit_lists import UnitList
 
 
 class DownloadRoutes:
@@ -38,7 +42,6 @@ class DownloadRoutes:
         pages = self._pages
         paths: dict[str, Callable[..., Page | None]] = {
             "index": pages.network_page,
-            "layers/{layer_slug}": pages.layer_page,
             "units/{layer_slug}/{unit:number}": pages.unit_page,
             "images/{image:number}": partial(pages.image_page, most=None),
             "labels/{label_slug}": pages.label_page,
@@ -46,10 +49,14 @@ class DownloadRoutes:
             "classes/{position:number}": pages.class_page,
             "mistakes/{label_class:number}-{predicted:number}": pages.mistake_page,
         }
-        sample = "units/{layer_slug}/{unit:number}-sample"
+        others = {
+            "layers/{layer_slug}": self._answer_units,
+            "units/{layer_slug}/{unit:number}-sample": self._answer_sample,
+            "units/{layer_slug}/{unit:number}-troughs": self._answer_troughs,
+        }
         return [
             *(Route(f"/{path}.{kind}", partial(self._answer_table, build, kind)) for path, build in paths.items() for kind in TABLE_KINDS),
-            *(Route(f"/{sample}.{kind}", partial(self._answer_sample, kind)) for kind in TABLE_KINDS),
+            *(Route(f"/{path}.{kind}", partial(answer, kind)) for path, answer in others.items() for kind in TABLE_KINDS),
             Route("/blocks/{layer_slug}/{unit:number}.png", self._answer_block),
             Route("/layers/{layer_slug}.png", self._answer_sheet),
         ]  # fmt: skip
@@ -59,15 +66,40 @@ class DownloadRoutes:
         page = await run_in_threadpool(build_page, **request.path_params)
         if page is None:
             raise HTTPException(404)
-        media_type, encode = TABLE_KINDS[kind]
-        content = await run_in_threadpool(lambda: encode(table_of(page)))
-        return self._attachment(content, media_type, page.path.removesuffix(".html"), kind)
+        return await self._table(lambda: table_of(page), kind, page.path.removesuffix(".html"))
+
+    async def _answer_units(self, kind: str, request: Request) -> Response:
+        """The units of a layer, or those that the query asks for."""
+        _check_asked_here(request)
+        page = await run_in_threadpool(self._pages.layer_page, **request.path_params)
+        if page is None:
+            raise HTTPException(404)
+        try:
+            units = UnitList.of(request.query_params, page)
+        except ValueError as error:
+            raise HTTPException(422, f"These units can't be listed: {error}.") from error
+        listed = replace(page, units=await run_in_threadpool(units.entries, page))
+        path = page.path.removesuffix(".html")
+        return await self._table(lambda: table_of(listed), kind, f"{path}{_count_in_name(len(listed.units), page.layer)}")
+
+    async def _answer_troughs(self, kind: str, request: Request) -> Response:
+        _check_asked_here(request)
+        page = await run_in_threadpool(self._pages.unit_page, **request.path_params)
+        if page is None:
+            raise HTTPException(404)
+        if not page.troughs:
+            raise HTTPException(404, "This unit has no troughs: a rectifier follows its layer, or the scan kept none.")
+        return await self._table(lambda: troughs_table(page), kind, f"{page.path.removesuffix('.html')}-troughs")
 
     async def _answer_sample(self, kind: str, request: Request) -> Response:
         layer, unit = self._unit_of(request)
+        path = f"units/{request.path_params['layer_slug']}/{unit}-sample"
+        return await self._table(lambda: sample_table(self._pages.queries, layer.name, unit), kind, path)
+
+    async def _table(self, build_table: Callable[[], pa.Table], kind: str, path: str) -> Response:
         media_type, encode = TABLE_KINDS[kind]
-        content = await run_in_threadpool(lambda: encode(sample_table(self._pages.queries, layer.name, unit)))
-        return self._attachment(content, media_type, f"units/{request.path_params['layer_slug']}/{unit}-sample", kind)
+        content = await run_in_threadpool(lambda: encode(build_table()))
+        return self._attachment(content, media_type, path, kind)
 
     async def _answer_block(self, request: Request) -> Response:
         layer, unit = self._unit_of(request)
@@ -84,8 +116,8 @@ class DownloadRoutes:
         except ValueError as error:
             raise HTTPException(422, f"This sheet can't be drawn: {error}.") from error
         content = await self._draw(draw_sheet_png, layer, units, patch_kind(request))
-        count = "" if len(units) == layer.units else f"-{len(units)}-units"
-        return self._attachment(content, "image/png", f"{request.path_params['layer_slug']}{count}", "png")
+        path = f"{request.path_params['layer_slug']}{_count_in_name(len(units), layer)}"
+        return self._attachment(content, "image/png", path, "png")
 
     async def _draw(self, draw: Callable[..., bytes], *what: Any) -> bytes:
         """One at a time: a sheet takes memory, and many images may be decoded for it."""
@@ -105,6 +137,11 @@ class DownloadRoutes:
     def _attachment(self, content: bytes, media_type: str, path: str, ending: str) -> Response:
         name = f"{name_of_file(self._pages.atlas_summary.name, path)}.{ending}"
         return Response(content, headers={"Content-Disposition": f'attachment; filename="{name}"'}, media_type=media_type)
+
+
+def _count_in_name(units: int, layer: Layer) -> str:
+    """What the name of a file of some of a layer's units has, that none of other units is taken for it."""
+    return "" if units == layer.units else f"-{units}-units"
 
 
 def _check_asked_here(request: Request) -> None:

@@ -34,6 +34,8 @@ from unitscope.web.page_records import (
 )
 from unitscope.web.purpose_records import ClassUnit, MistakenUnit
 from unitscope.web.queries import AtlasQueries
+from unitscope.web.sort_keys import added_columns
+from unitscope.web.unit_lists import units_asked_for
 
 BLOCK_PX = 224
 """The side of a patch of a block that is kept."""
@@ -56,16 +58,17 @@ BOXES = ("receptive_field", "patch_box", "visible_box")
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """A file that a page offers, and its address, which is empty where a script makes the file."""
+    """A file that a page offers, and its address, which is empty where a script makes the file, of the rows that `made_of` says."""
 
     label: str
     href: str = ""
+    made_of: str = ""
 
 
 def downloads_of(page: Page, root: str, is_site: bool) -> list[Download]:
     """What a page offers; of an exported site what a script can make of the page. `root` leads from the page to the first one."""
     if is_site:
-        return [Download("CSV of what is shown")] if isinstance(page, LayerPage | PartsPage) else []
+        return [Download(f"{rows} as CSV", made_of=made_of) for made_of, rows in MADE_BY_SCRIPT.get(type(page), {}).items()]
     rows = ROWS.get(type(page))
     if rows is None:
         return []
@@ -74,11 +77,11 @@ def downloads_of(page: Page, root: str, is_site: bool) -> list[Download]:
     if isinstance(page, UnitPage):
         block = f"{root}{page.path.removesuffix('.html').replace('units/', 'blocks/', 1)}.png"
         pictures = [Download("Its patches as PNG", block)] if page.peaks else []
-        sample = [
-            Download("Its sample as CSV", f"{path}-sample.csv"),
-            Download("Its sample as Parquet", f"{path}-sample.parquet"),
+        others = [name for name, content in (("troughs", page.troughs), ("sample", page.histogram)) if content]
+        more = [
+            Download(f"Its {name} as {kind}", f"{path}-{name}.{kind.lower()}") for name in others for kind in ("CSV", "Parquet")
         ]
-        return [*([] if page.atlas.images_error else pictures), *tables, *(sample if page.histogram else [])]
+        return [*([] if page.atlas.images_error else pictures), *tables, *more]
     if isinstance(page, LayerPage) and not page.atlas.images_error:
         count = len(page.units)
         which = f"the first {MAX_SHEET_UNITS} of {count:,} units" if count > MAX_SHEET_UNITS else f"its {count:,} units"
@@ -91,6 +94,11 @@ ROWS: dict[type, str] = {
     ClassPage: "Units", MistakePage: "Units",
 }  # fmt: skip
 """What the rows of a page's table are."""
+MADE_BY_SCRIPT: dict[type, dict[str, str]] = {
+    LayerPage: {"units": ROWS[LayerPage]},
+    PartsPage: {"peaks": ROWS[UnitPage], "troughs": "Its troughs"},
+}
+"""Of pages of an exported site, what downloads.js makes tables of, and what their rows are."""
 
 # ── tables ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -118,6 +126,11 @@ def table_of(page: Page) -> pa.Table:
         case MistakePage():
             return _table_of_records(MistakenUnit, page.units)
     raise ValueError(f"{page.path!r} has no table")
+
+
+def troughs_table(page: UnitPage) -> pa.Table:
+    """A unit's troughs, with the columns of its peaks."""
+    return _table_of_examples(page.troughs)
 
 
 def sample_table(queries: AtlasQueries, layer: str, unit: int) -> pa.Table:
@@ -174,7 +187,7 @@ def _table_of_units(page: LayerPage) -> pa.Table:
         "labels": pa.array([unit.labels for unit in page.units], pa.list_(pa.string())),
         "no_preference": pa.array([unit.statistics.tie is not None and unit.statistics.tie.wholly for unit in page.units], pa.bool_()),
     }  # fmt: skip
-    for name in page.units[0].added if page.units else ():
+    for name in added_columns(page.sort_keys):
         added[name] = pa.array([unit.added[name] for unit in page.units], pa.float64())
     for name, column in added.items():
         table = table.append_column(name, column)
@@ -223,11 +236,7 @@ def units_of_sheet(layer: Layer, asked: str | None) -> list[int]:
     """The units that a sheet is to show: those asked for, `3,1,7`, or the first ones. Raises `ValueError` for what is no list of units."""
     if asked is None:
         return list(range(min(layer.units, MAX_SHEET_UNITS)))
-    if not re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", asked):
-        raise ValueError("units are numbers with commas between")
-    units = list(dict.fromkeys(int(number) for number in asked.split(",")))
-    if max(units) >= layer.units:
-        raise ValueError(f"layer {layer.name!r} has units 0 to {layer.units - 1}")
+    units = units_asked_for(layer, asked)
     if len(units) > MAX_SHEET_UNITS:
         raise ValueError(f"a sheet shows up to {MAX_SHEET_UNITS} units")
     return units

@@ -1,5 +1,6 @@
 """The pieces of unit pages that have many numbers, as SVG and HTML: written by functions, which take a fraction of a template's time."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -8,7 +9,7 @@ from markupsafe import Markup, escape
 
 from unitscope.atlas.samples import BAND_EXAMPLES, BANDS
 from unitscope.web.addresses import Addresses
-from unitscope.web.numbers import bar_path, coordinates, number, percent, px, rectangle, signed, ticks
+from unitscope.web.numbers import bar_path, coordinates, number, percent, px, rectangle, signed, signed_percent, ticks
 from unitscope.web.page_records import Example, Histogram, LabelShare, TableOfUnit, UnitPage
 from unitscope.web.purpose_records import CircuitDrawing, ClassEffect, FeedingUnit
 from unitscope.wordnet import in_words
@@ -27,6 +28,15 @@ def _escaped(text: str) -> Markup:
 def term(to: Addresses, entry: str, text: str | None = None) -> Markup:
     """A word with a link to its entry in the glossary."""
     return Markup(f'<a class="term" href="{escape(to.glossary)}#{escape(entry)}">{escape(text or entry)}</a>')
+
+
+def breakable(name: str) -> Markup:
+    """The name of a layer or a column, which a line may break behind its dots and underscores.
+
+    >>> breakable("features.0<x_y")
+    Markup('features.<wbr>0&lt;x_<wbr>y')
+    """
+    return Markup(re.sub(r"([._]+)(?=[^._])", r"\1<wbr>", str(escape(name))))
 
 
 def bar(value: float, longest: float) -> Markup:
@@ -105,7 +115,7 @@ def similar_blocks(to: Addresses, page: UnitPage) -> Markup:
 
 def feeding_blocks(to: Addresses, units: Sequence[FeedingUnit]) -> Markup:
     """The units that feed one, or that it feeds, as items of a list."""
-    signs = [("+" if unit.contribution > 0 else "−") + percent(unit.share) for unit in units]
+    signs = [signed_percent(unit.share if unit.contribution > 0 else -unit.share) for unit in units]
     return _block_items(to, [(unit.layer, unit.unit, sign) for unit, sign in zip(units, signs, strict=True)])
 
 
@@ -152,7 +162,7 @@ def measurements(tables: Sequence[TableOfUnit]) -> Markup:
 @lru_cache(maxsize=1 << 10)
 def _column_heading(description: str, name: str) -> str:
     heading = escape(description[:1].upper() + description[1:])
-    return f'<tr><th scope="row">{heading}</th><td><code>{escape(name)}</code></td><td>'
+    return f'<tr><th scope="row">{heading}</th><td><code>{breakable(name)}</code></td><td>'
 
 
 def peak_figures(to: Addresses, page: UnitPage) -> Markup:

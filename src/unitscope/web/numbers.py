@@ -1,6 +1,6 @@
-"""Numbers, boxes and curves as pages write them."""
+"""Numbers, boxes and curves as pages write them: with a true minus. What scripts and other programs read has a hyphen."""
 
-from math import ceil, floor, isfinite, log10
+from math import ceil, floor, log10
 
 from markupsafe import Markup
 
@@ -11,32 +11,53 @@ from unitscope.web.page_records import Histogram
 def number(value: float | None) -> str:
     """A value in three digits.
 
-    >>> number(12.3456), number(None)
-    ('12.3', '–')
+    >>> number(12.3456), number(-0.5), number(None)
+    ('12.3', '−0.5', '–')
     """
-    if value is None:
-        return "–"
-    return f"{value:.3g}" if isfinite(value) else str(value)
+    return "–" if value is None else with_minus(f"{value:.3g}")
+
+
+def decimals(value: float) -> str:
+    """A correlation or the like, with two digits after the point.
+
+    >>> decimals(-0.128)
+    '−0.13'
+    """
+    return with_minus(f"{value:.2f}")
 
 
 def signed(value: float) -> str:
-    """The same with its sign, but for zero.
+    """A value in three digits, with its sign.
 
-    >>> signed(2), signed(-0.5), signed(0)
-    ('+2', '-0.5', '0')
+    >>> signed(12.3456), signed(-0.5), signed(0)
+    ('+12.3', '−0.5', '0')
     """
     return f"{'+' if value > 0 else ''}{number(value)}"
+
+
+def with_minus(text: str) -> str:
+    """A written number with a true minus for each hyphen."""
+    return text.replace("-", "−")
 
 
 def percent(share: float | None) -> str:
     """A share in per cent, in two digits at most.
 
-    >>> percent(0.25), percent(0.0004), percent(0)
-    ('25 %', '0.04 %', '0 %')
+    >>> percent(0.25), percent(-0.0004), percent(0)
+    ('25 %', '−0.04 %', '0 %')
     """
     if share is None:
         return "–"
-    return f"{share * 100:.0f} %" if share >= 0.1 or share == 0 else f"{share * 100:.2g} %"
+    return with_minus(f"{share * 100:.0f} %" if abs(share) >= 0.1 or share == 0 else f"{share * 100:.2g} %")
+
+
+def signed_percent(share: float) -> str:
+    """A share in per cent, with its sign.
+
+    >>> signed_percent(0.25), signed_percent(-0.25)
+    ('+25 %', '−25 %')
+    """
+    return f"{'+' if share > 0 else ''}{percent(share)}"
 
 
 def curve_path(values: list[float | None]) -> str:

@@ -19,6 +19,7 @@ from unitscope.web.page_records import (
     PredictionsPage,
     UnitPage,
 )
+from unitscope.web.unit_lists import ORDERS, SHOWN
 
 PATHS = {
     "/api/index.json": NetworkPage,
@@ -35,8 +36,9 @@ PATHS = {
 }
 TABLES = {
     "/index": "The layers.",
-    "/layers/{layer}": "The units of a layer, with names, labels, statistics and the numbers of added tables.",
+    "/layers/{layer}": "The units of a layer, with names, labels, statistics and the numbers of added tables: all of them by number, or the list that the query asks for.",
     "/units/{layer}/{unit}": "The peaks of a unit, with their images and boxes.",
+    "/units/{layer}/{unit}-troughs": "The troughs of a unit, where nothing rectifies its layer, with their images and boxes.",
     "/units/{layer}/{unit}-sample": "The values of a unit in the sample of images.",
     "/images/{image}": "The peaks that lie in an image.",
     "/labels/{label}": "The units with most peaks among the images of a label.",
@@ -59,6 +61,20 @@ PARAMETERS = {
     "label": ("string", "A label as in the addresses of pages."),
     "concept": ("string", "The id of a name, a WordNet id or the name itself, as in the addresses of pages."),
 }
+
+LIST: dict[str, tuple[dict[str, Any], str]] = {
+    "sort": (
+        {"type": "string"},
+        "A sort key's column; `unit`, by number, where there is none. Dead units and those without a value come last.",
+    ),
+    "order": ({"enum": list(ORDERS)}, "Descending where there is none, by number ascending."),
+    "show": ({"enum": list(SHOWN)}, "Units of that kind alone."),
+    "label": ({"type": "string"}, "Units that can be found by a label which has these letters."),
+    "name": ({"type": "string"}, "Units whose name has these letters."),
+    "score": ({"type": "number"}, "Units of this predictability or more."),
+    "units": ({"type": "string"}, "Of these units, numbers with commas between."),
+}
+"""What a query may ask for of a layer's units, as the addresses of their page have it."""
 
 
 def describe_api(has_comparison: bool) -> dict[str, Any]:
@@ -104,15 +120,15 @@ def _describe_files() -> dict[str, Any]:
         path: {"get": _describe_get(path, path.strip("/"), text, {kind: {"schema": {"type": "string", "format": "binary"}}})}
         for path, (text, kind) in files.items()
     }
-    units = {
-        "name": "units",
-        "in": "query",
-        "required": False,
-        "description": "Units with commas between.",
-        "schema": {"type": "string"},
-    }
-    described["/layers/{layer}.png"]["get"]["parameters"].append(units)
+    described["/layers/{layer}.png"]["get"]["parameters"].append(_list_parameter("units"))
+    for kind in TABLE_KINDS:
+        described[f"/layers/{{layer}}.{kind}"]["get"]["parameters"] += [_list_parameter(name) for name in LIST]
     return described
+
+
+def _list_parameter(name: str) -> dict[str, Any]:
+    schema, text = LIST[name]
+    return {"name": name, "in": "query", "required": False, "description": text, "schema": schema}
 
 
 def _describe_notes() -> dict[str, Any]:

@@ -208,23 +208,13 @@ class NetworkPage:
 
 @dataclass(frozen=True, slots=True)
 class SortKey:
-    """A column of `UnitStatistics`, or of an added table of units (`TABLE.COLUMN`), by which units can be sorted, highest value first."""
+    """A column of `UnitStatistics`, or of an added table of units (`TABLE.COLUMN`), by which units can be sorted. `table` is what that table is
+    called; empty for those of statistics."""
 
     column: str
     label: str
     description: str
-
-
-SORT_KEYS = (
-    SortKey("highest", "highest value", "The unit's highest value over all images"),
-    SortKey("activation_rate", "activation rate", "The share of images in which the unit's spatial maximum is above zero"),
-    SortKey(
-        "z_score",
-        "z-score of the highest value",
-        "The highest value less the sample's mean, over the sample's standard deviation",
-    ),
-)
-"""How the layer page can sort its units, besides by number and by the columns of added tables."""
+    table: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +230,11 @@ class UnitEntry:
     added: dict[str, float | None]
     name: str | None
     several_facets: bool
+
+    def value_of(self, column: str) -> float | None:
+        """What the unit has in the column of a sort key."""
+        value: float | None = self.added[column] if column in self.added else getattr(self.statistics, column)
+        return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from unitscope.records import Layer, ceiling
 from unitscope.web.addresses import file_name, slug
 from unitscope.web.checked_tables import ImageEntry
 from unitscope.web.page_records import (
-    SORT_KEYS,
     AtlasSummary,
     Band,
     ClassLink,
@@ -45,6 +44,7 @@ from unitscope.web.page_records import (
     UnitPage,
 )  # fmt: skip
 from unitscope.web.queries import AtlasQueries
+from unitscope.web.sort_keys import SORT_KEYS
 from unitscope.web.tour import tour_of
 from unitscope.wordnet import in_words
 

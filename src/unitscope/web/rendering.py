@@ -17,6 +17,7 @@ from unitscope.web.drawings import (
     band_figures,
     bar,
     block_picture,
+    breakable,
     captioned_block,
     circuit_drawing,
     cut_figures,
@@ -31,7 +32,18 @@ from unitscope.web.drawings import (
     term,
     trough_figures,
 )
-from unitscope.web.numbers import coordinates, curve_path, first_and_last, number, percent, px, sortable
+from unitscope.web.numbers import (
+    coordinates,
+    curve_path,
+    decimals,
+    first_and_last,
+    number,
+    percent,
+    px,
+    signed,
+    signed_percent,
+    sortable,
+)
 from unitscope.web.page_records import AtlasSummary, Page, PatchSize, SortKey, UnitEntry
 from unitscope.wordnet import in_words
 
@@ -90,10 +102,14 @@ def _environment() -> Environment:
     filters: dict[str, Any] = {
         "number": number,
         "percent": percent,
+        "signed": signed,
+        "signed_percent": signed_percent,
+        "decimals": decimals,
         "px": px,
         "coordinates": coordinates,
         "sort_attributes": sort_attributes,
         "in_words": in_words,
+        "breakable": breakable,
         "curve_path": curve_path,
         "first_and_last": first_and_last,
         "shown": shown_patch,
@@ -130,6 +146,5 @@ def shown_patch(patch: PatchSize, layer: Layer, atlas: AtlasSummary, to: Address
 
 def sort_attributes(entry: UnitEntry, sort_keys: Sequence[SortKey]) -> Markup:
     """What a unit may be sorted by, as attributes `data-sort-0` and so on. A page has tens of thousands of them."""
-    unit, added = entry.statistics, entry.added
-    values = [added[key.column] if key.column in added else getattr(unit, key.column) for key in sort_keys]
-    return Markup("".join([f' data-sort-{index}="{sortable(value)}"' for index, value in enumerate(values)]))
+    values = [sortable(entry.value_of(key.column)) for key in sort_keys]
+    return Markup("".join([f' data-sort-{index}="{value}"' for index, value in enumerate(values)]))

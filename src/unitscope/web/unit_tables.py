@@ -9,6 +9,7 @@ from unitscope.atlas import Atlas
 from unitscope.atlas.tables import ATTRIBUTION_METHODS, CORE_TABLES, TableSpec
 from unitscope.errors import AtlasError
 from unitscope.web.page_records import ColumnValue, SortKey, TableOfUnit
+from unitscope.web.sort_keys import sort_key
 
 LOG = logging.getLogger(__name__)
 
@@ -30,11 +31,7 @@ class UnitTables:
     @property
     def sort_keys(self) -> list[SortKey]:
         """One for every column of numbers, named `TABLE.COLUMN`."""
-        return [
-            SortKey(f"{spec.name}.{column.name}", f"{column.name} ({spec.name})", column.description)
-            for spec in self.specs
-            for column in spec.numeric_columns
-        ]
+        return [sort_key(spec, column) for spec in self.specs for column in spec.numeric_columns]
 
     def of_layer(self, atlas: Atlas, layer: str) -> "LayerTables":
         """The rows of one layer."""

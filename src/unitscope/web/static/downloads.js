@@ -1,5 +1,5 @@
-// Downloads that depend on what is shown: a sheet of the units that are chosen, and, of an exported site, which has no server, the page's
-// units or patches as CSV.
+// Downloads that depend on what is shown: tables and a sheet of the units that are chosen, and, of an exported site, which has no server, the
+// page's units, peaks or troughs as CSV.
 "use strict";
 {
   const MAX_SHEET_UNITS = 400; // as downloads.py has it
@@ -27,20 +27,23 @@
     return [`${layer}.csv`, [names, ...rows]];
   }
 
-  // A unit's patches. Values have the digits that the page shows.
-  function patchRows() {
+  // A unit's peaks or troughs. Values have the digits that the page shows.
+  function exampleRows(selector, ending) {
     const { layer, unit } = document.querySelector("[data-layer][data-unit]").dataset;
     const names = ["layer", "unit", "rank", "value", "image", "key", "label", "patch_left", "patch_top", "patch_width", "patch_height"];
-    const rows = [...document.querySelectorAll(".patches .example")].map((example, index) => {
+    const rows = [...document.querySelectorAll(selector)].map((example, index) => {
       const { image, key, patch } = example.querySelector("button.show").dataset;
       const label = example.querySelector("figcaption a")?.textContent ?? "";
-      return [layer, number(unit), index + 1, number(example.querySelector(".value").textContent), number(image), key, label, ...patch.split(" ").map(number)];
+      return [layer, number(unit), index + 1, window.unitscopeNumbers.value(example.querySelector(".value").textContent), number(image), key, label, ...patch.split(" ").map(number)];
     });
-    return [`${layer}-${unit}.csv`, [names, ...rows]];
+    return [`${layer}-${unit}${ending}.csv`, [names, ...rows]];
   }
 
-  function downloadCsv() {
-    const [name, rows] = document.getElementById("units") ? unitRows() : patchRows();
+  const EXAMPLES = { peaks: [".patches .example", ""], troughs: [".troughs .example", "-troughs"] };
+  const buttons = [...menu.querySelectorAll("button[data-rows]")];
+
+  function downloadCsv({ dataset }) {
+    const [name, rows] = dataset.rows === "units" ? unitRows() : exampleRows(...EXAMPLES[dataset.rows]);
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([rows.map((row) => `${row.map(cell).join(",")}\r\n`).join("")], { type: "text/csv" }));
     link.download = name;
@@ -50,13 +53,30 @@
 
   // Parts that show no patches have nothing to keep.
   const showMenu = () => {
-    menu.hidden = !document.querySelector("#units, .patches .example");
+    for (const button of buttons) button.parentElement.hidden = button.dataset.rows !== "units" && !document.querySelector(EXAMPLES[button.dataset.rows][0]);
+    menu.hidden = buttons.every((button) => button.parentElement.hidden);
     menu.open = false;
   };
 
+  // Tables hold the list that is shown; where nothing was chosen that is all units by number, as their labels say.
+  function chooseTables() {
+    const count = shownUnits().length;
+    const query = count ? window.unitscopeListQuery() : ""; // of a list without units all are offered
+    const rows = count === 1 ? "The unit shown" : `The ${count.toLocaleString("en")} units shown, in their order,`;
+    for (const link of menu.querySelectorAll('a[href*=".csv"], a[href*=".parquet"], button[data-rows="units"]')) {
+      const { dataset } = link;
+      dataset.label ??= link.textContent;
+      link.textContent = query ? `${rows} as ${dataset.label.split(" ").at(-1)}` : dataset.label;
+      if (link.hasAttribute("href")) {
+        dataset.all ??= link.getAttribute("href");
+        link.setAttribute("href", query ? `${dataset.all}?${query}` : dataset.all);
+      }
+    }
+  }
+
   function chooseSheet() {
     const sheet = menu.querySelector('a[href*=".png"]');
-    if (!menu.open || !sheet) return;
+    if (!sheet) return;
     const units = shownUnits().map((block) => block.dataset.unit);
     const drawn = units.slice(0, MAX_SHEET_UNITS);
     sheet.dataset.all ??= sheet.getAttribute("href");
@@ -65,12 +85,21 @@
     sheet.parentElement.hidden = !units.length;
   }
 
+  function choose() {
+    if (!menu.open) return;
+    chooseTables();
+    chooseSheet();
+  }
+
+  for (const button of buttons) button.addEventListener("click", () => downloadCsv(button));
   if (isSite) {
-    document.getElementById("download-csv").addEventListener("click", downloadCsv);
     document.addEventListener("unitscope:part", showMenu);
     showMenu();
-  } else {
-    menu.addEventListener("toggle", chooseSheet);
-    document.getElementById("grid-choice").addEventListener("input", () => setTimeout(chooseSheet));
+  }
+  const form = document.getElementById("grid-choice");
+  if (form) {
+    menu.addEventListener("toggle", choose);
+    form.addEventListener("input", () => setTimeout(choose));
+    window.addEventListener("hashchange", () => setTimeout(choose));
   }
 }

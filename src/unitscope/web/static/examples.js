@@ -313,12 +313,12 @@
     const [low, high] = numbers(drawing.dataset.range);
     const output = document.querySelector(".histogram output");
     const LEFT = 34, WIDTH = 320;
-    const say = (value) => String(Number(value.toPrecision(3)));
+    const { text } = window.unitscopeNumbers;
     drawing.addEventListener("pointermove", (event) => {
       const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(drawing.getScreenCTM().inverse());
       const bin = Math.floor(((point.x - LEFT) / WIDTH) * counts.length);
       const edge = (index) => low + ((high - low) * index) / counts.length;
-      output.textContent = bin in counts ? `${say(edge(bin))} to ${say(edge(bin + 1))}: ${counts[bin]} ${counts[bin] === 1 ? "image" : "images"}.` : "";
+      output.textContent = bin in counts ? `${text(edge(bin))} to ${text(edge(bin + 1))}: ${counts[bin]} ${counts[bin] === 1 ? "image" : "images"}.` : "";
     });
     drawing.addEventListener("pointerleave", () => (output.textContent = ""));
   }

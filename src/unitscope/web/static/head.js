@@ -91,6 +91,12 @@ document.addEventListener("DOMContentLoaded", () => {
   });
 });
 
+// Numbers as pages write them, in three digits with a true minus (numbers.py), and back.
+window.unitscopeNumbers = {
+  text: (value) => (Number.isFinite(value) ? String(Number(value.toPrecision(3))).replaceAll("-", "−") : "–"),
+  value: (text) => Number(text.replaceAll("−", "-")),
+};
+
 // Where a page lies that is served at `path`: of an exported site, most are parts of page.html.
 window.unitscopeAddress = (path) => {
   const { root, site } = document.documentElement.dataset;

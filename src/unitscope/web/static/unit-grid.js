@@ -1,14 +1,19 @@
-// A grid of units: their order, choice and size. What is chosen stays in the address, so that a link shows the same.
+// A grid of units: their order, choice and size. What is chosen stays in the address, so that a link shows the same. unit_lists.py, which writes
+// the same list as a file, reads it likewise.
 "use strict";
 {
-  const FIELDS = ["sort", "show", "label", "name", "score", "size"];
+  const FIELDS = ["sort", "order", "show", "label", "name", "score", "size"];
   const form = document.getElementById("grid-choice");
   const grid = document.getElementById("units");
   const blocks = [...grid.children];
   const fields = FIELDS.filter((name) => form[name]);
   const defaults = Object.fromEntries(fields.map((name) => [name, form[name].defaultValue ?? form[name].options[0].value]));
 
-  const number = (block, name) => ((block.getAttribute(`data-${name}`) ?? "") === "" ? -Infinity : Number(block.getAttribute(`data-${name}`)));
+  // The highest values are what a person asks for first, and the lowest number.
+  const usual = (name) => (name !== "order" ? defaults[name] : form.sort.value === "unit" ? "ascending" : "descending");
+  const chosenFields = () => fields.filter((name) => form[name].value !== usual(name)).map((name) => [name, form[name].value]);
+
+  const number = (block, name) => ((block.getAttribute(`data-${name}`) ?? "") === "" ? NaN : Number(block.getAttribute(`data-${name}`)));
   const labels = new Map(blocks.map((block) => [block, (block.dataset.labels ?? "").split("\n")]));
 
   const isShown = {
@@ -23,13 +28,14 @@
   };
 
   function sort() {
-    const sorted = [...blocks];
-    if (form.sort.value !== "unit") {
-      const column = `sort-${form.sort.selectedOptions[0].dataset.index}`;
-      // What a dead unit's values would say is nothing: it comes last.
-      const values = new Map(blocks.map((block) => [block, block.dataset.dead ? -Infinity : number(block, column)]));
-      sorted.sort((a, b) => values.get(b) - values.get(a) || number(a, "unit") - number(b, "unit"));
-    }
+    const [chosen] = form.sort.selectedOptions;
+    const sign = form.order.value === "ascending" ? 1 : -1;
+    const column = chosen.value === "unit" ? "unit" : `sort-${chosen.dataset.index}`;
+    // What a dead unit's values would say is nothing: it comes last, as those do that have none. Its number is one.
+    const values = new Map(blocks.map((block) => [block, column !== "unit" && block.dataset.dead ? NaN : number(block, column)]));
+    const isLast = (block) => Number.isNaN(values.get(block));
+    const sorted = [...blocks].sort((a, b) => isLast(a) - isLast(b) || sign * (values.get(a) - values.get(b)) || number(a, "unit") - number(b, "unit"));
+    form.sort.title = chosen.title; // what the column holds, and its name
     showValues();
     if (sorted.some((block, place) => block !== grid.children[place])) grid.replaceChildren(...sorted);
     showSome();
@@ -61,7 +67,7 @@
       if (!span || block.dataset.dead) continue;
       span.dataset.highest ??= span.textContent;
       const value = isOther ? number(block, `sort-${chosen.dataset.index}`) : 0;
-      span.textContent = !isOther ? span.dataset.highest : Number.isFinite(value) ? String(Number(value.toPrecision(3))) : "–";
+      span.textContent = isOther ? window.unitscopeNumbers.text(value) : span.dataset.highest;
     }
   }
 
@@ -95,12 +101,12 @@
       if (choice.has(name)) form[name].value = choice.get(name);
     }
     if (form.sort.selectedIndex < 0) form.sort.selectedIndex = 0;
+    if (!choice.has("order") || form.order.selectedIndex < 0) form.order.value = usual("order");
     if (form.show && form.show.selectedIndex < 0) form.show.selectedIndex = 0;
   }
 
   function writeAddress() {
-    const changed = fields.filter((name) => form[name].value !== defaults[name]);
-    const choice = new URLSearchParams(changed.map((name) => [name, form[name].value])).toString();
+    const choice = new URLSearchParams(chosenFields()).toString();
     history.replaceState(null, "", choice ? `#${choice}` : location.pathname + location.search);
     keepList(choice);
   }
@@ -127,8 +133,18 @@
     resize();
     sort();
     choose();
-    keepList(new URLSearchParams(fields.filter((name) => form[name].value !== defaults[name]).map((name) => [name, form[name].value])).toString());
+    keepList(new URLSearchParams(chosenFields()).toString());
   }
+
+  // What a server is asked for, that it lists the same units. Favourites are known here alone, and are named.
+  window.unitscopeListQuery = () => {
+    const choice = new URLSearchParams(chosenFields().filter(([name]) => name !== "size"));
+    if (form.show?.value === "favourites") {
+      choice.delete("show");
+      choice.set("units", blocks.filter((block) => block.dataset.favourite).map((block) => block.dataset.unit).join(","));
+    }
+    return choice.toString();
+  };
 
   function showFavourites() {
     if (form.show?.value !== "favourites") return;
@@ -142,7 +158,8 @@
 
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("input", (event) => {
-    if (event.target.name === "sort") sort();
+    if (event.target.name === "sort") form.order.value = usual("order");
+    if (["sort", "order"].includes(event.target.name)) sort();
     else if (event.target.name === "size") resize();
     else choose();
     writeAddress();
