@@ -9,7 +9,18 @@ from markupsafe import Markup, escape
 
 from unitscope.atlas.samples import BAND_EXAMPLES, BANDS
 from unitscope.web.addresses import Addresses
-from unitscope.web.numbers import bar_path, coordinates, number, percent, px, rectangle, signed, signed_percent, ticks
+from unitscope.web.numbers import (
+    bar_path,
+    coordinates,
+    number,
+    number_or_count,
+    percent,
+    px,
+    rectangle,
+    signed,
+    signed_percent,
+    ticks,
+)
 from unitscope.web.page_records import Example, Histogram, LabelShare, TableOfUnit, UnitPage
 from unitscope.web.purpose_records import CircuitDrawing, ClassEffect, FeedingUnit
 from unitscope.wordnet import in_words
@@ -151,7 +162,10 @@ def measurements(tables: Sequence[TableOfUnit]) -> Markup:
     details = []
     for table in tables:
         rows = "".join(
-            [f"{_column_heading(column.description, column.name)}{number(column.value)}</td></tr>" for column in table.columns]
+            [
+                f"{_column_heading(column.description, column.name)}{number_or_count(column.value)}</td></tr>"
+                for column in table.columns
+            ]
         )
         details.append(
             f'<details class="measurements"><summary>{_escaped(table.description)}</summary>\n<table><tbody>{rows}</tbody></table>\n</details>\n'

@@ -17,6 +17,16 @@ def number(value: float | None) -> str:
     return "–" if value is None else with_minus(f"{value:.3g}")
 
 
+def number_or_count(value: float | None) -> str:
+    """A value in three digits, or a whole number in all of its digits.
+
+    >>> number_or_count(2604.0), number_or_count(-0.5)
+    ('2,604', '−0.5')
+    """
+    is_count = value is not None and 1000 <= value < 1e15 and value == int(value)
+    return f"{value:,.0f}" if is_count else number(value)
+
+
 def decimals(value: float) -> str:
     """A correlation or the like, with two digits after the point.
 
