@@ -436,6 +436,24 @@ def test_an_uploaded_image_finds_units(watched: WatchedPage, site: str, atlas: A
     ]
 
 
+def test_an_address_names_an_image_of_the_atlas(watched: WatchedPage, site: str, atlas: Atlas) -> None:
+    page = watched.open(site + "image-search.html?image=3")
+    picture = page.locator("#uploaded-image")
+    expect(picture).to_have_attribute("href", "images/3.jpg")
+    expect(page.get_by_role("link", name=atlas.key(3))).to_have_attribute("href", "images/3.html")
+    page.locator("#file").set_input_files(
+        {
+            "name": "a.png",
+            "mimeType": "image/png",
+            "buffer": (Path(atlas.manifest["images"]["folder"]) / atlas.key(4)).read_bytes(),
+        }
+    )
+    expect(picture).to_have_attribute("href", re.compile("^blob:"))
+    watched.assert_sound(site)
+    page = watched.open(site + "image-search.html?image=99999")
+    expect(page.locator("#upload-status")).to_have_text("The atlas has no image of that number.")
+
+
 def test_light_and_dark_are_kept(watched: WatchedPage, site: str) -> None:
     page = watched.open(site)
     background = "getComputedStyle(document.body).backgroundColor"

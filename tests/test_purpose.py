@@ -4,6 +4,8 @@ import csv
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
+from html import unescape
 from io import BytesIO, StringIO
 from pathlib import Path
 
@@ -43,15 +45,22 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
 
 @pytest.fixture
 def site(complete: Atlas) -> Iterator[TestClient]:
+    with explorer(complete) as client:
+        yield client
+
+
+@contextmanager
+def explorer(atlas: Atlas) -> Iterator[TestClient]:
+    """The pages, with the network to run."""
     network = classifier()
-    with open_responses(complete, network) as run_network, open_explainer(complete, network) as explainer:
+    with open_responses(atlas, network) as run_network, open_explainer(atlas, network) as explainer:
         options = ExplorerOptions(
             run_network=run_network,
             explain_image=lambda image, question: explainer.explain(
                 image, question.explained, question.against, question.taken_away
             ),
         )
-        yield TestClient(create_explorer(complete, options), base_url="http://localhost")
+        yield TestClient(create_explorer(atlas, options), base_url="http://localhost")
 
 
 def png(image: Image.Image) -> bytes:
@@ -167,13 +176,146 @@ def test_a_picture_is_explained_and_units_taken_away(site: TestClient, complete:
         assert (answer.status_code, words in answer.text) == (422, True), question
 
 
-def test_mistakes_show_images_that_the_atlas_does_not_mention(tmp_path: Path) -> None:
-    """Forty images, one peak a unit and no sample: few have a page. The picture that stands for the others is theirs, by their key."""
-    folder = write_photographs(tmp_path / "images", 40, (20, 16), CLASSES)
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
+    return sparse_atlas(tmp_path_factory.mktemp("sparse"))
+
+
+def sparse_atlas(folder: Path) -> Atlas:
+    """Forty images, one peak a unit and no sample: few have a page."""
+    images = write_photographs(folder / "images", 40, (20, 16), CLASSES)
     atlas = unitscope.scan(
-        classifier(), folder, tmp_path / "atlas", preprocess=AS_IT_IS, classes=list(CLASSES), k=1, sample=1, candidates=1
+        classifier(), images, folder / "atlas", preprocess=AS_IT_IS, classes=list(CLASSES), k=1, sample=1, candidates=1
     )
     measure_effects(atlas, classifier())
+    return atlas
+
+
+def links_of(site: TestClient, page: str) -> list[str]:
+    """Where a page's links to search by image lead, with a question."""
+    return [unescape(link) for link in re.findall(r'href="\.\./(image-search\.html\?[^"]+)"', site.get(page).text)]
+
+
+def test_each_picture_of_a_mistake_leads_to_why_it_is_one(sparse: Atlas) -> None:
+    """One click: what the link names is explained as the same file is when it is uploaded."""
+    folder = Path(sparse.manifest["images"]["folder"])
+    rows = sparse.table("predictions").to_pylist()
+    with explorer(sparse) as site:
+        for label_class, predicted in {(row["label_class"], row["predicted"]) for row in rows}:
+            shown = [row for row in rows if (row["label_class"], row["predicted"]) == (label_class, predicted)]
+            links = links_of(site, f"/mistakes/{label_class}-{predicted}.html")
+            assert len(links) == len(shown)
+            for row, link in zip(sorted(shown, key=lambda row: row["rank"]), links, strict=True):
+                question = link.partition("?")[2]
+                answer = site.post(f"/image-search?{question}").text
+                uploaded = site.post(
+                    f"/image-search?{question.partition('&')[2]}", content=(folder / row["key"]).read_bytes()
+                ).text
+                against = "" if label_class == predicted else f", not {CLASSES[label_class]}"
+                assert f"Why {CLASSES[predicted]}{against}?" in answer
+                assert explained(answer) == explained(uploaded)
+                picture = re.search(r'id="uploaded-image" href="([^"]+)"', answer)
+                assert picture is not None
+                assert site.get(f"/{picture[1]}").headers["content-type"] == "image/jpeg"
+
+
+def explained(html: str) -> str:
+    """What a piece of a page says of why, without which image it is of."""
+    return html.partition('<section class="why"')[2]
+
+
+def test_the_page_of_an_image_leads_to_why(site: TestClient) -> None:
+    (link,) = links_of(site, "/images/3.html")
+    answer = site.post(f"/image-search?{link.partition('?')[2]}")
+    assert "Why " in answer.text
+    assert 'href="images/3.html"' in answer.text
+
+
+@pytest.mark.parametrize("name", ["image", "predicted-image"])
+@pytest.mark.parametrize("number", ["99999", "-1", "", "1" * 40, "../../etc/passwd", "٣", "1e1", "%00"])
+def test_images_are_named_by_their_number_alone(sparse: Atlas, name: str, number: str) -> None:
+    with explorer(sparse) as site:
+        answer = site.post(f"/image-search?{name}={number}")
+    assert (answer.status_code, answer.text) == (404, "The atlas has no image of that number.")
+
+
+def test_numbers_of_images_without_a_page_are_no_others(sparse: Atlas) -> None:
+    known = set(sparse.table("images")["image"].to_pylist())
+    predicted = {row["image"] for row in sparse.table("predictions").to_pylist()} - known
+    with explorer(sparse) as site:
+        assert site.post(f"/image-search?image={min(predicted)}").status_code == 404
+        assert site.post(f"/image-search?predicted-image={min(known)}").status_code == 404
+
+
+def test_another_site_explains_no_image(site: TestClient) -> None:
+    assert site.post("/image-search?image=3", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+    assert site.get("/image-search?image=3").status_code == 405
+
+
+def test_an_image_that_changed_or_has_gone_is_not_explained(tmp_path: Path) -> None:
+    folder = write_photographs(tmp_path / "images", 24, (20, 16), CLASSES)
+    atlas = unitscope.scan(classifier(), folder, tmp_path / "atlas", preprocess=AS_IT_IS, classes=list(CLASSES), sample=24)
+    measure_effects(atlas, classifier())
+    with explorer(atlas) as site:
+        Image.new("RGB", (16, 20)).save(folder / atlas.key(3))
+        (folder / atlas.key(4)).unlink()
+        answers = [site.post(f"/image-search?image={image}") for image in (3, 4)]
+    assert [(answer.status_code, answer.text) for answer in answers] == [
+        (422, "The image has changed: it is not the image that was scanned."),
+        (422, "The image can't be opened: No such file or directory."),
+    ]
+
+
+def test_an_image_with_too_many_pixels_is_not_explained(site: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unitscope.web.image_search.MAX_UPLOAD_PIXELS", 10)
+    assert site.post("/image-search?image=3").status_code == 422
+
+
+@pytest.mark.parametrize("has_search_off_reason", [False, True])
+def test_where_no_network_runs_the_page_says_which_command_explains(complete: Atlas, has_search_off_reason: bool) -> None:
+    cell = next(iter(site_cells(complete)))
+    options = ExplorerOptions(search_off_reason="it is off" if has_search_off_reason else None)
+    site = TestClient(create_explorer(complete, options), base_url="http://localhost")
+    page = f"/mistakes/{cell[0]}-{cell[1]}.html"
+    assert f"unitscope why ATLAS IMAGE --class {cell[1]} --not {cell[0]}" in site.get(page).text
+    assert links_of(site, page) == links_of(site, "/images/3.html") == []
+
+
+def test_an_exported_mistake_says_which_command_explains(complete: Atlas, tmp_path: Path) -> None:
+    web.export(complete, tmp_path / "site")
+    parts = parts_of(tmp_path / "site")
+    cell = next(iter(site_cells(complete)))
+    assert f"unitscope why ATLAS IMAGE --class {cell[1]} --not {cell[0]}" in parts[f"mistakes/{cell[0]}-{cell[1]}"][1]
+    assert not any("image-search" in content for _, content in parts.values())
+
+
+def site_cells(atlas: Atlas) -> list[tuple[int, int]]:
+    """The mistakes of an atlas, as label and prediction."""
+    rows = atlas.table("predictions").to_pylist()
+    return [cell for row in rows if (cell := (row["label_class"], row["predicted"])) and cell[0] != cell[1]]
+
+
+def test_images_of_mistakes_that_are_not_the_atlas_s_say_so(tmp_path: Path) -> None:
+    """Effects can be measured over other images than those that were scanned."""
+    scanned = write_photographs(tmp_path / "scanned", 24, (20, 16), CLASSES)
+    atlas = unitscope.scan(classifier(), scanned, tmp_path / "atlas", preprocess=AS_IT_IS, classes=list(CLASSES), sample=24)
+    others = write_photographs(tmp_path / "others", 12, (20, 16), CLASSES)
+    for file in sorted(others.rglob("*.png")):
+        file.rename(file.with_name(f"other-{file.name}"))
+    measure_effects(atlas, classifier(), images=others)
+    row = atlas.table("predictions").to_pylist()[0]
+    page = f"mistakes/{row['label_class']}-{row['predicted']}"
+    with explorer(atlas) as site:
+        html = site.get(f"/{page}.html").text
+        assert site.get(f"/api/{page}.json").json()["missing_images"]
+        assert links_of(site, f"/{page}.html") == []
+    assert f"{row['key']} can't be shown: it is not among the images of the atlas." in html
+    assert "predicted-images" not in html
+
+
+def test_mistakes_show_images_that_the_atlas_does_not_mention(tmp_path: Path) -> None:
+    """The picture that stands for those that have no page is theirs, by their key."""
+    atlas, folder = sparse_atlas(tmp_path), tmp_path / "images"
     web.export(atlas, tmp_path / "site")
     known = set(atlas.table("images")["image"].to_pylist())
     unknown = {row["image"]: row["key"] for row in atlas.table("predictions").to_pylist() if row["image"] not in known}

@@ -201,7 +201,19 @@ class AtlasReader:
     def picture_of_key(self, image: int, key: str) -> Image.Image:
         """The same of an image that the atlas doesn't mention, as it is now: a table says that it had that number and key. Raises `Skipped` where
         it is gone or can't be read."""
-        return _as_picture(self._read_image(image, key).pixels, self._value_range)
+        return _as_picture(self.open_image_of_key(image, key), self._value_range)
+
+    def open_image_of_key(self, image: int, key: str) -> Image.Image | Pixels:
+        """The same as it was read, for the network."""
+        return self._read_image(image, key).pixels
+
+    def has_image_of_key(self, image: int, key: str) -> bool:
+        """True where the images at hand have one of that key, which had that number."""
+        try:
+            with skipping_errors():
+                return self.source.has(image, key) or self.source.find(key) is not None
+        except Skipped:
+            return False
 
     @property
     def _value_range(self) -> Range | None:

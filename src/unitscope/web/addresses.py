@@ -98,6 +98,11 @@ class Addresses:
     def image_search(self) -> str:
         return f"{self.root}image-search.html"
 
+    def why(self, image: int, is_known: bool, explained: int | None = None, against: int | None = None) -> str:
+        """Where search by image says why an image has its class, or another one, and not a third; one that isn't known has no page."""
+        question = [("image" if is_known else "predicted-image", image), ("class", explained), ("not", against)]
+        return f"{self.image_search}?{'&'.join(f'{name}={number}' for name, number in question if number is not None)}"
+
     @property
     def comparison(self) -> str:
         return f"{self.root}compare/index.html"

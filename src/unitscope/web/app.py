@@ -112,7 +112,8 @@ def create_explorer(atlas: Atlas, options: ExplorerOptions | None = None) -> Sta
     Raises `AtlasError` where the atlas is broken.
     """
     options = options or ExplorerOptions()
-    pages = _open_pages(atlas, options.read_activations is not None)
+    can_explain = options.run_network is not None and options.explain_image is not None and atlas.has_images
+    pages = _open_pages(atlas, options.read_activations is not None, can_explain)
     compared_pages = _open_pages(options.compared_atlas) if options.compared_atlas is not None else None
     routes = AtlasRoutes(pages, options, compared_pages).every_route()
     if compared_pages is not None:
@@ -128,10 +129,10 @@ def create_explorer(atlas: Atlas, options: ExplorerOptions | None = None) -> Sta
     return Starlette(routes=routes, middleware=middleware, exception_handlers=error_handlers, lifespan=lifespan)
 
 
-def _open_pages(atlas: Atlas, has_activations: bool = False) -> PageBuilder:
+def _open_pages(atlas: Atlas, has_activations: bool = False, can_explain: bool = False) -> PageBuilder:
     queries = AtlasQueries(atlas)
     queries.check()
-    return PageBuilder(queries, has_activations)
+    return PageBuilder(queries, has_activations, can_explain)
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from unitscope.atlas import Atlas
 from unitscope.atlas.explanations import explained_layer
 from unitscope.atlas.samples import z_scores
 from unitscope.images import Geometry, Skipped, decode_image
@@ -22,6 +23,7 @@ from unitscope.web.queries import AtlasQueries
 
 MAX_UPLOAD_MB, MAX_UPLOAD_PIXELS = 20, 50_000_000
 """An image of 50 million pixels takes 150 MB when it is decoded."""
+TOO_LARGE = f"has more than {MAX_UPLOAD_PIXELS // 1_000_000} million pixels"
 MAX_UNITS_PER_LAYER = 12
 ROUNDING = 1e-5
 """A value differs in its last bits with the batch that its image is in; values that differ by no more than this share are equal."""
@@ -57,6 +59,9 @@ class WhyQuestion:
 ExplainImage = Callable[[Image.Image, WhyQuestion], ImageExplanation]
 """Says why the network gives an image its class; it is passed in, as the network is."""
 MAX_DIGITS = 10
+IMAGE_PARAMETERS = ("image", "predicted-image")
+"""What an address calls the number of an image of the atlas, and of one that it mentions for what the network predicts alone: of these, numbers
+may be those of others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +120,17 @@ class ExcitedLayer:
 
 
 @dataclass(frozen=True, slots=True)
+class AtlasImage:
+    """An image of the atlas; one that isn't known is mentioned for what the network predicts alone, and has no page."""
+
+    image: int
+    key: str
+    is_known: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ImageSearchResults:
-    """The excited units of all layers, and the image's size in pixels as displayed. A piece of a page."""
+    """The excited units of all layers, and the image's size in pixels as displayed. A piece of a page. `image` is None where it was uploaded."""
 
     template: ClassVar[str] = "image_search_results.html"
     path: str
@@ -125,20 +139,51 @@ class ImageSearchResults:
     height: int
     layers: list[ExcitedLayer]
     why: Why | None = None
+    image: AtlasImage | None = None
+
+
+def find_image(queries: AtlasQueries, parameter: str, text: str) -> AtlasImage | None:
+    """The image of the atlas whose number stands in a parameter of an address, one of `IMAGE_PARAMETERS`; None where there is no such image."""
+    if not (text.isascii() and text.isdecimal() and len(text) < MAX_DIGITS):
+        return None
+    number, is_known = int(text), parameter == IMAGE_PARAMETERS[0]
+    if is_known:
+        entry = queries.images.get(number)
+        key = None if entry is None else entry.key
+    else:
+        key = queries.purpose.predicted_images.get(number)
+    return None if key is None else AtlasImage(number, key, is_known)
+
+
+def open_atlas_image(atlas: Atlas, found: AtlasImage) -> Image.Image:
+    """An image of the atlas as the scan read it. Raises `Skipped` where it is gone, has changed or has too many pixels, `ImagesError` where all
+    are gone."""
+    if found.is_known:
+        _check_pixels(*atlas.image_size(found.image))
+        opened = atlas.open_image(found.image)
+    else:
+        opened = atlas.open_image_of_key(found.image, found.key)
+    if not isinstance(opened, Image.Image):
+        raise Skipped("is a tensor, from which there is no known way to the network's input")
+    _check_pixels(*opened.size)
+    return opened
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_UPLOAD_PIXELS:
+        raise Skipped(TOO_LARGE)
 
 
 def decode_upload(content: bytes) -> Image.Image:
     """An uploaded image as displayed. Raises `Skipped` where it is no image, or has too many pixels."""
-    too_large = f"has more than {MAX_UPLOAD_PIXELS // 1_000_000} million pixels"
     try:
         with warnings.catch_warnings(action="error"), Image.open(BytesIO(content)) as image:
             width, height = image.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise Skipped(too_large) from error
+        raise Skipped(TOO_LARGE) from error
     except Exception as error:  # whatever a file that lies about itself leads to
         raise Skipped("is no image that can be read") from error
-    if width * height > MAX_UPLOAD_PIXELS:
-        raise Skipped(too_large)
+    _check_pixels(width, height)
     return decode_image(BytesIO(content))
 
 

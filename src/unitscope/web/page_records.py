@@ -369,7 +369,8 @@ class LayerPeaks:
 class ImagePage:
     """One image, and the units that it is a peak of.
 
-    Units that show no preference are left out; `no_preference_peaks` counts their peaks in the image.
+    Units that show no preference are left out; `no_preference_peaks` counts their peaks in the image. `can_explain` is true where the server
+    can say why the image has its class.
     """
 
     template: ClassVar[str] = "image.html"
@@ -378,6 +379,7 @@ class ImagePage:
     image: ImageEntry
     layers: list[LayerPeaks]
     no_preference_peaks: int
+    can_explain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -467,13 +469,19 @@ class ClassPage:
 
 @dataclass(frozen=True, slots=True)
 class MistakePage:
-    """The images of one class that are taken for another."""
+    """The images of one class that are taken for another.
+
+    `missing_images` are the numbers of those that are shown and of which there is no picture: they aren't among the images of the atlas.
+    `can_explain` is true where the server can say why an image has its class.
+    """
 
     template: ClassVar[str] = "mistake.html"
     path: str
     atlas: AtlasSummary
     confusion: Confusion
     units: list[MistakenUnit]
+    missing_images: list[int]
+    can_explain: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,10 +61,10 @@ MAX_MISTAKES = 200
 
 class PageBuilder:
     """Builds the pages of one atlas. A method gives None where there is no such page. With `has_activations` activation maps can be had of units that
-    none were stored of."""
+    none were stored of, and with `can_explain` the network says why images have their classes."""
 
-    def __init__(self, queries: AtlasQueries, has_activations: bool = False) -> None:
-        self.queries, self._has_activations = queries, has_activations
+    def __init__(self, queries: AtlasQueries, has_activations: bool = False, can_explain: bool = False) -> None:
+        self.queries, self._has_activations, self._can_explain = queries, has_activations, can_explain
 
     @cached_property
     def atlas_summary(self) -> AtlasSummary:
@@ -155,7 +155,8 @@ class PageBuilder:
         if record is None:
             return None
         layers = [self._layer_peaks(layer, rows, most) for layer, rows in self.queries.peak_rows_in_image(image)]
-        return ImagePage(f"images/{image}.html", self.atlas_summary, record, layers, self.queries.no_preference_peaks(image))
+        no_preference_peaks = self.queries.no_preference_peaks(image)
+        return ImagePage(f"images/{image}.html", self.atlas_summary, record, layers, no_preference_peaks, self._can_explain)
 
     def _layer_peaks(self, layer: Layer, rows: Sequence[int], most: int | None) -> LayerPeaks:
         statistics, meanings = self.queries.unit_statistics(layer.name), self.queries.meanings(layer.name)
@@ -231,6 +232,8 @@ class PageBuilder:
             self.atlas_summary,
             confusion,
             self.queries.purpose.mistaken_units(label_class, predicted),
+            self.queries.purpose.missing_images(confusion),
+            self._can_explain,
         )
 
     @cached_property

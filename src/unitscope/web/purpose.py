@@ -228,6 +228,16 @@ class PurposeQueries:
         shown = [image for confusion in self.confusions.values() for image in confusion.shown]
         return {image.image: image.key for image in shown if not image.is_known}
 
+    def missing_images(self, confusion: Confusion) -> list[int]:
+        """The numbers of the shown images that the atlas has no picture of, and that aren't among the images at hand."""
+        unknown, packed = [image for image in confusion.shown if not image.is_known], self.atlas.packed_pictures
+        return [
+            image.image
+            for image in unknown
+            if (packed is None or packed.content(image.image, image.key) is None)
+            and not self.atlas.has_image_of_key(image.image, image.key)
+        ]
+
     @cached_property
     def mistakes(self) -> list[Confusion]:
         """Those of images whose label is another class, the most frequent first."""

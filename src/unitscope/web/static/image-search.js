@@ -1,4 +1,4 @@
-// Search by image: uploads the image that a person chooses, and shows the results.
+// Search by image: uploads the image that a person chooses, or names the one of the atlas that the address names, and shows the results.
 "use strict";
 {
   const drop = document.getElementById("drop");
@@ -13,14 +13,17 @@
     if (text) status.scrollIntoView({ block: "nearest" });
   }
 
-  // `question` says which class is explained, by which layer, and which units are taken away.
+  // `image` is a file, or names one of the atlas: `image=17`. `question` says which class is explained, by which layer, and which units are
+  // taken away.
   async function upload(image, question = "") {
     showStatus("The network is running …");
     if (image !== current) results.replaceChildren();
     current = image;
+    const isFile = image instanceof Blob;
     let response;
     try {
-      response = await fetch(`image-search?${question}`, { method: "POST", body: image, headers: { "Content-Type": "application/octet-stream" } });
+      const sent = isFile ? { body: image, headers: { "Content-Type": "application/octet-stream" } } : {};
+      response = await fetch(`image-search?${isFile ? "" : `${image}&`}${question}`, { method: "POST", ...sent });
     } catch {
       showStatus("The server can't be reached.");
       return;
@@ -31,11 +34,12 @@
       return;
     }
     results.innerHTML = text; // the server's own template escaped it
+    showStatus("");
+    if (!isFile) return;
     const uploaded = document.getElementById("uploaded-image");
     const address = URL.createObjectURL(image);
     uploaded.addEventListener("load", () => URL.revokeObjectURL(address));
     uploaded.setAttribute("href", address);
-    showStatus("");
   }
 
   function ask(changes = {}) {
@@ -56,6 +60,20 @@
     const chosen = event.target.closest("[data-class]");
     if (chosen) ask({ class: chosen.dataset.class });
   });
+
+  // A link on the page of an image, or of a mistake.
+  function searchAddress() {
+    const asked = new URLSearchParams(location.search);
+    for (const name of ["image", "predicted-image"]) {
+      if (!asked.has(name)) continue;
+      const image = new URLSearchParams({ [name]: asked.get(name) }).toString();
+      asked.delete(name);
+      upload(image, asked);
+      return;
+    }
+  }
+
+  searchAddress();
 
   file.addEventListener("change", () => file.files.length && upload(file.files[0]));
   for (const name of ["dragover", "dragleave", "drop"]) {
