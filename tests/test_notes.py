@@ -3,11 +3,18 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from explored import explored_atlas, tags_of
+from filelock import FileLock
 from starlette.testclient import TestClient
 from test_web import ELSEWHERE, HERE
 
@@ -59,7 +66,11 @@ def test_notes_lie_beside_the_atlas_and_survive_it(atlas: Atlas) -> None:
     assert (stored.headers["etag"], stored.json()["problem"]) == (answer.headers["etag"], None)
     assert stored.json()["notes"]["units"] == notes
     assert json.loads((atlas.folder.parent / "mine.notes.json").read_text())["units"] == notes
-    assert sorted(path.name for path in atlas.folder.parent.iterdir()) == ["mine", "mine.notes.json"]
+    assert sorted(path.name for path in atlas.folder.parent.iterdir()) == [
+        ".mine.notes.lock",
+        "mine",
+        "mine.notes.json",
+    ]
     again = atlas.folder.parent / "again"
     shutil.copytree(atlas.folder, again)
     shutil.rmtree(atlas.folder)
@@ -114,6 +125,66 @@ def test_notes_that_changed_meanwhile_are_not_written_over(atlas: Atlas) -> None
         assert put(first, [], {"If-Match": wrong}).status_code == 412
     answer = first.put("/notes.json", content=b"{}", headers={"Content-Type": "application/json"})
     assert answer.status_code == 428
+
+
+@contextmanager
+def served_by_a_process(atlas: Atlas) -> Iterator[httpx.Client]:
+    command = [sys.executable, "-m", "unitscope", "serve", str(atlas.folder), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            with httpx.Client(base_url=process.stdout.readline().split()[0], timeout=60) as site:
+                yield site
+        finally:
+            process.terminate()
+
+
+@pytest.mark.slow
+def test_two_servers_of_one_atlas_lose_none_of_each_other_s_notes(atlas: Atlas) -> None:
+    """Four programs write at once, by two processes: each notes units of its own, and gets the notes again where others have written."""
+
+    def note_units(site: httpx.Client, layer: str, units: range, rounds: int) -> None:
+        for number in range(rounds):
+            for unit in units:
+                while True:
+                    stored = site.get("/notes.json")
+                    notes = stored.json()["notes"]
+                    own = {"layer": layer, "unit": unit, "favourite": True, "tags": [], "text": f"{number}", "changed_ms": number}
+                    notes["units"] = [known for known in notes["units"] if (known["layer"], known["unit"]) != (layer, unit)] + [
+                        own
+                    ]
+                    headers = {"Content-Type": "application/json", "If-Match": stored.headers["etag"]}
+                    answer = site.put("/notes.json", content=json.dumps(notes), headers=headers)
+                    kept = {(known["layer"], known["unit"]): known["text"] for known in notes["units"]}
+                    assert all(kept[layer, earlier] == f"{number}" for earlier in units if earlier <= unit), (
+                        "a note of this program is gone"
+                    )
+                    if answer.status_code == 204:
+                        break
+                    assert answer.status_code == 412
+
+    with served_by_a_process(atlas) as first, served_by_a_process(atlas) as second, ThreadPoolExecutor(4) as pool:
+        programs = [
+            (first, "relu", range(2)),
+            (second, "relu", range(2, 4)),
+            (first, "relu#2", range(2)),
+            (second, "relu#2", range(2, 4)),
+        ]
+        for written in [pool.submit(note_units, *program, rounds=8) for program in programs]:
+            written.result()
+    units = json.loads((atlas.folder.parent / "mine.notes.json").read_text())["units"]
+    assert {(known["layer"], known["unit"], known["text"]) for known in units} == {
+        (layer, unit, "7") for layer in ("relu", "relu#2") for unit in range(4)
+    }
+
+
+def test_a_file_that_another_program_holds_is_left_alone(atlas: Atlas, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unitscope.web.notes.MAX_WAIT_S", 0.2)
+    site = client(atlas)
+    with FileLock(atlas.folder.parent / ".mine.notes.lock"):
+        answer = put(site, [note()])
+        assert (answer.status_code, "held by another program" in answer.text) == (409, True)
+    assert put(site, [note()]).status_code == 204
 
 
 @pytest.mark.parametrize(
@@ -240,7 +311,7 @@ def test_a_disk_that_can_only_be_read_is_no_error(atlas: Atlas, monkeypatch: pyt
     headers = {"Content-Type": "application/json", "If-Match": tag}
     answer = site.put("/notes.json", content=json.dumps(content), headers=headers)
     assert (answer.status_code, answer.text) == (409, "'mine.notes.json' can't be written: Read-only file system.")
-    assert [path.name for path in atlas.folder.parent.iterdir()] == ["mine"]
+    assert sorted(path.name for path in atlas.folder.parent.iterdir()) == [".mine.notes.lock", "mine"]
 
 
 @pytest.mark.parametrize("hosts", [("*",), ("localhost", "192.168.1.7")])

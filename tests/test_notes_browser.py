@@ -186,6 +186,39 @@ def test_another_browser_has_the_notes_that_lie_beside_the_atlas(browser: Browse
     second.context.close()
 
 
+def test_a_page_with_an_old_copy_erases_nothing(browser: Browser, served: str, atlas: Atlas) -> None:  # noqa: F811
+    """Two browsers, each with a server of its own, have the page of one unit open. What one writes, the other's page hasn't read when a person
+    writes there."""
+    with serving(Atlas(atlas.folder), ExplorerOptions()) as other_served:
+        first, second = WatchedPage(browser), WatchedPage(browser)
+        pages = [first.open(unit(served, "relu", 2)), second.open(unit(other_served, "relu", 2))]
+        for page, tag, text in zip(pages, ("wheel", "dog"), ("round things", "of dogs, too"), strict=True):
+            page.locator("#note-open").click()
+            page.locator("#note-tags").fill(tag)
+            page.locator("#note-text").fill(text)
+            page.wait_for_timeout(1500)
+        (kept,) = [
+            known for known in json.loads(notes_of(atlas).read_text())["units"] if (known["layer"], known["unit"]) == ("relu", 2)
+        ]
+        assert (set(kept["tags"]), set(kept["text"].split("\n"))) == ({"wheel", "dog"}, {"round things", "of dogs, too"})
+        expect(pages[1].locator("#note-text")).to_have_value(kept["text"])
+        expect(pages[1].locator("#notes-kept")).to_contain_text("what both noted is in it")
+        # What a person takes out now was read, and goes; the first page hears of it when it writes.
+        pages[1].locator("#note-tags").fill("dog")
+        pages[1].wait_for_timeout(1500)
+        pages[0].locator("#note-text").press("End")
+        pages[0].locator("#note-text").press_sequentially(" that turn", delay=20)
+        pages[0].wait_for_timeout(1500)
+        (kept,) = [
+            known for known in json.loads(notes_of(atlas).read_text())["units"] if (known["layer"], known["unit"]) == ("relu", 2)
+        ]
+        assert (kept["tags"], set(kept["text"].split("\n"))) == (["dog"], {"round things that turn", "of dogs, too"})
+        expect(pages[0].locator("#note-text")).to_have_value(kept["text"])
+        for watched in (first, second):
+            assert not [error for error in watched.errors if "412" not in error]
+            watched.context.close()
+
+
 def test_two_tabs_share_their_notes_at_once(watched: WatchedPage, site: str) -> None:
     if site.startswith("file:"):
         pytest.skip("pages from a disk are told nothing by each other")

@@ -2,13 +2,15 @@
 
 import os
 from asyncio import timeout
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from threading import Lock
 from typing import Annotated, Literal
 
 import msgspec
+from filelock import FileLock, Timeout
 from msgspec import Meta
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -23,8 +25,8 @@ from unitscope.web.uploads import receive
 MAX_NOTES_MB = 4
 MAX_TAGS, MAX_TAG_LENGTH, MAX_TEXT_LENGTH = 50, 100, 20_000
 """Of one unit; notes.js has the same numbers."""
-WRITING = Lock()
-"""Held while a file is compared and replaced: two atlases that are served together may be one."""
+MAX_WAIT_S = 10
+"""How long a write waits for those of other threads and other servers, which take milliseconds."""
 
 Tag = Annotated[str, Meta(min_length=1, max_length=MAX_TAG_LENGTH)]
 
@@ -71,6 +73,7 @@ class NotesFile:
     def __init__(self, pages: PageBuilder, off_reason: str | None) -> None:
         folder = Path(os.path.realpath(pages.queries.atlas.folder))
         self.path = folder.parent / f"{folder.name}.notes.json"
+        self._lock_path = folder.parent / f".{folder.name}.notes.lock"
         self._pages, self._off_reason = pages, off_reason
 
     def read(self) -> tuple[StoredNotes, str | None]:
@@ -91,7 +94,7 @@ class NotesFile:
         Raises `AtlasError` where notes can't be kept, and `StaleNotes` where other ones lie there.
         """
         self._check_kept()
-        with WRITING:
+        with self._held():
             content = self._content()
             unknown = [note for note in self._decode(content).units if not self._is_known(note)]
             if tag != _tag(content):
@@ -102,6 +105,21 @@ class NotesFile:
             with atomic_write(self.path, f"{self.path.name!r}") as temporary:
                 temporary.write_bytes(new_content)
         return _tag(new_content)
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """While the file is compared and replaced, no other thread writes it, and no other server of the same atlas."""
+        lock = FileLock(self._lock_path)  # it stays: whoever removed it would take it from under somebody who waits for it
+        try:
+            lock.acquire(timeout=MAX_WAIT_S)
+        except Timeout as error:
+            raise AtlasError(f"{self.path.name!r} has been held by another program for {MAX_WAIT_S} seconds") from error
+        except OSError as error:
+            raise AtlasError(f"{self.path.name!r} can't be written: {os_error_text(error)}") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def check(self, notes: Notes) -> None:
         """Raises `ValueError` for notes of another atlas, of units that this one lacks, and for two of one unit."""

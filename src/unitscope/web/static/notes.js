@@ -9,6 +9,9 @@
   const ATTEMPTS = 5;
   let notes = new Map(); // by layer and unit
   let storage = null; // why the browser keeps nothing; null where it does
+  const UNSAVED = `${KEY} unsaved`;
+  let unsaved = new Map(); // by layer and unit, what the file had of a unit that was changed here since
+  let isJoined = false; // true where another page changed a note meanwhile
   let file = null; // what is known of the file beside the atlas: { file, problem }; null where there can be none, or nothing is known yet
 
   const keyOf = ({ layer, unit }) => `${unit} ${layer}`;
@@ -54,6 +57,38 @@
     return counts;
   }
 
+  // Of lists that two changed who knew the same one: what each added is there, and what one took out isn't.
+  function joinLists(own, theirs, known) {
+    const kept = own.filter((item) => theirs.includes(item) || !known.includes(item));
+    return [...kept, ...theirs.filter((item) => !own.includes(item) && !known.includes(item))];
+  }
+
+  // Of texts the same, line by line.
+  function join(own, theirs, known) {
+    const lines = [own, theirs, known].map(({ text }) => (text ? text.split("\n") : []));
+    return clean({
+      ...own,
+      favourite: own.favourite === known.favourite ? theirs.favourite : own.favourite,
+      tags: joinLists(own.tags, theirs.tags, known.tags),
+      text: joinLists(...lines).join("\n"),
+      changed_ms: Math.max(Date.now(), own.changed_ms + 1, theirs.changed_ms + 1),
+    });
+  }
+
+  // Takes in what the file has. A note that was changed here and there since it was read is joined, not replaced.
+  function mergeFile(given) {
+    for (const note of given.map(clean)) {
+      const key = note && keyOf(note);
+      const known = unsaved.get(key);
+      const [own, theirs] = [notes.get(key), note].map((each) => JSON.stringify(each));
+      if (known && own !== theirs && theirs !== JSON.stringify(known)) {
+        notes.set(key, join(notes.get(key), note, known));
+        unsaved.set(key, note);
+        isJoined = true;
+      } else merge([note]);
+    }
+  }
+
   // ── in the browser ────────────────────────────────────────────────────────────────────────────────────────────────
 
   function readStorage() {
@@ -79,6 +114,31 @@
     }
   }
 
+  function readUnsaved() {
+    try {
+      for (const given of JSON.parse(localStorage.getItem(UNSAVED) ?? "[]")) {
+        const note = clean(given);
+        if (note && !unsaved.has(keyOf(note))) unsaved.set(keyOf(note), note);
+      }
+    } catch {
+      // what this page knows has to do
+    }
+  }
+
+  function writeUnsaved() {
+    try {
+      localStorage.setItem(UNSAVED, JSON.stringify([...unsaved.values()]));
+    } catch {
+      // it is kept for this page alone
+    }
+  }
+
+  // The file has these notes now.
+  function noteSaved(saved) {
+    unsaved = new Map(saved.filter((note) => unsaved.has(keyOf(note)) && notes.get(keyOf(note)) !== note).map((note) => [keyOf(note), note]));
+    writeUnsaved();
+  }
+
   window.addEventListener("storage", (event) => {
     if (event.key !== KEY) return;
     readStorage();
@@ -95,14 +155,21 @@
       const stored = await answer.json();
       file = { file: stored.file, problem: stored.problem };
       if (file.problem) return;
-      merge(stored.notes.units);
+      readUnsaved();
+      mergeFile(stored.notes.units);
       writeStorage();
       const units = [...notes.values()];
       const there = new Map(stored.notes.units.map((note) => [keyOf(note), JSON.stringify(clean(note))]));
-      if (units.every((note) => there.get(keyOf(note)) === JSON.stringify(note))) return;
+      if (units.every((note) => there.get(keyOf(note)) === JSON.stringify(note))) {
+        noteSaved(units);
+        return;
+      }
       const headers = { "Content-Type": "application/json", "If-Match": answer.headers.get("ETag") };
       const taken = await fetch(`${root}notes.json`, { method: "PUT", headers, body: JSON.stringify(asFile(units)) });
-      if (taken.ok) return;
+      if (taken.ok) {
+        noteSaved(units);
+        return;
+      }
       file.problem = (await taken.text()).replace(/\.$/, "");
       if (taken.status !== 412) return; // else another tab has written meanwhile
     }
@@ -143,6 +210,11 @@
   function change(layer, unit, changes) {
     readStorage(); // another tab may have written
     const note = noteOf(layer, unit);
+    if (site === undefined) {
+      readUnsaved();
+      if (!unsaved.has(keyOf(note))) unsaved.set(keyOf(note), note);
+      writeUnsaved();
+    }
     const now = Math.max(Date.now(), note.changed_ms + 1);
     const changed = { ...clean({ ...note, ...changes, layer, unit }), changed_ms: now };
     notes.set(keyOf(note), changed);
@@ -165,10 +237,12 @@
     const beside = file && !file.problem;
     const places = [...(beside ? [`in ${file.file} beside the atlas`] : []), ...(storage ? [] : ["in this browser"])];
     const place = places.length ? `Kept ${places.join(", and ")}.` : `Kept as long as this page is open: ${storage}.`;
-    return file?.problem ? `${place} Not beside the atlas: ${file.problem}.` : place;
+    if (file?.problem) return `${place} Not beside the atlas: ${file.problem}.`;
+    return isJoined ? `${place} Another page has changed a note meanwhile: what both noted is in it.` : place;
   }
 
   window.unitscopeNotes = {
+    tagsOf,
     all: () => [...notes.values()].filter((note) => !isEmpty(note)),
     of: noteOf,
     asFile,
@@ -197,8 +271,17 @@
     find("favourite").textContent = note.favourite ? "★" : "☆";
     find("note-glance").textContent = [note.tags.join(", "), note.text].filter(Boolean).join(" · ");
     find("notes-kept").textContent = store.kept();
-    if (document.activeElement !== find("note-tags")) find("note-tags").value = note.tags.join(", ");
-    if (document.activeElement !== find("note-text")) find("note-text").value = note.text;
+    fill(find("note-tags"), note.tags.join(", "), (text) => store.tagsOf(text.split(",")).join(", "));
+    fill(find("note-text"), note.text, (text) => text);
+  }
+
+  // While a person types, a field is left alone unless it says something else: another page has written.
+  function fill(field, text, read) {
+    if (document.activeElement === field && read(field.value) === text) return;
+    if (field.value === text) return;
+    const { selectionStart, selectionEnd } = field;
+    field.value = text;
+    if (document.activeElement === field) field.setSelectionRange(selectionStart, selectionEnd);
   }
 
   function toggleFavourite() {
