@@ -9,13 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from explored import LABELS, explored_atlas, explored_network
+from numpy.typing import NDArray
+from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from starlette.testclient import TestClient
 
 from unitscope.atlas import Atlas
 from unitscope.responses import open_responses
@@ -369,6 +374,17 @@ def test_what_is_laid_over_patches_stays(watched: WatchedPage, site: str) -> Non
     watched.assert_sound(site)
 
 
+def test_what_is_laid_over_few_patches_is_theirs(watched: WatchedPage, tmp_path: Path) -> None:
+    """A unit with four peaks of nine: its square has room for nine."""
+    with serving(explored_atlas(tmp_path, count=4), ExplorerOptions()) as site:
+        page = watched.open(site + "units/relu/0.html")
+        page.locator("#overlay").select_option("deconvnet")
+        page.wait_for_selector(".patches .heat", state="attached")
+        cells = page.locator(".patches .heat").evaluate_all("all => all.map(cell => cell.getAttribute('viewBox'))")
+        assert cells == ["0 0 1 1", "1 0 1 1", "2 0 1 1", "0 1 1 1"]
+        assert page.locator(".patches .heat image").first.get_attribute("width") == "3"
+
+
 def test_the_switch_of_patches_stays_from_page_to_page(watched: WatchedPage, site: str) -> None:
     page = watched.open(site + "units/relu@2/1.html")
     page.locator("#patches").select_option("image")
@@ -557,6 +573,58 @@ def test_the_switch_of_patches_works_in_a_site(watched: WatchedPage, static: str
     assert page.locator(".patches .patch").first.get_attribute("viewBox") == page.locator(
         ".patches button.show"
     ).first.get_attribute("data-input")
+    watched.assert_sound(static)
+
+
+def pixels(content: bytes) -> NDArray[np.float32]:
+    picture = Image.open(BytesIO(content)).convert("RGB").resize((48, 48), Image.Resampling.BOX)
+    return np.asarray(picture, dtype=np.float32).ravel()
+
+
+@pytest.mark.parametrize("kind", ["field", "image"])
+def test_blocks_on_a_layer_s_page_of_a_site_follow_the_switch(watched: WatchedPage, static: str, atlas: Atlas, kind: str) -> None:
+    """The oracle is the block that a server draws of the same kind. What is out of view isn't cut, and nothing jumps."""
+    served = TestClient(create_explorer(atlas), base_url="http://localhost")
+    page = watched.open(static + "layers/relu@2.html")
+    before = page.locator("#units").bounding_box()
+    page.get_by_label("Sort by").select_option("z_score")
+    order = page.locator("#units > li").evaluate_all("all => all.map(block => block.dataset.unit)")
+    page.locator("#patches").select_option(kind)
+    expect(page.locator("#units .sprite canvas")).to_have_count(len(order))
+    page.wait_for_load_state("networkidle")
+    assert page.locator("#units > li").evaluate_all("all => all.map(block => block.dataset.unit)") == order
+    assert page.locator("#units").bounding_box() == before
+    page.add_style_tag(content=".block::before { content: none !important }")
+    for unit in map(int, order):
+        shown = pixels(page.locator(f'#units > li[data-unit="{unit}"] .sprite').screenshot())
+        drawn = {known: pixels(served.get(f"/blocks/relu@2/{unit}.jpg?patch={known}").content) for known in ("auto", kind)}
+        alike = {known: np.corrcoef(shown, content)[0, 1] for known, content in drawn.items()}
+        assert alike[kind] > 0.9, unit  # browsers make small pictures large in another way
+        if kind == "image":  # what matters is the field here
+            assert alike["auto"] < 0.5, unit
+    watched.assert_sound(static)
+
+
+def test_blocks_of_dead_units_and_blocks_out_of_view_stay_as_they_are(watched: WatchedPage, static: str, atlas: Atlas) -> None:
+    page = watched.open(static + "layers/relu.html")
+    page.locator("#patches").select_option("image")
+    dead = [row["unit"] for row in atlas.units("relu").to_pylist() if row["dead"]]
+    page.wait_for_load_state("networkidle")
+    page.wait_for_selector("#units .sprite[data-cut]", state="attached")
+    expect(page.locator("#units .sprite:not([data-cut])")).to_have_count(0)
+    for unit in dead:
+        assert page.locator(f'#units > li[data-unit="{unit}"] canvas').count() == 0
+    assert page.locator("#units canvas").count() == page.locator("#units > li").count() - len(dead) > 0
+    page.locator("#patches").select_option("auto")
+    page.wait_for_selector("html:not([data-cut])")
+    assert page.locator("#units canvas").count() == 0
+    page.locator("#patches").select_option("image")
+    page.locator('select[name="show"]').select_option("dead")
+    page.reload()
+    page.wait_for_load_state("networkidle")
+    assert page.locator("#units canvas").count() == 0
+    page.locator('select[name="show"]').select_option("all")
+    page.wait_for_selector("#units canvas")
     watched.assert_sound(static)
 
 

@@ -24,13 +24,7 @@
   // What patches show on this page: served ones as the server drew them, of an exported site as this browser remembers.
   const patchKind = () => (isSite ? window.unitscopePatches.kind() : html.dataset.patches);
 
-  function boxOf(button, kind) {
-    if (kind === "field") return button.dataset.receptiveField ?? button.dataset.patch;
-    return kind === "image" ? button.dataset.input : button.dataset.patch;
-  }
-
-  function squareAround(box) {
-    const [x, y, width, height] = numbers(box);
+  function squareAround([x, y, width, height]) {
     const side = Math.max(width, height);
     return { x: x + (width - side) / 2, y: y + (height - side) / 2, width: side, height: side };
   }
@@ -57,7 +51,7 @@
   function heat(button, place) {
     const patches = [...document.querySelectorAll(".patches .show")];
     const index = patches.indexOf(button);
-    const side = Math.ceil(Math.sqrt(patches.length));
+    const side = Number(button.parentElement.parentElement.dataset.columns);
     const address = overlayAddress();
     if (!address || index < 0) return null;
     const cell = svgElement("svg", { ...place, class: "heat", viewBox: `${index % side} ${Math.floor(index / side)} 1 1` });
@@ -94,7 +88,7 @@
       const patch = button.querySelector(".patch");
       patch.querySelector(".heat")?.remove();
       const [x, y, width, height] = numbers(patch.getAttribute("viewBox"));
-      const cell = heat(button, squareAround(`${x} ${y} ${width} ${height}`));
+      const cell = heat(button, squareAround([x, y, width, height]));
       if (cell) patch.append(cell);
     }
   }
@@ -123,7 +117,7 @@
     const svg = svgElement("svg", { viewBox: `0 0 ${size}`, role: "img", class: "source-image", width, height });
     svg.setAttribute("aria-label", `Image ${key} with the receptive field of the cell`);
     svg.append(svgElement("image", { href: `${root}images/${image}.jpg`, width, height, preserveAspectRatio: "none" }));
-    const cell = heat(button, squareAround(isSite ? patch : boxOf(button, patchKind())));
+    const cell = heat(button, squareAround(window.unitscopePatches.crop(button.dataset, isSite ? "auto" : patchKind()).box));
     if (cell) svg.append(cell);
     svg.append(rectangle(input, "input-box"));
     if (receptiveField) svg.append(rectangle(receptiveField, "receptive-field"));
@@ -177,7 +171,7 @@
     document.body.append(dialog);
     const actions = {
       previous: () => step(-1), next: () => step(1), in: () => zoom(1.5), out: () => zoom(1 / 1.5),
-      patch: () => look(squareAround(lightbox.button.dataset.patch)), whole: () => look(null), close: () => dialog.close(),
+      patch: () => look(squareAround(numbers(lightbox.button.dataset.patch))), whole: () => look(null), close: () => dialog.close(),
     };
     const keys = { ArrowLeft: "previous", ArrowRight: "next", "+": "in", "=": "in", "-": "out", 0: "whole", p: "patch" };
     dialog.addEventListener("click", (event) => {
@@ -269,35 +263,22 @@
 
   // ── patches that are cut from their images here, in an exported site ───────────────────────────────────────────────────────────────────
 
-  function intersection(box, other) {
-    const [x, y, width, height] = numbers(box);
-    const [left, top, otherWidth, otherHeight] = numbers(other);
-    const x1 = Math.max(x, left), y1 = Math.max(y, top);
-    return [x1, y1, Math.max(0, Math.min(x + width, left + otherWidth) - x1), Math.max(0, Math.min(y + height, top + otherHeight) - y1)];
-  }
-
   function cutAnew() {
     const kind = patchKind();
     if (!isSite) return;
-    const drawn = document.querySelector(".heading .drawn");
-    if (drawn && kind !== "auto") {
-      drawn.textContent = kind === "image" ? ", drawn: the whole input" : "";
-      document.querySelector(".heading .scale").style.visibility = "hidden"; // it is of the usual patches
-    }
     for (const button of document.querySelectorAll("button.show")) {
       const old = button.querySelector(".patch");
       if (kind === "auto" && old.dataset.cut === undefined) continue;
-      const box = boxOf(button, kind);
       const { image, size } = button.dataset;
-      const [x, y, width, height] = intersection(intersection(box, button.dataset.input).join(" "), `0 0 ${size}`);
+      const { box, seen: [x, y, width, height] } = window.unitscopePatches.crop(button.dataset, kind);
       const [imageWidth, imageHeight] = size.split(" ");
       const label = button.closest(".example").querySelector("figcaption a")?.textContent;
       const value = button.closest(".example").querySelector(".value").textContent;
       const words = `Value ${value}${label ? `, label ${label}` : ""}, image ${button.dataset.key}`;
-      const patch = svgElement("svg", { class: "patch", viewBox: box, role: "img", "aria-label": words });
+      const patch = svgElement("svg", { class: "patch", viewBox: box.join(" "), role: "img", "aria-label": words });
       const seen = svgElement("svg", { x, y, width, height, viewBox: `${x} ${y} ${width} ${height}` });
       seen.append(svgElement("image", { href: `${root}images/${image}.jpg`, width: imageWidth, height: imageHeight, preserveAspectRatio: "none" }));
-      const hatch = rectangle(box, "");
+      const hatch = rectangle(box.join(" "), "");
       hatch.setAttribute("fill", "url(#hatch)");
       patch.append(hatch, seen);
       old.replaceWith(patch);

@@ -49,10 +49,24 @@
     }
   }
 
+  const numbers = (text) => text.split(" ").map(Number);
+
+  // A box as left, top, width and height.
+  function intersection([x, y, width, height], [left, top, otherWidth, otherHeight]) {
+    const x1 = Math.max(x, left), y1 = Math.max(y, top);
+    return [x1, y1, Math.max(0, Math.min(x + width, left + otherWidth) - x1), Math.max(0, Math.min(y + height, top + otherHeight) - y1)];
+  }
+
   window.unitscopePatches = {
     kind() {
       const kind = stored();
       return kind === "field" || kind === "image" ? kind : "auto";
+    },
+
+    // What a patch of some kind shows of its image, by what its button says: its box, and the part of it that the network sees.
+    crop({ patch, receptiveField, input, size }, kind) {
+      const box = numbers({ field: receptiveField ?? patch, image: input }[kind] ?? patch);
+      return { box, seen: intersection(intersection(box, numbers(input)), [0, 0, ...numbers(size)]) };
     },
   };
 
