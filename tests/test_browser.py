@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from explored import LABELS, explored_atlas, explored_network
+from explored import AS_IT_IS, LABELS, explored_atlas, explored_network
 from numpy.typing import NDArray
+from photographs import write_photographs
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 from starlette.testclient import TestClient
+from torch import nn
 
+import unitscope
 from unitscope.atlas import Atlas
 from unitscope.responses import open_responses
 from unitscope.web import ExplorerOptions, create_explorer, export
@@ -626,6 +629,28 @@ def test_blocks_of_dead_units_and_blocks_out_of_view_stay_as_they_are(watched: W
     page.locator('select[name="show"]').select_option("all")
     page.wait_for_selector("#units canvas")
     watched.assert_sound(static)
+
+
+def test_pictures_of_blocks_lie_in_view_before_they_are_there(watched: WatchedPage, tmp_path: Path) -> None:
+    """Firefox loads a lazy picture only where its own box, which has no height yet, lies in the part of its block that is seen."""
+    images = write_photographs(tmp_path / "images", 6)
+    network = nn.Sequential(nn.Conv2d(3, 30, 3), nn.ReLU()).eval()
+    export(unitscope.scan(network, images, tmp_path / "atlas", preprocess=AS_IT_IS), tmp_path / "site")
+    layer = next((tmp_path / "site/layers").iterdir())
+    is_in_view = """all => all.map(picture => {
+        const [own, seen] = [picture, picture.parentElement].map(element => element.getBoundingClientRect())
+        return own.top < seen.bottom && own.bottom > seen.top && own.left < seen.right && own.right > seen.left
+    })"""
+    page = watched.open(layer.as_uri())
+    heights = (
+        "all => all.map(picture => picture.getBoundingClientRect().height / picture.parentElement.getBoundingClientRect().height)"
+    )
+    assert page.locator("#units .sprite img").evaluate_all(heights) == pytest.approx([4] * 30, abs=0.05)  # as it has rows
+    watched.assert_sound(tmp_path.as_uri())
+    for picture in (tmp_path / "site/blocks").iterdir():
+        picture.unlink()
+    page = watched.open(layer.as_uri())
+    assert page.locator("#units .sprite img").evaluate_all(is_in_view) == [True] * 30
 
 
 def test_parts_of_a_site_follow_the_list_too(watched: WatchedPage, static: str, atlas: Atlas) -> None:
