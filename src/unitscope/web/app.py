@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import msgspec
@@ -64,6 +64,8 @@ LOG = logging.getLogger(__name__)
 ReadActivations = Callable[[str, int], NDArray[np.float32]]
 """From a layer's name and a unit to its activation maps over the network's input, of shape (peak, y, x); passed in, as the network is."""
 LOOPBACK = ("localhost", "127.0.0.1")
+PAUSE_S = 0.2
+"""Between two steps of reading ahead, which take some 40 ms each."""
 NOTES_OFF = "this server is there for other machines, too, so that nobody's notes are kept beside the atlas"
 
 
@@ -115,9 +117,11 @@ def create_explorer(atlas: Atlas, options: ExplorerOptions | None = None) -> Sta
     can_explain = options.run_network is not None and options.explain_image is not None and atlas.has_images
     pages = _open_pages(atlas, options.read_activations is not None, can_explain)
     compared_pages = _open_pages(options.compared_atlas) if options.compared_atlas is not None else None
-    routes = AtlasRoutes(pages, options, compared_pages).every_route()
+    sites = [AtlasRoutes(pages, options, compared_pages)]
+    routes = sites[0].every_route()
     if compared_pages is not None:
-        routes.append(Mount("/compared", routes=AtlasRoutes(compared_pages, ExplorerOptions(hosts=options.hosts)).every_route()))
+        sites.append(AtlasRoutes(compared_pages, ExplorerOptions(hosts=options.hosts)))
+        routes.append(Mount("/compared", routes=sites[1].every_route()))
     middleware = [
         Middleware(ProtectiveHeaders, may_be_framed=options.may_be_framed),
         Middleware(KnownHosts, hosts=options.hosts),
@@ -125,7 +129,7 @@ def create_explorer(atlas: Atlas, options: ExplorerOptions | None = None) -> Sta
         Middleware(GZipMiddleware, minimum_size=2000, compresslevel=3),
     ]
     error_handlers: Any = {HTTPException: _answer_error, UnitscopeError: _answer_error}
-    lifespan = partial(_read_ahead, [site.queries for site in (pages, compared_pages) if site is not None])
+    lifespan = partial(_reading_ahead, sites)
     return Starlette(routes=routes, middleware=middleware, exception_handlers=error_handlers, lifespan=lifespan)
 
 
@@ -136,11 +140,14 @@ def _open_pages(atlas: Atlas, has_activations: bool = False, can_explain: bool =
 
 
 @asynccontextmanager
-async def _read_ahead(all_queries: Sequence[AtlasQueries], app: Starlette) -> AsyncIterator[None]:
+async def _reading_ahead(sites: "Sequence[AtlasRoutes]", app: Starlette) -> AsyncIterator[None]:
     """While the application runs; a thread for each atlas reads its tables from the start-up on, and one compiles the templates."""
-    for work in (*(queries.read_ahead for queries in all_queries), compile_templates):
+    ended = Event()
+    works: list[Callable[[], None]] = [*(partial(site.read_ahead, ended) for site in sites), compile_templates]
+    for work in works:
         Thread(target=work, daemon=True, name="read ahead").start()
     yield
+    ended.set()
 
 
 class AtlasRoutes:
@@ -156,6 +163,14 @@ class AtlasRoutes:
         self._block_tag = _block_tag(atlas)
         kept_blocks = KeptBlocks(folder_of_blocks(atlas.folder), self._block_tag, [layer.name for layer in atlas.layers])
         self._blocks = {kind: BlockDrawer(pages.queries, kind, kept_blocks if kind == "auto" else None) for kind in PATCH_KINDS}
+
+    def read_ahead(self, ended: Event) -> None:
+        """Read tables while nobody waits for a page, until all is read or the application has ended."""
+        for _ in self._pages.queries.reading_ahead():
+            while not ended.wait(PAUSE_S) and self._rendered.is_busy:
+                pass
+            if ended.is_set():
+                return
 
     def every_route(self) -> list[BaseRoute]:
         pages = self._pages

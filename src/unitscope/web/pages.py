@@ -107,7 +107,7 @@ class PageBuilder:
                 self.queries.unit_statistics(layer.name), self.queries.meanings(layer.name), strict=True
             )
         ]
-        sort_keys = [*SORT_KEYS, *(key for key in self.queries.unit_tables.sort_keys if key.column in added.values)]
+        sort_keys = [*SORT_KEYS, *(key for key in self.queries.unit_tables.sort_keys if key.column in added.columns)]
         return LayerPage(
             f"layers/{layer_slug}.html", self.atlas_summary, layer, self.queries.patch_size(layer.name),
             self.queries.dead_counts[layer.name], len(self.queries.no_preference(layer.name)), *self.queries.neighbours(layer.name),

@@ -84,11 +84,18 @@ class AtlasQueries:
         """Raises `AtlasError` where the tables that every page needs are broken."""
         _ = self.layers, self.labels
 
-    def read_ahead(self) -> None:
-        """Read what every page needs, before somebody waits for it. Errors are left to the pages, which show them."""
+    def reading_ahead(self) -> Iterator[None]:
+        """Reads, step by step, what every page needs, and of all layers, where there is room, what their pages need, before somebody waits for it.
+
+        Errors are left to the pages, which show them.
+        """
         try:
             _ = self._peaks, self._preferring_peaks, self._examples, self.images_error
+            yield
             self.purpose.read_ahead()
+            for layer in self.layers if sum(self.unit_counts.values()) <= UNITS_KEPT else ():
+                yield
+                _ = self.unit_statistics(layer.name), self.meanings(layer.name), self.layer_tables(layer.name)
         except AtlasError:
             LOG.debug("the tables of %s can't be read ahead", self.atlas.folder, exc_info=True)
 
