@@ -24,7 +24,9 @@ from unitscope.atlas import Atlas, pack
 from unitscope.errors import AtlasError, ImagesError
 from unitscope.records import Preprocessing
 from unitscope.web import bundles, create_explorer, export
-from unitscope.web.addresses import RESERVED_NAMES, file_name, slug
+from unitscope.web.addresses import RESERVED_NAMES, SiteAddresses, file_name, slug
+from unitscope.web.pages import PageBuilder
+from unitscope.web.queries import AtlasQueries
 
 SMALL = Preprocessing(None, (14, 14), (0.5,) * 3, (0.25,) * 3)
 
@@ -197,6 +199,21 @@ def test_several_processes_write_the_same(atlas: Atlas, tmp_path: Path, monkeypa
     files = files_of(tmp_path / "one")
     assert files == files_of(tmp_path / "two")
     assert all((tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes() for file in files)
+
+
+def test_a_process_that_is_done_writes_what_others_have_not_begun(atlas: Atlas, tmp_path: Path) -> None:
+    export(atlas, tmp_path / "site")
+    pages = PageBuilder(AtlasQueries(atlas))
+    to = SiteAddresses(unit_counts={layer.name: layer.units for layer in pages.queries.layers})
+    (tmp_path / "parts").mkdir()
+    begun = tmp_path / "parts" / "units-1-0.js.half"
+    begun.write_bytes(b"half of it")
+    bundles.Bundles(pages, tmp_path, to).write(1, 2)
+    written = {path.name: path.read_bytes() for path in (tmp_path / "parts").iterdir()}
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "site" / "parts").iterdir() if path.name != "index.js"}
+    assert len(whole) > 2
+    del whole["units-1-0.js"]
+    assert written == whole | {begun.name: b"half of it"}
 
 
 def test_pictures_that_are_gone_are_left_out_of_a_site(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -39,14 +40,21 @@ HALF = ".half"
 
 
 def write_file(path: Path, make: Callable[[], bytes]) -> None:
-    """A file, whole or not at all; one that is there already stays as it is."""
+    """A file, whole or not at all; one that is there already, or that another process is about to write, stays as it is."""
     if path.exists():
         return
-    content = make()
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_name(f"{path.name}{HALF}")
-    half.write_bytes(content)
-    os.replace(half, path)
+    try:
+        half.touch(exist_ok=False)
+    except FileExistsError:
+        return
+    try:
+        half.write_bytes(make())
+        os.replace(half, path)
+    except BaseException:
+        half.unlink(missing_ok=True)
+        raise
 
 
 @dataclass(frozen=True)
@@ -83,13 +91,15 @@ class Bundles:
         yield from ((f"part-{number}", parts) for number, parts in sorted(by_bundle.items()))
 
     def write(self, share: int = 0, shares: int = 1) -> None:
-        """Write one share of them, with as many parts as the others': neighbours, since much is read for neighbouring units at once."""
+        """Write one share of them, then what others that write the rest have not begun.
+
+        A share's bundles are neighbours, since much is read for neighbouring units at once.
+        """
         bundles = list(self.parts())
-        firsts = accumulate((len(parts) for _, parts in bundles), initial=0)
-        part_count = sum(len(parts) for _, parts in bundles)
-        for first, (name, parts) in zip(firsts, bundles, strict=False):
-            if first * shares // part_count == share:
-                write_file(self.folder / "parts" / f"{name}.js", lambda: self._bundle(name, parts))  # noqa: B023
+        stops = list(accumulate(len(parts) for _, parts in bundles))
+        first = bisect_right(stops, max(stops, default=0) * share // shares)
+        for name, parts in bundles[first:] + bundles[:first]:
+            write_file(self.folder / "parts" / f"{name}.js", lambda: self._bundle(name, parts))  # noqa: B023
 
     def _bundle(self, name: str, parts: list[str]) -> bytes:
         """Sections that are alike stand beside each other, where the compression, which sees 32 kB back, finds what they share."""
