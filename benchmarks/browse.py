@@ -32,6 +32,8 @@ LARGE = "_swish#2"
 """The layer of 1,280 units."""
 UNITS = range(100, 120)
 CLIENTS = 20
+READ_AHEAD_S = 10
+"""By when a server has read what layers' pages need."""
 HERE = Path(__file__).parents[1] / "src"
 WATCH = """
 window.seen = {first: null, shift: 0, longest: 0};
@@ -179,6 +181,9 @@ def measured(src: Path, atlas: Path, browser: Browser, arguments: argparse.Names
             if state != "restarted":
                 of_state |= unit_pages(browser, address) | many_clients(address, server, Atlas(atlas), arguments.clients_s)
         figures |= {f"{state}: {name}": value for name, value in of_state.items()}
+    with serving(src, atlas) as (address, _):
+        time.sleep(READ_AHEAD_S)
+        figures |= {f"packed, asked after {READ_AHEAD_S} s: {name}": value for name, value in layer_page(browser, address).items()}
     return figures if arguments.no_export else figures | exported(src, atlas)
 
 

@@ -49,6 +49,13 @@ def explored_atlas(folder: Path, seed: int = 0, count: int = 24) -> Atlas:
     return atlas
 
 
+def unit_values(html: str) -> list[list[float | None]]:
+    """What the units of a layer's page can be sorted by, by sort key and unit."""
+    [values] = re.findall(r'<script type="application/json" id="unit-values">([^<]*)</script>', html)
+    columns: list[list[float | None]] = json.loads(values)
+    return columns
+
+
 class _TagParser(HTMLParser):
     def __init__(self) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from threading import Event, Thread
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -64,8 +65,8 @@ LOG = logging.getLogger(__name__)
 ReadActivations = Callable[[str, int], NDArray[np.float32]]
 """From a layer's name and a unit to its activation maps over the network's input, of shape (peak, y, x); passed in, as the network is."""
 LOOPBACK = ("localhost", "127.0.0.1")
-PAUSE_S = 0.2
-"""Between two steps of reading ahead, which take some 40 ms each."""
+IDLE_S = 1
+"""How long nobody has asked for anything when tables are read ahead."""
 NOTES_OFF = "this server is there for other machines, too, so that nobody's notes are kept beside the atlas"
 
 
@@ -141,11 +142,10 @@ def _open_pages(atlas: Atlas, has_activations: bool = False, can_explain: bool =
 
 @asynccontextmanager
 async def _reading_ahead(sites: "Sequence[AtlasRoutes]", app: Starlette) -> AsyncIterator[None]:
-    """While the application runs; a thread for each atlas reads its tables from the start-up on, and one compiles the templates."""
+    """While the application runs; a thread for each atlas reads its tables."""
     ended = Event()
-    works: list[Callable[[], None]] = [*(partial(site.read_ahead, ended) for site in sites), compile_templates]
-    for work in works:
-        Thread(target=work, daemon=True, name="read ahead").start()
+    for site in sites:
+        Thread(target=site.read_ahead, args=[ended], daemon=True, name="read ahead").start()
     yield
     ended.set()
 
@@ -158,19 +158,20 @@ class AtlasRoutes:
         self._comparison = AtlasComparison(pages, compared_pages) if compared_pages is not None else None
         has_search = options.run_network is not None or options.search_off_reason is not None
         self._navigation = Navigation(self._comparison is not None, has_search, pages.queries.purpose.has_predictions)
-        self._rendered = RenderedPages()
+        self._rendered, self._last_asked = RenderedPages(), monotonic()
         atlas = pages.queries.atlas
         self._block_tag = _block_tag(atlas)
         kept_blocks = KeptBlocks(folder_of_blocks(atlas.folder), self._block_tag, [layer.name for layer in atlas.layers])
         self._blocks = {kind: BlockDrawer(pages.queries, kind, kept_blocks if kind == "auto" else None) for kind in PATCH_KINDS}
 
     def read_ahead(self, ended: Event) -> None:
-        """Read tables while nobody waits for a page, until all is read or the application has ended."""
+        """Read tables while nobody asks for anything, until all is read or the application has ended."""
         for _ in self._pages.queries.reading_ahead():
-            while not ended.wait(PAUSE_S) and self._rendered.is_busy:
+            while (busy_s := self._last_asked + IDLE_S - monotonic()) > 0 and not ended.wait(busy_s):
                 pass
             if ended.is_set():
                 return
+            compile_templates()
 
     def every_route(self) -> list[BaseRoute]:
         pages = self._pages
@@ -219,9 +220,10 @@ class AtlasRoutes:
         ]
 
     async def _answer_html(self, build_page: Callable[..., Page | None], request: Request) -> Response:
-        kind = patch_kind(request)
+        self._last_asked, kind = monotonic(), patch_kind(request)
         render = partial(self._render, build_page, kind, **request.path_params)
         page = await self._rendered.page(f"{request.url.path}?patch={kind}", render)
+        self._last_asked = monotonic()
         if page is None:
             raise HTTPException(404)
         if page.units:
@@ -252,6 +254,7 @@ class AtlasRoutes:
     # ── pictures ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _answer_block(self, request: Request) -> Response:
+        self._last_asked = monotonic()
         layer, unit = self._unit_of(request)
         headers = {"ETag": f'"{self._block_tag}"', "Cache-Control": "no-cache"}
         if request.headers.get("if-none-match") == headers["ETag"]:

@@ -96,16 +96,17 @@ def patch_of(
     )
 
 
-def block_picture(to: Addresses, layer: str, unit: int, alt: str) -> Markup:
-    """A block's picture: of an exported site a part of one that has many."""
-    sprite = to.sprite(layer, unit)
+def block_picture(to: Addresses, layer: str, unit: int, alt: str, is_eager: bool = False) -> Markup:
+    """A block's picture: of an exported site a part of one that has many. A browser loads it when a person comes near, or, where `is_eager`, at
+    once."""
+    sprite, loading = to.sprite(layer, unit), "" if is_eager else ' loading="lazy"'
     if sprite is None:
         return Markup(
-            f'<img src="{escape(to.block(layer, unit))}" width="192" height="192" loading="lazy" decoding="async" alt="{escape(alt)}">'
+            f'<img src="{escape(to.block(layer, unit))}" width="192" height="192"{loading} decoding="async" alt="{escape(alt)}">'
         )
     return Markup(
         f'<span class="sprite" role="img" aria-label="{escape(alt)}"><img class="column-{sprite.column} row-{sprite.row}" '
-        f'src="{_escaped(sprite.href)}" loading="lazy" decoding="async" alt=""></span>'
+        f'src="{_escaped(sprite.href)}"{loading} decoding="async" alt=""></span>'
     )
 
 

@@ -85,12 +85,15 @@ class AtlasQueries:
         _ = self.layers, self.labels
 
     def reading_ahead(self) -> Iterator[None]:
-        """Reads, step by step, what every page needs, and of all layers, where there is room, what their pages need, before somebody waits for it.
+        """Reads, step by step, what pages need, before somebody waits for it: first what every page does, at last, where there is room, what the
+        page of each layer does.
 
         Errors are left to the pages, which show them.
         """
         try:
-            _ = self._peaks, self._preferring_peaks, self._examples, self.images_error
+            _ = self._peaks, self.images_error
+            yield
+            _ = self._preferring_peaks, self._examples
             yield
             self.purpose.read_ahead()
             for layer in self.layers if sum(self.unit_counts.values()) <= UNITS_KEPT else ():

@@ -52,11 +52,6 @@ class RenderedPages:
         self._unfinished: dict[str, Task[RenderedPage | None]] = {}
         self._threads = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "render pages")
 
-    @property
-    def is_busy(self) -> bool:
-        """True while somebody waits for a page."""
-        return bool(self._unfinished)
-
     async def page(self, path: str, render: Callable[[], RenderedPage | None]) -> RenderedPage | None:
         """The page at a path, which `render` makes where it isn't kept. What is None isn't kept, and errors aren't."""
         page = self._pages.get(path)

@@ -13,7 +13,11 @@
   const usual = (name) => (name !== "order" ? defaults[name] : form.sort.value === "unit" ? "ascending" : "descending");
   const chosenFields = () => fields.filter((name) => form[name].value !== usual(name)).map((name) => [name, form[name].value]);
 
-  const number = (block, name) => ((block.getAttribute(`data-${name}`) ?? "") === "" ? NaN : Number(block.getAttribute(`data-${name}`)));
+  // What units can be sorted by, by column, in the order in which the page came.
+  const columns = JSON.parse(document.getElementById("unit-values").textContent);
+  const places = new Map(blocks.map((block, place) => [block, place]));
+  const number = (block) => Number(block.dataset.unit);
+  window.unitscopeValue = (block, column) => columns[column][places.get(block)] ?? NaN;
   const labels = new Map(blocks.map((block) => [block, (block.dataset.labels ?? "").split("\n")]));
 
   const isShown = {
@@ -30,11 +34,11 @@
   function sort() {
     const [chosen] = form.sort.selectedOptions;
     const sign = form.order.value === "ascending" ? 1 : -1;
-    const column = chosen.value === "unit" ? "unit" : `sort-${chosen.dataset.index}`;
+    const value = (block) => (chosen.value === "unit" ? number(block) : block.dataset.dead ? NaN : window.unitscopeValue(block, chosen.dataset.index));
     // What a dead unit's values would say is nothing: it comes last, as those do that have none. Its number is one.
-    const values = new Map(blocks.map((block) => [block, column !== "unit" && block.dataset.dead ? NaN : number(block, column)]));
+    const values = new Map(blocks.map((block) => [block, value(block)]));
     const isLast = (block) => Number.isNaN(values.get(block));
-    const sorted = [...blocks].sort((a, b) => isLast(a) - isLast(b) || sign * (values.get(a) - values.get(b)) || number(a, "unit") - number(b, "unit"));
+    const sorted = [...blocks].sort((a, b) => isLast(a) - isLast(b) || sign * (values.get(a) - values.get(b)) || number(a) - number(b));
     form.sort.title = chosen.title; // what the column holds, and its name
     showValues();
     if (sorted.some((block, place) => block !== grid.children[place])) grid.replaceChildren(...sorted);
@@ -46,10 +50,10 @@
     const label = form.label?.value.trim().toLowerCase() ?? "";
     const name = form.elements.namedItem("name")?.value.trim().toLowerCase() ?? "";
     const score = Number(form.elements.namedItem("score")?.value || 0);
-    const scoreColumn = `sort-${form.elements.namedItem("score")?.dataset.index}`;
+    const scoreColumn = form.elements.namedItem("score")?.dataset.index;
     let count = 0;
     for (const block of blocks) {
-      const stays = isChosen(block) && (!label || labels.get(block).some((text) => text.toLowerCase().includes(label))) && (!name || (block.dataset.name ?? "").toLowerCase().includes(name)) && (!score || number(block, scoreColumn) >= score);
+      const stays = isChosen(block) && (!label || labels.get(block).some((text) => text.toLowerCase().includes(label))) && (!name || (block.dataset.name ?? "").toLowerCase().includes(name)) && (!score || window.unitscopeValue(block, scoreColumn) >= score);
       block.hidden = !stays;
       count += stays;
     }
@@ -66,7 +70,7 @@
       const span = block.querySelector(".value");
       if (!span || block.dataset.dead) continue;
       span.dataset.highest ??= span.textContent;
-      const value = isOther ? number(block, `sort-${chosen.dataset.index}`) : 0;
+      const value = isOther ? window.unitscopeValue(block, chosen.dataset.index) : 0;
       span.textContent = isOther ? window.unitscopeNumbers.text(value) : span.dataset.highest;
     }
   }
