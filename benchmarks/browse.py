@@ -183,7 +183,9 @@ def measured(src: Path, atlas: Path, browser: Browser, arguments: argparse.Names
         figures |= {f"{state}: {name}": value for name, value in of_state.items()}
     with serving(src, atlas) as (address, _):
         time.sleep(READ_AHEAD_S)
-        figures |= {f"packed, asked after {READ_AHEAD_S} s: {name}": value for name, value in layer_page(browser, address).items()}
+        figures |= {
+            f"packed, asked after {READ_AHEAD_S} s: {name}": value for name, value in layer_page(browser, address).items()
+        }
     return figures if arguments.no_export else figures | exported(src, atlas)
 
 
