@@ -21,8 +21,8 @@ class Connections:
     numbers: UnitNumbers
     starts: NDArray[np.int64]
     others: NDArray[np.int32]
-    contributions: NDArray[np.float64]
-    shares: NDArray[np.float64]
+    contributions: NDArray[np.float32]
+    shares: NDArray[np.float32]
 
     @classmethod
     def of(
