@@ -82,6 +82,18 @@ def units_in(rows: list[dict[str, str]]) -> list[int]:
     return [int(row["unit"]) for row in rows]
 
 
+def test_a_list_without_units_says_so_and_offers_no_table(watched: WatchedPage, site: str) -> None:
+    page = watched.open(f"{site}layers/1.html#name=nobody")
+    assert shown_units(page) == []
+    expect(page.get_by_text("No unit fits")).to_be_visible()
+    page.locator(".downloads summary").click()
+    for entry in page.locator(".downloads li").all():
+        expect(entry).to_be_hidden()
+    page.locator('#grid-choice input[name="name"]').fill("")
+    expect(page.locator(".downloads li").first).to_be_visible()
+    watched.assert_sound(site)
+
+
 @pytest.mark.parametrize(
     "choice",
     [

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet
+import pyarrow.parquet as pq
 import pytest
 import torch
 from colours import NAMES as COLOUR_NAMES
@@ -164,8 +164,8 @@ def test_names_without_what_is_seen_where_it_was_looked_for_before(atlas: unitsc
 
 def test_a_visual_tuning_of_other_peaks_is_none(atlas: unitscope.Atlas) -> None:
     write_visual_tuning(atlas, 0.999, "red")
-    peaks = pa.parquet.read_table(atlas.folder / "peaks.parquet")
-    pa.parquet.write_table(peaks.slice(0, len(peaks) - 1), atlas.folder / "peaks.parquet")
+    peaks = pq.read_table(atlas.folder / "peaks.parquet")
+    pq.write_table(peaks.slice(0, len(peaks) - 1), atlas.folder / "peaks.parquet")
     row = rows(name_units(unitscope.Atlas(atlas.folder, images=Patterns())), "last")[1]
     assert row["kind"] == "class"
 
@@ -335,8 +335,8 @@ def test_a_colour_and_a_class_of_one_name_are_two() -> None:
 def test_stale_names_are_no_names(complete: unitscope.Atlas, tmp_path: Path) -> None:
     shutil.copytree(complete.folder, tmp_path / "atlas")
     peaks = tmp_path / "atlas" / "peaks.parquet"
-    table = pa.parquet.read_table(peaks)
-    pa.parquet.write_table(table.slice(0, len(table) - 1), peaks)
+    table = pq.read_table(peaks)
+    pq.write_table(table.slice(0, len(table) - 1), peaks)
     assert {meaning.name for meaning in read_meanings(unitscope.Atlas(tmp_path / "atlas"), "last")} == {None}
 
 
@@ -362,6 +362,19 @@ def test_a_unit_page_begins_with_what_the_unit_is(pages: PageBuilder) -> None:
     assert '<a href="../../concepts/red.html"><strong>red</strong></a>' in html
     assert "times of 100" in html
     assert page.facets == []
+
+
+def test_a_dead_unit_is_among_those_of_no_name(complete: unitscope.Atlas, pages: PageBuilder, tmp_path: Path) -> None:
+    """Its values below zero may go with something, but nothing excites it."""
+    folder = shutil.copytree(complete.folder, tmp_path / "atlas")
+    rows = pq.read_table(folder / "units.parquet")
+    is_first = [row["layer"] == "last" and row["unit"] == 0 for row in rows.to_pylist()]
+    place = rows.column_names.index("dead")
+    pq.write_table(rows.set_column(place, rows.schema.field("dead"), pa.array(is_first)), folder / "units.parquet")
+    before, now = (built.concept_page("red") for built in (pages, PageBuilder(AtlasQueries(unitscope.Atlas(folder)))))
+    named, left = ([(unit.layer, unit.unit) for unit in page.units] if page else [] for page in (before, now))
+    assert ("last", 0) in named
+    assert left == [unit for unit in named if unit != ("last", 0)]
 
 
 def test_a_unit_page_has_a_row_a_facet(pages: PageBuilder) -> None:

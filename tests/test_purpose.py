@@ -152,6 +152,11 @@ def test_units_of_classes_and_mistakes_can_be_kept(site: TestClient, complete: A
     units = [unit for layer in page["layers"] for unit in (*layer["raising"], *layer["lowering"])]
     assert pq.read_table(BytesIO(site.get("/classes/2.parquet").content)).to_pylist() == units != []
     mistake = site.get("/api/predictions.json").json()["mistakes"][0]
+    mistakes = list(csv.DictReader(StringIO(site.get("/predictions.csv").text)))
+    assert [int(row["images"]) for row in mistakes] == [
+        row["images"] for row in site.get("/api/predictions.json").json()["mistakes"]
+    ]
+    assert mistakes[0]["predicted_name"] == mistake["predicted_name"]
     path = f"mistakes/{mistake['label_class']}-{mistake['predicted']}"
     rows = list(csv.DictReader(StringIO(site.get(f"/{path}.csv").text)))
     assert [(row["layer"], float(row["difference"])) for row in rows] == [
@@ -171,7 +176,17 @@ def test_a_picture_is_explained_and_units_taken_away(site: TestClient, complete:
     without = site.post(f"/image-search?layer=4&class=dog&not=0&without=4:{unit[1]}", content=content).text
     assert re.search(rf'value="4:{unit[1]}" checked', without)
     assert [float(text) for text in re.findall(r"The score is (-?[\d.]+)\.", without)] != scores
-    for question, words in (("class=dgo", "no class 'dgo'"), ("layer=nothing", "no layer 'nothing'"), ("without=4:99", "99")):
+    assert 'name="class" value="dog"' in html
+    assert 'name="not" value="cat"' in html
+    assert "Why dog, not cat?" in site.post("/image-search?class=%20dog%20&not=cat+", content=content).text
+    assert "blocks/4/1.jpg?patch=" not in html
+    whole = site.post("/image-search?layer=4&class=dog", content=content, headers={"Cookie": "unitscope-patch=image"}).text
+    assert re.search(r'src="blocks/4/\d\.jpg\?patch=image"', whole)
+    hostile = (
+        ("class=dgo", "no class 'dgo'"), ("layer=nothing", "no layer 'nothing'"), ("without=4:99", "99"),
+        ("class=dog&not=1", "'dog' can't be held against itself"),
+    )  # fmt: skip
+    for question, words in hostile:
         answer = site.post(f"/image-search?{question}", content=content)
         assert (answer.status_code, words in answer.text) == (422, True), question
 

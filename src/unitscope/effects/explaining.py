@@ -96,6 +96,9 @@ class Explainer:
             found["scores"] = scores.detach()[0]
             found["explained"] = int(scores[0].argmax()) if explained is None else self.classes.find(explained, scores.shape[1])
             found["against"] = None if against is None else self.classes.find(against, scores.shape[1])
+            if found["against"] == found["explained"]:
+                name = self.classes.name(found["explained"])
+                raise AtlasError(f"{name!r} can't be held against itself; choose another class")
             chosen = scores[:, found["explained"]]
             return chosen if found["against"] is None else chosen - scores[:, found["against"]]
 

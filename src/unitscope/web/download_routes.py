@@ -42,6 +42,7 @@ class DownloadRoutes:
         pages = self._pages
         paths: dict[str, Callable[..., Page | None]] = {
             "index": pages.network_page,
+            "predictions": pages.predictions_page,
             "units/{layer_slug}/{unit:number}": pages.unit_page,
             "images/{image:number}": partial(pages.image_page, most=None),
             "labels/{label_slug}": pages.label_page,

@@ -29,6 +29,7 @@ from unitscope.web.page_records import (
     NetworkPage,
     Page,
     PartsPage,
+    PredictionsPage,
     UnitPage,
     UnitStatistics,
 )
@@ -53,6 +54,16 @@ COLUMN_TYPES: dict[Any, pa.DataType] = {
     str | None: pa.string(),
 }
 SIDES = ("top", "left", "bottom", "right")
+RECORDS_OF_UNITS: dict[type, type] = {LabelPage: LabelUnit, ConceptPage: ConceptUnit, MistakePage: MistakenUnit}
+MISTAKE_COLUMNS = pa.schema(
+    {
+        "label_class": pa.int64(),
+        "label_name": pa.string(),
+        "predicted": pa.int64(),
+        "predicted_name": pa.string(),
+        "images": pa.int64(),
+    }
+)
 BOXES = ("receptive_field", "patch_box", "visible_box")
 
 
@@ -91,7 +102,7 @@ def downloads_of(page: Page, root: str, is_site: bool) -> list[Download]:
 
 ROWS: dict[type, str] = {
     NetworkPage: "Layers", LayerPage: "All its units, by number,", UnitPage: "Its peaks", ImagePage: "Its peaks", LabelPage: "Units", ConceptPage: "Units",
-    ClassPage: "Units", MistakePage: "Units",
+    ClassPage: "Units", MistakePage: "Units", PredictionsPage: "Mistakes",
 }  # fmt: skip
 """What the rows of a page's table are."""
 MADE_BY_SCRIPT: dict[type, dict[str, str]] = {
@@ -117,14 +128,13 @@ def table_of(page: Page) -> pa.Table:
             return _table_of_examples(page.peaks)
         case ImagePage():
             return _table_of_examples([peak for layer in page.layers for peak in layer.peaks])
-        case LabelPage():
-            return _table_of_records(LabelUnit, page.units)
-        case ConceptPage():
-            return _table_of_records(ConceptUnit, page.units)
+        case LabelPage() | ConceptPage() | MistakePage():
+            return _table_of_records(RECORDS_OF_UNITS[type(page)], page.units)
         case ClassPage():
             return _table_of_records(ClassUnit, [unit for layer in page.layers for unit in (*layer.raising, *layer.lowering)])
-        case MistakePage():
-            return _table_of_records(MistakenUnit, page.units)
+        case PredictionsPage():
+            rows = [{name: getattr(mistake, name) for name in MISTAKE_COLUMNS.names} for mistake in page.mistakes]
+            return pa.Table.from_pylist(rows, schema=MISTAKE_COLUMNS)
     raise ValueError(f"{page.path!r} has no table")
 
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from math import ceil
 from typing import ClassVar
@@ -53,7 +53,8 @@ class WhyQuestion:
             layer, _, unit = text.rpartition(":")
             if layer and unit.isdecimal() and len(unit) < MAX_DIGITS:
                 by_layer.setdefault(layer, []).append(int(unit))
-        return cls(parameters.get("class") or None, parameters.get("not") or None, parameters.get("layer") or None, by_layer)
+        explained, against, shown_layer = (parameters.get(name, "").strip() or None for name in ("class", "not", "layer"))
+        return cls(explained, against, shown_layer, by_layer)
 
 
 ExplainImage = Callable[[Image.Image, WhyQuestion], ImageExplanation]
@@ -215,8 +216,13 @@ def explained_image(pages: PageBuilder, image: Image.Image, explanation: ImageEx
             for unit in units
         ]  # fmt: skip
 
+    def named(score: ClassScore) -> ClassScore:
+        """By a name that no other class has."""
+        return replace(score, name=pages.queries.purpose.class_names.get(score.position, score.name))
+
+    against = None if explanation.against is None else named(explanation.against)
     return Why(
-        explanation.top, explanation.explained, explanation.against, explanation.score, of_layer.layer,
+        [named(score) for score in explanation.top], named(explanation.explained), against, explanation.score, of_layer.layer,
         [found.layer for found in explanation.layers if found.raising or found.lowering], pages.queries.purpose.trust(of_layer.layer),
         carrying(of_layer.raising), carrying(of_layer.lowering),
         [(layer, unit) for layer, units in question.taken_away.items() for unit in units], input_box,

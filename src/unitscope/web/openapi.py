@@ -36,6 +36,7 @@ PATHS = {
 }
 TABLES = {
     "/index": "The layers.",
+    "/predictions": "The most frequent mistakes of the network.",
     "/layers/{layer}": "The units of a layer, with names, labels, statistics and the numbers of added tables: all of them by number, or the list that the query asks for.",
     "/units/{layer}/{unit}": "The peaks of a unit, with their images and boxes.",
     "/units/{layer}/{unit}-troughs": "The troughs of a unit, where nothing rectifies its layer, with their images and boxes.",

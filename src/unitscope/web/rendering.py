@@ -10,7 +10,7 @@ import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from unitscope.records import Layer
+from unitscope.records import ClassScore, Layer
 from unitscope.web.addresses import Addresses
 from unitscope.web.downloads import downloads_of
 from unitscope.web.drawings import (
@@ -108,6 +108,7 @@ def _environment() -> Environment:
         "decimals": decimals,
         "px": px,
         "coordinates": coordinates,
+        "class_field": class_field,
         "sort_values": sort_values,
         "unit_values": unit_values,
         "in_words": in_words,
@@ -144,6 +145,11 @@ def shown_patch(patch: PatchSize, layer: Layer, atlas: AtlasSummary, to: Address
     if to.patch_kind == "field":
         return PatchSize("field", layer.receptive_field_height, layer.receptive_field_width)
     return PatchSize("image", atlas.input_height, atlas.input_width) if to.patch_kind == "image" else patch
+
+
+def class_field(score: ClassScore) -> str:
+    """What a person would write for a class: its name, or its number where it has none."""
+    return str(score.position) if score.name == f"output {score.position}" else score.name
 
 
 def sort_values(columns: Iterable[Iterable[float | None]]) -> Markup:

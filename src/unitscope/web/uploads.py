@@ -11,6 +11,7 @@ from starlette.responses import HTMLResponse, Response
 
 from unitscope.errors import AtlasError, ImagesError, LayerNotFound
 from unitscope.images import Skipped
+from unitscope.web.addresses import Addresses
 from unitscope.web.image_search import (
     IMAGE_PARAMETERS,
     MAX_UPLOAD_MB,
@@ -26,6 +27,7 @@ from unitscope.web.image_search import (
     search_by_image,
 )
 from unitscope.web.pages import PageBuilder
+from unitscope.web.patch_kinds import patch_kind
 from unitscope.web.rendering import Navigation, render_html
 
 LOG = logging.getLogger(__name__)
@@ -57,7 +59,8 @@ class UploadEndpoint:
         async with self._lock:  # one image at a time: decoded, it may take many times the memory of its file
             question = WhyQuestion.of(request.query_params, request.query_params.getlist("without"))
             results = await run_in_threadpool(self._search, image, question)
-        return HTMLResponse(await run_in_threadpool(render_html, results, Navigation()))
+        to = Addresses.seen_from(results.path, patch_kind(request))
+        return HTMLResponse(await run_in_threadpool(render_html, results, Navigation(), to))
 
     def _named_image(self, request: Request) -> AtlasImage | None:
         for parameter in IMAGE_PARAMETERS:

@@ -61,10 +61,11 @@
   // Tables hold the list that is shown; where nothing was chosen that is all units by number, as their labels say.
   function chooseTables() {
     const count = shownUnits().length;
-    const query = count ? window.unitscopeListQuery() : ""; // of a list without units all are offered
+    const query = window.unitscopeListQuery();
     const rows = count === 1 ? "The unit shown" : `The ${count.toLocaleString("en")} units shown, in their order,`;
     for (const link of menu.querySelectorAll('a[href*=".csv"], a[href*=".parquet"], button[data-rows="units"]')) {
       const { dataset } = link;
+      link.parentElement.hidden = !count;
       dataset.label ??= link.textContent;
       link.textContent = query ? `${rows} as ${dataset.label.split(" ").at(-1)}` : dataset.label;
       if (link.hasAttribute("href")) {

@@ -35,10 +35,10 @@
     for (const kind of ["halo", "patch-box"]) add(stage, kind, { x, y, width, height });
   }
 
-  // On touch, the first tap shows the box, and the second one follows the link.
+  // On touch, the first tap shows the box, or the map, and the second one follows the link.
   let shown = null;
   function showFirst(event) {
-    const link = event.target.closest?.("a[data-box]");
+    const link = event.target.closest?.("a[data-box], a[data-map]");
     const isTouch = event.pointerType === "touch";
     if (isTouch && link && link !== shown) event.preventDefault();
     shown = link;

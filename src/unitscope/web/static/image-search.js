@@ -33,7 +33,10 @@
       showStatus(text);
       return;
     }
+    const { name, value, type } = results.contains(document.activeElement) ? document.activeElement : {};
     results.innerHTML = text; // the server's own template escaped it
+    const same = (field) => field.name === name && (type !== "checkbox" || field.value === value);
+    if (name) [...results.querySelectorAll("input, select, button")].find(same)?.focus();
     showStatus("");
     if (!isFile) return;
     const uploaded = document.getElementById("uploaded-image");
@@ -46,6 +49,8 @@
     const question = new URLSearchParams(new FormData(document.getElementById("why-form")));
     for (const [name, value] of Object.entries(changes)) question.set(name, value);
     for (const box of results.querySelectorAll('input[name="without"]:checked')) question.append("without", box.value);
+    // What is asked of an image of the atlas stands in the address, to come back to.
+    if (!(current instanceof Blob)) history.replaceState(null, "", `?${current}&${question}`);
     upload(current, question);
   }
 

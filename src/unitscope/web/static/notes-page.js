@@ -3,7 +3,8 @@
 {
   const MAX_FILE_MB = 4;
   const store = window.unitscopeNotes;
-  const { root, site } = document.documentElement.dataset;
+  const { root, site, patches } = document.documentElement.dataset;
+  const ofKind = !patches || patches === "auto" ? "" : `?patch=${patches}`;
   const find = (id) => document.getElementById(id);
   const form = find("notes-choice");
   const list = find("noted");
@@ -84,7 +85,7 @@
     const image = element("img");
     Object.assign(image, { loading: "lazy", decoding: "async" });
     if (site === undefined) {
-      Object.assign(image, { src: `${root}blocks/${slug}/${unit}.jpg`, width: 192, height: 192, alt: text });
+      Object.assign(image, { src: `${root}blocks/${slug}/${unit}.jpg${ofKind}`, width: 192, height: 192, alt: text });
       return image;
     }
     const columns = Number(list.dataset.spriteColumns), unitsPerSprite = Number(list.dataset.unitsPerSprite);

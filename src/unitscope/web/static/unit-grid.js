@@ -58,7 +58,7 @@
       count += stays;
     }
     showSome();
-    form.count.value = count === blocks.length ? `${count.toLocaleString("en")} units` : `${count.toLocaleString("en")} of ${blocks.length.toLocaleString("en")} units`;
+    form.count.value = !count ? "No unit fits" : count === blocks.length ? `${count.toLocaleString("en")} units` : `${count.toLocaleString("en")} of ${blocks.length.toLocaleString("en")} units`;
   }
 
   // Below each block stands its highest value or, where units are sorted by another number, that one.
