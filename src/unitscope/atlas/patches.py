@@ -106,7 +106,7 @@ def patch_size(atlas: AtlasReader, layer: Layer, kind: str) -> tuple[int, int]:
 def patch_crops(atlas: AtlasReader, peaks: Sequence[Peak], kind: str, image_sizes: Sequence[tuple[int, int]]) -> list[Crop]:
     """What the patches of some peaks of one layer show of their source images, whose heights and widths `image_sizes` gives.
 
-    `kind` is `field`, `effective` or `image`. Whatever draws patches draws this: sheets, blocks, and the SVG of pages.
+    `kind` is `field`, `effective` or `image`. Sheets and packed blocks draw this; pages draw the same of many rows at once (`web.examples`).
 
     An effective receptive field is moved so that as much of it as possible lies on the input: padding is part of a receptive field, but
     nothing that a unit responds to.

@@ -27,8 +27,8 @@ class UnitNumbers:
 
     def unit(self, number: int) -> tuple[str, int]:
         """Layer and number in it of the unit of that number."""
-        place = bisect_right(self._firsts, number) - 1
-        return self._names[place], number - self._firsts[place]
+        layer_index = bisect_right(self._firsts, number) - 1
+        return self._names[layer_index], number - self._firsts[layer_index]
 
     def of_columns(self, layers: NDArray[Any], units: NDArray[Any]) -> NDArray[np.int64]:
         """The numbers of units of layers given by their place; -1 for those that aren't there."""

@@ -71,10 +71,14 @@ class UploadEndpoint:
                 return found
         return None
 
-    def _search(self, given: bytes | AtlasImage, question: WhyQuestion) -> ImageSearchResults:
-        named = given if isinstance(given, AtlasImage) else None
+    def _search(self, upload_or_image: bytes | AtlasImage, question: WhyQuestion) -> ImageSearchResults:
+        named = upload_or_image if isinstance(upload_or_image, AtlasImage) else None
         try:
-            image = open_atlas_image(self._pages.queries.atlas, given) if isinstance(given, AtlasImage) else decode_upload(given)
+            image = (
+                open_atlas_image(self._pages.queries.atlas, upload_or_image)
+                if isinstance(upload_or_image, AtlasImage)
+                else decode_upload(upload_or_image)
+            )
             results = replace(search_by_image(self._pages, image, self._run_network(image)), image=named)
             if self._explain_image is None:
                 return results
