@@ -199,7 +199,7 @@ def test_units_are_sorted_chosen_and_sized_and_a_link_keeps_that(watched: Watche
     page.get_by_role("combobox", name="Show").select_option("not-dead")
     page.get_by_role("combobox", name="Label", exact=True).fill("no such label")
     assert shown_units(page) == []
-    expect(page.get_by_role("status").filter(has_text="units")).to_have_text("0 of 4 units")
+    expect(page.get_by_role("status").filter(has_text="unit")).to_have_text("No unit fits")
     page.get_by_role("combobox", name="Label", exact=True).fill("cat")
     assert shown_units(page) == [0], (
         "six of nine patches, where a third of all images are cats; the others have no label so often"

@@ -33,6 +33,7 @@ def test_a_tap_shows_an_effect_and_the_way_back_has_what_was_asked(browser: Brow
             taken = box.get_attribute("value")
             box.focus()
             page.keyboard.press("Space")
+            expect(page.locator("#upload-status")).to_be_hidden()  # the answer has taken the place of what was asked from
             kept = page.locator(f'.why input[name="without"][value="{taken}"]:checked')
             expect(kept).to_be_attached()
             expect(kept).to_be_focused()
