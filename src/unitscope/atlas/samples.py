@@ -69,9 +69,9 @@ class SampleStatistics:
             raise atlas.broken(f"its sample has units that layer {layer.name!r} lacks")
         unit, value = unit[~np.isnan(value)], value[~np.isnan(value)]
         counts = np.bincount(unit, minlength=layer.units)
-        highest = np.full(layer.units, -np.inf)
-        np.maximum.at(highest, unit, value)
-        highest[counts == 0] = np.nan
+        by_unit = value if (np.diff(unit) >= 0).all() else value[np.argsort(unit, kind="stable")]
+        highest, has_values = np.full(layer.units, np.nan), counts > 0
+        highest[has_values] = np.maximum.reduceat(by_unit, (np.cumsum(counts) - counts)[has_values]) if len(value) else []
         with np.errstate(invalid="ignore"):  # no images give 0 / 0, infinite values inf - inf
             mean = np.bincount(unit, value, layer.units) / counts
             std = np.sqrt(np.bincount(unit, (value - mean[unit]) ** 2, layer.units) / counts)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,8 +51,8 @@ def serve(
             options = replace(options, read_activations=search.activations)
         application = create_explorer(opened, options)
         listener = _listening_socket(host, port)
-        _print_address(listener, host, atlas, is_local)
-        create_server(application).run(sockets=[listener])
+        announce = partial(_print_address, listener, host, atlas, is_local)
+        create_server(application, on_started=announce).run(sockets=[listener])
 
 
 def export(
@@ -131,7 +132,7 @@ def _why_no_search(atlas: "Atlas", trust_code: bool) -> str | None:
 
 
 def _listening_socket(host: str, port: int) -> socket.socket:
-    """A socket that listens already: a request to the address that is printed next may have to wait, but is never refused."""
+    """A socket that listens; an address that can't be had is known before tables are read."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server((address[0], address[1]), family=family)

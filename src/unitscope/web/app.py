@@ -1,14 +1,13 @@
 """The explorer, served: routes to the pages, their JSON and their pictures."""
 
 import logging
-from asyncio import CancelledError, shield, wrap_future
+from asyncio import CancelledError, create_task, shield, sleep, wrap_future
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
-from threading import Event, Thread
 from time import monotonic
 from typing import Any
 
@@ -29,10 +28,10 @@ from starlette.staticfiles import StaticFiles
 from unitscope.atlas import Atlas
 from unitscope.atlas.schema import MANIFEST
 from unitscope.atlas.tables import PATCHES
-from unitscope.errors import ImagesError, UnitscopeError
+from unitscope.errors import AtlasError, ImagesError, UnitscopeError
 from unitscope.images import Skipped
 from unitscope.records import Layer
-from unitscope.web.addresses import Addresses, json_path
+from unitscope.web.addresses import Addresses, json_path, slug
 from unitscope.web.blocks import BlockDrawer, Unit
 from unitscope.web.comparison import AtlasComparison
 from unitscope.web.download_routes import DownloadRoutes
@@ -57,7 +56,7 @@ from unitscope.web.pictures import (
 from unitscope.web.protection import KnownHosts, ProtectiveHeaders, SameOrigin
 from unitscope.web.queries import AtlasQueries
 from unitscope.web.rendered_pages import RenderedPage, RenderedPages
-from unitscope.web.rendering import Navigation, compile_templates, encode_json, render_error, render_html
+from unitscope.web.rendering import FIRST_TEMPLATES, Navigation, compile_templates, encode_json, render_error, render_html
 from unitscope.web.static_site import STATIC, search_index_script
 from unitscope.web.uploads import UploadEndpoint
 
@@ -66,7 +65,7 @@ ReadActivations = Callable[[str, int], NDArray[np.float32]]
 """From a layer's name and a unit to its activation maps over the network's input, of shape (peak, y, x); passed in, as the network is."""
 LOOPBACK = ("localhost", "127.0.0.1")
 IDLE_S = 1
-"""How long nobody has asked for anything when tables are read ahead."""
+"""How long nobody has asked for anything when tables are read, and pages made, ahead."""
 NOTES_OFF = "this server is there for other machines, too, so that nobody's notes are kept beside the atlas"
 
 
@@ -110,7 +109,7 @@ register_url_convertor("number", _Number())
 
 
 def create_explorer(atlas: Atlas, options: ExplorerOptions | None = None) -> Starlette:
-    """The pages of an atlas as an ASGI application, which reads the tables when it starts up.
+    """The pages of an atlas as an ASGI application, which reads what every page needs when it starts up, and other tables while nobody asks.
 
     Raises `AtlasError` where the atlas is broken.
     """
@@ -142,12 +141,13 @@ def _open_pages(atlas: Atlas, has_activations: bool = False, can_explain: bool =
 
 @asynccontextmanager
 async def _reading_ahead(sites: "Sequence[AtlasRoutes]", app: Starlette) -> AsyncIterator[None]:
-    """While the application runs; a thread for each atlas reads its tables."""
-    ended = Event()
+    """While the application runs: what every page needs before it answers, the rest beside that."""
     for site in sites:
-        Thread(target=site.read_ahead, args=[ended], daemon=True, name="read ahead").start()
+        await run_in_threadpool(site.read_first)
+    tasks = [create_task(site.read_ahead()) for site in sites]
     yield
-    ended.set()
+    for task in tasks:
+        task.cancel()
 
 
 class AtlasRoutes:
@@ -164,14 +164,29 @@ class AtlasRoutes:
         kept_blocks = KeptBlocks(folder_of_blocks(atlas.folder), self._block_tag, [layer.name for layer in atlas.layers])
         self._blocks = {kind: BlockDrawer(pages.queries, kind, kept_blocks if kind == "auto" else None) for kind in PATCH_KINDS}
 
-    def read_ahead(self, ended: Event) -> None:
-        """Read tables while nobody asks for anything, until all is read or the application has ended."""
-        for _ in self._pages.queries.reading_ahead():
-            while (busy_s := self._last_asked + IDLE_S - monotonic()) > 0 and not ended.wait(busy_s):
-                pass
-            if ended.is_set():
-                return
-            compile_templates()
+    def read_first(self) -> None:
+        """Read what every page needs: half a second for 22,000 units."""
+        compile_templates(FIRST_TEMPLATES)
+        self._pages.queries.read_for_layers()
+
+    async def read_ahead(self) -> None:
+        """Read the other tables and make the pages of layers, step by step, while nobody asks for anything."""
+        self._last_asked = monotonic()  # who has started a server is about to ask
+        for step in (compile_templates, self._pages.queries.read_for_units):
+            await self._idle()
+            await run_in_threadpool(step)
+        build_page = self._pages.layer_page
+        try:
+            for layer in self._pages.queries.layers_to_read_ahead:
+                await self._idle()
+                await self._rendered_page(build_page, "auto", layer_slug=slug(layer.name))
+        except AtlasError:
+            LOG.debug("the pages of layers can't be made ahead", exc_info=True)
+
+    async def _idle(self) -> None:
+        """Wait until nobody has asked for anything for a while."""
+        while (busy_s := self._last_asked + IDLE_S - monotonic()) > 0:
+            await sleep(busy_s)
 
     def every_route(self) -> list[BaseRoute]:
         pages = self._pages
@@ -221,14 +236,17 @@ class AtlasRoutes:
 
     async def _answer_html(self, build_page: Callable[..., Page | None], request: Request) -> Response:
         self._last_asked, kind = monotonic(), patch_kind(request)
-        render = partial(self._render, build_page, kind, **request.path_params)
-        page = await self._rendered.page(f"{request.url.path}?patch={kind}", render)
+        page = await self._rendered_page(build_page, kind, **request.path_params)
         self._last_asked = monotonic()
         if page is None:
             raise HTTPException(404)
         if page.units:
             await run_in_threadpool(self._blocks[kind].prepare, page.units)
         return page.response(request)
+
+    async def _rendered_page(self, build_page: Callable[..., Page | None], kind: str, **path_params: Any) -> RenderedPage | None:
+        key = build_page, kind, *path_params.values()
+        return await self._rendered.page(key, partial(self._render, build_page, kind, **path_params))
 
     def _render(self, build_page: Callable[..., Page | None], kind: str, **path_params: Any) -> RenderedPage | None:
         page = build_page(**path_params)

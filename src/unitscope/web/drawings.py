@@ -1,4 +1,4 @@
-"""The pieces of unit pages that have many numbers, as SVG and HTML: written by functions, which take a fraction of a template's time."""
+"""The pieces of pages that have many numbers, as SVG and HTML: written by functions, which take a fraction of a template's time."""
 
 import re
 from collections import Counter
@@ -21,12 +21,14 @@ from unitscope.web.numbers import (
     signed_percent,
     ticks,
 )
-from unitscope.web.page_records import Example, Histogram, LabelShare, TableOfUnit, UnitPage
+from unitscope.web.page_records import Example, Histogram, LabelShare, LayerPage, TableOfUnit, UnitEntry, UnitPage
 from unitscope.web.purpose_records import CircuitDrawing, ClassEffect, FeedingUnit
 from unitscope.wordnet import in_words
 
 COLUMN_PX, ROW_PX, BLOCK_PX = 260, 122, 100
 """How far apart the columns and rows of a circuit lie, and the side of its blocks."""
+EAGER_BLOCKS = 12
+"""So many blocks of a layer, those of the first screen, are loaded at once."""
 MIN_LINE_PX, LINE_PX_PER_SHARE = 1.2, 40
 
 
@@ -116,6 +118,33 @@ def captioned_block(to: Addresses, layer: str, unit: int, value: str) -> Markup:
     return Markup(
         f'<a class="block" href="{escape(to.unit(layer, unit))}">{picture}<span class="layer-name">{_escaped(layer)}</span>'
         f'<span class="unit-number">{unit}</span><span class="value">{escape(value)}</span></a>'
+    )
+
+
+def layer_blocks(to: Addresses, page: LayerPage) -> Markup:
+    """The blocks of a layer's units, as items of a list; `unit-grid.js` chooses and orders them by what each says of itself."""
+    return Markup("".join([_layer_block(to, unit, place < EAGER_BLOCKS) for place, unit in enumerate(page.units)]))
+
+
+def _layer_block(to: Addresses, entry: UnitEntry, is_eager: bool) -> str:
+    unit, highest = entry.statistics, number(entry.statistics.highest)
+    tie = unit.tie if unit.tie and unit.tie.wholly else None
+    said = {
+        "always-active": unit.activation_rate == 1,
+        "dead": unit.dead,
+        "no-preference": tie is not None,
+        "tied": unit.tie is not None,
+        "facets": entry.several_facets,
+    }
+    attributes = "".join([f' data-{name}="1"' for name, is_so in said.items() if is_so])
+    attributes += f' data-name="{_escaped(entry.name)}"' if entry.name else ""
+    alt = f"Patches of unit {unit.unit}, highest value {highest}, activation rate {percent(unit.activation_rate)}"
+    alt += f"; no preference: {tie.images:,} images tie" if tie else ""
+    name = f'<span class="unit-name">{_escaped(entry.name)}</span>' if entry.name else ""
+    return (
+        f'<li data-unit="{unit.unit}"{attributes}><a class="block{" marked" if unit.dead or tie else ""}" '
+        f'href="{escape(to.unit(unit.layer, unit.unit))}">{block_picture(to, unit.layer, unit.unit, alt, is_eager)}'
+        f'<span class="unit-number">{unit.unit}</span><span class="value">{"dead" if unit.dead else highest}</span>{name}</a></li>\n'
     )
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from unitscope.atlas.depth import DEPTH_PLOTS, SIZE_PLOT
@@ -98,13 +99,16 @@ class PageBuilder:
         units = [
             UnitEntry(
                 statistics,
-                self._typical_labels(layer.name, statistics.unit),
+                labels,
                 added.values_of(statistics.unit),
                 None if statistics.dead else meaning.name,
                 (meaning.facets or 0) > 1,
             )
-            for statistics, meaning in zip(
-                self.queries.unit_statistics(layer.name), self.queries.meanings(layer.name), strict=True
+            for statistics, meaning, labels in zip(
+                self.queries.unit_statistics(layer.name),
+                self.queries.meanings(layer.name),
+                self._typical_labels(layer),
+                strict=True,
             )
         ]
         sort_keys = [*SORT_KEYS, *(key for key in self.queries.unit_tables.sort_keys if key.column in added.columns)]
@@ -332,15 +336,16 @@ class PageBuilder:
             for label, peaks in sorted(peak_counts.items(), key=lambda entry: (-entry[1], entry[0]))
         ]
 
-    def _typical_labels(self, layer: str, unit: int) -> list[str]:
-        """The labels that a unit's peaks have twice as often as all images do; one peak alone counts of a label of one image alone."""
-        image_counts, peak_counts = self.queries.labels, self.queries.label_counts(layer, unit)
-        lifts = self._labelled_images / max(sum(peak_counts.values()), 1)
-        return sorted(
-            label
-            for label, peaks in peak_counts.items()
-            if (images := image_counts.get(label, 0)) and peaks * lifts >= MIN_LIFT * images and (peaks > 1 or images == 1)
-        )
+    def _typical_labels(self, layer: Layer) -> list[list[str]]:
+        """The labels that each unit's peaks have twice as often as all images do; one peak alone counts of a label of one image alone."""
+        counts = self.queries.label_counts_of_units(layer.name)
+        images = np.array([self.queries.labels[label] for label in counts.labels], dtype=np.int64)[counts.label]
+        lifts = self._labelled_images / np.bincount(counts.unit, counts.peaks, layer.units)[counts.unit]
+        is_typical = (counts.peaks * lifts >= MIN_LIFT * images) & ((counts.peaks > 1) | (images == 1))
+        typical: list[list[str]] = [[] for _ in range(layer.units)]
+        for unit, label in zip(counts.unit[is_typical].tolist(), counts.label[is_typical].tolist(), strict=True):
+            typical[unit].append(counts.labels[label])
+        return typical
 
     def _label_units(self, images: list[ImageEntry]) -> list[LabelUnit]:
         """The units with most peaks in these images."""

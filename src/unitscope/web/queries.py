@@ -3,6 +3,8 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from operator import attrgetter
@@ -58,6 +60,19 @@ UNITS_PER_FACET_RUN, FACET_UNITS_KEPT = 256, 1 << 12
 """For how many units facets and candidates are read at once, and stay in memory: some 40 bytes a candidate, so 8 MB."""
 
 
+@dataclass(frozen=True, slots=True)
+class LabelCounts:
+    """How many peaks of each unit of a layer have each label, by unit and label; `label` is the place among `labels`.
+
+    Shapes of `unit`, `label` and `peaks` are (pair,).
+    """
+
+    labels: list[str]
+    unit: NDArray[np.int64]
+    label: NDArray[np.int64]
+    peaks: NDArray[np.int64]
+
+
 class AtlasQueries:
     """Answers questions about one atlas. Its peaks stay in memory, the samples of a few layers too.
 
@@ -84,23 +99,30 @@ class AtlasQueries:
         """Raises `AtlasError` where the tables that every page needs are broken."""
         _ = self.layers, self.labels
 
-    def reading_ahead(self) -> Iterator[None]:
-        """Reads, step by step, what pages need, before somebody waits for it: first what every page does, at last, where there is room, what the
-        page of each layer does.
-
-        Errors are left to the pages, which show them.
-        """
-        try:
+    def read_for_layers(self) -> None:
+        """Read what the page of every layer needs, before somebody waits for it. Errors are left to the pages, which show them."""
+        with self._no_errors():
             _ = self._peaks, self.images_error
-            yield
+            for layer in self.layers[:1]:  # small tables are read whole
+                _ = self.layer_tables(layer.name), self.meanings(layer.name), self.unit_statistics(layer.name)
+
+    def read_for_units(self) -> None:
+        """The same for the pages of units."""
+        with self._no_errors():
             _ = self._preferring_peaks, self._examples
-            yield
             self.purpose.read_ahead()
-            for layer in self.layers if sum(self.unit_counts.values()) <= UNITS_KEPT else ():
-                yield
-                _ = self.unit_statistics(layer.name), self.meanings(layer.name), self.layer_tables(layer.name)
+
+    @contextmanager
+    def _no_errors(self) -> Iterator[None]:
+        try:
+            yield
         except AtlasError:
             LOG.debug("the tables of %s can't be read ahead", self.atlas.folder, exc_info=True)
+
+    @property
+    def layers_to_read_ahead(self) -> list[Layer]:
+        """The layers whose pages can be made before somebody waits for them: all of them, where what those need stays in memory."""
+        return self.layers if sum(self.unit_counts.values()) <= UNITS_KEPT else []
 
     # ── layers, images, labels ───────────────────────────────────────────────────────────────────────────────────
 
@@ -367,6 +389,24 @@ class AtlasQueries:
             return Counter()
         labels = (self.images[image].label for image in self.peak_images(layer, unit))
         return Counter(label for label in labels if label is not None)
+
+    def label_counts_of_units(self, layer: str) -> LabelCounts:
+        """The same of all units of a layer at once, of those labels that `labels` has."""
+        labels, images, label_of_image = self._labels_by_image
+        unit, image = (self._peaks.column_of_layer(name, self.layer_index(layer)) for name in ("unit", "image"))
+        label = label_of_image[np.searchsorted(images, image)]
+        is_counted = (label >= 0) & ~np.isin(unit, list(self.no_preference(layer)))
+        keys, peaks = np.unique(unit[is_counted].astype(np.int64) * len(labels) + label[is_counted], return_counts=True)
+        unit_of_key, label_of_key = np.divmod(keys, max(1, len(labels)))
+        return LabelCounts(labels, unit_of_key, label_of_key, peaks)
+
+    @cached_property
+    def _labels_by_image(self) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
+        """All labels in order; all images in order, and the place of the label of each, -1 where it has none."""
+        labels, images = sorted(self.labels), sorted(self.images)
+        places: dict[str | None, int] = {label: place for place, label in enumerate(labels)}
+        of_images = [places.get(self.images[image].label, -1) for image in images]
+        return labels, np.asarray(images, dtype=np.int64), np.asarray(of_images, dtype=np.int64)
 
     # ── statistics and the sample ────────────────────────────────────────────────────────────────────────────────
 

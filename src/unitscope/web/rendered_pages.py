@@ -3,7 +3,7 @@
 import gzip
 import os
 from asyncio import Future, Task, create_task, get_running_loop, shield
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -48,27 +48,27 @@ class RenderedPages:
     """
 
     def __init__(self) -> None:
-        self._pages: LRUCache[str, RenderedPage] = LRUCache(CACHE_BYTES, getsizeof=_size)
-        self._unfinished: dict[str, Task[RenderedPage | None]] = {}
+        self._pages: LRUCache[Hashable, RenderedPage] = LRUCache(CACHE_BYTES, getsizeof=_size)
+        self._unfinished: dict[Hashable, Task[RenderedPage | None]] = {}
         self._threads = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "render pages")
 
-    async def page(self, path: str, render: Callable[[], RenderedPage | None]) -> RenderedPage | None:
-        """The page at a path, which `render` makes where it isn't kept. What is None isn't kept, and errors aren't."""
-        page = self._pages.get(path)
+    async def page(self, key: Hashable, render: Callable[[], RenderedPage | None]) -> RenderedPage | None:
+        """The page of that key, which `render` makes where it isn't kept. What is None isn't kept, and errors aren't."""
+        page = self._pages.get(key)
         if page is not None:
             return page
-        if path not in self._unfinished:
-            self._unfinished[path] = create_task(self._render(path, render))
-            self._unfinished[path].add_done_callback(_forget_error)
-        return await shield(self._unfinished[path])
+        if key not in self._unfinished:
+            self._unfinished[key] = create_task(self._render(key, render))
+            self._unfinished[key].add_done_callback(_forget_error)
+        return await shield(self._unfinished[key])
 
-    async def _render(self, path: str, render: Callable[[], RenderedPage | None]) -> RenderedPage | None:
+    async def _render(self, key: Hashable, render: Callable[[], RenderedPage | None]) -> RenderedPage | None:
         try:
             page = await get_running_loop().run_in_executor(self._threads, render)
         finally:
-            del self._unfinished[path]
+            del self._unfinished[key]
         if page is not None and _size(page) <= CACHE_BYTES:
-            self._pages[path] = page
+            self._pages[key] = page
         return page
 
 

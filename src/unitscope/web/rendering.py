@@ -26,6 +26,7 @@ from unitscope.web.drawings import (
     feeding_blocks,
     histogram_drawing,
     label_rows,
+    layer_blocks,
     measurements,
     peak_figures,
     similar_blocks,
@@ -57,10 +58,14 @@ class Navigation:
     predictions: bool = False
 
 
+FIRST_TEMPLATES = ("base.html", "macros.html", "downloads.html", "notes.html", "network.html", "layer.html", "unit.html")
+"""What the pages need that a person comes to first."""
+
+
 @cache
-def compile_templates() -> None:
-    """All of them, in a fifth of a second, before somebody waits for the first page of a kind."""
-    for name in _environment().list_templates():
+def compile_templates(names: Sequence[str] | None = None) -> None:
+    """Before somebody waits for the first page of a kind; all of them, in a third of a second, where none are named."""
+    for name in names or _environment().list_templates():
         _environment().get_template(name)
 
 
@@ -111,6 +116,7 @@ def _environment() -> Environment:
         "class_field": class_field,
         "sort_values": sort_values,
         "unit_values": unit_values,
+        "unit_labels": unit_labels,
         "in_words": in_words,
         "breakable": breakable,
         "curve_path": curve_path,
@@ -125,6 +131,7 @@ def _environment() -> Environment:
         "description": description,
         "block_picture": block_picture,
         "captioned_block": captioned_block,
+        "layer_blocks": layer_blocks,
         "histogram_drawing": histogram_drawing,
         "peak_figures": peak_figures,
         "trough_figures": trough_figures,
@@ -162,3 +169,10 @@ def sort_values(columns: Iterable[Iterable[float | None]]) -> Markup:
 def unit_values(units: Sequence[UnitEntry], sort_keys: Sequence[SortKey]) -> Markup:
     """The same of a layer's units, by sort key and unit."""
     return sort_values([unit.value_of(key.column) for unit in units] for key in sort_keys)
+
+
+def unit_labels(units: Sequence[UnitEntry], labels: Sequence[str]) -> Markup:
+    """The labels of a layer's units, by unit, each as its place among those of the page, as JSON."""
+    places = {label: str(place) for place, label in enumerate(labels)}
+    rows = [",".join([places[label] for label in unit.labels]) for unit in units]
+    return Markup(f"[{','.join(f'[{row}]' for row in rows)}]")

@@ -1,6 +1,8 @@
 """The server of the explorer's pages, which closes connections on which nothing happens."""
 
 from asyncio import TimerHandle
+from collections.abc import Callable
+from socket import socket
 from typing import Any
 
 import uvicorn
@@ -11,12 +13,30 @@ IDLE_TIMEOUT_S = 20
 """uvicorn's own default for idle connections, 5 seconds, is short for slow networks."""
 
 
-def create_server(application: ASGIApp, idle_timeout_s: int = IDLE_TIMEOUT_S) -> uvicorn.Server:
-    """A server of these pages; a connection that hasn't sent the whole head of a request after `idle_timeout_s` seconds is closed."""
+def create_server(
+    application: ASGIApp, idle_timeout_s: int = IDLE_TIMEOUT_S, on_started: Callable[[], None] | None = None
+) -> uvicorn.Server:
+    """A server of these pages; a connection that hasn't sent the whole head of a request after `idle_timeout_s` seconds is closed.
+
+    `on_started` is called when requests are answered.
+    """
     config = uvicorn.Config(
         application, http=IdleTimeoutProtocol, ws="none", timeout_keep_alive=idle_timeout_s, log_level="warning", lifespan="on"
     )
-    return uvicorn.Server(config)
+    return AnnouncedServer(config, on_started)
+
+
+class AnnouncedServer(uvicorn.Server):
+    """uvicorn's server, which says when it has started."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None] | None) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self._on_started is not None:
+            self._on_started()
 
 
 class IdleTimeoutProtocol(H11Protocol):

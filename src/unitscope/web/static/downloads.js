@@ -21,7 +21,7 @@
     const { layer } = document.getElementById("units").dataset;
     const names = ["layer", "unit", "name", "labels", "dead", "no_preference", ...keys.map((key) => key.value)];
     const rows = shownUnits().map((block) => [block, block.dataset]).map(([block, dataset]) => [
-      layer, number(dataset.unit), dataset.name ?? "", (dataset.labels ?? "").replaceAll("\n", "; "), String("dead" in dataset), String("noPreference" in dataset),
+      layer, number(dataset.unit), dataset.name ?? "", window.unitscopeLabels(block).join("; "), String("dead" in dataset), String("noPreference" in dataset),
       ...keys.map((key) => number(window.unitscopeValue(block, key.dataset.index))),
     ]);
     return [`${layer}.csv`, [names, ...rows]];

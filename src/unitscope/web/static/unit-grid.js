@@ -18,7 +18,10 @@
   const places = new Map(blocks.map((block, place) => [block, place]));
   const number = (block) => Number(block.dataset.unit);
   window.unitscopeValue = (block, column) => columns[column][places.get(block)] ?? NaN;
-  const labels = new Map(blocks.map((block) => [block, (block.dataset.labels ?? "").split("\n")]));
+  // The labels of units, by the place of each among those that the field suggests.
+  const labels = [...(form.label?.list.options ?? [])].map((option) => option.value);
+  const labelsOfUnits = JSON.parse(document.getElementById("unit-labels")?.textContent ?? "[]");
+  window.unitscopeLabels = (block) => (labelsOfUnits[places.get(block)] ?? []).map((place) => labels[place]);
 
   const isShown = {
     all: () => true,
@@ -53,7 +56,7 @@
     const scoreColumn = form.elements.namedItem("score")?.dataset.index;
     let count = 0;
     for (const block of blocks) {
-      const stays = isChosen(block) && (!label || labels.get(block).some((text) => text.toLowerCase().includes(label))) && (!name || (block.dataset.name ?? "").toLowerCase().includes(name)) && (!score || window.unitscopeValue(block, scoreColumn) >= score);
+      const stays = isChosen(block) && (!label || window.unitscopeLabels(block).some((text) => text.toLowerCase().includes(label))) && (!name || (block.dataset.name ?? "").toLowerCase().includes(name)) && (!score || window.unitscopeValue(block, scoreColumn) >= score);
       block.hidden = !stays;
       count += stays;
     }
