@@ -44,8 +44,9 @@ from unitscope.web import ExplorerOptions, create_explorer, export
 from unitscope.web.addresses import slug
 from unitscope.web.blocks import BlockDrawer
 from unitscope.web.comparison import AtlasComparison
+from unitscope.web.drawings import histogram_drawing
 from unitscope.web.openapi import PATHS, PICTURES, TABLES, describe_api
-from unitscope.web.page_records import UnitPage
+from unitscope.web.page_records import Histogram, UnitPage
 from unitscope.web.pages import PageBuilder
 from unitscope.web.pictures import LARGE_PATCH_PX, PATCH_PX
 from unitscope.web.queries import AtlasQueries
@@ -1124,6 +1125,17 @@ def test_histograms_count_the_sample_up_to_the_highest_value(atlas: Atlas) -> No
     counts, edges = np.histogram(values, len(page.histogram.counts), (min(values), highest))
     assert page.histogram.counts == counts.tolist()
     assert (page.histogram.lowest, page.histogram.highest) == (edges[0], edges[-1])
+
+
+@pytest.mark.parametrize("low", [0, 0.1805, -1e6, 3e-20, 1e30])
+@pytest.mark.parametrize("relative_width", [1e-6, 1e-3, 1, 1e9])
+def test_the_numbers_along_a_histogram_differ_and_rise(low: float, relative_width: float) -> None:
+    histogram = Histogram(low, low + relative_width * (abs(low) or 1), [1, 2, 3])
+    drawn = str(histogram_drawing(histogram, [], None))
+    numbers = [float(text.replace("−", "-")) for text in re.findall(r'y="118">([^<]+)<', drawn)]
+    assert 1 <= len(numbers) <= 6
+    assert numbers == sorted(set(numbers))
+    assert histogram.lowest - 1e-9 * abs(low) <= numbers[0] <= numbers[-1] <= histogram.highest + 1e-9 * abs(low)
 
 
 def test_blocks_of_an_earlier_page_are_given_up_and_still_drawn_when_asked_for(atlas: Atlas) -> None:

@@ -20,6 +20,7 @@ from unitscope.web.numbers import (
     signed,
     signed_percent,
     ticks,
+    told_apart,
 )
 from unitscope.web.page_records import Example, Histogram, LabelShare, LayerPage, TableOfUnit, UnitEntry, UnitPage
 from unitscope.web.purpose_records import CircuitDrawing, ClassEffect, FeedingUnit
@@ -293,7 +294,7 @@ def histogram_drawing(histogram: Histogram, peaks: Sequence[Example], ceiling: f
         marks = "".join(f"M{x(peak.value)} 8V22" for peak in peaks if low <= peak.value <= high)
         lines.append(f'<path class="mark" d="{marks}"/>')
     at = ticks(histogram)
-    labels = "".join(f'<text x="{x(tick)}" y="118">{number(tick)}</text>' for tick in at)
+    labels = "".join(f'<text x="{x(tick)}" y="118">{text}</text>' for tick, text in zip(at, told_apart(at), strict=True))
     what = f"Histogram of the unit's highest values in {sum(histogram.counts)} images drawn at random, from {number(low)} to {number(high)}; the peaks are marked"
     return Markup(
         f'<svg viewBox="0 0 360 128" role="img" data-counts="{" ".join(map(str, histogram.counts))}" data-range="{low:.6g} {high:.6g}" '

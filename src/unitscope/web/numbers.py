@@ -1,5 +1,6 @@
 """Numbers, boxes and curves as pages write them: with a true minus. What scripts and other programs read has a hyphen."""
 
+from collections.abc import Sequence
 from math import ceil, floor, log10
 
 from markupsafe import Markup
@@ -109,7 +110,17 @@ def ticks(histogram: Histogram, most: int = 5) -> list[float]:
     power = 10.0 ** floor(log10(exact))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= exact)
     first, last = ceil(histogram.lowest / step), floor(histogram.highest / step)
-    return [round(number * step, 12) for number in range(first, last + 1)]
+    return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
+
+
+def told_apart(values: Sequence[float]) -> list[str]:
+    """Different values in three digits, or in as many as tell them apart.
+
+    >>> told_apart([0.0, 12.3456]), told_apart([0.1805, 0.181, 0.1815])
+    (['0', '12.3'], ['0.1805', '0.181', '0.1815'])
+    """
+    texts = ([f"{value:.{digits}g}" for value in values] for digits in range(3, 18))
+    return [with_minus(text) for text in next(written for written in texts if len(set(written)) == len(written))]
 
 
 def px(length: float) -> str:
