@@ -150,9 +150,8 @@ def sortable(value: float | None) -> str:
 def bar_path(histogram: Histogram) -> str:
     """The SVG path of a histogram's bars in a box of 100 × 40."""
     highest_count, width = max(histogram.counts), 100 / len(histogram.counts)
-    heights = [38 * count / highest_count for count in histogram.counts]
+    across = px(width - 0.4)
+    heights = [px(38 * count / highest_count) if count else None for count in histogram.counts]
     return "".join(
-        f"M{px(index * width + 0.2)} 40v-{px(height)}h{px(width - 0.4)}v{px(height)}z"
-        for index, height in enumerate(heights)
-        if height
+        [f"M{px(index * width + 0.2)} 40v-{height}h{across}v{height}z" for index, height in enumerate(heights) if height]
     )

@@ -85,6 +85,6 @@ class PeaksByImage:
         of_images = np.unique(np.asarray(images, dtype=np.int64))
         spans = np.searchsorted(self.images, np.stack([of_images, of_images + 1]))
         units = [self.units[start:stop] for start, stop in spans.T.tolist()]
-        numbers, shared = np.unique(np.concatenate([np.zeros(0, dtype=np.int32), *units]), return_counts=True)
-        numbers, shared = numbers[shared > 1], shared[shared > 1]
-        return *self.numbers.layers_and_units(numbers), shared
+        shared = np.bincount(np.concatenate([np.zeros(0, dtype=np.int32), *units]))
+        numbers = np.flatnonzero(shared > 1)
+        return *self.numbers.layers_and_units(numbers), shared[numbers]
