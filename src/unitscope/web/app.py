@@ -165,19 +165,22 @@ class AtlasRoutes:
         self._blocks = {kind: BlockDrawer(pages.queries, kind, kept_blocks if kind == "auto" else None) for kind in PATCH_KINDS}
 
     def read_first(self) -> None:
-        """Read what every page needs: half a second for 22,000 units."""
+        """Read what every page needs, where that takes no more than half a second."""
         compile_templates(FIRST_TEMPLATES)
-        self._pages.queries.read_for_layers()
+        if self._pages.queries.layers_to_read_ahead:
+            self._pages.queries.read_for_layers()
 
     async def read_ahead(self) -> None:
         """Read the other tables and make the pages of layers, step by step, while nobody asks for anything."""
         self._last_asked = monotonic()  # who has started a server is about to ask
-        for step in (compile_templates, self._pages.queries.read_for_units):
+        queries = self._pages.queries
+        await run_in_threadpool(queries.read_for_layers)
+        for step in (compile_templates, queries.read_for_units):
             await self._idle()
             await run_in_threadpool(step)
         build_page = self._pages.layer_page
         try:
-            for layer in self._pages.queries.layers_to_read_ahead:
+            for layer in queries.layers_to_read_ahead:
                 await self._idle()
                 await self._rendered_page(build_page, "auto", layer_slug=slug(layer.name))
         except AtlasError:
