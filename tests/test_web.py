@@ -1027,6 +1027,19 @@ def test_tables_are_read_when_the_server_starts(atlas: Atlas, tmp_path: Path) ->
         assert request(address, "HEAD /images/1.html").startswith(b"HTTP/1.1 200")
 
 
+def test_an_atlas_of_many_units_is_served_before_its_peaks_are_read(atlas: Atlas, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_read = threading.Event()
+
+    def slow(queries: AtlasQueries) -> None:
+        assert may_read.wait(60)
+
+    monkeypatch.setattr(AtlasQueries, "layers_to_read_ahead", [])
+    monkeypatch.setattr(AtlasQueries, "read_for_layers", slow)
+    with listening_server(atlas, idle_timeout_s=60) as address:
+        assert request(address, "HEAD /glossary.html").startswith(b"HTTP/1.1 200")
+        may_read.set()
+
+
 def test_pages_of_layers_are_made_while_nobody_asks(atlas: Atlas, tmp_path: Path) -> None:
     """What they need is gone when they are asked for; a slow machine gets more time."""
     for patience_s in (2, 8, 32):
