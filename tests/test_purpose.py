@@ -78,6 +78,7 @@ def test_json_of_classes_and_mistakes_is_what_the_description_says(site: TestCli
     addresses = {
         "/api/predictions.json": "/api/predictions.json",
         "/api/classes/{position}.json": "/api/classes/1.json",
+        "/api/images/{image}.json": f"/api/images/{complete.table('predictions')['image'][0]}.json",
         "/api/mistakes/{label_class}-{predicted}.json": f"/api/mistakes/{cell[0]}-{cell[1]}.json",
         "/api/units/{layer}/{unit}.json": "/api/units/4/1.json",
     }
@@ -240,10 +241,60 @@ def explained(html: str) -> str:
 
 
 def test_the_page_of_an_image_leads_to_why(site: TestClient) -> None:
-    (link,) = links_of(site, "/images/3.html")
+    link = links_of(site, "/images/3.html")[0]
     answer = site.post(f"/image-search?{link.partition('?')[2]}")
     assert "Why " in answer.text
     assert 'href="images/3.html"' in answer.text
+
+
+def test_the_page_of_an_image_says_what_the_network_takes_it_for(complete: Atlas, tmp_path: Path) -> None:
+    """Without a network, served and exported: the classes of the table, and whether that is what the label says."""
+    web.export(complete, tmp_path / "site")
+    parts = parts_of(tmp_path / "site")
+    rows = {row["image"]: row for row in complete.table("predictions").to_pylist()}
+    said = set()
+    with TestClient(create_explorer(complete), base_url="http://localhost") as site:
+        for image in complete.table("images")["image"].to_pylist():
+            prediction = site.get(f"/api/images/{image}.json").json()["prediction"]
+            html = site.get(f"/images/{image}.html").text
+            part = parts[f"images/{image}"][1]
+            if image not in rows:
+                assert prediction is None
+                assert "is not in this atlas" in html
+                continue
+            row = rows[image]
+            label, predicted = row["label_class"], row["predicted"]
+            top = [(known["position"], known["probability"]) for known in prediction["shown"]["top"]]
+            assert top == [
+                (p, pytest.approx(share)) for p, share in zip(row["top_classes"], row["top_probabilities"], strict=True)
+            ]
+            assert [known["name"] for known in prediction["shown"]["top"]] == [CLASSES[position] for position, _ in top]
+            assert prediction["shown"]["label_probability"] == pytest.approx(dict(top)[label])
+            assert f'classes/{predicted}.html">{CLASSES[predicted]}</a></h2>' in html
+            assert ("<strong>Right:" in html, "<strong>Wrong:" in html) == (label == predicted, label != predicted)
+            assert (f"../mistakes/{label}-{predicted}.html" in html) == (label != predicted)
+            assert (f"page.html#mistakes/{label}-{predicted}" in part) == (label != predicted)
+            assert f"page.html#classes/{predicted}" in part
+            said.add(label == predicted)
+    assert said == {True, False}
+
+
+def test_predictions_of_other_images_are_not_those_of_an_image(complete: Atlas, tmp_path: Path) -> None:
+    """Effects can be measured over other images, whose numbers say nothing; and without the table nothing is said."""
+    folder = tmp_path / "atlas"
+    shutil.copytree(complete.folder, folder)
+    path = folder / "tables" / "predictions.parquet"
+    table = pq.read_table(path)
+    index = table.column_names.index("key")
+    others = pa.array([f"other {key}" for key in table["key"].to_pylist()])
+    pq.write_table(table.set_column(index, table.schema.field(index), others), path)
+    image = table["image"][0].as_py()
+    with TestClient(create_explorer(Atlas(folder)), base_url="http://localhost") as site:
+        assert site.get(f"/api/images/{image}.json").json()["prediction"] is None
+        assert "takes it for" in site.get(f"/images/{image}.html").text
+    path.unlink()
+    with TestClient(create_explorer(Atlas(folder)), base_url="http://localhost") as site:
+        assert "takes it for" not in site.get(f"/images/{image}.html").text
 
 
 @pytest.mark.parametrize("name", ["image", "predicted-image"])

@@ -12,6 +12,7 @@ from unitscope.web.purpose_records import (
     Candidate,
     ClassLayer,
     Confusion,
+    ImagePrediction,
     Knockout,
     MistakenUnit,
     UnitCircuit,
@@ -367,10 +368,11 @@ class LayerPeaks:
 
 @dataclass(frozen=True, slots=True)
 class ImagePage:
-    """One image, and the units that it is a peak of.
+    """One image, what the network takes it for, and the units that it is a peak of.
 
-    Units that show no preference are left out; `no_preference_peaks` counts their peaks in the image. `can_explain` is true where the server
-    can say why the image has its class.
+    Units that show no preference are left out; `no_preference_peaks` counts their peaks in the image. `prediction` is None where the atlas
+    doesn't say what the network takes it for; with `has_predictions` it says so of other images, the most certain ones. `can_explain` is true
+    where the server can say why the image has its class.
     """
 
     template: ClassVar[str] = "image.html"
@@ -379,6 +381,8 @@ class ImagePage:
     image: ImageEntry
     layers: list[LayerPeaks]
     no_preference_peaks: int
+    prediction: ImagePrediction | None = None
+    has_predictions: bool = False
     can_explain: bool = False
 
 

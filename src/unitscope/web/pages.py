@@ -159,8 +159,10 @@ class PageBuilder:
         if record is None:
             return None
         layers = [self._layer_peaks(layer, rows, most) for layer, rows in self.queries.peak_rows_in_image(image)]
-        no_preference_peaks = self.queries.no_preference_peaks(image)
-        return ImagePage(f"images/{image}.html", self.atlas_summary, record, layers, no_preference_peaks, self._can_explain)
+        return ImagePage(
+            f"images/{image}.html", self.atlas_summary, record, layers, self.queries.no_preference_peaks(image),
+            self.queries.purpose.prediction(image, record.key), self.queries.purpose.has_predictions, self._can_explain,
+        )  # fmt: skip
 
     def _layer_peaks(self, layer: Layer, rows: Sequence[int], most: int | None) -> LayerPeaks:
         statistics, meanings = self.queries.unit_statistics(layer.name), self.queries.meanings(layer.name)
@@ -208,7 +210,7 @@ class PageBuilder:
         labelled, right = purpose.labelled_and_right
         images = sum(confusion.images for confusion in purpose.confusions.values())
         classes = [
-            ClassLink(position, purpose.class_name(position), *self._images_and_right(position)) for position in self._classes
+            ClassLink(position, purpose.class_name(position), *self._images_and_right(position)) for position in purpose.classes
         ]
         return PredictionsPage(
             "predictions.html", self.atlas_summary, images, labelled, right, purpose.mistakes[:MAX_MISTAKES], classes
@@ -216,7 +218,7 @@ class PageBuilder:
 
     def class_page(self, position: int) -> ClassPage | None:
         purpose = self.queries.purpose
-        if position not in self._classes:
+        if position not in purpose.classes:
             return None
         shown = [layer.name for layer in reversed(choose_overview_layers(self.queries.layers))]
         mistakes = purpose.mistakes
@@ -239,11 +241,6 @@ class PageBuilder:
             self.queries.purpose.missing_images(confusion),
             self._can_explain,
         )
-
-    @cached_property
-    def _classes(self) -> list[int]:
-        """The classes that images are of, or are taken for."""
-        return sorted({position for cell in self.queries.purpose.confusions for position in cell if position >= 0})
 
     def _images_and_right(self, position: int) -> tuple[int, int]:
         of_class = [c for (label, _), c in self.queries.purpose.confusions.items() if label == position]
@@ -269,7 +266,7 @@ class PageBuilder:
         yield from (f"images/{image}" for image in self.queries.images)
         yield from (f"labels/{label_slug}" for label_slug in self._labels_by_slug)
         yield from (f"concepts/{concept_slug}" for concept_slug in self._concepts_by_slug)
-        yield from (f"classes/{position}" for position in self._classes)
+        yield from (f"classes/{position}" for position in self.queries.purpose.classes)
         for confusion in self.queries.purpose.confusions.values():
             yield f"mistakes/{confusion.label_class}-{confusion.predicted}"
 
@@ -311,7 +308,7 @@ class PageBuilder:
             ],
             "labels": [[in_words(label), label_slug] for label_slug, label in self._labels_by_slug.items()],
             "images": [[image.key, image.image] for image in self.queries.images.values()],
-            "classes": [[self.queries.purpose.class_name(position), position] for position in self._classes],
+            "classes": [[self.queries.purpose.class_name(position), position] for position in self.queries.purpose.classes],
         }
 
     def _layer_row(self, layer: Layer) -> LayerRow:

@@ -27,8 +27,10 @@ from unitscope.web.purpose_records import (
     ClassLayer,
     ClassUnit,
     Confusion,
+    ImagePrediction,
     Knockout,
     MistakenUnit,
+    PredictedClass,
     PredictedImage,
     Trust,
     UnitCircuit,
@@ -207,16 +209,44 @@ class PurposeQueries:
         }
 
     def _confusion(self, label_class: int, predicted: int, rows: list[Row]) -> Confusion:
-        shown = [
-            PredictedImage(
-                row["image"], row["key"], self._known_keys.get(row["image"]) == row["key"], row["probability"],
-                [(self.class_name(position), share) for position, share in zip(row["top_classes"], row["top_probabilities"], strict=False)],
-            )
-            for row in sorted(rows, key=lambda row: row["rank"])
-        ]  # fmt: skip
+        shown = [self._predicted_image(row) for row in sorted(rows, key=lambda row: row["rank"])]
         return Confusion(
             label_class, predicted, self.class_name(label_class), self.class_name(predicted), rows[0]["images"], shown
         )
+
+    def _predicted_image(self, row: Row) -> PredictedImage:
+        shares = list(zip(row["top_classes"], row["top_probabilities"], strict=False))
+        top = [
+            PredictedClass(position, self.class_name(position), share, position in self._paged_classes)
+            for position, share in shares
+        ]
+        is_known = self._known_keys.get(row["image"]) == row["key"]
+        return PredictedImage(row["image"], row["key"], is_known, row["probability"], dict(shares).get(row["label_class"]), top)
+
+    def prediction(self, image: int, key: str) -> ImagePrediction | None:
+        """What the network takes an image for; None where the atlas doesn't say."""
+        row = self._predictions_by_image.get((image, key))
+        if row is None:
+            return None
+        label_class, predicted = row["label_class"], row["predicted"]
+        return ImagePrediction(
+            label_class, self.class_name(label_class), predicted, self.class_name(predicted), row["rank"], row["images"],
+            self._predicted_image(row),
+        )  # fmt: skip
+
+    @cached_property
+    def _predictions_by_image(self) -> dict[tuple[int, str], Row]:
+        return {(row["image"], row["key"]): row for row in self._predictions}
+
+    @cached_property
+    def classes(self) -> list[int]:
+        """The classes that images are of, or are taken for: those that have pages."""
+        cells = ((row["label_class"], row["predicted"]) for row in self._predictions)
+        return sorted({position for cell in cells for position in cell if position >= 0})
+
+    @cached_property
+    def _paged_classes(self) -> set[int]:
+        return set(self.classes)
 
     @cached_property
     def _known_keys(self) -> Mapping[int, str]:

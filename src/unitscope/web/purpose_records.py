@@ -73,14 +73,44 @@ class ClassLayer:
 
 
 @dataclass(frozen=True, slots=True)
+class PredictedClass:
+    """A class, and how probable the network takes it to be of an image; `has_page` is true where the atlas has a page of the class."""
+
+    position: int
+    name: str
+    probability: float
+    has_page: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PredictedImage:
-    """An image with what the network predicts; `is_known` is true where the atlas has a page of it."""
+    """An image with what the network predicts; `is_known` is true where the atlas has a page of it.
+
+    `probability` is that of the prediction, `label_probability` that of the label's class, None where that is none of the most probable ones.
+    """
 
     image: int
     key: str
     is_known: bool
     probability: float
-    top: list[tuple[str, float]]
+    label_probability: float | None
+    top: list[PredictedClass]
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePrediction:
+    """What the network takes one image for. `label_class` is -1 where it has no label, and then nobody knows whether that is right.
+
+    Its certainty is number `rank` among the `images` images of its label that are taken for that class.
+    """
+
+    label_class: int
+    label_name: str
+    predicted: int
+    predicted_name: str
+    rank: int
+    images: int
+    shown: PredictedImage
 
 
 @dataclass(frozen=True, slots=True)
