@@ -148,6 +148,42 @@ def test_classes_have_pages(site: TestClient, complete: Atlas) -> None:
     assert '"classes":[["cat",0]' in site.get("/search-index.js").text
 
 
+def test_a_class_leads_to_its_images_and_its_output_unit(complete: Atlas, tmp_path: Path) -> None:
+    web.export(complete, tmp_path / "site")
+    parts = parts_of(tmp_path / "site")
+    rows = {row["image"]: row for row in complete.table("predictions").to_pylist()}
+    images = {row["image"]: row for row in complete.table("images").to_pylist()}
+    [last] = complete.manifest["class_layers"]
+    with TestClient(create_explorer(complete), base_url="http://localhost") as site:
+        for position, name in enumerate(CLASSES):
+            page = site.get(f"/api/classes/{position}.json").json()
+            assert (page["label"], page["label_images"]) == (name, 8)
+            assert page["output_units"] == [{"layer": last, "unit": position}]
+            assert {images[shown["image"]["image"]]["label"] for shown in page["shown_images"]} == {name}
+            assert len(page["shown_images"]) == len({shown["image"]["image"] for shown in page["shown_images"]}) == 8
+            for shown in page["shown_images"]:
+                row = rows.get(shown["image"]["image"])
+                assert (shown["prediction"] or {}).get("predicted") == (row["predicted"] if row else None)
+            html = site.get(f"/classes/{position}.html").text
+            assert f'href="../units/{last}/{position}.html"' in html
+            assert f"images/{page['shown_images'][0]['image']['image']}.html" in html
+            assert f"page.html#labels/{name}" in parts[f"classes/{position}"][1]
+            assert f"class {position}</a> of the network's outputs" in site.get(f"/labels/{name}.html").text
+
+
+def test_labels_of_another_kind_are_not_those_of_classes(tmp_path: Path) -> None:
+    """Effects by labels that go across those that the scan read: no label is said to be a class."""
+    photographs = write_photographs(tmp_path / "photographs", 24, (20, 16), CLASSES)
+    atlas = unitscope.scan(classifier(), photographs, tmp_path / "atlas", preprocess=AS_IT_IS, classes=list(CLASSES), sample=24)
+    labels = {atlas.key(image): CLASSES[image % 3] for image in atlas.table("images")["image"].to_pylist()}
+    measure_effects(atlas, classifier(), labels=labels)
+    with TestClient(create_explorer(Atlas(atlas.folder)), base_url="http://localhost") as site:
+        page = site.get("/api/classes/0.json").json()
+        assert page["label"] is None
+        assert {shown["prediction"]["label_class"] for shown in page["shown_images"]} == {0}
+        assert "of the network's outputs" not in site.get(f"/labels/{CLASSES[0]}.html").text
+
+
 def test_units_of_classes_and_mistakes_can_be_kept(site: TestClient, complete: Atlas) -> None:
     page = site.get("/api/classes/2.json").json()
     units = [unit for layer in page["layers"] for unit in (*layer["raising"], *layer["lowering"])]

@@ -15,6 +15,7 @@ from unitscope.web.purpose_records import (
     ImagePrediction,
     Knockout,
     MistakenUnit,
+    OutputUnit,
     UnitCircuit,
     UnitEffects,
 )
@@ -400,7 +401,8 @@ class LabelUnit:
 class LabelPage:
     """One label: its images that the atlas mentions, and the units with most peaks among them.
 
-    `image_count` is how many of all images have the label, `base_rate` their share.
+    `image_count` is how many of all images have the label, `base_rate` their share. `class_position` is that of the class that the label
+    means, None where the atlas doesn't say.
     """
 
     template: ClassVar[str] = "label.html"
@@ -411,6 +413,7 @@ class LabelPage:
     base_rate: float
     units: list[LabelUnit]
     images: list[ImageEntry]
+    class_position: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -454,8 +457,20 @@ class PredictionsPage:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassImage:
+    """An image of a class, and what the network takes it for; None where the atlas doesn't say."""
+
+    image: ImageEntry
+    prediction: ImagePrediction | None
+
+
+@dataclass(frozen=True, slots=True)
 class ClassPage:
-    """One of the network's classes: the units that raise it and lower it, what it is taken for, and what is taken for it."""
+    """One of the network's classes: the units that raise it and lower it, what it is taken for, and what is taken for it.
+
+    `output_units` are those whose values are its scores, none where the atlas has no such layer. `label` is the label that its images have, of
+    which there are `label_images`; None where labels say nothing of it. `shown_images` are some of its images that have pages.
+    """
 
     template: ClassVar[str] = "class.html"
     path: str
@@ -469,6 +484,10 @@ class ClassPage:
     taken_for: list[Confusion]
     mistaken: list[Confusion]
     candidates: list[Candidate]
+    output_units: list[OutputUnit]
+    label: str | None
+    label_images: int
+    shown_images: list[ClassImage]
 
 
 @dataclass(frozen=True, slots=True)
@@ -539,7 +558,7 @@ def units_shown_on(page: Page) -> list[tuple[str, int]]:
             return [*circuit, *((similar.layer, similar.unit) for similar in page.similar_units)]
         case ClassPage():
             by_layer = [(unit.layer, unit.unit) for layer in page.layers for unit in (*layer.raising, *layer.lowering)]
-            return [*((unit.layer, unit.unit) for unit in page.candidates), *by_layer]
+            return [(unit.layer, unit.unit) for unit in (*page.output_units, *page.candidates)] + by_layer
         case MistakePage():
             return [(unit.layer, unit.unit) for unit in page.units]
         case ImagePage():

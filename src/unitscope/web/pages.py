@@ -22,6 +22,7 @@ from unitscope.web.checked_tables import ImageEntry
 from unitscope.web.page_records import (
     AtlasSummary,
     Band,
+    ClassImage,
     ClassLink,
     ClassPage,
     ConceptPage,
@@ -58,6 +59,8 @@ MIN_LIFT = 2
 MAX_LABEL_UNITS = 60
 MAX_CONCEPT_UNITS = 240
 MAX_MISTAKES = 200
+CLASS_IMAGES = 12
+"""How many of its images a class's page shows."""
 
 
 class PageBuilder:
@@ -183,7 +186,8 @@ class PageBuilder:
         image_count = self.queries.labels[label]
         base_rate = image_count / self._labelled_images
         return LabelPage(
-            f"labels/{label_slug}.html", self.atlas_summary, label, image_count, base_rate, self._label_units(images), images
+            f"labels/{label_slug}.html", self.atlas_summary, label, image_count, base_rate, self._label_units(images), images,
+            self._label_classes.get(label),
         )  # fmt: skip
 
     def concept_page(self, concept_slug: str) -> ConceptPage | None:
@@ -221,13 +225,41 @@ class PageBuilder:
         if position not in purpose.classes:
             return None
         shown = [layer.name for layer in reversed(choose_overview_layers(self.queries.layers))]
-        mistakes = purpose.mistakes
+        mistakes, label = purpose.mistakes, self._class_labels.get(position)
         return ClassPage(
             f"classes/{position}.html", self.atlas_summary, position, purpose.class_name(position), *self._images_and_right(position),
             purpose.class_layers(position, shown), purpose.class_knockouts(position),
             [found for found in mistakes if found.label_class == position], [found for found in mistakes if found.predicted == position],
-            purpose.candidates(position),
+            purpose.candidates(position), purpose.output_units(position), label, 0 if label is None else self.queries.labels[label],
+            self._class_images(position, label),
         )  # fmt: skip
+
+    def _class_images(self, position: int, label: str | None) -> list[ClassImage]:
+        """Some of a class's images with its label, evenly from the first to the last; without one, of those whose prediction is known."""
+        purpose, images = self.queries.purpose, self.queries.images
+        if label is None:
+            numbers = sorted(image.image for image in purpose.predicted_images_of(position) if image.is_known)
+        else:
+            numbers = [image.image for image in images.values() if image.label == label]
+        count = min(len(numbers), CLASS_IMAGES)
+        shown = [images[numbers[place * len(numbers) // count]] for place in range(count)]
+        return [ClassImage(image, purpose.prediction(image.image, image.key)) for image in shown]
+
+    @cached_property
+    def _class_labels(self) -> dict[int, str]:
+        """The label of each class, where images say which one that is: effects may have been measured by other labels than the scan read."""
+        pairs: set[tuple[int, str]] = set()
+        for position in self.queries.purpose.classes:
+            for shown in self.queries.purpose.predicted_images_of(position):
+                label = self.queries.images[shown.image].label if shown.is_known else None
+                if label in self.queries.labels:
+                    pairs.add((position, label))
+        of_class, of_label = Counter(position for position, _ in pairs), Counter(label for _, label in pairs)
+        return {position: label for position, label in pairs if of_class[position] == of_label[label] == 1}
+
+    @cached_property
+    def _label_classes(self) -> dict[str, int]:
+        return {label: position for position, label in self._class_labels.items()}
 
     def mistake_page(self, label_class: int, predicted: int) -> MistakePage | None:
         confusion = self.queries.purpose.confusions.get((label_class, predicted))

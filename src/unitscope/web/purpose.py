@@ -30,6 +30,7 @@ from unitscope.web.purpose_records import (
     ImagePrediction,
     Knockout,
     MistakenUnit,
+    OutputUnit,
     PredictedClass,
     PredictedImage,
     Trust,
@@ -233,6 +234,16 @@ class PurposeQueries:
             label_class, self.class_name(label_class), predicted, self.class_name(predicted), row["rank"], row["images"],
             self._predicted_image(row),
         )  # fmt: skip
+
+    def predicted_images_of(self, label_class: int) -> list[PredictedImage]:
+        """The images of a class of which the atlas says what they are taken for."""
+        return [image for (label, _), confusion in self.confusions.items() if label == label_class for image in confusion.shown]
+
+    def output_units(self, position: int) -> list[OutputUnit]:
+        """The units that are the network's output for a class: those of layers of which the scan found that they give the scores."""
+        class_layers = self.atlas.manifest.get("class_layers", ())
+        layers = [layer for layer in self.atlas.layers if layer.name in class_layers and position < layer.units]
+        return [OutputUnit(layer.name, position) for layer in layers]
 
     @cached_property
     def _predictions_by_image(self) -> dict[tuple[int, str], Row]:

@@ -126,6 +126,14 @@ class Confusion:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputUnit:
+    """A unit whose values are the scores of one class."""
+
+    layer: str
+    unit: int
+
+
+@dataclass(frozen=True, slots=True)
 class MistakenUnit:
     """A unit that speaks more for a wrong class, and less for the right one, than in images that are taken for what they are: a row of the
     table `mistakes`."""
