@@ -201,6 +201,41 @@ def test_units_of_classes_and_mistakes_can_be_kept(site: TestClient, complete: A
     ]
 
 
+def test_images_of_a_mistake_come_with_how_certain_the_network_is(site: TestClient, complete: Atlas) -> None:
+    rows = complete.table("predictions").to_pylist()
+    for label, predicted in set(site_cells(complete)):
+        own = sorted(
+            (r for r in rows if (r["label_class"], r["predicted"]) == (label, predicted)), key=lambda r: -r["probability"]
+        )
+        path = f"mistakes/{label}-{predicted}"
+        kept = list(csv.DictReader(StringIO(site.get(f"/{path}-images.csv").text)))
+        assert [(int(row["rank"]), row["key"]) for row in kept] == [(rank, row["key"]) for rank, row in enumerate(own, start=1)]
+        assert [float(row["probability"]) for row in kept] == pytest.approx([row["probability"] for row in own])
+        assert [float(row["label_probability"]) for row in kept] == pytest.approx(
+            [row["top_probabilities"][row["top_classes"].index(label)] for row in own]
+        )
+        assert pq.read_table(BytesIO(site.get(f"/{path}-images.parquet").content)).num_rows == len(own)
+        html = site.get(f"/{path}.html").text
+        assert f'href="../{path}-images.csv"' in html
+        shown = re.findall(r'class="certainty"><span class="rank">(\d+)\.</span> (\w+) <b>[\d.]+ %</b>, (\w+) <b>', html)
+        assert shown == [(str(rank), CLASSES[predicted], CLASSES[label]) for rank in range(1, len(own) + 1)]
+    assert site.get("/mistakes/0-99-images.csv").status_code == 404
+
+
+def test_the_page_of_predictions_has_the_most_certain_mistakes(site: TestClient, complete: Atlas) -> None:
+    wrong = [row for row in complete.table("predictions").to_pylist() if row["label_class"] != row["predicted"]]
+    page = site.get("/api/predictions.json").json()
+    order = sorted(wrong, key=lambda row: (-row["probability"], row["image"]))
+    assert [shown["shown"]["image"] for shown in page["most_certain"]] == [row["image"] for row in order[:12]]
+    highest = {
+        cell: max(r["probability"] for r in wrong if (r["label_class"], r["predicted"]) == cell) for cell in site_cells(complete)
+    }
+    assert {(m["label_class"], m["predicted"]): m["probability"] for m in page["mistakes"]} == pytest.approx(highest)
+    kept = list(csv.DictReader(StringIO(site.get("/predictions.csv").text)))
+    assert [float(row["probability"]) for row in kept] == [mistake["probability"] for mistake in page["mistakes"]]
+    assert f">{page['most_certain'][0]['label_name']} taken for " in site.get("/predictions.html").text
+
+
 def test_a_picture_is_explained_and_units_taken_away(site: TestClient, complete: Atlas) -> None:
     file = sorted(Path(complete.manifest["images"]["folder"]).rglob("*.png"))[3]
     content = file.read_bytes()

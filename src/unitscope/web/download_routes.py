@@ -19,6 +19,7 @@ from unitscope.web.downloads import (
     TABLE_KINDS,
     draw_block_png,
     draw_sheet_png,
+    mistaken_images_table,
     name_of_file,
     sample_table,
     table_of,
@@ -54,6 +55,7 @@ class DownloadRoutes:
             "layers/{layer_slug}": self._answer_units,
             "units/{layer_slug}/{unit:number}-sample": self._answer_sample,
             "units/{layer_slug}/{unit:number}-troughs": self._answer_troughs,
+            "mistakes/{label_class:number}-{predicted:number}-images": self._answer_mistaken_images,
         }
         return [
             *(Route(f"/{path}.{kind}", partial(self._answer_table, build, kind)) for path, build in paths.items() for kind in TABLE_KINDS),
@@ -91,6 +93,13 @@ class DownloadRoutes:
         if not page.troughs:
             raise HTTPException(404, "This unit has no troughs: a rectifier follows its layer, or the scan kept none.")
         return await self._table(lambda: troughs_table(page), kind, f"{page.path.removesuffix('.html')}-troughs")
+
+    async def _answer_mistaken_images(self, kind: str, request: Request) -> Response:
+        _check_asked_here(request)
+        page = await run_in_threadpool(self._pages.mistake_page, **request.path_params)
+        if page is None:
+            raise HTTPException(404)
+        return await self._table(lambda: mistaken_images_table(page), kind, f"{page.path.removesuffix('.html')}-images")
 
     async def _answer_sample(self, kind: str, request: Request) -> Response:
         layer, unit = self._unit_of(request)

@@ -33,7 +33,7 @@ from unitscope.web.page_records import (
     UnitPage,
     UnitStatistics,
 )
-from unitscope.web.purpose_records import ClassUnit, MistakenUnit
+from unitscope.web.purpose_records import ClassUnit, MistakenUnit, PredictedImage
 from unitscope.web.queries import AtlasQueries
 from unitscope.web.sort_keys import added_columns
 from unitscope.web.unit_lists import units_asked_for
@@ -62,6 +62,7 @@ MISTAKE_COLUMNS = pa.schema(
         "predicted": pa.int64(),
         "predicted_name": pa.string(),
         "images": pa.int64(),
+        "probability": pa.float64(),
     }
 )
 BOXES = ("receptive_field", "patch_box", "visible_box")
@@ -93,6 +94,8 @@ def downloads_of(page: Page, root: str, is_site: bool) -> list[Download]:
             Download(f"Its {name} as {kind}", f"{path}-{name}.{kind.lower()}") for name in others for kind in ("CSV", "Parquet")
         ]
         return [*([] if page.atlas.images_error else pictures), *tables, *more]
+    if isinstance(page, MistakePage):
+        return [*tables, *(Download(f"Its images as {kind}", f"{path}-images.{kind.lower()}") for kind in ("CSV", "Parquet"))]
     if isinstance(page, LayerPage) and not page.atlas.images_error:
         count = len(page.units)
         which = f"the first {MAX_SHEET_UNITS} of {count:,} units" if count > MAX_SHEET_UNITS else f"its {count:,} units"
@@ -152,6 +155,20 @@ def sample_table(queries: AtlasQueries, layer: str, unit: int) -> pa.Table:
         raise queries.atlas.broken("its sample names an image which its images table lacks")
     texts = {name: pa.array([getattr(image, name) for image in images], pa.string()) for name in ("key", "label")}
     return pa.table({"value": columns.pop("value"), "image": columns.pop("image"), **texts, **columns})
+
+
+def mistaken_images_table(page: MistakePage) -> pa.Table:
+    """The images of a mistake that its page shows, those of which the network is most certain first."""
+    confusion, table = page.confusion, _table_of_records(PredictedImage, page.confusion.shown)
+    count = len(table)
+    columns: dict[str, pa.Array] = {
+        "rank": pa.array(range(1, count + 1), pa.int64()),
+        "label_class": pa.array([confusion.label_class] * count, pa.int64()),
+        "label_name": pa.array([confusion.label_name] * count, pa.string()),
+        "predicted": pa.array([confusion.predicted] * count, pa.int64()),
+        "predicted_name": pa.array([confusion.predicted_name] * count, pa.string()),
+    }
+    return pa.table(columns | dict(zip(table.column_names, table.columns, strict=True)))
 
 
 def as_csv(table: pa.Table) -> bytes:

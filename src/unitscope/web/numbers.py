@@ -62,6 +62,16 @@ def percent(share: float | None) -> str:
     return with_minus(f"{share * 100:.0f} %" if abs(share) >= 0.1 or share == 0 else f"{share * 100:.2g} %")
 
 
+def probability(share: float) -> str:
+    """A probability in per cent, with as many nines as it has, since certain predictions differ in those.
+
+    >>> probability(0.25), probability(0.9987), probability(0.99996), probability(1.0), probability(0.0004)
+    ('25 %', '99.9 %', '99.996 %', '100 %', '0.04 %')
+    """
+    rest = (1 - share) * 100
+    return f"{share * 100:.{ceil(-log10(rest))}f} %" if 1e-6 <= rest < 1 else percent(share)
+
+
 def signed_percent(share: float) -> str:
     """A share in per cent, with its sign.
 

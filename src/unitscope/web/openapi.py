@@ -36,7 +36,7 @@ PATHS = {
 }
 TABLES = {
     "/index": "The layers.",
-    "/predictions": "The most frequent mistakes of the network.",
+    "/predictions": "The most frequent mistakes of the network and the most certain ones.",
     "/layers/{layer}": "The units of a layer, with names, labels, statistics and the numbers of added tables: all of them by number, or the list that the query asks for.",
     "/units/{layer}/{unit}": "The peaks of a unit, with their images and boxes.",
     "/units/{layer}/{unit}-troughs": "The troughs of a unit, where nothing rectifies its layer, with their images and boxes.",
@@ -46,6 +46,7 @@ TABLES = {
     "/concepts/{concept}": "The units of a name.",
     "/classes/{position}": "The units that raise a class, and those that lower it.",
     "/mistakes/{label_class}-{predicted}": "The units that differ in a mistake.",
+    "/mistakes/{label_class}-{predicted}-images": "The images of a mistake of which the network is most certain, with the probabilities of both classes.",
 }
 """What can be had as `.csv` and `.parquet`, too."""
 PICTURES = {

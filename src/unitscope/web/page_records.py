@@ -10,6 +10,7 @@ from unitscope.records import Box, Layer
 from unitscope.web.checked_tables import ImageEntry
 from unitscope.web.purpose_records import (
     Candidate,
+    CertainMistake,
     ClassLayer,
     Confusion,
     ImagePrediction,
@@ -444,7 +445,8 @@ class ClassLink:
 
 @dataclass(frozen=True, slots=True)
 class PredictionsPage:
-    """What the network predicts: its mistakes, the most frequent first, and all classes that images are of, or are taken for."""
+    """What the network predicts: its mistakes, the most frequent first; the images of which it is most certain and wrong, the most certain
+    first; and all classes that images are of, or are taken for. Of many mistakes there are the most frequent and the most certain ones."""
 
     template: ClassVar[str] = "predictions.html"
     path: str
@@ -453,6 +455,7 @@ class PredictionsPage:
     labelled: int
     right: int
     mistakes: list[Confusion]
+    most_certain: list[CertainMistake]
     classes: list[ClassLink]
 
 

@@ -45,6 +45,7 @@ from unitscope.web.page_records import (
     UnitEntry,
     UnitPage,
 )  # fmt: skip
+from unitscope.web.purpose_records import Confusion
 from unitscope.web.queries import AtlasQueries
 from unitscope.web.sort_keys import SORT_KEYS
 from unitscope.web.tour import tour_of
@@ -59,6 +60,9 @@ MIN_LIFT = 2
 MAX_LABEL_UNITS = 60
 MAX_CONCEPT_UNITS = 240
 MAX_MISTAKES = 200
+"""How many of the most frequent mistakes are listed, and how many of the most certain ones."""
+CERTAIN_IMAGES = 12
+"""How many images are shown of which the network is most certain and wrong."""
 CLASS_IMAGES = 12
 """How many of its images a class's page shows."""
 
@@ -217,8 +221,9 @@ class PageBuilder:
             ClassLink(position, purpose.class_name(position), *self._images_and_right(position)) for position in purpose.classes
         ]
         return PredictionsPage(
-            "predictions.html", self.atlas_summary, images, labelled, right, purpose.mistakes[:MAX_MISTAKES], classes
-        )
+            "predictions.html", self.atlas_summary, images, labelled, right, _listed_mistakes(purpose.mistakes),
+            purpose.most_certain(CERTAIN_IMAGES), classes,
+        )  # fmt: skip
 
     def class_page(self, position: int) -> ClassPage | None:
         purpose = self.queries.purpose
@@ -385,6 +390,12 @@ class PageBuilder:
             LabelUnit(layer, unit, peak_counts[layer, unit], len(self.queries.peak_rows(layer, unit)))
             for layer, unit in [unit for unit in ranked if once[self.queries.original(*unit)] == unit][:MAX_LABEL_UNITS]
         ]
+
+
+def _listed_mistakes(mistakes: Sequence[Confusion]) -> list[Confusion]:
+    """The most frequent mistakes and the most certain ones, in the order given."""
+    certain = {id(mistake) for mistake in sorted(mistakes, key=lambda mistake: -mistake.probability)[:MAX_MISTAKES]}
+    return [mistake for place, mistake in enumerate(mistakes) if place < MAX_MISTAKES or id(mistake) in certain]
 
 
 def _depth_plots(depth: pa.Table) -> list[DepthPlot]:

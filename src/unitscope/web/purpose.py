@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, reduce
+from itertools import islice
 from math import isfinite, isnan
 from threading import Lock
 from typing import Any
@@ -20,6 +21,7 @@ from unitscope.web.connections import Connections
 from unitscope.web.numbered_rows import NumberedRows, StrongestEffects
 from unitscope.web.purpose_records import (
     Candidate,
+    CertainMistake,
     CircuitDrawing,
     CircuitEdge,
     CircuitNode,
@@ -200,20 +202,21 @@ class PurposeQueries:
 
     @cached_property
     def confusions(self) -> dict[tuple[int, int], Confusion]:
-        """How often images of a label are taken for a class, with the most certain ones, by label and prediction; the most frequent first."""
+        """How often images of a label are taken for a class, with the most certain ones, by label and prediction; the most frequent first, of
+        equally frequent ones the most certain."""
         by_cell: dict[tuple[int, int], list[Row]] = {}
         for row in self._predictions:
             by_cell.setdefault((row["label_class"], row["predicted"]), []).append(row)
         confusions = [self._confusion(*cell, rows) for cell, rows in by_cell.items()]
-        return {
-            (c.label_class, c.predicted): c for c in sorted(confusions, key=lambda c: (-c.images, c.label_class, c.predicted))
-        }
+        order = sorted(confusions, key=lambda c: (-c.images, -c.probability, c.label_class, c.predicted))
+        return {(confusion.label_class, confusion.predicted): confusion for confusion in order}
 
     def _confusion(self, label_class: int, predicted: int, rows: list[Row]) -> Confusion:
         shown = [self._predicted_image(row) for row in sorted(rows, key=lambda row: row["rank"])]
         return Confusion(
-            label_class, predicted, self.class_name(label_class), self.class_name(predicted), rows[0]["images"], shown
-        )
+            label_class, predicted, self.class_name(label_class), self.class_name(predicted), rows[0]["images"],
+            shown[0].probability, shown,
+        )  # fmt: skip
 
     def _predicted_image(self, row: Row) -> PredictedImage:
         shares = list(zip(row["top_classes"], row["top_probabilities"], strict=False))
@@ -271,18 +274,30 @@ class PurposeQueries:
 
     def missing_images(self, confusion: Confusion) -> list[int]:
         """The numbers of the shown images that the atlas has no picture of, and that aren't among the images at hand."""
-        unknown, packed = [image for image in confusion.shown if not image.is_known], self.atlas.packed_pictures
-        return [
-            image.image
-            for image in unknown
-            if (packed is None or packed.content(image.image, image.key) is None)
+        return [image.image for image in confusion.shown if self._is_missing(image)]
+
+    def _is_missing(self, image: PredictedImage) -> bool:
+        packed = self.atlas.packed_pictures
+        return (
+            not image.is_known
+            and (packed is None or packed.content(image.image, image.key) is None)
             and not self.atlas.has_image_of_key(image.image, image.key)
-        ]
+        )
 
     @cached_property
     def mistakes(self) -> list[Confusion]:
         """Those of images whose label is another class, the most frequent first."""
         return [confusion for confusion in self.confusions.values() if 0 <= confusion.label_class != confusion.predicted]
+
+    def most_certain(self, count: int) -> list[CertainMistake]:
+        """The images of which the network is most certain and wrong, of those that there are pictures of."""
+        images = [(confusion, image) for confusion in self.mistakes for image in confusion.shown]
+        order = sorted(images, key=lambda found: (-found[1].probability, found[1].image))
+        can_be_shown = (found for found in order if not self._is_missing(found[1]))
+        return [
+            CertainMistake(c.label_class, c.predicted, c.label_name, c.predicted_name, image)
+            for c, image in islice(can_be_shown, count)
+        ]
 
     @cached_property
     def labelled_and_right(self) -> tuple[int, int]:

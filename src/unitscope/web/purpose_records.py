@@ -115,14 +115,27 @@ class ImagePrediction:
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """How many images of one class are taken for another, or for what they are, with the most certain ones."""
+    """How many images of one class are taken for another, or for what they are, with the most certain ones; `probability` is that of the most
+    certain one."""
 
     label_class: int
     predicted: int
     label_name: str
     predicted_name: str
     images: int
+    probability: float
     shown: list[PredictedImage]
+
+
+@dataclass(frozen=True, slots=True)
+class CertainMistake:
+    """One image that is taken for another class than its label's."""
+
+    label_class: int
+    predicted: int
+    label_name: str
+    predicted_name: str
+    shown: PredictedImage
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ from unitscope.web.numbers import (
     first_and_last,
     number,
     percent,
+    probability,
     px,
     signed,
     signed_percent,
@@ -108,6 +109,7 @@ def _environment() -> Environment:
     filters: dict[str, Any] = {
         "number": number,
         "percent": percent,
+        "probability": probability,
         "signed": signed,
         "signed_percent": signed_percent,
         "decimals": decimals,
