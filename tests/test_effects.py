@@ -389,10 +389,20 @@ def test_a_unit_that_is_taken_away_lowers_the_score_by_its_effect(atlas: Atlas) 
         scores = network(images[5:6]).detach()[0]
         assert [known.position for known in explanation.top] == scores.argsort(descending=True).tolist()
         assert explanation.score == pytest.approx(float(scores[1] - scores[0]), abs=1e-5)
+        assert explanation.changes == []
         of_layer = {found.layer: found for found in explanation.layers}["4"]
         for unit in (*of_layer.raising, *of_layer.lowering):
             without_unit = explainer.explain(Image.open(file), "1", "0", {"4": [unit.unit]})
             assert without_unit.score == pytest.approx(explanation.score - unit.effect, abs=1e-5)
+            before, after = (
+                {c.position: c for c in (getattr(change, side) for change in without_unit.changes)}
+                for side in ("before", "after")
+            )
+            assert list(before) == list(after) == scores.argsort(descending=True).tolist()
+            assert [before[c].score for c in range(3)] == pytest.approx(scores.tolist(), abs=1e-5)
+            assert [before[c].probability for c in range(3)] == pytest.approx(scores.softmax(0).tolist(), abs=1e-5)
+            assert after[1].score - after[0].score == pytest.approx(without_unit.score, abs=1e-6)
+            assert sum(change.after.probability for change in without_unit.changes) == pytest.approx(1)
             assert unit.map is not None
             assert unit.map.sum() == pytest.approx(unit.effect, abs=1e-5)
         drawn = draw_explanation(atlas, Image.open(file), explanation, "4")

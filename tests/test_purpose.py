@@ -246,7 +246,15 @@ def test_a_picture_is_explained_and_units_taken_away(site: TestClient, complete:
     assert unit is not None
     assert "data-map=" in html
     without = site.post(f"/image-search?layer=4&class=dog&not=0&without=4:{unit[1]}", content=content).text
-    assert re.search(rf'value="4:{unit[1]}" checked', without)
+    assert re.search(rf'value="4:{unit[1]}"[^>]* checked', without)
+    assert f'href="units/4/{unit[1]}.html">4 unit {unit[1]}</a>' in without
+    rows = re.findall(r'<th scope="row">(\w+)</th>' + r"<td>([^<]+)</td>" * 6, without)
+    assert {row[0] for row in rows} == set(CLASSES)
+    before, after = ({row[0]: float(row[column].replace("−", "-")) for row in rows} for column in (1, 2))
+    assert before["dog"] - before["cat"] == pytest.approx(scores[0], abs=0.02)
+    assert f"With all units it is {re.findall(r'The score is (.+?) ', html)[0]}" in without.replace("−", "-")
+    assert after != before
+    assert "Before is the whole network" not in html
     assert [float(text) for text in re.findall(r"The score is (-?[\d.]+)\.", without)] != scores
     assert 'name="class" value="dog"' in html
     assert 'name="not" value="cat"' in html

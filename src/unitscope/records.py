@@ -6,7 +6,7 @@ those of the image as displayed, after EXIF orientation.
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import inf, isfinite
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -237,13 +237,26 @@ class LayerEffects:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassChange:
+    """What taking units away does to one class in one image: what the whole network says of it, and what it says without them."""
+
+    before: ClassScore
+    after: ClassScore
+
+
+@dataclass(frozen=True, slots=True)
 class ImageExplanation:
-    """Why a network gives an image a score: that of the class `explained` or, with `against`, the difference of the two."""
+    """Why a network gives an image a score: that of the class `explained` or, with `against`, the difference of the two.
+
+    Where units were taken away, everything is said of the network without them; `changes` has the classes that are among the most probable ones
+    before or after, and those that are explained, the highest before first.
+    """
 
     top: list[ClassScore]
     explained: ClassScore
     against: ClassScore | None
     layers: list[LayerEffects]
+    changes: list[ClassChange] = field(default_factory=list)
 
     @property
     def score(self) -> float:

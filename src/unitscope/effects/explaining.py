@@ -24,7 +24,7 @@ from unitscope.images import prepare
 from unitscope.layers import outputs_watched
 from unitscope.networks import Network
 from unitscope.networks.precision import exact_inference, plain_tensors
-from unitscope.records import ClassScore, ImageExplanation, LayerEffects, UnitEffect
+from unitscope.records import ClassChange, ClassScore, ImageExplanation, LayerEffects, UnitEffect
 from unitscope.session.noise import noise_images
 from unitscope.session.session import Session
 from unitscope.session.stored import atlas_session
@@ -111,18 +111,21 @@ class Explainer:
                 session.plain_copy, session.layers, inputs, score, read, self._overwritten or frozenset()
             )
         class_scores = self._class_scores(found["scores"])
-        explanation = ImageExplanation(
-            sorted(class_scores, key=lambda known: -known.score)[:TOP_CLASSES],
-            class_scores[found["explained"]],
-            None if found["against"] is None else class_scores[found["against"]],
-            [],
-        )
+        against = None if found["against"] is None else class_scores[found["against"]]
+        explanation = ImageExplanation(_most_probable(class_scores), class_scores[found["explained"]], against, [])
+        if taken_away:
+            explanation.changes.extend(_changes(self._whole_network(inputs), class_scores, explanation))
         explanation.layers.extend(
             self._layer_effects(index, *of_layer, explanation.score)
             for index, of_layer in enumerate(read_layers)
             if of_layer is not None
         )
         return explanation
+
+    def _whole_network(self, inputs: Tensor) -> list[ClassScore]:
+        """What the network says with all its units."""
+        with torch.no_grad(), exact_inference(self.session.plain_copy, self.session.device):
+            return self._class_scores(self.output.scores(self.session.plain_copy(inputs))[0])
 
     def _layer_effects(self, index: int, deviations: Tensor, passed_on: Tensor, score: float) -> LayerEffects:
         traced = self.session.layers[index]
@@ -197,6 +200,17 @@ class Explainer:
             self._overwritten = overwritten_layers(session.plain_copy, session.layers, noise)
 
 
+def _most_probable(class_scores: Sequence[ClassScore]) -> list[ClassScore]:
+    return sorted(class_scores, key=lambda known: -known.score)[:TOP_CLASSES]
+
+
+def _changes(before: Sequence[ClassScore], after: Sequence[ClassScore], explanation: ImageExplanation) -> Iterator[ClassChange]:
+    asked = [known for known in (explanation.explained, explanation.against) if known is not None]
+    positions = {known.position for known in (*_most_probable(before), *explanation.top, *asked)}
+    for position in sorted(positions, key=lambda position: -before[position].score):
+        yield ClassChange(before[position], after[position])
+
+
 def explanation_as_json(atlas: Atlas, explanation: ImageExplanation) -> dict[str, Any]:
     """The same as plain data, with the units' names and scores; maps are lists of rows."""
 
@@ -214,6 +228,7 @@ def explanation_as_json(atlas: Atlas, explanation: ImageExplanation) -> dict[str
         "explained": asdict(explanation.explained),
         "against": None if explanation.against is None else asdict(explanation.against),
         "score": explanation.score,
+        "changes": [asdict(change) for change in explanation.changes],
         "layers": [
             {
                 "layer": of_layer.layer,

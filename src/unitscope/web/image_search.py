@@ -15,7 +15,7 @@ from unitscope.atlas import Atlas
 from unitscope.atlas.explanations import explained_layer
 from unitscope.atlas.samples import z_scores
 from unitscope.images import Geometry, Skipped, decode_image
-from unitscope.records import Box, ClassScore, ImageExplanation, Layer, Response, UnitEffect
+from unitscope.records import Box, ClassChange, ClassScore, ImageExplanation, Layer, Response, UnitEffect
 from unitscope.web.page_records import AtlasSummary
 from unitscope.web.pages import PageBuilder
 from unitscope.web.purpose_records import Trust
@@ -80,8 +80,20 @@ class CarryingUnit:
 
 
 @dataclass(frozen=True, slots=True)
+class RemovedUnit:
+    """A unit that was taken away, and what it is called."""
+
+    layer: str
+    unit: int
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Why:
-    """Why an image has its class, by the units of one layer. `input_box` is the part of the image that the network sees, in its pixels."""
+    """Why an image has its class, by the units of one layer. `input_box` is the part of the image that the network sees, in its pixels.
+
+    Where units were taken away, `score_before` is the score with all units, and `changes` has what became of the classes.
+    """
 
     top: list[ClassScore]
     explained: ClassScore
@@ -92,7 +104,9 @@ class Why:
     trust: Trust
     raising: list[CarryingUnit]
     lowering: list[CarryingUnit]
-    taken_away: list[tuple[str, int]]
+    taken_away: list[RemovedUnit]
+    score_before: float | None
+    changes: list[ClassChange]
     input_box: Box
 
 
@@ -225,8 +239,26 @@ def explained_image(pages: PageBuilder, image: Image.Image, explanation: ImageEx
         [named(score) for score in explanation.top], named(explanation.explained), against, explanation.score, of_layer.layer,
         [found.layer for found in explanation.layers if found.raising or found.lowering], pages.queries.purpose.trust(of_layer.layer),
         carrying(of_layer.raising), carrying(of_layer.lowering),
-        [(layer, unit) for layer, units in question.taken_away.items() for unit in units], input_box,
+        _removed_units(pages.queries, question), _score_before(explanation),
+        [ClassChange(named(change.before), named(change.after)) for change in explanation.changes], input_box,
     )  # fmt: skip
+
+
+def _removed_units(queries: AtlasQueries, question: WhyQuestion) -> list[RemovedUnit]:
+    return [
+        RemovedUnit(layer, unit, queries.meanings(layer)[unit].name)
+        for layer, units in question.taken_away.items()
+        for unit in dict.fromkeys(units)
+    ]
+
+
+def _score_before(explanation: ImageExplanation) -> float | None:
+    """The score that is explained, of the network with all its units; None where none was taken away."""
+    before = {change.before.position: change.before.score for change in explanation.changes}
+    if not before:
+        return None
+    against = 0.0 if explanation.against is None else before[explanation.against.position]
+    return before[explanation.explained.position] - against
 
 
 def _map_text(values: NDArray[np.float32]) -> str:
