@@ -28,6 +28,7 @@ from unitscope.effects.explaining import open_explainer
 from unitscope.responses import open_responses
 from unitscope.web import ExplorerOptions, create_explorer
 from unitscope.web.openapi import PATHS
+from unitscope.web.purpose import PurposeQueries
 
 
 @pytest.fixture(scope="module")
@@ -289,6 +290,32 @@ def sparse_atlas(folder: Path) -> Atlas:
 def links_of(site: TestClient, page: str) -> list[str]:
     """Where a page's links to search by image lead, with a question."""
     return [unescape(link) for link in re.findall(r'href="\.\./(image-search\.html\?[^"]+)"', site.get(page).text)]
+
+
+def test_names_of_classes_are_suggested(site: TestClient, complete: Atlas, tmp_path: Path) -> None:
+    html = site.get("/image-search.html").text
+    assert re.findall(r'<option value="(\w+)"></option>', html) == sorted(CLASSES)
+    assert 'list="class-names"' in site.post("/image-search?image=3").text
+    with TestClient(
+        create_explorer(complete, ExplorerOptions(search_off_reason="it is off")), base_url="http://localhost"
+    ) as off:
+        assert "datalist" not in off.get("/image-search.html").text
+    folder = tmp_path / "atlas"
+    shutil.copytree(complete.folder, folder)
+    hostile = [f'<b>" {number}' for number in range(5000)]
+    classes = pa.table({"class": pa.array(range(5000), pa.int32()), "name": hostile, "node": pa.nulls(5000, pa.string())})
+    pq.write_table(classes, folder / "classes.parquet")
+    names = PurposeQueries(Atlas(folder), dict).suggested_names(2000)
+    assert len(names) == 2000
+    assert set(hostile[:3]) <= set(names)
+
+
+def test_a_wrong_name_is_answered_with_those_that_are_close(site: TestClient) -> None:
+    close = {"DGO": "dog", "is": "fish", "caat": "cat", "Fishes": "fish"}
+    for asked, name in close.items():
+        answer = site.post(f"/image-search?image=3&class={asked}")
+        assert (answer.status_code, f"Close: '{name}'" in answer.text) == (422, True), answer.text
+    assert "Close" not in site.post("/image-search?image=3&class=%3Cxyz%3E").text
 
 
 def test_each_picture_of_a_mistake_leads_to_why_it_is_one(sparse: Atlas) -> None:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
@@ -11,11 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unitscope.atlas import Atlas
-from unitscope.errors import AtlasError, NetworkError, first_line, suggestion
+from unitscope.errors import AtlasError, NetworkError, first_line
 from unitscope.images.labels import words
 from unitscope.networks import load_function
 from unitscope.networks.classes import as_classes
 from unitscope.networks.outputs import class_scores, describe_output
+
+CLOSE_NAMES = 5
+"""How many names are offered for one that no class has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,18 @@ def probabilities(scores: Tensor) -> Tensor:
     return scores.softmax(1) if scores.shape[1] > 1 else torch.ones_like(scores)
 
 
+def close_names(name: str, known: Sequence[str]) -> list[str]:
+    """The names that somebody may have meant: those that have the text in them, the shortest first, then those spelled most like it.
+
+    >>> close_names("Shark", ["tiger shark", "bark", "great white shark", "stork"])
+    ['tiger shark', 'great white shark', 'bark', 'stork']
+    """
+    asked, folded = name.casefold(), {other.casefold(): other for other in reversed(known)}
+    containing = sorted((other for other in folded if len(asked) > 1 and asked in other), key=lambda other: (len(other), other))
+    close = [*containing[:CLOSE_NAMES], *get_close_matches(asked, folded, n=CLOSE_NAMES, cutoff=0.5)]
+    return [folded[other] for other in list(dict.fromkeys(close))[:CLOSE_NAMES]]
+
+
 @dataclass(frozen=True)
 class Classes:
     """What the outputs are called, by position; no names where nobody knows them."""
@@ -92,11 +108,13 @@ class Classes:
         """The position of a class by its name, its WordNet id or its number. Raises `AtlasError` where there is none, or are several."""
         position = self.position_of(name, outputs)
         if position is None:
-            close = suggestion(name, self.names).rstrip(".")
+            close = ", ".join(map(repr, close_names(name, self.names)))
             same = [str(number) for number, known in enumerate(self.names) if known.casefold() == name.casefold()]
             if same:
                 raise AtlasError(f"{len(same)} classes are called {name!r}: {', '.join(same)}; give a number")
-            raise AtlasError(f"the network has no class {name!r} among its {outputs:,} outputs{f'.{close}' if close else ''}")
+            raise AtlasError(
+                f"the network has no class {name!r} among its {outputs:,} outputs{f'. Close: {close}' if close else ''}"
+            )
         return position
 
     def position_of(self, label: str, outputs: int) -> int | None:

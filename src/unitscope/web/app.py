@@ -66,6 +66,8 @@ ReadActivations = Callable[[str, int], NDArray[np.float32]]
 LOOPBACK = ("localhost", "127.0.0.1")
 IDLE_S = 1
 """How long nobody has asked for anything when tables are read, and pages made, ahead."""
+MAX_SUGGESTED = 2000
+"""How many names of classes search by image suggests: some 30 bytes each."""
 NOTES_OFF = "this server is there for other machines, too, so that nobody's notes are kept beside the atlas"
 
 
@@ -358,7 +360,9 @@ class AtlasRoutes:
         return [Route("/image-search.html", answer_page), Route("/image-search", endpoint.answer, methods=["POST"])]
 
     def _image_search_page(self) -> ImageSearchPage:
-        return ImageSearchPage("image-search.html", self._pages.atlas_summary, MAX_UPLOAD_MB, self._options.search_off_reason)
+        names = [] if self._options.explain_image is None else self._pages.queries.purpose.suggested_names(MAX_SUGGESTED)
+        off_reason = self._options.search_off_reason
+        return ImageSearchPage("image-search.html", self._pages.atlas_summary, MAX_UPLOAD_MB, off_reason, names)
 
     async def _refuse_upload(self, request: Request) -> Response:
         raise HTTPException(403, f"Search by image is off: {self._options.search_off_reason}.")

@@ -1,6 +1,6 @@
 """What a page holds: one dataclass for each kind of page, and the records that they share. `/api` gives them as JSON."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
 from unitscope.atlas.meaning import NamePiece, UnitMeaning
@@ -539,13 +539,15 @@ class NotesPage:
 
 @dataclass(frozen=True, slots=True)
 class ImageSearchPage:
-    """Where a person uploads an image to search with. `off_reason` says why none can be uploaded, and is None where one can."""
+    """Where a person uploads an image to search with. `off_reason` says why none can be uploaded, and is None where one can. `class_names` are
+    names of classes to ask for, none where nothing is explained."""
 
     template: ClassVar[str] = "image_search.html"
     path: str
     atlas: AtlasSummary
     max_upload_mb: int
     off_reason: str | None = None
+    class_names: list[str] = field(default_factory=list)
 
 
 def units_shown_on(page: Page) -> list[tuple[str, int]]:

@@ -103,6 +103,14 @@ class PurposeQueries:
         """What a class is called; the label of images without one has position -1."""
         return "no label" if position < 0 else self.class_names.get(position, f"output {position}")
 
+    def suggested_names(self, count: int) -> list[str]:
+        """Names of classes, in their order; where there are more than so many, first those that images are of, or are taken for."""
+        named = {position: name for position, name in self.class_names.items() if name != f"output {position}"}
+        if len(named) > count:
+            order = sorted(named, key=lambda position: (position not in self._paged_classes, position))
+            named = {position: named[position] for position in order[:count]}
+        return sorted(named.values(), key=str.casefold)
+
     # ── what a unit does ─────────────────────────────────────────────────────────────────────────────────────────
 
     def unit_effects(self, layer: str, unit: int) -> UnitEffects | None:
