@@ -4,8 +4,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, expect
 from test_browser import PHONE, WatchedPage, browser, serving  # noqa: F401 - a fixture
 from test_effects import CLASSES
@@ -14,7 +16,7 @@ from test_purpose import classifier, sparse_atlas
 from unitscope.atlas import Atlas
 from unitscope.effects.explaining import open_explainer
 from unitscope.responses import open_responses
-from unitscope.web import ExplorerOptions
+from unitscope.web import ExplorerOptions, export
 
 pytestmark = pytest.mark.slow
 
@@ -138,4 +140,64 @@ def test_an_address_that_asks_for_no_class_shows_its_image(browser: Browser, tmp
         expect(page.locator("#why")).to_be_visible()
         names = page.locator("#class-names option").evaluate_all("options => options.map((option) => option.value)")
         assert names == sorted(CLASSES)
+        watched.context.close()
+
+
+@pytest.mark.parametrize("options", [{}, {"color_scheme": "dark"}, PHONE], ids=["light", "dark", "phone"])
+def test_pages_of_what_is_predicted_are_sound_and_accessible(
+    browser: Browser,  # noqa: F811
+    tmp_path: Path,
+    options: dict[str, Any],
+) -> None:
+    with explaining(tmp_path) as address:
+        atlas = Atlas(tmp_path / "atlas")
+        rows = atlas.table("predictions").to_pylist()
+        known = set(atlas.table("images")["image"].to_pylist())
+        wrong = next(row for row in rows if row["label_class"] != row["predicted"])
+        image = next(row["image"] for row in rows if row["image"] in known)
+        pages = (
+            "predictions.html",
+            f"mistakes/{wrong['label_class']}-{wrong['predicted']}.html",
+            f"classes/{wrong['label_class']}.html",
+            f"labels/{CLASSES[0]}.html",
+            f"images/{image}.html",
+            f"image-search.html?image={image}&class=dog&layer=4&without=4:1",
+        )
+        watched = WatchedPage(browser, **options)
+        for path in pages:
+            page = watched.open(address + path)
+            if "search" in path:
+                expect(page.locator(".without")).to_be_visible()
+            report = Axe().run(page)
+            assert report.violations_count == 0, f"{path}\n{report.generate_report()}"
+            excess_px = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            assert excess_px <= 0, f"{path} scrolls sideways by {excess_px} pixels"
+        watched.assert_sound(address)
+        watched.context.close()
+
+
+@pytest.mark.parametrize("is_site", [False, True])
+def test_mistakes_go_by_how_certain_they_are(browser: Browser, tmp_path: Path, is_site: bool) -> None:  # noqa: F811
+    with explaining(tmp_path) as address:
+        atlas = Atlas(tmp_path / "atlas")
+        if is_site:
+            export(atlas, tmp_path / "site")
+            address = (tmp_path / "site").as_uri() + "/"
+        wrong = [
+            row for row in atlas.table("predictions").to_pylist() if row["label_class"] != row["predicted"] and row["rank"] == 1
+        ]
+        watched = WatchedPage(browser)
+        page = watched.open(f"{address}predictions.html")
+        shown = page.locator(".mistakes tbody tr")
+        by_frequency = shown.all_inner_texts()
+        page.get_by_label("Order").select_option("certain")
+        assert page.url == f"{address}predictions.html#order=certain"
+        cells = [tuple(text.split("\t")[:2]) for text in shown.all_inner_texts()]
+        order = sorted(wrong, key=lambda row: -row["probability"])
+        assert cells == [(CLASSES[row["label_class"]], CLASSES[row["predicted"]]) for row in order]
+        page.reload()
+        assert [tuple(text.split("\t")[:2]) for text in shown.all_inner_texts()] == cells
+        page.get_by_label("Order").select_option("images")
+        assert shown.all_inner_texts() == by_frequency
+        watched.assert_sound(address)
         watched.context.close()

@@ -84,6 +84,14 @@ class PageBuilder:
         return {slug(label): label for label in self.queries.labels}
 
     @cached_property
+    def _images_by_label(self) -> dict[str, list[ImageEntry]]:
+        by_label: dict[str, list[ImageEntry]] = {}
+        for image in self.queries.images.values():
+            if image.label is not None:
+                by_label.setdefault(image.label, []).append(image)
+        return by_label
+
+    @cached_property
     def _labelled_images(self) -> int:
         return sum(self.queries.labels.values())
 
@@ -186,7 +194,7 @@ class PageBuilder:
         label = self._labels_by_slug.get(label_slug)
         if label is None:
             return None
-        images = [image for image in self.queries.images.values() if image.label == label]
+        images = self._images_by_label.get(label, [])
         image_count = self.queries.labels[label]
         base_rate = image_count / self._labelled_images
         return LabelPage(
@@ -245,7 +253,7 @@ class PageBuilder:
         if label is None:
             numbers = sorted(image.image for image in purpose.predicted_images_of(position) if image.is_known)
         else:
-            numbers = [image.image for image in images.values() if image.label == label]
+            numbers = [image.image for image in self._images_by_label.get(label, [])]
         count = min(len(numbers), CLASS_IMAGES)
         shown = [images[numbers[place * len(numbers) // count]] for place in range(count)]
         return [ClassImage(image, purpose.prediction(image.image, image.key)) for image in shown]
@@ -254,10 +262,10 @@ class PageBuilder:
     def _class_labels(self) -> dict[int, str]:
         """The label of each class, where images say which one that is: effects may have been measured by other labels than the scan read."""
         pairs: set[tuple[int, str]] = set()
-        for position in self.queries.purpose.classes:
-            for shown in self.queries.purpose.predicted_images_of(position):
+        for (position, _), confusion in self.queries.purpose.confusions.items():
+            for shown in confusion.shown:
                 label = self.queries.images[shown.image].label if shown.is_known else None
-                if label in self.queries.labels:
+                if label is not None and label in self.queries.labels and position >= 0:
                     pairs.add((position, label))
         of_class, of_label = Counter(position for position, _ in pairs), Counter(label for _, label in pairs)
         return {position: label for position, label in pairs if of_class[position] == of_label[label] == 1}
@@ -280,8 +288,15 @@ class PageBuilder:
         )
 
     def _images_and_right(self, position: int) -> tuple[int, int]:
-        of_class = [c for (label, _), c in self.queries.purpose.confusions.items() if label == position]
-        return sum(c.images for c in of_class), sum(c.images for c in of_class if c.predicted == position)
+        right = self.queries.purpose.confusions.get((position, position))
+        return self._images_of_class[position], 0 if right is None else right.images
+
+    @cached_property
+    def _images_of_class(self) -> Counter[int]:
+        counts: Counter[int] = Counter()
+        for (position, _), confusion in self.queries.purpose.confusions.items():
+            counts[position] += confusion.images
+        return counts
 
     def glossary_page(self) -> GlossaryPage:
         return GlossaryPage("glossary.html", self.atlas_summary)

@@ -301,7 +301,7 @@ class PurposeQueries:
         """The images of which the network is most certain and wrong, of those that there are pictures of."""
         images = [(confusion, image) for confusion in self.mistakes for image in confusion.shown]
         order = sorted(images, key=lambda found: (-found[1].probability, found[1].image))
-        can_be_shown = (found for found in order if not self._is_missing(found[1]))
+        can_be_shown = (found for found in order[: count * 10] if not self._is_missing(found[1]))
         return [
             CertainMistake(c.label_class, c.predicted, c.label_name, c.predicted_name, image)
             for c, image in islice(can_be_shown, count)
