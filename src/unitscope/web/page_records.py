@@ -563,7 +563,8 @@ def units_shown_on(page: Page) -> list[tuple[str, int]]:
             return [*circuit, *((similar.layer, similar.unit) for similar in page.similar_units)]
         case ClassPage():
             by_layer = [(unit.layer, unit.unit) for layer in page.layers for unit in (*layer.raising, *layer.lowering)]
-            return [(unit.layer, unit.unit) for unit in (*page.output_units, *page.candidates)] + by_layer
+            outputs = [(unit.layer, unit.unit) for unit in page.output_units]
+            return [*outputs, *((unit.layer, unit.unit) for unit in page.candidates), *by_layer]
         case MistakePage():
             return [(unit.layer, unit.unit) for unit in page.units]
         case ImagePage():
