@@ -571,8 +571,12 @@ def test_a_hostile_table_spoils_no_page(complete: Atlas, tmp_path: Path, name: s
             rows.append(rows[0] | {column.name: -7})
         if pa.types.is_floating(column.type):
             rows.append(rows[0] | {column.name: np.inf})
+        if pa.types.is_list(column.type):
+            rows += [rows[0] | {column.name: hostile} for hostile in ([], [None], [7, None, 1])]
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
     served = TestClient(create_explorer(Atlas(folder), ExplorerOptions()), base_url="http://localhost")
-    for address in ("/", "/units/4/1.html", "/units/7/0.html", "/classes/0.html", "/predictions.html", "/layers/4.html"):
+    row = complete.table("predictions").to_pylist()[0]
+    others = f"/images/{row['image']}.html", f"/mistakes/{row['label_class']}-{row['predicted']}.html", "/labels/cat.html"
+    for address in ("/", "/units/4/1.html", "/units/7/0.html", "/classes/0.html", "/predictions.html", "/layers/4.html", *others):
         assert served.get(address).status_code in (200, 404), address
         assert served.get(address).status_code == 200 or name == "predictions"

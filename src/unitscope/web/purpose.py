@@ -95,9 +95,8 @@ class PurposeQueries:
         positions = {
             position for row in self._predictions for position in (row["label_class"], row["predicted"], *row["top_classes"])
         }
-        return {
-            position: names.get(position, f"output {position}") for position in sorted(positions | set(names)) if position >= 0
-        }
+        known = {position for position in positions | set(names) if position is not None and position >= 0}
+        return {position: names.get(position, f"output {position}") for position in sorted(known)}
 
     def class_name(self, position: int) -> str:
         """What a class is called; the label of images without one has position -1."""
@@ -227,7 +226,8 @@ class PurposeQueries:
         )  # fmt: skip
 
     def _predicted_image(self, row: Row) -> PredictedImage:
-        shares = list(zip(row["top_classes"], row["top_probabilities"], strict=False))
+        pairs = zip(row["top_classes"], row["top_probabilities"], strict=False)
+        shares = [(position, share) for position, share in pairs if position is not None and share is not None]
         top = [
             PredictedClass(position, self.class_name(position), share, position in self._paged_classes)
             for position, share in shares
