@@ -366,7 +366,7 @@ def test_the_page_of_an_image_says_what_the_network_takes_it_for(complete: Atlas
             part = parts[f"images/{image}"][1]
             if image not in rows:
                 assert prediction is None
-                assert "is not in this atlas" in html
+                assert "This atlas doesn't say what" in html
                 continue
             row = rows[image]
             label, predicted = row["label_class"], row["predicted"]
