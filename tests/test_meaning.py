@@ -364,19 +364,6 @@ def test_a_unit_page_begins_with_what_the_unit_is(pages: PageBuilder) -> None:
     assert page.facets == []
 
 
-def test_a_dead_unit_is_among_those_of_no_name(complete: unitscope.Atlas, pages: PageBuilder, tmp_path: Path) -> None:
-    """Its values below zero may go with something, but nothing excites it."""
-    folder = shutil.copytree(complete.folder, tmp_path / "atlas")
-    rows = pq.read_table(folder / "units.parquet")
-    is_first = [row["layer"] == "last" and row["unit"] == 0 for row in rows.to_pylist()]
-    place = rows.column_names.index("dead")
-    pq.write_table(rows.set_column(place, rows.schema.field("dead"), pa.array(is_first)), folder / "units.parquet")
-    before, now = (built.concept_page("red") for built in (pages, PageBuilder(AtlasQueries(unitscope.Atlas(folder)))))
-    named, left = ([(unit.layer, unit.unit) for unit in page.units] if page else [] for page in (before, now))
-    assert ("last", 0) in named
-    assert left == [unit for unit in named if unit != ("last", 0)]
-
-
 def test_a_unit_page_has_a_row_a_facet(pages: PageBuilder) -> None:
     page = pages.unit_page("last", 4)
     assert page is not None

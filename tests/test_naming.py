@@ -6,13 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from responses import LAYER, halves, responding_atlas
+import torch
+from responses import LAYER, Responses, halves, responding_atlas
 
+import unitscope
+from unitscope.atlas.depth import depth_table
+from unitscope.atlas.meaning import read_meanings
 from unitscope.errors import AtlasError, UnitscopeError
 from unitscope.naming import ClassTree, name_units
 from unitscope.naming.correlations import LayerTuning
 from unitscope.naming.retrieval import average_precision, best_thresholds, f1_at
 from unitscope.permutations import false_discoveries_controlled, membership_p_values
+from unitscope.web.pages import PageBuilder
+from unitscope.web.queries import AtlasQueries
 
 DOGS = ("n02085620", "n02099601", "n02106662", "n02110341")
 CARS = ("n02814533", "n03100240", "n04285008")
@@ -141,6 +147,28 @@ def test_what_is_certain_and_small_is_no_name(tmp_path: Path) -> None:
     assert row["p_value"] < 1e-10
     assert 0.05 < row["r_b"] < 0.2
     assert row["name"] is None
+
+
+def test_dead_units_have_no_names_whatever_their_values_below_zero_go_with(labels: list[str], tmp_path: Path) -> None:
+    noise = np.random.default_rng(3).normal(size=IMAGES) / 10
+    alive = of(labels, DOGS) + noise
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.ReLU()).eval()
+    atlas = unitscope.scan(network, Responses(np.stack([alive, alive - 9], axis=1), labels), tmp_path / "atlas")
+    (layer,) = atlas.layers
+    assert atlas.units(layer.name)["dead"].to_pylist() == [False, True]
+    dog, dead = name_units(atlas).to_pylist()
+    assert (dog["name"], dog["kind"]) == ("dog", "class")
+    figures = ("name", "kind", "node", "nearest", "r_a", "r_b", "p_value", "explained", "base_rate", "f1", "average_precision")
+    assert {name: dead[name] for name in figures} == dict.fromkeys(figures)
+    assert dead["images_b"] == dog["images_b"]
+    (row,) = depth_table(atlas).to_pylist()
+    assert (row["named"], row["dead"]) == (0.5, 0.5)
+    assert row["r"] == pytest.approx(dog["r_b"])
+    meaning = read_meanings(atlas, layer.name)[1]
+    assert (meaning.name, meaning.sentence()) == (None, [])
+    concept = PageBuilder(AtlasQueries(atlas)).concept_page("n02084071")
+    assert concept is not None
+    assert [unit.unit for unit in concept.units] == [0]
 
 
 @pytest.mark.parametrize("distribution", ["normal", "exponential", "spikes"])

@@ -46,7 +46,8 @@ def name_units(
     gives, a `ClassTree` or a CSV file of children and parents. For each unit the one is chosen whose membership correlates most with the response in half a of the
     images (Pearson's r over all labelled images); half b alone tests it, against responses permuted among images. A unit is named where
     the false discoveries among the names stay below `rate` (Benjamini & Hochberg 1995) and r is 0.2 or more; otherwise the name is null, and the
-    figures are those of the concept that came nearest. A concept needs five images in each half, and as many outside it.
+    figures are those of the concept that came nearest. A concept needs five images in each half, and as many outside it. Dead units have neither
+    name nor figures: no image excites them, whatever their values below zero go with.
 
     Beside the name stand both correlations, the share of images in the concept, how many of the peaks are in it, and from the sample F1
     at the threshold that is best in half a, as half b has it, and half b's average precision where ten of its images are in the concept.
@@ -66,7 +67,8 @@ def name_units(
     pieces = []
     for layer in atlas.layers:
         seen = _visual_columns(atlas, layer) if visual else _no_visual_columns(layer)
-        pieces.append(_numbered(layer, naming.layer_columns(layer) | seen))
+        columns = _without_units(naming.layer_columns(layer) | seen, atlas.units(layer.name)["dead"].to_numpy())
+        pieces.append(_numbered(layer, columns))
         if on_units is not None:
             on_units(layer.units)
     columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
@@ -88,6 +90,13 @@ def _no_visual_columns(layer: Layer) -> Columns:
 
 def _numbered(layer: Layer, columns: Columns) -> Columns:
     return {"layer": np.full(layer.units, layer.name, dtype=object), "unit": np.arange(layer.units), **columns}
+
+
+def _without_units(columns: Columns, is_without: np.ndarray) -> Columns:
+    """The columns where those units have no concept, no description and no figures; counts stay."""
+    nothing = {"concept": -1, "description": None}
+    nothing |= {name: np.nan for name, values in columns.items() if values.dtype.kind == "f"}
+    return {name: np.where(is_without, nothing[name], values) if name in nothing else values for name, values in columns.items()}
 
 
 def _visual_columns(atlas: Atlas, layer: Layer) -> Columns:

@@ -33,9 +33,8 @@ class NamedUnits:
             units.setdefault(node, []).append(unit)
 
         class_layers = set(atlas.manifest.get("class_layers", ()))
-        dead = _dead_units(atlas)
         for row in _named_rows(atlas):
-            if row["layer"] not in class_layers and (row["layer"], row["unit"]) not in dead:
+            if row["layer"] not in class_layers:
                 evidence = row["explained"] if row["kind"] == VISUAL else row["r_b"]
                 unit = ConceptUnit(row["layer"], row["unit"], row["kind"], evidence)
                 add(concept_id(row["name"], row["node"], row["kind"]), row["name"], unit)
@@ -89,13 +88,6 @@ def _named_rows(atlas: Atlas) -> list[dict[str, Any]]:
         return []
     rows: list[dict[str, Any]] = table.filter(table["name"].is_valid()).to_pylist()
     return rows
-
-
-def _dead_units(atlas: Atlas) -> set[tuple[str, int]]:
-    """Nothing excites them, whatever their values below zero go with."""
-    units = atlas.table("units", columns=("layer", "unit", "dead"))
-    units = units.filter(units["dead"])
-    return set(zip(units["layer"].to_pylist(), units["unit"].to_pylist(), strict=True))
 
 
 def _evidence(unit: ConceptUnit) -> float:

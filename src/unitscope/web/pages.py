@@ -116,7 +116,7 @@ class PageBuilder:
                 statistics,
                 labels,
                 added.values_of(statistics.unit),
-                None if statistics.dead else meaning.name,
+                meaning.name,
                 (meaning.facets or 0) > 1,
             )
             for statistics, meaning, labels in zip(
@@ -145,7 +145,7 @@ class PageBuilder:
         heat_methods = ["activation", *attributed] if has_live else attributed
         return UnitPage(
             f"units/{layer_slug}/{unit}.html", self.atlas_summary, layer, queries.patch_size(name), block_side(min(queries.atlas.k, MAX_PATCHES)), statistics,
-            meaning, [] if statistics.dead else meaning.sentence(),
+            meaning, meaning.sentence(),
             queries.facets(name, unit, MAX_PATCHES),
             views=queries.views(name),
             previous_unit=unit - 1 if unit else None,
