@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 import unitscope
 from unitscope.atlas import write_table
 from unitscope.atlas.depth import depth_table
-from unitscope.atlas.meaning import UnitMeaning, read_meanings
+from unitscope.atlas.meaning import UnitMeaning, read_meanings, tuning_p_value
 from unitscope.atlas.tables import VISUAL_TUNING
 from unitscope.cli import main
 from unitscope.errors import UnitscopeError
@@ -25,7 +25,7 @@ from unitscope.naming import TextNaming, name_units, tune_visually
 from unitscope.naming.texts import correlations, vocabulary
 from unitscope.scoring import score_units
 from unitscope.web.app import ExplorerOptions, create_explorer
-from unitscope.web.page_records import ConceptPage
+from unitscope.web.page_records import ConceptPage, GlossaryPage
 from unitscope.web.pages import PageBuilder
 from unitscope.web.queries import AtlasQueries
 from unitscope.web.rendering import Navigation, encode_json, render_html
@@ -260,8 +260,8 @@ def test_sentences() -> None:
         "mammal", "class", "n01861778", "mammal", 0.82, 9, 9, 0.22, 0.01, 0.961, 0.93, 0.99, "lpips-alex", 1
     )  # fmt: skip
     assert text_of(mammal) == (
-        "responds to mammal: 9 of 9 patches, r = 0.82 on images it wasn't chosen on, 22 % of all images; its patches tell an unseen image "
-        "right 96 times of 100 (93 to 99), by lpips-alex."
+        "responds to mammal: 9 of 9 patches from its images (2.0 by chance), r = 0.82 on images it wasn't chosen on; its patches tell an unseen "
+        "image right 96 times of 100 (93 to 99; chance is 50), by lpips-alex."
     )
     assert [piece.text for piece in mammal.sentence() if piece.is_name] == ["mammal"]
     stripes = UnitMeaning("fine vertical stripes", "visual", None, "artifact", 0.1, 5, 9, 0.5, 0.452)
@@ -269,12 +269,56 @@ def test_sentences() -> None:
     none = UnitMeaning(None, None, None, "bird", 0.06, 1, 9, 0.061)
     assert (
         text_of(none)
-        == "has no name that holds; nearest comes bird: 1 of 9 patches, r = 0.06 on images it wasn't chosen on, 6.1 % of all images."
+        == "has no name that holds; nearest comes bird: 1 of 9 patches from its images (0.5 by chance), r = 0.06 on images it wasn't chosen on."
     )
     no_evidence = UnitMeaning(nearest="bird")
     assert text_of(no_evidence) == "has no name that holds; nearest comes bird."
     assert text_of(UnitMeaning("tench", "output class")) == "is the network's class tench."
     assert text_of(UnitMeaning()) == ""
+
+
+@pytest.mark.parametrize(
+    ("meaning", "belief", "begins"),
+    [
+        (UnitMeaning("dog", "class", r_b=0.5, chance=0.001), None, "responds to dog: r"),
+        (UnitMeaning("dog", "class", r_b=0.5, chance=0.06), "perhaps", "perhaps responds to dog: r"),
+        (UnitMeaning("dog", "class", r_b=0.31, chance=0.001), "weakly", "weakly responds to dog: r"),
+        (UnitMeaning("dog", "class", r_b=0.31, chance=0.06), "perhaps", "perhaps responds to dog: r"),
+        (UnitMeaning("dog", "text", r_b=0.32, chance=0.001), None, "responds to dog: r"),
+        (UnitMeaning("red", "visual", r_b=0.1, explained=0.2, chance=1.0), "perhaps", "is perhaps tuned to red, which"),
+        (UnitMeaning("red", "visual", r_b=0.1, explained=0.2, chance=0.0), None, "is tuned to red, which"),
+        (UnitMeaning("tench", "output class", r_b=0.1, chance=1.0), None, "is the network's class tench"),
+        (UnitMeaning(nearest="dog", r_b=0.1), None, "has no name that holds"),
+    ],
+)
+def test_a_name_is_said_as_it_is_believed(meaning: UnitMeaning, belief: str | None, begins: str) -> None:
+    assert meaning.belief == belief
+    assert text_of(meaning).startswith(begins)
+    assert [piece.text for piece in meaning.sentence() if piece.term in ("perhaps", "weakly")] == ([belief] if belief else [])
+
+
+def test_the_glossary_has_the_terms_of_the_sentence(pages: PageBuilder) -> None:
+    explained = {"perhaps", "weakly", "name", "explained", "correlation", "predictability", "embedder"}
+    meanings = [
+        UnitMeaning("mammal", "class", None, "mammal", 0.2, 9, 9, 0.2, None, 0.9, 0.8, 1, "lpips-alex", 1, 1.0),
+        UnitMeaning("mammal", "class", None, "mammal", 0.2, chance=0.0),
+        UnitMeaning("red", "visual", explained=0.2),
+        UnitMeaning(nearest="dog"),
+    ]
+    assert {piece.term for meaning in meanings for piece in meaning.sentence() if piece.term} == explained
+    glossary = html_of(GlossaryPage("glossary.html", pages.atlas_summary))
+    for term in explained:
+        assert f'<dt id="{term}">' in glossary
+
+
+def test_what_a_tuning_explains_by_chance_is_bounded() -> None:
+    """Shuffled, a perfect model's share of the variance is the square of a correlation."""
+    rng = np.random.default_rng(0)
+    response = rng.normal(size=40)
+    r = np.array([np.corrcoef(response, rng.permutation(response))[0, 1] for _ in range(5000)])
+    for explained in (0.05, 0.1, 0.2):
+        share = (r >= np.sqrt(explained)).mean()
+        assert tuning_p_value(explained, 40) == pytest.approx(share, abs=0.01)
 
 
 CLASSES = ["crane", "crane", "maillot", "maillot", "either"]
@@ -361,6 +405,7 @@ def test_a_unit_page_begins_with_what_the_unit_is(pages: PageBuilder) -> None:
     assert page.meaning.name == "red"
     assert '<a href="../../concepts/red.html"><strong>red</strong></a>' in html
     assert "times of 100" in html
+    assert '<a class="term" href="../../glossary.html#predictability">tell an unseen image right</a>' in html
     assert page.facets == []
 
 

@@ -1,6 +1,7 @@
 """Names: what units respond to by the labels, how that is tested, and what gets no name."""
 
 import math
+from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
@@ -169,6 +170,27 @@ def test_dead_units_have_no_names_whatever_their_values_below_zero_go_with(label
     concept = PageBuilder(AtlasQueries(atlas)).concept_page("n02084071")
     assert concept is not None
     assert [unit.unit for unit in concept.units] == [0]
+
+
+def test_a_name_is_doubted_that_shuffled_responses_would_give_to_one_of_many_units(labels: list[str], tmp_path: Path) -> None:
+    """Beside a thousand units of noise and a hundred that are dogs, so that the rate lets much pass: an r of 0.25 over 220 images is nothing."""
+    rng = np.random.default_rng(5)
+    dogs = of(labels, DOGS)[:, None] * 1.0
+    noise = rng.normal(size=(IMAGES, 1000))
+    half_dogs = 0.55 * dogs + rng.normal(size=(IMAGES, 100))
+    atlas = responding_atlas(
+        tmp_path / "atlas", np.concatenate([noise, dogs + rng.normal(size=(IMAGES, 100)) / 10, half_dogs], 1), labels
+    )
+    rows, meanings = name_units(atlas).to_pylist(), read_meanings(atlas, LAYER)
+    for row, meaning in zip(rows, meanings, strict=True):
+        assert (meaning.belief == "perhaps") == (row["name"] is not None and row["p_value"] * 1200 > 0.05)
+    beliefs = [
+        Counter(meaning.belief for meaning in meanings[units] if meaning.name)
+        for units in (slice(1000), slice(1000, 1100), slice(1100, 1200))
+    ]
+    assert set(beliefs[0]) <= {"perhaps"}
+    assert beliefs[1] == {None: 100}
+    assert beliefs[2]["perhaps"] > 20
 
 
 @pytest.mark.parametrize("distribution", ["normal", "exponential", "spikes"])

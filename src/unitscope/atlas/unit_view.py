@@ -31,7 +31,8 @@ class Unit:
     number: int
 
     def __repr__(self) -> str:
-        return f"{self.layer.name} unit {self.number}: {self.text or 'not named or scored yet'}"
+        nothing = "dead: no image excites it" if self.statistics["dead"] else "not named or scored yet"
+        return f"{self.layer.name} unit {self.number}: {self.text or nothing}"
 
     @property
     def meaning(self) -> UnitMeaning:

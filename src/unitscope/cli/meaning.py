@@ -1,5 +1,6 @@
 """The commands that say what units are."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,7 @@ def name(
 ) -> None:  # fmt: skip
     """Name units: after what is seen, or labels, groups of labels or texts, that their responses go with."""
     from unitscope.atlas import Atlas, check_table_writable
+    from unitscope.atlas.meaning import PERHAPS, WEAKLY, read_meanings
     from unitscope.atlas.tables import NAMES
     from unitscope.naming import ClassNaming, Naming, TextNaming, check_rate, name_units, stimulus_count, tune_visually
 
@@ -78,6 +80,9 @@ def name(
     print(
         f"{len(rows):,} of {len(table):,} units are named, {min(PRINTED_NAMES, len(rows))} with the best evidence above; the others are in the table names"
     )
+    beliefs = Counter(meaning.belief for layer in opened.layers for meaning in read_meanings(opened, layer.name))
+    if beliefs[PERHAPS] or beliefs[WEAKLY]:
+        print(f"of the names {beliefs[PERHAPS]:,} are said with perhaps and {beliefs[WEAKLY]:,} with weakly (docs/meaning.md)")
 
 
 def score(

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unitscope.atlas import Atlas
+from unitscope.atlas.meaning import TUNING_IMAGES
 from unitscope.atlas.patches import CELL_COLUMNS, boxes_on_input, resolve_patch_kind
 from unitscope.embedding.patches import seen_pixels
 from unitscope.errors import ImagesWarning, UnitscopeError
@@ -19,8 +20,6 @@ from unitscope.records import Layer
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-MAX_IMAGES = 200
-"""Of the sample, as many at most: those whose keys have the lowest hashes."""
 FEATURES = ("match", "energy", "brightness", "red", "yellow", "contrast")
 """How well a patch matches the unit's grating, with its phase and with any; the mean brightness and the mean of both axes of colour of the
 patch; the standard deviation of its brightness."""
@@ -93,9 +92,9 @@ class _SampledBoxes:
 
 
 def _chosen_images(atlas: Atlas) -> Integers:
-    """Images of the sample, in ascending order: the same ones however the data set is sorted."""
+    """Images of the sample whose keys have the lowest hashes, in ascending order: the same ones however the data set is sorted."""
     numbers = np.unique(atlas.table("sample", columns=("image",))["image"].to_numpy()).tolist()
-    lowest = sorted(numbers, key=lambda image: key_hash(atlas.key(image)))[:MAX_IMAGES]
+    lowest = sorted(numbers, key=lambda image: key_hash(atlas.key(image)))[:TUNING_IMAGES]
     return np.array(sorted(lowest), dtype=np.int64)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unitscope.atlas import Atlas, check_table_writable, write_table
+from unitscope.atlas.meaning import MIN_EXPLAINED
 from unitscope.atlas.tables import VISUAL_TUNING
 from unitscope.errors import AtlasError
 from unitscope.layers import TracedLayer
@@ -30,8 +31,6 @@ Floats = NDArray[np.float64]
 
 MAX_GRATING_SHARE = 1 / 4
 """Gratings are looked for in layers whose receptive fields' sides are no more than this share of the input's."""
-MIN_EXPLAINED = 0.1
-"""A tuning that explains less of the response than this has no words."""
 PICTURES_AT_ONCE = 16
 
 
