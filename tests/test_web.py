@@ -45,6 +45,7 @@ from unitscope.web.addresses import slug
 from unitscope.web.blocks import BlockDrawer
 from unitscope.web.comparison import AtlasComparison
 from unitscope.web.drawings import histogram_drawing
+from unitscope.web.numbers import number as number_in_words
 from unitscope.web.openapi import PATHS, PICTURES, TABLES, describe_api
 from unitscope.web.page_records import Histogram, UnitPage
 from unitscope.web.pages import PageBuilder
@@ -93,8 +94,8 @@ def test_every_link_of_every_page_leads_somewhere(atlas: Atlas, second_atlas: At
     units = sum(layer.units for each in (atlas, second_atlas) for layer in each.layers)
     assert kinds["webp"] == 2 * 2 * len(ATTRIBUTED), "attributions, and the heat of them"
     dead, unrectified = 2, sum(layer.units for each in (atlas, second_atlas) for layer in each.layers if not layer.rectified)
-    assert kinds["jpg"] == 3 * units - dead + unrectified + 2 * 24, (
-        "blocks, large ones of units that have patches, bands, troughs, images"
+    assert kinds["jpg"] == 3 * units - 2 * dead + unrectified + 2 * 24, (
+        "blocks, large ones and bands of units that have patches, troughs, images"
     )
     layers = len(atlas.layers) + len(second_atlas.layers)
     images_and_labels = 2 * (24 + len(LABELS))
@@ -196,7 +197,10 @@ def test_broken_attributions_of_a_unit_leave_its_page(tmp_path: Path, atlas: Atl
 def test_a_dead_unit_says_so(site: TestClient) -> None:
     html = site.get("/units/relu/3.html").text
     assert "none of the 24 images excites it" in html
-    assert re.search(r'class="patches"[^>]*></div>', html)
+    highest = number_in_words(site.get("/api/units/relu/3.json").json()["statistics"]["highest"])
+    assert f"value</a> in any of them is {highest};" in html
+    for absent in ("z-score", 'class="histogram"', 'class="patches"', 'class="collapsed"', "What excites it less"):
+        assert absent not in html
 
 
 def test_bands_lie_at_the_quantiles_of_the_sample(site: TestClient, atlas: Atlas) -> None:
@@ -305,8 +309,7 @@ def test_units_without_a_sample_or_peaks_have_pages(tmp_path: Path) -> None:
     assert "None of its units has a peak" in served.get("/").text
     assert served.get("/layers/1.html").status_code == 200
     page = served.get("/units/1/0.html").text
-    assert "This unit is <strong>dead</strong>: none of the 4 images excites it." in page
-    assert '<details class="collapsed">' in page
+    assert "dead</a></strong>: none of the 4 images excites it." in page
 
 
 # ── pictures ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -383,6 +386,21 @@ def test_the_activation_is_laid_over_patches_and_nothing_below_zero_of_a_rectifi
     on_input = np.asarray(Image.open(io.BytesIO(served.get("/heat/activation/1/0.webp?patch=image").content)), float)
     y, x = np.unravel_index(on_input[:128, :128, 3].argmax(), (128, 128))
     assert (y // 16, x // 16) == (3, 4), "the cell on an input of eight by eight"
+
+
+def test_an_activation_of_one_cell_is_not_laid_over_the_patches(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.Flatten(), torch.nn.Linear(72, 2))
+    atlas = unitscope.scan(network, torch.rand(12, 3, 8, 8), tmp_path / "atlas", layers=["0", "2"])
+    unattributed = client(atlas).get("/units/2/0.html").text
+    assert "has one cell, one value for the whole picture" in unattributed
+    assert "--method gradient --layers &#39;2&#39;" in unattributed or "--method gradient --layers '2'" in unattributed
+    for method in ("activation", "gradient"):
+        unitscope.attribute(atlas, method, network)
+    served = client(unitscope.Atlas(atlas.folder))
+    methods = {layer: served.get(f"/api/units/{layer}/0.json").json()["heat_methods"] for layer in ("0", "2")}
+    assert methods == {"0": ["activation", "gradient"], "2": ["gradient"]}
+    assert "<option disabled>activation (one value for the whole picture)</option>" in served.get("/units/2/0.html").text
+    assert "one value for the whole picture" not in served.get("/units/0/0.html").text
 
 
 def test_values_that_the_activation_cuts_off_say_so(tmp_path: Path) -> None:

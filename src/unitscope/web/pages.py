@@ -143,6 +143,8 @@ class PageBuilder:
         attributed = [method for method, units in queries.attributed_units.items() if (name, unit) in units]
         has_live = self._has_activations and "activation" not in attributed
         heat_methods = ["activation", *attributed] if has_live else attributed
+        if layer.map_height * layer.map_width == 1:  # its activation is one value for the whole picture
+            heat_methods = [method for method in heat_methods if method != "activation"]
         return UnitPage(
             f"units/{layer_slug}/{unit}.html", self.atlas_summary, layer, queries.patch_size(name), block_side(min(queries.atlas.k, MAX_PATCHES)), statistics,
             meaning, meaning.sentence(),
