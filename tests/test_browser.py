@@ -608,6 +608,32 @@ def test_blocks_on_a_layer_s_page_of_a_site_follow_the_switch(watched: WatchedPa
     watched.assert_sound(static)
 
 
+def test_blocks_on_the_network_s_page_of_a_site_follow_the_switch(watched: WatchedPage, static: str, atlas: Atlas) -> None:
+    served = TestClient(create_explorer(atlas), base_url="http://localhost")
+    page = watched.open(static + "index.html")
+    assert page.locator(".scale").first.is_visible()
+    page.locator("#patches").select_option("image")
+    page.wait_for_selector("html[data-cut]")
+    blocks = page.locator(".layers .block")
+    blocks.last.scroll_into_view_if_needed()
+    expect(page.locator(".layers .block .sprite canvas")).to_have_count(blocks.count())
+    page.wait_for_load_state("networkidle")
+    page.add_style_tag(content=".block::before { content: none !important }")
+    for block in blocks.all():
+        layer, unit = (block.get_attribute("href") or "").rpartition("#units/")[2].split("/")
+        shown = pixels(block.locator(".sprite").screenshot())
+        drawn = {known: pixels(served.get(f"/blocks/{layer}/{unit}.jpg?patch={known}").content) for known in ("auto", "image")}
+        alike = {known: np.corrcoef(shown, content)[0, 1] for known, content in drawn.items()}
+        assert alike["image"] > max(0.9, alike["auto"]), (layer, unit)
+    assert not page.locator(".scale").first.is_visible(), "it would be that of other patches"
+    assert not page.locator(".patch-size").first.is_visible()
+    page.locator("#patches").select_option("auto")
+    page.wait_for_selector("html:not([data-cut])")
+    expect(page.locator("canvas")).to_have_count(0)
+    assert page.locator(".patch-size").first.is_visible()
+    watched.assert_sound(static)
+
+
 def test_blocks_of_dead_units_and_blocks_out_of_view_stay_as_they_are(watched: WatchedPage, static: str, atlas: Atlas) -> None:
     page = watched.open(static + "layers/relu.html")
     page.locator("#patches").select_option("image")

@@ -102,11 +102,7 @@
   function start() {
     if (kind === "auto") return;
     document.documentElement.dataset.cut = "";
-    const drawn = document.querySelector(".heading .drawn");
-    if (drawn) {
-      drawn.textContent = kind === "image" ? ", drawn: the whole input" : "";
-      document.querySelector(".heading .scale").style.visibility = "hidden"; // it is of the usual patches
-    }
+    for (const drawn of document.querySelectorAll(".drawn")) drawn.textContent = kind === "image" ? ", drawn: the whole input" : "";
     for (const sprite of document.querySelectorAll(".sprite")) inView.observe(sprite);
   }
 
