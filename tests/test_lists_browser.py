@@ -12,6 +12,7 @@ from explored import explored_atlas
 from listed import DEAD, UNITS, listed_atlas
 from playwright.sync_api import Browser, Page, expect
 from test_browser import WatchedPage, browser, serving, shown_units  # noqa: F401 - a fixture
+from test_unit_kinds import atlas_of_kinds
 
 from unitscope.atlas import Atlas
 from unitscope.web import ExplorerOptions, export
@@ -236,3 +237,33 @@ def test_no_word_of_a_table_is_broken(browser: Browser, site: str, width: int) -
     excess_px = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert excess_px <= 0
     watched.context.close()
+
+
+@pytest.mark.parametrize("is_served", [True, False], ids=["served", "disk"])
+def test_a_kind_of_names_is_found_by_other_words(watched: WatchedPage, is_served: bool, tmp_path: Path) -> None:
+    atlas = atlas_of_kinds(tmp_path)
+    first = atlas.layers[0].name
+    if not is_served:
+        export(atlas, tmp_path / "site")
+    with serving(atlas, ExplorerOptions(hosts=("*",))) as address:
+        site = address if is_served else (tmp_path / "site").as_uri() + "/"
+        page = watched.open(site if is_served else site + "index.html")
+        for typed, found in {
+            "color": ["colours2 units"],
+            "Colour": ["colours2 units"],
+            "object": ["partsone unit", f"{first} 2the tour's part"],
+            "part": ["partsone unit", f"{first} 2the tour's part"],
+            "arts": [],
+        }.items():
+            page.keyboard.press("/")
+            page.locator("#search-text").fill(typed)
+            options = page.locator("#search-results").get_by_role("option")
+            expect(options).to_have_count(len(found))
+            assert options.all_text_contents() == found
+            page.keyboard.press("Escape")
+        page.keyboard.press("/")
+        page.locator("#search-text").fill("colour")
+        expect(page.locator("#search-results").get_by_role("option")).to_have_count(1)
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", level=1)).to_have_text("colours")
+        watched.assert_sound(site)

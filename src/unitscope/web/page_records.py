@@ -419,7 +419,8 @@ class LabelPage:
 
 @dataclass(frozen=True, slots=True)
 class ConceptPage:
-    """One name, a class, a group of classes or another, and the units that have it, those that go with it best first."""
+    """One name, a class, a group of classes or another, or, where `is_kind`, a kind of names; and the units that have it, those that go with it
+    best first. `kinds` are those that units of this name are of."""
 
     template: ClassVar[str] = "concept.html"
     path: str
@@ -431,6 +432,8 @@ class ConceptPage:
     units: list[ConceptUnit]
     broader: list[ConceptLink]
     narrower: list[ConceptLink]
+    kinds: list[ConceptLink]
+    is_kind: bool
 
 
 @dataclass(frozen=True, slots=True)

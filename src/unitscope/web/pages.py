@@ -19,13 +19,16 @@ from unitscope.atlas.tables import ATTRIBUTION_METHODS
 from unitscope.records import Layer, ceiling
 from unitscope.web.addresses import file_name, slug
 from unitscope.web.checked_tables import ImageEntry
+from unitscope.web.meanings import MAX_NARROWER
 from unitscope.web.page_records import (
     AtlasSummary,
     Band,
     ClassImage,
     ClassLink,
     ClassPage,
+    ConceptLink,
     ConceptPage,
+    ConceptUnit,
     DepthCurve,
     DepthPlot,
     GlossaryPage,
@@ -49,6 +52,7 @@ from unitscope.web.purpose_records import Confusion
 from unitscope.web.queries import AtlasQueries
 from unitscope.web.sort_keys import SORT_KEYS
 from unitscope.web.tour import tour_of
+from unitscope.web.unit_kinds import STAGE_WORDS, KindUnits, kinds_of
 from unitscope.wordnet import in_words
 
 OVERVIEW_UNITS = 4
@@ -208,12 +212,32 @@ class PageBuilder:
         concepts = self.queries.concepts
         node = self._concepts_by_slug.get(concept_slug)
         if node is None:
-            return None
+            return self._kind_page(concept_slug)
         units = list(concepts.units[node])
+        kinds = [
+            ConceptLink(kind_node, kind.kind.name, len(kind.units))
+            for kind_node, kind in self._kinds.items()
+            if any(name.node == node for name in kind.names)
+        ]
         return ConceptPage(
             f"concepts/{concept_slug}.html", self.atlas_summary, node, concepts.names[node], concepts.definition(node), len(units),
-            units[:MAX_CONCEPT_UNITS], concepts.broader(node), concepts.narrower(node),
+            units[:MAX_CONCEPT_UNITS], concepts.broader(node), concepts.narrower(node), kinds, is_kind=False,
         )  # fmt: skip
+
+    def _kind_page(self, kind_slug: str) -> ConceptPage | None:
+        node = next((node for node in self._kinds if slug(node) == kind_slug), None)
+        if node is None:
+            return None
+        kind, units, names = self._kinds[node].kind, list(self._kinds[node].units), list(self._kinds[node].names)[:MAX_NARROWER]
+        return ConceptPage(
+            f"concepts/{kind_slug}.html", self.atlas_summary, node, kind.name, kind.definition, len(units), units[:MAX_CONCEPT_UNITS], [],
+            names, [], is_kind=True,
+        )  # fmt: skip
+
+    @cached_property
+    def _kinds(self) -> dict[str, KindUnits]:
+        """Kinds of names, by node; a name of such an id hides one."""
+        return {node: kind for node, kind in kinds_of(self.queries).items() if node not in self.queries.concepts.names}
 
     @cached_property
     def _concepts_by_slug(self) -> dict[str, str]:
@@ -320,6 +344,7 @@ class PageBuilder:
         yield from (f"images/{image}" for image in self.queries.images)
         yield from (f"labels/{label_slug}" for label_slug in self._labels_by_slug)
         yield from (f"concepts/{concept_slug}" for concept_slug in self._concepts_by_slug)
+        yield from (f"concepts/{slug(node)}" for node in self._kinds)
         yield from (f"classes/{position}" for position in self.queries.purpose.classes)
         for confusion in self.queries.purpose.confusions.values():
             yield f"mistakes/{confusion.label_class}-{confusion.predicted}"
@@ -351,12 +376,17 @@ class PageBuilder:
                 [layer.name, slug(layer.name), layer.units, *([file_name(slug(layer.name))] if with_files else ())]
                 for layer in self.queries.layers
             ],
+            "kinds": [
+                [found.kind.name, found.kind.words, slug(node), len(found.units), self._best(found.units)]
+                for node, found in self._kinds.items()
+            ],
+            "tour": [[stop.stage, STAGE_WORDS[stop.stage], stop.layer, slug(stop.layer), stop.unit] for stop in self._tour],
             "names": [
                 [
                     concepts.names[node],
                     concept_slug,
                     len(units := concepts.units[node]),
-                    f"{slug(units[0].layer)}/{units[0].unit}",
+                    self._best(units),
                 ]
                 for concept_slug, node in self._concepts_by_slug.items()
             ],
@@ -364,6 +394,10 @@ class PageBuilder:
             "images": [[image.key, image.image] for image in self.queries.images.values()],
             "classes": [[self.queries.purpose.class_name(position), position] for position in self.queries.purpose.classes],
         }
+
+    def _best(self, units: Sequence[ConceptUnit]) -> str:
+        """The unit that a list of search results shows."""
+        return f"{slug(units[0].layer)}/{units[0].unit}"
 
     def _layer_row(self, layer: Layer) -> LayerRow:
         """The layer with up to nine of its units, drawn at random among those that show a preference."""

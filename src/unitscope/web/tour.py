@@ -39,6 +39,8 @@ NUMBER_COLUMNS = {
 }
 """The columns that each table's stages are chosen by."""
 
+EDGE, PATTERN, PART, THING = "edge", "pattern", "part", "thing"
+"""The stages, from shallow to deep."""
 CLASS = "class"
 """The kind of names that are classes, or groups of them."""
 
@@ -96,14 +98,18 @@ def tour_of(queries: AtlasQueries) -> list[TourStop]:
     tables = {name: _read(queries, name) for name in TEXT_COLUMNS}
     if all(table is None for table in tables.values()):
         return []
-    class_layers = set(atlas.manifest.get("class_layers", ()))  # their units are given their classes
-    layers = [
-        TourLayer(layer.name, queries.patch_size(layer.name), _untied(queries, layer.name))
-        for layer in queries.layers
-        if layer.name not in class_layers
-    ]
+    layers = _tour_layers(queries)
     images = min(int(atlas.manifest.get("sample", 0)), int(atlas.manifest["read"]))
     return choose_tour(tables[VISUAL_TUNING.name] if images >= MIN_SAMPLE else None, tables[NAMES.name], layers, atlas.input_size)
+
+
+def passing_units(queries: AtlasQueries, stage_name: str) -> set[tuple[str, int]]:
+    """Every unit, as layer and number, that passes the bar of a stage, whichever the tour shows."""
+    stage = next(stage for stage in STAGES if stage.name == stage_name)
+    table, layers = _read(queries, stage.table), _tour_layers(queries)
+    units = TourUnits.of(stage.table, table, layers, queries.atlas.input_size)
+    rows = np.flatnonzero(stage.passes(units))
+    return {(layers[int(units.depth[row])].name, int(units.unit[row])) for row in rows}
 
 
 def choose_tour(
@@ -132,6 +138,16 @@ def choose_tour(
             sentence = stage.sentence(of_table, row)
             stops.append(TourStop(stage.name, layer.name, int(of_table.unit[row]), layer.patch, sentence))
     return stops
+
+
+def _tour_layers(queries: AtlasQueries) -> list[TourLayer]:
+    """Layers whose units the tour may show; those of the classes are given their names."""
+    class_layers = set(queries.atlas.manifest.get("class_layers", ()))
+    return [
+        TourLayer(layer.name, queries.patch_size(layer.name), _untied(queries, layer.name))
+        for layer in queries.layers
+        if layer.name not in class_layers
+    ]
 
 
 def _read(queries: AtlasQueries, name: str) -> pa.Table | None:
@@ -226,9 +242,9 @@ def _responds_to(units: TourUnits, row: int) -> list[NamePiece]:
 
 
 STAGES = (
-    Stage("edge", VISUAL_TUNING.name, _is_edge, True, _explained, _tuned_to),
-    Stage("pattern", VISUAL_TUNING.name, _is_pattern, False, _explained_by_angle, _tuned_to),
-    Stage("part", NAMES.name, _is_part, True, _correlation_in_half_a, _responds_to),
-    Stage("thing", NAMES.name, _is_thing, False, _correlation_in_half_a, _responds_to),
+    Stage(EDGE, VISUAL_TUNING.name, _is_edge, True, _explained, _tuned_to),
+    Stage(PATTERN, VISUAL_TUNING.name, _is_pattern, False, _explained_by_angle, _tuned_to),
+    Stage(PART, NAMES.name, _is_part, True, _correlation_in_half_a, _responds_to),
+    Stage(THING, NAMES.name, _is_thing, False, _correlation_in_half_a, _responds_to),
 )
 """From shallow to deep."""

@@ -62,6 +62,11 @@
     return rows.filter((row) => words.every((word) => row[0].toLowerCase().includes(word))).sort((a, b) => isExact(b) - isExact(a));
   }
 
+  // The rows, of kinds of names or of the tour, whose first column begins with what was typed, or one of the words in the second does.
+  function rowsOf(rows, words) {
+    return rows.filter(([name, others]) => [name, ...others.split(" ")].some((known) => known.startsWith(words.join(" "))));
+  }
+
   // The block of a unit, `LAYER/UNIT`; an exported site has blocks in pictures of many alone.
   const blockOf = (unit) => (document.documentElement.dataset.site === undefined ? `blocks/${unit}.jpg` : null);
   const unitResult = (name, slug, unit) => ({ text: `${name} ${unit}`, note: "unit", href: `units/${slug}/${unit}.html`, picture: blockOf(`${slug}/${unit}`) });
@@ -86,6 +91,10 @@
       }
     }
     yield* matching(index.layers, words).map(layerResult);
+    for (const [name, , slug, units, best] of rowsOf(index.kinds, words)) {
+      yield { text: name, note: units === 1 ? "one unit" : `${units} units`, href: `concepts/${slug}.html`, picture: blockOf(best) };
+    }
+    for (const [stage, , layer, slug, unit] of rowsOf(index.tour, words)) yield { ...unitResult(layer, slug, unit), note: `the tour's ${stage}` };
     for (const [name, slug, units, best] of matching(index.names, words)) {
       yield { text: name, note: units === 1 ? "name of one unit" : `name of ${units} units`, href: `concepts/${slug}.html`, picture: blockOf(best) };
     }
@@ -138,7 +147,7 @@
     try {
       index = await loadIndex();
     } catch {
-      index = { layers: [], labels: [], images: [] };
+      index = { layers: [], kinds: [], tour: [], names: [], classes: [], labels: [], images: [] };
     }
     if (query !== input.value) return; // a person typed on meanwhile
     const shownResults = [];
