@@ -165,7 +165,8 @@
 
   document.getElementById("search-open").addEventListener("click", open);
   document.addEventListener("keydown", (event) => {
-    if (event.key !== "/" || dialog.open || event.ctrlKey || event.metaKey || event.target.closest("input, select, textarea")) return;
+    if (event.key !== "/" || dialog.open || event.ctrlKey || event.metaKey) return;
+    if (event.target !== input && event.target.closest("input, select, textarea")) return; // the box's own, just closed, may still get the key
     event.preventDefault();
     open();
   });
