@@ -94,7 +94,7 @@ def _numbered(layer: Layer, columns: Columns) -> Columns:
 
 def _without_units(columns: Columns, is_without: np.ndarray) -> Columns:
     """The columns where those units have no concept, no description and no figures; counts stay."""
-    nothing = {"concept": -1, "description": None}
+    nothing: Columns = {"concept": -1, "description": None}
     nothing |= {name: np.nan for name, values in columns.items() if values.dtype.kind == "f"}
     return {name: np.where(is_without, nothing[name], values) if name in nothing else values for name, values in columns.items()}
 

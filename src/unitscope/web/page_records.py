@@ -319,7 +319,7 @@ class Facet:
 class UnitPage:
     """One unit: what it is, its peaks, images of the sample to compare them with, and similar units.
 
-    The unit's block has `patch_columns` patches side by side. `meaning` is what is known of it, `sentence` the same in words. `facets` are there where there are several. `troughs` are its lowest cells, none where a rectifier follows; `trough_tie` says which of them tie. `views` are other layers that show the unit, before or after normalisation and activation.
+    The unit's block has `patch_columns` patches side by side. `meaning` is what is known of it, `sentence` the same in words. `facets` are there where there are several. `troughs` are its lowest cells, none where a rectifier follows; `trough_tie` says which of them tie. `views` are other layers that show the unit, before or after normalisation and activation. Of a dead unit there are neither bands nor a histogram.
 
     `ceiling` is the most that the activation after the layer passes on, None where that has no bound. `attribution_methods` names the methods that were used on the unit, each with what it does; `heat_methods` those whose strength can be laid over patches, `missing_methods` those that can't; `attribution_errors` those whose
     tables can't be read, each with the reason. `tables` is what added tables of units say of it, `table_errors` why some can't be read.
