@@ -22,17 +22,17 @@ from unitscope.web.unit_kinds import BRIGHTNESS, COLOURS, EDGES, LINES, STRIPES,
 
 
 def test_every_description_has_its_kind() -> None:
-    angles, phases = np.arange(0, 180, 7.5), np.arange(0, 360, 30)
+    angles, phases = np.arange(0, 180, 7.5).tolist(), np.arange(0.0, 360, 30).tolist()
     described = {
-        (feature, cycles >= 1.25): {describe(feature, a, p, cycles, 0, 1) for a in angles for p in phases}
+        (feature, cycles >= 1.25): {describe(feature, a, p, cycles, 0.0, 1.0) for a in angles for p in phases}
         for feature in ("match", "energy")
-        for cycles in (0.8, 4)
+        for cycles in (0.8, 4.0)
     }
     assert {visual_kind(str(text)) for text in described["match", False]} == {EDGES, LINES}
     for key in (("match", True), ("energy", True), ("energy", False)):
         assert {visual_kind(str(text)) for text in described[key]} == {STRIPES}
     assert {visual_kind(name) for _, name in HUES} == {COLOURS}
-    assert {visual_kind(str(describe("brightness", 0, 0, 1, 0, sign))) for sign in (-1, 1)} == {BRIGHTNESS}
+    assert {visual_kind(str(describe("brightness", 0.0, 0.0, 1.0, 0.0, sign))) for sign in (-1.0, 1.0)} == {BRIGHTNESS}
     assert visual_kind("contrast") is None
 
 
