@@ -248,7 +248,7 @@ NAMES = added_table(
     "names", "unit", ("layer", "unit"), "What each unit's response goes with best: a label, a group of labels, a text, or what it is tuned to",
     (
         _LAYER, _UNIT,
-        Column("name", pa.string(), "what the unit responds to, in words; null where nothing holds on images that it was not chosen on"),
+        Column("name", pa.string(), "what the unit responds to, in words; null where nothing holds on images that it was not chosen on, and for dead units"),
         Column("kind", pa.string(), "what the name is: a class or a group of classes, a text, or visual where an angle or a colour explains more"),
         Column("node", pa.string(), "the concept's id: of the class tree, or the label; null for other names"),
         Column("nearest", pa.string(), "the concept that the figures are about, whether it holds or not; null where none has enough images"),
