@@ -192,6 +192,24 @@ def test_pages_of_units_go_on_in_the_order_of_the_list(watched: WatchedPage, sit
     watched.assert_sound(site)
 
 
+@pytest.mark.parametrize("path", ["concepts/stripes", "labels/dog"])
+def test_pages_of_units_go_on_in_the_order_of_a_name_or_a_label(watched: WatchedPage, site: str, path: str) -> None:
+    address = f"{site}page.html#{path}" if site.startswith("file:") else f"{site}{path}.html"
+    page = watched.open(address)
+    numbers, layers = (page.locator(f".blocks .{part}").all_text_contents() for part in ("unit-number", "layer-name"))
+    assert len(numbers) > 2
+    page.locator(".blocks a.block").nth(1).click()
+    for key, place in ((None, 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("ArrowLeft", 0)):
+        if key is not None:
+            page.keyboard.press(key)
+        expect(page.get_by_role("heading", level=1)).to_have_text(f"{layers[place]} unit {numbers[place]}")
+        expect(page.locator('.steps a[rel="up"]')).to_have_text(f"↑ {place + 1} of {len(numbers)}: {path.partition('/')[2]}")
+    expect(page.locator('a[rel="prev"]')).to_have_count(0)
+    page.keyboard.press("ArrowUp")
+    page.wait_for_url(address)
+    watched.assert_sound(site)
+
+
 def shown_overlaps(page: Page) -> list[int]:
     return [int(text.partition(" of ")[0]) for text in page.locator("#units .value").all_inner_texts() if " of " in text]
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -339,6 +340,69 @@ def test_any_address_of_a_set_is_shown(watched: WatchedPage, exported: str, addr
     page = watched.open(f"{exported}notes.html#units={address}")
     assert units_shown(page) == (["relu#2 1"] if "relu" in address else [])
     watched.assert_sound(exported)
+
+
+def heading(page: Page) -> Any:
+    return page.get_by_role("heading", level=1)
+
+
+def test_pages_of_units_go_on_in_the_order_of_their_set(watched: WatchedPage, site: str) -> None:
+    address = f"{site}notes.html#units=relu@2:1;relu:2,0"
+    page = watched.open(address)
+    page.locator("#noted .block").first.click()
+    expect(heading(page)).to_have_text("relu#2 unit 1")
+    expect(page.locator(".steps a")).to_have_text(["↑ 1 of 3: Set", "relu 2 →"])
+    for place, name in ((2, "relu unit 2"), (3, "relu unit 0")):
+        page.keyboard.press("ArrowRight")
+        expect(heading(page)).to_have_text(name)
+        expect(page.locator('.steps a[rel="up"]')).to_have_text(f"↑ {place} of 3: Set")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator('a[rel="next"]')).to_have_count(0)
+    page.reload()
+    page.keyboard.press("ArrowLeft")
+    expect(heading(page)).to_have_text("relu unit 2")
+    page.keyboard.press("ArrowUp")
+    page.wait_for_url(address)
+    assert units_shown(page) == ["relu#2 1", "relu 2", "relu 0"]
+    watched.assert_sound(site)
+
+
+def test_a_unit_that_its_list_lacks_goes_on_by_number(watched: WatchedPage, site: str) -> None:
+    watched.open(f"{site}notes.html#units=relu:2,0")
+    for mark in ("from=notes", "from=<img src=x>", "from=notes-1", "from="):
+        page = watched.open("about:blank")
+        page = watched.open(unit(site, "relu", 1) + ("?" if site.startswith("file:") else "#") + mark)
+        expect(page.locator(".steps a")).to_have_text([re.compile("^. 0$"), re.compile("^2 ")])
+        page.keyboard.press("ArrowUp")
+        page.wait_for_url("**/layers/relu.html")
+    watched.assert_sound(site)
+
+
+def test_notes_of_a_tag_have_an_address_and_an_order(watched: WatchedPage, site: str) -> None:
+    tag = "=fur & <b>#1</b>"
+    for layer, number in (("relu@2", 1), ("relu", 0)):
+        page = watched.open(unit(site, layer, number))
+        page.get_by_role("button", name="Note", exact=True).click()
+        page.get_by_label("Tags").fill(tag)
+    page = watched.open(unit(site, "relu", 2))
+    star(page).click()
+    page = watched.open(site + "notes.html")
+    assert units_shown(page) == ["relu 0", "relu 2", "relu#2 1"]
+    page.get_by_label("Show").select_option(label=tag)
+    assert units_shown(page) == ["relu 0", "relu#2 1"]
+    address = page.url
+    page.reload()
+    expect(page.get_by_label("Show")).to_have_value(f"tag {tag}")
+    page.locator("#noted .block").first.click()
+    expect(page.locator('.steps a[rel="up"]')).to_have_text(f"↑ 1 of 2: {tag}")
+    page.keyboard.press("ArrowRight")
+    expect(heading(page)).to_have_text("relu#2 unit 1")
+    page.keyboard.press("ArrowUp")
+    page.wait_for_url(address)
+    assert units_shown(page) == ["relu 0", "relu#2 1"]
+    page.get_by_label("Show").select_option("all")
+    assert page.url == site + "notes.html"
+    watched.assert_sound(site)
 
 
 def test_favourites_have_a_star_on_the_page_of_their_layer(watched: WatchedPage, site: str) -> None:

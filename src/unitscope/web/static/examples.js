@@ -304,39 +304,8 @@
     drawing.addEventListener("pointerleave", () => (output.textContent = ""));
   }
 
-  // ── lists ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-  // Where a person came from a list that was sorted or chosen from, its order goes on here: the address says which, and this tab keeps it.
-  function followList() {
-    const heading = document.querySelector(".heading[data-unit]");
-    const choice = isSite ? location.hash.split("?")[1] : location.hash.slice(1);
-    if (!heading || !choice?.includes("=")) return; // "#main" skips to the content
-    const up = heading.querySelector('a[rel="up"]');
-    up.setAttribute("href", `${up.getAttribute("href").split("#")[0]}#${choice}`);
-    let units;
-    try {
-      units = JSON.parse(sessionStorage.getItem(`unitscope-list ${heading.dataset.layer} ${choice}`));
-    } catch {
-      units = null;
-    }
-    const place = units?.indexOf(Number(heading.dataset.unit)) ?? -1;
-    if (place < 0) return;
-    const address = location.href.split("#")[0] + (isSite ? location.hash.split("?")[0] : "");
-    const steps = [["prev", units[place - 1], "←"], ["next", units[place + 1], "→"]].filter(([, unit]) => unit !== undefined);
-    heading.querySelector(".steps").replaceChildren(...steps.map(([relation, unit, arrow]) => {
-      const link = document.createElement("a");
-      const key = document.createElement("kbd");
-      key.textContent = arrow;
-      link.rel = relation;
-      link.href = isSite ? `${address.replace(/\d+$/, unit)}?${choice}` : `${address.replace(/\d+\.html$/, `${unit}.html`)}#${choice}`;
-      link.append(...(relation === "prev" ? [key, ` ${unit}`] : [`${unit} `, key]));
-      return link;
-    }));
-  }
-
   function start() {
     if (lightbox.dialog?.open) lightbox.dialog.close();
-    followList();
     cutAnew();
     startOverlay();
     startHistogram();

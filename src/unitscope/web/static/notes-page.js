@@ -1,4 +1,4 @@
-// The page of notes: all units that a person noted something of, or the set of units that the address names, `#units=LAYER:1,2;LAYER2:7`.
+// The page of notes: the units that a person noted something of, or the set of units that the address names, `#units=LAYER:1,2;LAYER2:7`.
 "use strict";
 {
   const MAX_FILE_MB = 4;
@@ -13,8 +13,9 @@
   const layersBySlug = new Map([...layers.values()].map((layer) => [layer.slug, layer]));
   const counted = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
   const isKnown = ({ layer, unit }) => unit < (layers.get(layer)?.units ?? 0);
+  let wantedTag = "all"; // what of the notes is to be shown, as the form has it
   let shown = []; // the notes of the units that are shown
-  let drawn = ""; // the same as text, as the blocks show them
+  let drawn = ""; // the same as text, as the blocks show them, and the address of their list
 
   function element(name, className, text) {
     const made = document.createElement(name);
@@ -28,7 +29,16 @@
     find("notes-said").hidden = !text;
   }
 
-  // ── sets of units in addresses ────────────────────────────────────────────────────────────────────────────────────
+  // ── addresses ────────────────────────────────────────────────────────────────────────────────────
+
+  // What the address asks for of the notes, as the form has it: `#show=favourites`, `#tag=fur`.
+  function tagOfAddress() {
+    const choice = new URLSearchParams(location.hash.slice(1));
+    return choice.has("tag") ? `tag ${choice.get("tag")}` : choice.get("show") === "favourites" ? "favourites" : "all";
+  }
+
+  const withoutWord = (tag) => tag.slice("tag ".length);
+  const asAddress = (tag) => (tag === "all" ? "" : `#${new URLSearchParams(tag === "favourites" ? { show: tag } : { tag: withoutWord(tag) })}`);
 
   // The units that the address names, in its order, and how many of them this atlas doesn't have; null where it names none.
   function setOfAddress() {
@@ -122,18 +132,23 @@
 
   function noted() {
     const tag = form.tag.value;
-    const isChosen = (note) => tag === "all" || (tag === "favourites" ? note.favourite : note.tags.includes(tag.slice("tag ".length)));
+    const isChosen = (note) => tag === "all" || (tag === "favourites" ? note.favourite : note.tags.includes(withoutWord(tag)));
     const place = (note) => layers.get(note.layer).number;
     return store.all().filter((note) => isKnown(note) && isChosen(note)).sort((a, b) => place(a) - place(b) || a.unit - b.unit);
   }
 
   function showTags() {
-    const chosen = form.tag.value;
     const tags = [...new Set(store.all().filter(isKnown).flatMap((note) => note.tags))].sort((a, b) => a.localeCompare(b));
     const options = tags.map((tag) => new Option(tag, `tag ${tag}`));
     form.tag.replaceChildren(...[...form.tag.options].slice(0, 2), ...options);
-    form.tag.value = chosen;
-    if (form.tag.selectedIndex < 0) form.tag.selectedIndex = 0; // nothing has that tag any more
+    form.tag.value = wantedTag;
+    if (form.tag.selectedIndex < 0) form.tag.selectedIndex = 0; // nothing has that tag any more, or yet
+  }
+
+  // The pages of these units go on in their order.
+  function keepList(path, title) {
+    const units = shown.map(({ layer, unit }) => [layers.get(layer).slug, unit, layer]);
+    window.unitscopeKeepList(list.querySelectorAll("a.block"), { path, title, units });
   }
 
   function show() {
@@ -155,9 +170,11 @@
     find("notes-kept").textContent = store.kept();
     const unknown = set ? 0 : store.all().filter((note) => !isKnown(note)).length;
     form.count.value = counted(shown.length, "unit") + (unknown ? `, ${unknown} not in this atlas` : "");
-    if (JSON.stringify(shown) === drawn) return;
-    drawn = JSON.stringify(shown);
+    const address = `notes.html${set ? location.hash : asAddress(form.tag.value)}`;
+    if (JSON.stringify([address, shown]) === drawn) return;
+    drawn = JSON.stringify([address, shown]);
     list.replaceChildren(...shown.map(block));
+    keepList(address, set ? "Set" : { all: "Notes", favourites: "Favourites" }[form.tag.value] ?? withoutWord(form.tag.value));
     if (focused) [...list.querySelectorAll(".star")].find((star) => star.dataset.layer === focused.dataset.layer && star.dataset.unit === focused.dataset.unit)?.focus();
   }
 
@@ -210,7 +227,11 @@
   }
 
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("input", show);
+  form.addEventListener("input", () => {
+    wantedTag = form.tag.value;
+    history.replaceState(null, "", asAddress(wantedTag) || location.pathname + location.search);
+    show();
+  });
   find("copy-address").addEventListener("click", copyAddress);
   find("export-notes").addEventListener("click", exportNotes);
   find("import-notes").addEventListener("click", () => find("import-file").click());
@@ -228,10 +249,13 @@
     if (star) store.change(star.dataset.layer, Number(star.dataset.unit), { favourite: star.getAttribute("aria-pressed") !== "true" });
   });
   window.addEventListener("hashchange", () => {
+    if (location.hash === "#main") return; // a person skips to the content
+    wantedTag = tagOfAddress();
     say("");
     find("address-line").hidden = true;
     show();
   });
   document.addEventListener("unitscope:notes", show);
+  wantedTag = tagOfAddress();
   show();
 }
