@@ -278,6 +278,59 @@ def test_notes_go_out_as_json_and_come_in_elsewhere(browser: Browser, site: str,
         each.context.close()
 
 
+def csv_of_notes(page: Page) -> tuple[str, list[dict[str, str]]]:
+    """The name of a CSV of the units that the page of notes shows, and its rows."""
+    with page.expect_download() as downloading:
+        page.get_by_role("button", name="Export CSV").click()
+    content = downloading.value.path().read_bytes().decode()
+    return downloading.value.suggested_filename, list(csv.DictReader(io.StringIO(content, newline="")))
+
+
+def test_notes_and_sets_go_out_as_csv_without_formulas(watched: WatchedPage, site: str) -> None:
+    page = watched.open(site + "notes.html")
+    expect(page.get_by_role("button", name="Export CSV")).to_be_disabled()
+    text = '=HYPERLINK("http://evil.example", "x")\n=1+1, "quoted"'
+    noted = [
+        note("relu", 0, tags=["@SUM(A1)", "fur"], text=text),
+        note("relu#2", 1, favourite=True, tags=["fur"], text="plain; ü"),
+    ]
+    import_file(page, notes_file(page, [*noted, note("relu", 2, text="\t-1")]))
+    is_on_disk = site.startswith("file:")
+    addresses = [
+        f"{'' if is_on_disk else site}{unit(site, layer, number).removeprefix(site)}"
+        for layer, number in (("relu", 0), ("relu@2", 1))
+    ]
+    rows = [
+        {
+            "layer": "relu",
+            "unit": "0",
+            "favourite": "false",
+            "tags": "'@SUM(A1); fur",
+            "note": f"'{text}",
+            "address": addresses[0],
+        },
+        {"layer": "relu#2", "unit": "1", "favourite": "true", "tags": "fur", "note": "plain; ü", "address": addresses[1]},
+    ]
+    name, shown = csv_of_notes(page)
+    assert name == "atlas-0.notes.csv"
+    assert [row for row in shown if row["unit"] != "2"] == rows
+    assert [row["note"] for row in shown if row["unit"] == "2"] == ["'\t-1"]
+    page.get_by_label("Show").select_option(label="fur")
+    assert csv_of_notes(page)[1] == rows
+    page = watched.open(f"{site}notes.html#units=relu@2:1,0;relu:0")
+    name, shown = csv_of_notes(page)
+    unnoted = {
+        "layer": "relu#2",
+        "unit": "0",
+        "favourite": "false",
+        "tags": "",
+        "note": "",
+        "address": addresses[1].replace("2/1", "2/0"),
+    }
+    assert (name, shown) == ("atlas-0.set.csv", [rows[1], unnoted, rows[0]])
+    watched.assert_sound(site)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -7,12 +7,6 @@
   const isSite = document.documentElement.dataset.site !== undefined;
   const shownUnits = () => [...document.querySelectorAll("#units > li:not([hidden])")];
 
-  // Texts that a spreadsheet would take for formulas begin with an apostrophe; numbers are left alone.
-  function cell(value) {
-    const text = typeof value === "number" ? String(value) : /^(\s*[=+\-@\uFF1D\uFF0B\uFF0D\uFF20]|[\t\r\n])/.test(value) ? `'${value}` : value;
-    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
-  }
-
   const number = (text) => (text === undefined || text === null || text === "" || !Number.isFinite(Number(text)) ? "" : Number(text));
 
   // The units of a layer that are shown, with what they can be sorted by.
@@ -43,12 +37,7 @@
   const buttons = [...menu.querySelectorAll("button[data-rows]")];
 
   function downloadCsv({ dataset }) {
-    const [name, rows] = dataset.rows === "units" ? unitRows() : exampleRows(...EXAMPLES[dataset.rows]);
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([rows.map((row) => `${row.map(cell).join(",")}\r\n`).join("")], { type: "text/csv" }));
-    link.download = name;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    window.unitscopeSaveCsv(...(dataset.rows === "units" ? unitRows() : exampleRows(...EXAMPLES[dataset.rows])));
   }
 
   // Parts that show no patches have nothing to keep.

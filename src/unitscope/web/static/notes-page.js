@@ -160,7 +160,7 @@
     for (const id of ["notes-lead", "tag-choice", "export-notes", "import-notes"]) find(id).hidden = Boolean(set);
     for (const id of ["set-notice", "set-adopt", "all-notes"]) find(id).hidden = !set;
     find("set-adopt").disabled = shown.every((note) => note.favourite);
-    find("copy-address").disabled = !shown.length;
+    for (const id of ["copy-address", "export-csv"]) find(id).disabled = !shown.length;
     find("export-notes").disabled = !store.all().length;
     find("no-notes").hidden = Boolean(set) || shown.length > 0;
     if (set) {
@@ -182,11 +182,20 @@
 
   function exportNotes() {
     const content = JSON.stringify(store.asFile(store.all()), null, 1);
-    const link = element("a");
-    link.href = URL.createObjectURL(new Blob([content], { type: "application/json" }));
-    link.download = `${list.dataset.name}.notes.json`;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    window.unitscopeSave(`${list.dataset.name}.notes.json`, content, "application/json");
+  }
+
+  // Where a unit's page is; of a site that lies on a disk, seen from the site.
+  function pageOf({ layer, unit }) {
+    const address = window.unitscopeAddress(`units/${layers.get(layer).slug}/${unit}.html`);
+    return location.protocol === "file:" ? address : new URL(address, location.href).href;
+  }
+
+  // The units that are shown, in their order.
+  function exportCsv() {
+    const rows = shown.map((note) => [note.layer, note.unit, String(note.favourite), note.tags.join("; "), note.text, pageOf(note)]);
+    const name = setOfAddress() ? "set" : "notes";
+    window.unitscopeSaveCsv(`${list.dataset.name}.${name}.csv`, [["layer", "unit", "favourite", "tags", "note", "address"], ...rows]);
   }
 
   // Gives notes of a file that may hold anything. Throws an error that says what is wrong with it.
@@ -233,6 +242,7 @@
     show();
   });
   find("copy-address").addEventListener("click", copyAddress);
+  find("export-csv").addEventListener("click", exportCsv);
   find("export-notes").addEventListener("click", exportNotes);
   find("import-notes").addEventListener("click", () => find("import-file").click());
   find("import-file").addEventListener("change", async ({ target }) => {
