@@ -51,6 +51,30 @@ def listed_atlas(folder: Path) -> Atlas:
     return Atlas(atlas.folder)
 
 
+NAMED = (300, 220)
+"""Units of two layers that have one name."""
+
+
+def named_atlas(folder: Path) -> Atlas:
+    """Layers `0` and `1`, all of whose units are named *stripes*: the higher the number, the better the evidence."""
+    photographs = write_photographs(folder / "photographs", 24, (24, 24), LABELS)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, NAMED[0], 3), nn.Conv2d(NAMED[0], NAMED[1], 3)).eval()
+    atlas = unitscope.scan(network, photographs, folder / "atlas", preprocess=AS_IT_IS)
+    ordinary = {column.name: 1 if column.is_number else None for column in NAMES.columns}
+    rows = [
+        ordinary | {"layer": str(layer), "unit": unit, "name": "stripes", "kind": "class", "r_b": evidence_of(layer, unit)}
+        for layer, units in enumerate(NAMED)
+        for unit in range(units)
+    ]
+    write_table(pa.Table.from_pylist(rows, schema=NAMES.schema), NAMES, atlas)
+    return Atlas(atlas.folder)
+
+
+def evidence_of(layer: int, unit: int) -> float:
+    return 0.001 * (2 * unit + layer)
+
+
 def _write(atlas: Atlas, spec: TableSpec, rows: list[dict[str, object]]) -> None:
     """A row for each unit; other numbers are 1."""
     ordinary = {column.name: 1 if column.is_number else None for column in spec.columns}

@@ -7,15 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from explored import explored_atlas
-from listed import DEAD, UNITS, listed_atlas
+from listed import DEAD, NAMED, UNITS, evidence_of, listed_atlas, named_atlas
 from playwright.sync_api import Browser, Page, expect
+from starlette.testclient import TestClient
 from test_browser import WatchedPage, browser, serving, shown_units  # noqa: F401 - a fixture
 from test_unit_kinds import atlas_of_kinds
 
 from unitscope.atlas import Atlas
-from unitscope.web import ExplorerOptions, export
+from unitscope.web import ExplorerOptions, create_explorer, export
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 BROKEN_WORDS = """cells => cells.flatMap(cell => {
@@ -208,6 +210,63 @@ def test_pages_of_units_go_on_in_the_order_of_a_name_or_a_label(watched: Watched
     page.keyboard.press("ArrowUp")
     page.wait_for_url(address)
     watched.assert_sound(site)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
+    return named_atlas(tmp_path_factory.mktemp("named"))
+
+
+@pytest.mark.parametrize("kind", ["served", "disk"])
+def test_a_name_of_many_units_shows_and_gives_them_all(watched: WatchedPage, many: Atlas, kind: str, tmp_path: Path) -> None:
+    with serving(many, ExplorerOptions()) as address:
+        if kind == "disk":
+            export(many, tmp_path / "site")
+        site = address if kind == "served" else (tmp_path / "site").as_uri() + "/"
+        path = f"{site}concepts/stripes.html" if kind == "served" else f"{site}page.html#concepts/stripes"
+        everything = sorted(
+            ((layer, unit) for layer, units in enumerate(NAMED) for unit in range(units)),
+            key=lambda unit: -evidence_of(*unit),
+        )
+        page, count = watched.open(path), len(everything)
+        blocks = page.locator("#unit-list > li")
+        expect(page.get_by_text(f"{count} units are named so")).to_be_visible()
+        expect(blocks).to_have_count(240)
+        assert [
+            (int(row["layer"]), int(row["unit"])) for row in downloaded(page, re.compile("units as CSV", re.IGNORECASE))[1]
+        ] == everything
+        page.get_by_role("button", name=f"Show 240 more of {count}").click()
+        expect(blocks).to_have_count(480)
+        expect(blocks.nth(240).locator("a")).to_be_focused()
+        page.get_by_role("button", name=f"Show {count - 480} more of {count}").click()
+        expect(blocks).to_have_count(count)
+        expect(page.locator(".more")).to_be_hidden()
+        shown = zip(
+            *(page.locator(f"#unit-list .{part}").all_text_contents() for part in ("layer-name", "unit-number")), strict=True
+        )
+        assert [(int(layer), int(unit)) for layer, unit in shown] == everything
+        assert page.locator("#unit-list .value").nth(300).text_content() == f"r {evidence_of(*everything[300]):.3g}"
+        pictures = "#unit-list li:nth-child(241) img"
+        page.locator(pictures).scroll_into_view_if_needed()
+        expect(page.locator(pictures)).to_have_js_property("complete", True)
+        page.locator("#unit-list a.block").nth(500).click()
+        expect(page.locator('.steps a[rel="up"]')).to_have_text(f"↑ 501 of {count}: stripes")
+        page.keyboard.press("ArrowRight")
+        layer, unit = everything[501]
+        expect(page.get_by_role("heading", level=1)).to_have_text(f"{layer} unit {unit}")
+        page.keyboard.press("ArrowUp")
+        expect(blocks).to_have_count(count)
+        watched.assert_sound(site)
+
+
+def test_a_file_of_a_name_has_all_its_units(many: Atlas, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unitscope.web.pages.PageBuilder.concept_page.__defaults__", (7,))
+    site = TestClient(create_explorer(many, ExplorerOptions()), base_url="http://localhost")
+    rows = list(csv.DictReader(io.StringIO(site.get("/concepts/stripes.csv").text, newline="")))
+    assert len(rows) == sum(NAMED)
+    assert rows[-1] == {"layer": "0", "unit": "0", "kind": "class", "evidence": "0.0"}
+    assert pq.read_table(io.BytesIO(site.get("/concepts/stripes.parquet").content)).num_rows == len(rows)
+    assert "This page has the first 7, the atlas all of them." in site.get("/concepts/stripes.html").text
 
 
 def shown_overlaps(page: Page) -> list[int]:

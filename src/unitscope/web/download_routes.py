@@ -47,7 +47,7 @@ class DownloadRoutes:
             "units/{layer_slug}/{unit:number}": pages.unit_page,
             "images/{image:number}": partial(pages.image_page, most=None),
             "labels/{label_slug}": pages.label_page,
-            "concepts/{concept_slug}": pages.concept_page,
+            "concepts/{concept_slug}": partial(pages.concept_page, most=None),
             "classes/{position:number}": pages.class_page,
             "mistakes/{label_class:number}-{predicted:number}": pages.mistake_page,
         }

@@ -104,13 +104,13 @@ def downloads_of(page: Page, root: str, is_site: bool) -> list[Download]:
 
 
 ROWS: dict[type, str] = {
-    NetworkPage: "Layers", LayerPage: "All its units, by number,", UnitPage: "Its peaks", ImagePage: "Its peaks", LabelPage: "Units", ConceptPage: "Units",
+    NetworkPage: "Layers", LayerPage: "All its units, by number,", UnitPage: "Its peaks", ImagePage: "Its peaks", LabelPage: "Units", ConceptPage: "All its units",
     ClassPage: "Units", MistakePage: "Units", PredictionsPage: "Mistakes",
 }  # fmt: skip
 """What the rows of a page's table are."""
 MADE_BY_SCRIPT: dict[type, dict[str, str]] = {
     LayerPage: {"units": ROWS[LayerPage]},
-    PartsPage: {"peaks": ROWS[UnitPage], "troughs": "Its troughs"},
+    PartsPage: {"peaks": ROWS[UnitPage], "troughs": "Its troughs", "listed": "Units"},
 }
 """Of pages of an exported site, what downloads.js makes tables of, and what their rows are."""
 

@@ -3,12 +3,16 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from functools import lru_cache
+from math import isfinite
 
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup, escape
 
+from unitscope.atlas.meaning import VISUAL
 from unitscope.atlas.samples import BAND_EXAMPLES, BANDS
-from unitscope.web.addresses import Addresses
+from unitscope.web.addresses import Addresses, slug
 from unitscope.web.numbers import (
     bar_path,
     coordinates,
@@ -19,10 +23,21 @@ from unitscope.web.numbers import (
     rectangle,
     signed,
     signed_percent,
+    sortable,
     ticks,
     told_apart,
 )
-from unitscope.web.page_records import Example, Histogram, LabelShare, LayerPage, TableOfUnit, UnitEntry, UnitPage
+from unitscope.web.page_records import (
+    ConceptUnit,
+    Example,
+    Histogram,
+    LabelShare,
+    LabelUnit,
+    LayerPage,
+    TableOfUnit,
+    UnitEntry,
+    UnitPage,
+)
 from unitscope.web.purpose_records import CircuitDrawing, ClassEffect, FeedingUnit
 from unitscope.wordnet import in_words
 
@@ -147,6 +162,34 @@ def _layer_block(to: Addresses, entry: UnitEntry, is_eager: bool) -> str:
         f'href="{escape(to.unit(unit.layer, unit.unit))}">{block_picture(to, unit.layer, unit.unit, alt, is_eager)}'
         f'<span class="unit-number">{unit.unit}</span><span class="value">{"dead" if unit.dead else highest}</span>{name}</a></li>\n'
     )
+
+
+def list_caption(unit: ConceptUnit | LabelUnit) -> str:
+    """What stands below a unit in the list of a name or a label."""
+    if isinstance(unit, LabelUnit):
+        return f"{unit.label_peaks} of {unit.peaks}"
+    if unit.evidence is None:
+        return "output class"
+    return f"explains {percent(unit.evidence)}" if unit.kind == VISUAL else f"r {number(unit.evidence)}"
+
+
+def listed_units(units: Sequence[ConceptUnit] | Sequence[LabelUnit]) -> Markup:
+    """All units of a list as JSON for unit-lists.js: the layers, as slug and name, and of each unit the place of its layer there, its number,
+    its caption and the values of `columns`, in six digits."""
+    columns = [field.name for field in fields(units[0]) if field.name not in ("layer", "unit")] if units else []
+    layers = {layer: place for place, layer in enumerate(dict.fromkeys(unit.layer for unit in units))}
+    rows = [
+        [layers[unit.layer], unit.unit, list_caption(unit), *(_in_six_digits(getattr(unit, name)) for name in columns)]
+        for unit in units
+    ]
+    content = {"columns": columns, "layers": [[slug(layer), layer] for layer in layers], "units": rows}
+    return htmlsafe_json_dumps(content, separators=(",", ":"))
+
+
+def _in_six_digits(value: float | str | None) -> float | str | None:
+    if not isinstance(value, float):
+        return value
+    return float(sortable(value)) if isfinite(value) else None  # JSON has no others
 
 
 def similar_blocks(to: Addresses, page: UnitPage) -> Markup:

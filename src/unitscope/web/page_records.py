@@ -417,10 +417,14 @@ class LabelPage:
     class_position: int | None = None
 
 
+LISTED_AT_ONCE = 240
+"""Of how many units a list shows blocks at first; a script shows as many more."""
+
+
 @dataclass(frozen=True, slots=True)
 class ConceptPage:
     """One name, a class, a group of classes or another, or, where `is_kind`, a kind of names; and the units that have it, those that go with it
-    best first. `kinds` are those that units of this name are of."""
+    best first: `unit_count` in all. `kinds` are those that units of this name are of."""
 
     template: ClassVar[str] = "concept.html"
     path: str
@@ -573,5 +577,5 @@ def units_shown_on(page: Page) -> list[tuple[str, int]]:
         case ImagePage():
             return [(peak.layer, peak.unit) for layer in page.layers for peak in layer.peaks]
         case LabelPage() | ConceptPage():
-            return [(unit.layer, unit.unit) for unit in page.units]
+            return [(unit.layer, unit.unit) for unit in page.units[:LISTED_AT_ONCE]]
     return []

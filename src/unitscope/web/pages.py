@@ -62,7 +62,8 @@ IMAGE_UNITS = 5
 MIN_LIFT = 2
 """How many times as frequent as among all images a label is among a unit's peaks, that the unit can be found by it."""
 MAX_LABEL_UNITS = 60
-MAX_CONCEPT_UNITS = 240
+MAX_CONCEPT_UNITS = 20_000
+"""Of more, a page has the best alone, and its tables have all."""
 MAX_MISTAKES = 200
 """How many of the most frequent mistakes are listed, and how many of the most certain ones."""
 CERTAIN_IMAGES = 12
@@ -208,11 +209,12 @@ class PageBuilder:
             self._label_classes.get(label),
         )  # fmt: skip
 
-    def concept_page(self, concept_slug: str) -> ConceptPage | None:
+    def concept_page(self, concept_slug: str, most: int | None = MAX_CONCEPT_UNITS) -> ConceptPage | None:
+        """With so many units, or with all of them."""
         concepts = self.queries.concepts
         node = self._concepts_by_slug.get(concept_slug)
         if node is None:
-            return self._kind_page(concept_slug)
+            return self._kind_page(concept_slug, most)
         units = list(concepts.units[node])
         kinds = [
             ConceptLink(kind_node, kind.kind.name, len(kind.units))
@@ -221,16 +223,16 @@ class PageBuilder:
         ]
         return ConceptPage(
             f"concepts/{concept_slug}.html", self.atlas_summary, node, concepts.names[node], concepts.definition(node), len(units),
-            units[:MAX_CONCEPT_UNITS], concepts.broader(node), concepts.narrower(node), kinds, is_kind=False,
+            units[:most], concepts.broader(node), concepts.narrower(node), kinds, is_kind=False,
         )  # fmt: skip
 
-    def _kind_page(self, kind_slug: str) -> ConceptPage | None:
+    def _kind_page(self, kind_slug: str, most: int | None) -> ConceptPage | None:
         node = next((node for node in self._kinds if slug(node) == kind_slug), None)
         if node is None:
             return None
         kind, units, names = self._kinds[node].kind, list(self._kinds[node].units), list(self._kinds[node].names)[:MAX_NARROWER]
         return ConceptPage(
-            f"concepts/{kind_slug}.html", self.atlas_summary, node, kind.name, kind.definition, len(units), units[:MAX_CONCEPT_UNITS], [],
+            f"concepts/{kind_slug}.html", self.atlas_summary, node, kind.name, kind.definition, len(units), units[:most], [],
             names, [], is_kind=True,
         )  # fmt: skip
 

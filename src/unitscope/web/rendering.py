@@ -27,6 +27,8 @@ from unitscope.web.drawings import (
     histogram_drawing,
     label_rows,
     layer_blocks,
+    list_caption,
+    listed_units,
     measurements,
     peak_figures,
     similar_blocks,
@@ -46,7 +48,7 @@ from unitscope.web.numbers import (
     signed_percent,
     sortable,
 )
-from unitscope.web.page_records import AtlasSummary, Page, PatchSize, SortKey, UnitEntry
+from unitscope.web.page_records import LISTED_AT_ONCE, AtlasSummary, Page, PatchSize, SortKey, UnitEntry
 from unitscope.wordnet import in_words
 
 
@@ -142,6 +144,9 @@ def _environment() -> Environment:
         "feeding_blocks": feeding_blocks,
         "similar_blocks": similar_blocks,
         "label_rows": label_rows,
+        "list_caption": list_caption,
+        "listed_units": listed_units,
+        "listed_at_once": LISTED_AT_ONCE,
         "effect_rows": effect_rows,
         "measurements": measurements,
         "circuit_drawing": circuit_drawing,

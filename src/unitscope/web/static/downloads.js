@@ -33,16 +33,25 @@
     return [`${layer}-${unit}${ending}.csv`, [names, ...rows]];
   }
 
+  // The units of a name or a label, those that aren't shown yet as well.
+  function listedRows() {
+    const { columns, layers, units } = JSON.parse(document.getElementById("listed-units").textContent);
+    const name = document.getElementById("unit-list").dataset.list.replace(/\.html$/, "").replaceAll("/", "-");
+    return [`${name}.csv`, [["layer", "unit", ...columns], ...units.map(([layer, unit, , ...values]) => [layers[layer][1], unit, ...values.map((value) => value ?? "")])]];
+  }
+
   const EXAMPLES = { peaks: [".patches .example", ""], troughs: [".troughs .example", "-troughs"] };
   const buttons = [...menu.querySelectorAll("button[data-rows]")];
 
   function downloadCsv({ dataset }) {
-    window.unitscopeSaveCsv(...(dataset.rows === "units" ? unitRows() : exampleRows(...EXAMPLES[dataset.rows])));
+    const rows = { units: unitRows, listed: listedRows }[dataset.rows] ?? (() => exampleRows(...EXAMPLES[dataset.rows]));
+    window.unitscopeSaveCsv(...rows());
   }
 
   // Parts that show no patches have nothing to keep.
+  const SHOWN = { units: "#units", listed: "#listed-units", peaks: EXAMPLES.peaks[0], troughs: EXAMPLES.troughs[0] };
   const showMenu = () => {
-    for (const button of buttons) button.parentElement.hidden = button.dataset.rows !== "units" && !document.querySelector(EXAMPLES[button.dataset.rows][0]);
+    for (const button of buttons) button.parentElement.hidden = !document.querySelector(SHOWN[button.dataset.rows]);
     menu.hidden = buttons.every((button) => button.parentElement.hidden);
     menu.open = false;
   };

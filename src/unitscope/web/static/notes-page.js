@@ -3,8 +3,6 @@
 {
   const MAX_FILE_MB = 4;
   const store = window.unitscopeNotes;
-  const { root, site, patches } = document.documentElement.dataset;
-  const ofKind = !patches || patches === "auto" ? "" : `?patch=${patches}`;
   const find = (id) => document.getElementById(id);
   const form = find("notes-choice");
   const list = find("noted");
@@ -90,37 +88,15 @@
 
   // ── blocks ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-  function picture({ slug, name, number }, unit) {
-    const text = `Patches of ${name} unit ${unit}`;
-    const image = element("img");
-    Object.assign(image, { loading: "lazy", decoding: "async" });
-    if (site === undefined) {
-      Object.assign(image, { src: `${root}blocks/${slug}/${unit}.jpg${ofKind}`, width: 192, height: 192, alt: text });
-      return image;
-    }
-    const columns = Number(list.dataset.spriteColumns), unitsPerSprite = Number(list.dataset.unitsPerSprite);
-    const place = unit % unitsPerSprite;
-    const sprite = element("span", "sprite");
-    sprite.setAttribute("role", "img");
-    sprite.setAttribute("aria-label", text);
-    image.className = `column-${place % columns} row-${Math.floor(place / columns)}`;
-    Object.assign(image, { src: `${root}blocks/${number}-${Math.floor(unit / unitsPerSprite)}.jpg`, alt: "" });
-    sprite.append(image);
-    return sprite;
-  }
-
   function block(note) {
     const layer = layers.get(note.layer);
     const item = element("li");
-    const link = element("a", "block");
-    link.href = window.unitscopeAddress(`units/${layer.slug}/${note.unit}.html`);
-    link.append(picture(layer, note.unit), element("span", "layer-name", layer.name), element("span", "unit-number", note.unit));
     const star = element("button", "star", note.favourite ? "★" : "☆");
     Object.assign(star, { type: "button", title: "Favourite" });
     star.setAttribute("aria-label", `Favourite: ${layer.name} unit ${note.unit}`);
     star.setAttribute("aria-pressed", String(note.favourite));
     Object.assign(star.dataset, { layer: layer.name, unit: note.unit });
-    item.append(link, star);
+    item.append(window.unitscopeBlock(list, layer, note.unit), star);
     if (note.tags.length) {
       const tags = element("ul", "tags");
       tags.append(...note.tags.map((tag) => element("li", "", tag)));

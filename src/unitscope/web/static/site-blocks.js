@@ -106,6 +106,6 @@
     for (const sprite of document.querySelectorAll(".sprite")) inView.observe(sprite);
   }
 
-  document.addEventListener("unitscope:part", start);
+  for (const event of ["unitscope:part", "unitscope:blocks"]) document.addEventListener(event, start);
   start();
 }

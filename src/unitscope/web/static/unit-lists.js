@@ -2,7 +2,7 @@
 // keeps it. Of a layer it is what was chosen there, `sort=highest`; of others, whose units lie in several layers, `from=` and the list's name.
 "use strict";
 {
-  const { root, site, network, images } = document.documentElement.dataset;
+  const { root, site, network, images, patches } = document.documentElement.dataset;
   const isSite = site !== undefined;
   const UNIT = /(?:^|[/#])units\/([^/?#]+)\/(\d+)(?:\.html)?(?:[?#]|$)/;
   const PREFIX = "unitscope-list-of-units";
@@ -36,32 +36,117 @@
   // A short name of an address of any length: the sum of Fowler, Noll and Vo (FNV-1a, 32 bits), over its letters.
   const shortened = (text) => [...text].reduce((sum, letter) => Math.imul(sum ^ letter.codePointAt(0), 0x01000193) >>> 0, 0x811c9dc5).toString(36);
 
-  // Keeps a list of units, each with its layer's slug, its number and its layer's name, and has the links of its blocks say that they belong to
-  // it. `path` is where the list's page is served, with what it was asked for; `title` says what the list is called.
-  window.unitscopeKeepList = (links, { path, title, units }) => {
+  function markOf(path) {
     const [page, asked] = path.split("#");
-    const mark = `from=${page.replace(/\.html$/, "")}${asked ? `-${shortened(asked)}` : ""}`;
-    try {
-      write(mark, { path, title, units });
-    } catch {
-      return; // a browser may forbid it; then units come by number
-    }
+    return `from=${page.replace(/\.html$/, "")}${asked ? `-${shortened(asked)}` : ""}`;
+  }
+
+  function markLinks(links, mark) {
     for (const link of links) {
       const [, slug, unit] = link.getAttribute("href").match(UNIT);
       link.setAttribute("href", addressOf(slug, unit, mark));
     }
+  }
+
+  // Keeps a list of units, each with its layer's slug, its number and its layer's name, and gives what the links to them have in their addresses;
+  // null where a browser forbids it: then units come by number. `path` is where the list's page is served, with what it was asked for; `title`
+  // says what the list is called.
+  function keep(list) {
+    const mark = markOf(list.path);
+    try {
+      write(mark, list);
+      return mark;
+    } catch {
+      return null;
+    }
+  }
+
+  window.unitscopeKeepList = (links, list) => {
+    const mark = keep(list);
+    if (mark) markLinks(links, mark);
   };
 
-  // The lists of the page: of a name, of a label.
-  function keepLists() {
-    for (const list of document.querySelectorAll("ol[data-list]")) {
-      const links = [...list.querySelectorAll("a.block")];
-      const units = links.map((link) => {
-        const [, slug, unit] = link.getAttribute("href").match(UNIT);
-        return [slug, Number(unit), link.querySelector(".layer-name").textContent];
-      });
-      window.unitscopeKeepList(links, { path: list.dataset.list, title: list.dataset.title, units });
+  // ── blocks ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  function element(name, className, text) {
+    const made = document.createElement(name);
+    if (className) made.className = className;
+    if (text !== undefined) made.textContent = text;
+    return made;
+  }
+
+  function picture(list, { slug, name, number }, unit) {
+    const text = `Patches of ${name} unit ${unit}`;
+    const image = element("img");
+    Object.assign(image, { loading: "lazy", decoding: "async" });
+    if (!isSite) {
+      const ofKind = !patches || patches === "auto" ? "" : `?patch=${patches}`;
+      Object.assign(image, { src: `${root}blocks/${slug}/${unit}.jpg${ofKind}`, width: 192, height: 192, alt: text });
+      return image;
     }
+    const columns = Number(list.dataset.spriteColumns), unitsPerSprite = Number(list.dataset.unitsPerSprite);
+    const place = unit % unitsPerSprite;
+    const sprite = element("span", "sprite");
+    sprite.setAttribute("role", "img");
+    sprite.setAttribute("aria-label", text);
+    image.className = `column-${place % columns} row-${Math.floor(place / columns)}`;
+    Object.assign(image, { src: `${root}blocks/${number}-${Math.floor(unit / unitsPerSprite)}.jpg`, alt: "" });
+    sprite.append(image);
+    return sprite;
+  }
+
+  // A block of a unit in a list, which leads to its page. `layer` has slug, name and number.
+  window.unitscopeBlock = (list, layer, unit) => {
+    const link = element("a", "block");
+    link.href = window.unitscopeAddress(`units/${layer.slug}/${unit}.html`);
+    link.append(picture(list, layer, unit), element("span", "layer-name", layer.name), element("span", "unit-number", unit));
+    return link;
+  };
+
+  // ── the units of a name or a label ────────────────────────────────────────────────────────────────────────────────
+
+  // The page has the first as blocks, and all as data; as many more as it has come when they are asked for. Who comes back sees those again.
+  function showList() {
+    const list = document.getElementById("unit-list");
+    if (!list) return;
+    const { layers, units } = JSON.parse(document.getElementById("listed-units").textContent);
+    const { list: path, title } = list.dataset;
+    const kept = { path, title, units: units.map(([layer, unit]) => [layers[layer][0], unit, layers[layer][1]]) };
+    const before = read(markOf(path))?.shown ?? 0;
+    const mark = keep({ ...kept, shown: before });
+    if (mark) markLinks(list.querySelectorAll("a.block"), mark);
+    const piece = list.children.length;
+
+    function add(count) {
+      const blocks = units.slice(list.children.length, list.children.length + count).map(([layer, unit, caption]) => {
+        const [slug, name] = layers[layer];
+        const item = element("li");
+        const link = window.unitscopeBlock(list, { slug, name, number: window.unitscopeParts?.layers[slug][0] }, unit);
+        link.append(element("span", "value", caption));
+        item.append(link);
+        return item;
+      });
+      if (mark) markLinks(blocks.map((item) => item.firstChild), mark);
+      list.append(...blocks);
+      document.dispatchEvent(new Event("unitscope:blocks"));
+      return blocks[0];
+    }
+
+    const more = element("button", "more");
+    more.type = "button";
+    const showButton = () => {
+      const rest = units.length - list.children.length;
+      more.hidden = rest <= 0;
+      more.textContent = `Show ${Math.min(piece, rest)} more of ${units.length.toLocaleString("en")}`;
+    };
+    more.addEventListener("click", () => {
+      add(piece).firstChild.focus({ preventScroll: true });
+      keep({ ...kept, shown: list.children.length });
+      showButton();
+    });
+    list.after(more);
+    if (before > piece) add(before - piece);
+    showButton();
   }
 
   // ── on the page of a unit ─────────────────────────────────────────────────────────────────────────────────────────
@@ -115,7 +200,7 @@
   }
 
   function start() {
-    keepLists();
+    showList();
     follow();
   }
 
