@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 PAGES = (
     "index.html", "layers/relu.html", "units/relu@2/1.html", "units/relu/3.html", "images/3.html", f"labels/{slug(LABELS[2])}.html",
-    "glossary.html", "notes.html", "image-search.html", "compare/index.html", "compare/relu@2.html", "compared/index.html", "compared/units/relu/0.html",
+    "glossary.html", "notes.html", "units.html", "image-search.html", "compare/index.html", "compare/relu@2.html", "compared/index.html", "compared/units/relu/0.html",
 )  # fmt: skip
 QUIET = (
     "--no-sandbox",

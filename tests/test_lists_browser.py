@@ -254,6 +254,7 @@ def test_a_name_of_many_units_shows_and_gives_them_all(watched: WatchedPage, man
         page.keyboard.press("ArrowRight")
         layer, unit = everything[501]
         expect(page.get_by_role("heading", level=1)).to_have_text(f"{layer} unit {unit}")
+        expect(page.locator('.steps a[rel="up"]')).to_have_text(f"↑ 502 of {count}: stripes")
         page.keyboard.press("ArrowUp")
         expect(blocks).to_have_count(count)
         watched.assert_sound(site)
@@ -267,6 +268,32 @@ def test_a_file_of_a_name_has_all_its_units(many: Atlas, monkeypatch: pytest.Mon
     assert rows[-1] == {"layer": "0", "unit": "0", "kind": "class", "evidence": "0.0"}
     assert pq.read_table(io.BytesIO(site.get("/concepts/stripes.parquet").content)).num_rows == len(rows)
     assert "This page has the first 7, the atlas all of them." in site.get("/concepts/stripes.html").text
+
+
+def test_units_of_all_layers_are_found_by_keyboard_and_go_on_in_their_order(watched: WatchedPage, served: str) -> None:
+    page = watched.open(f"{served}units.html")
+    expect(page.get_by_text("30 units")).to_be_visible()
+    page.get_by_role("combobox", name="Sort by").select_option("highest")
+    page.get_by_role("combobox", name="Show").select_option("not-dead")
+    page.get_by_label("Score from").focus()
+    page.keyboard.type("0.5")
+    page.keyboard.press("Enter")
+    address = f"{served}units.html?sort=highest&show=not-dead&score=0.5"
+    page.wait_for_url(address)
+    numbers, layers = (page.locator(f"#unit-list .{part}").all_text_contents() for part in ("unit-number", "layer-name"))
+    name, rows = downloaded(page, re.compile("CSV$"))
+    assert name == f"atlas-units-{len(rows)}.csv"
+    assert [(row["layer"], row["unit"]) for row in rows] == list(zip(layers, numbers, strict=True))
+    page.locator("#unit-list a.block").first.click()
+    expect(page.locator('.steps a[rel="up"]')).to_have_text(f"↑ 1 of {len(rows)}: Units of all layers")
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("heading", level=1)).to_have_text(f"{layers[1]} unit {numbers[1]}")
+    expect(page.locator('.steps a[rel="up"]')).to_have_text(f"↑ 2 of {len(rows)}: Units of all layers")
+    assert "?" not in page.url
+    page.keyboard.press("ArrowUp")
+    page.wait_for_url(address)
+    expect(page.get_by_role("combobox", name="Sort by")).to_have_value("highest")
+    watched.assert_sound(served)
 
 
 def shown_overlaps(page: Page) -> list[int]:

@@ -450,6 +450,7 @@ def test_notes_of_a_tag_have_an_address_and_an_order(watched: WatchedPage, site:
     expect(page.locator('.steps a[rel="up"]')).to_have_text(f"↑ 1 of 2: {tag}")
     page.keyboard.press("ArrowRight")
     expect(heading(page)).to_have_text("relu#2 unit 1")
+    expect(page.locator('.steps a[rel="up"]')).to_have_text(f"↑ 2 of 2: {tag}")
     page.keyboard.press("ArrowUp")
     page.wait_for_url(address)
     assert units_shown(page) == ["relu 0", "relu#2 1"]

@@ -99,8 +99,8 @@ def test_every_link_of_every_page_leads_somewhere(atlas: Atlas, second_atlas: At
     )
     layers = len(atlas.layers) + len(second_atlas.layers)
     images_and_labels = 2 * (24 + len(LABELS))
-    network_notes_and_glossary, comparison, image_search = 2 * 3, 1 + len(atlas.layers), 1
-    assert kinds["html"] == network_notes_and_glossary + layers + units + images_and_labels + comparison + image_search
+    network_units_notes_and_glossary, comparison, image_search = 2 * 4, 1 + len(atlas.layers), 1
+    assert kinds["html"] == network_units_notes_and_glossary + layers + units + images_and_labels + comparison + image_search
 
 
 def test_the_network_page_goes_from_shallow_to_deep(site: TestClient, atlas: Atlas) -> None:

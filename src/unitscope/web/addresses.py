@@ -95,6 +95,11 @@ class Addresses:
         return f"{self.root}notes.html"
 
     @property
+    def units(self) -> str:
+        """The units of all layers, which a server alone lists."""
+        return f"{self.root}units.html"
+
+    @property
     def image_search(self) -> str:
         return f"{self.root}image-search.html"
 

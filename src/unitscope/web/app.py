@@ -1,7 +1,7 @@
 """The explorer, served: routes to the pages, their JSON and their pictures."""
 
 import logging
-from asyncio import CancelledError, create_task, shield, sleep, wrap_future
+from asyncio import CancelledError, Lock, create_task, shield, sleep, wrap_future
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from time import monotonic
 from typing import Any
+from urllib.parse import urlencode
 
 import msgspec
 import numpy as np
@@ -21,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -37,6 +38,7 @@ from unitscope.web.comparison import AtlasComparison
 from unitscope.web.download_routes import DownloadRoutes
 from unitscope.web.image_search import MAX_UPLOAD_MB, ExplainImage, RunNetwork
 from unitscope.web.kept_blocks import KeptBlocks, folder_of_blocks
+from unitscope.web.network_lists import NetworkLists
 from unitscope.web.notes import NotesEndpoint, NotesFile
 from unitscope.web.openapi import describe_api
 from unitscope.web.page_records import ImageSearchPage, Page, units_shown_on
@@ -161,6 +163,7 @@ class AtlasRoutes:
         has_search = options.run_network is not None or options.search_off_reason is not None
         self._navigation = Navigation(self._comparison is not None, has_search, pages.queries.purpose.has_predictions)
         self._rendered, self._last_asked = RenderedPages(), monotonic()
+        self._lists, self._listing = NetworkLists(pages), Lock()
         atlas = pages.queries.atlas
         self._block_tag = _block_tag(atlas)
         kept_blocks = KeptBlocks(folder_of_blocks(atlas.folder), self._block_tag, [layer.name for layer in atlas.layers])
@@ -207,6 +210,8 @@ class AtlasRoutes:
             *self._page_routes("predictions.html", pages.predictions_page),
             *self._page_routes("classes/{position:number}.html", pages.class_page),
             *self._page_routes("mistakes/{label_class:number}-{predicted:number}.html", pages.mistake_page),
+            Route("/units.html", self._answer_network_units),
+            Route("/api/units.json", partial(self._answer_network_units, as_json=True)),
             Route("/glossary.html", partial(self._answer_html, pages.glossary_page)),
             Route("/notes.html", partial(self._answer_html, pages.notes_page)),
             Route("/notes.json", notes.answer, methods=["GET", "PUT"]),
@@ -239,9 +244,9 @@ class AtlasRoutes:
             Route(f"/{json_path(path)}", partial(self._answer_json, build_page)),
         ]
 
-    async def _answer_html(self, build_page: Callable[..., Page | None], request: Request) -> Response:
+    async def _answer_html(self, build_page: Callable[..., Page | None], request: Request, **asked: Any) -> Response:
         self._last_asked, kind = monotonic(), patch_kind(request)
-        page = await self._rendered_page(build_page, kind, **request.path_params)
+        page = await self._rendered_page(build_page, kind, **request.path_params, **asked)
         self._last_asked = monotonic()
         if page is None:
             raise HTTPException(404)
@@ -260,6 +265,20 @@ class AtlasRoutes:
         is_packed = self._pages.queries.atlas.packed_patches is not None and kind == "auto"
         html = render_html(page, self._navigation, Addresses.seen_from(page.path, kind))
         return RenderedPage.of(html, () if is_packed else units_shown_on(page))
+
+    async def _answer_network_units(self, request: Request, as_json: bool = False) -> Response:
+        """The units of all layers that the query asks for, one list at a time: each takes the time of many pages."""
+        async with self._listing:
+            try:
+                asked = await run_in_threadpool(self._lists.asked_for, request.query_params)
+            except ValueError as error:
+                raise HTTPException(422, f"These units can't be listed: {error}.") from error
+            if not as_json and not all(request.query_params.values()):  # as a form has it that says little
+                patch = {"patch": request.query_params["patch"]} if "patch" in request.query_params else {}
+                return RedirectResponse(f"units.html?{urlencode(asked.asked | patch)}")
+            if as_json:
+                return await self._answer_json(partial(self._lists.page, asked), request)
+            return await self._answer_html(self._lists.page, request, asked=asked)
 
     async def _answer_json(self, build_page: Callable[..., Page | None], request: Request) -> Response:
         page = await run_in_threadpool(build_page, **request.path_params)

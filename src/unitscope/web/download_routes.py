@@ -26,6 +26,7 @@ from unitscope.web.downloads import (
     troughs_table,
     units_of_sheet,
 )
+from unitscope.web.network_lists import NetworkLists
 from unitscope.web.page_records import Page
 from unitscope.web.pages import PageBuilder
 from unitscope.web.patch_kinds import patch_kind
@@ -38,6 +39,7 @@ class DownloadRoutes:
 
     def __init__(self, pages: PageBuilder) -> None:
         self._pages, self._drawing = pages, Lock()
+        self._lists, self._listing = NetworkLists(pages), Lock()
 
     def every_route(self) -> list[BaseRoute]:
         pages = self._pages
@@ -53,6 +55,7 @@ class DownloadRoutes:
         }
         others = {
             "layers/{layer_slug}": self._answer_units,
+            "units": self._answer_network_units,
             "units/{layer_slug}/{unit:number}-sample": self._answer_sample,
             "units/{layer_slug}/{unit:number}-troughs": self._answer_troughs,
             "mistakes/{label_class:number}-{predicted:number}-images": self._answer_mistaken_images,
@@ -84,6 +87,17 @@ class DownloadRoutes:
         listed = replace(page, units=await run_in_threadpool(units.entries, page))
         path = page.path.removesuffix(".html")
         return await self._table(lambda: table_of(listed), kind, f"{path}{_count_in_name(len(listed.units), page.layer)}")
+
+    async def _answer_network_units(self, kind: str, request: Request) -> Response:
+        """The units of all layers that the query asks for, one list at a time: each takes memory."""
+        _check_asked_here(request)
+        async with self._listing:
+            try:
+                asked = await run_in_threadpool(self._lists.asked_for, request.query_params)
+                table = await run_in_threadpool(self._lists.table, asked)
+            except ValueError as error:
+                raise HTTPException(422, f"These units can't be listed: {error}.") from error
+            return await self._table(lambda: table, kind, f"units-{len(table)}")
 
     async def _answer_troughs(self, kind: str, request: Request) -> Response:
         _check_asked_here(request)

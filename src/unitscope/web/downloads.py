@@ -31,6 +31,7 @@ from unitscope.web.page_records import (
     PartsPage,
     PredictionsPage,
     UnitPage,
+    UnitsPage,
     UnitStatistics,
 )
 from unitscope.web.purpose_records import ClassUnit, MistakenUnit, PredictedImage
@@ -85,7 +86,8 @@ def downloads_of(page: Page, root: str, is_site: bool) -> list[Download]:
     if rows is None:
         return []
     path = f"{root}{page.path.removesuffix('.html')}"
-    tables = [Download(f"{rows} as {kind}", f"{path}.{kind.lower()}") for kind in ("CSV", "Parquet")]
+    query = f"?{page.query}" if isinstance(page, UnitsPage) and page.query else ""
+    tables = [Download(f"{rows} as {kind}", f"{path}.{kind.lower()}{query}") for kind in ("CSV", "Parquet")]
     if isinstance(page, UnitPage):
         block = f"{root}{page.path.removesuffix('.html').replace('units/', 'blocks/', 1)}.png"
         pictures = [Download("Its patches as PNG", block)] if page.peaks else []
@@ -105,7 +107,7 @@ def downloads_of(page: Page, root: str, is_site: bool) -> list[Download]:
 
 ROWS: dict[type, str] = {
     NetworkPage: "Layers", LayerPage: "All its units, by number,", UnitPage: "Its peaks", ImagePage: "Its peaks", LabelPage: "Units", ConceptPage: "All its units",
-    ClassPage: "Units", MistakePage: "Units", PredictionsPage: "Mistakes",
+    ClassPage: "Units", MistakePage: "Units", PredictionsPage: "Mistakes", UnitsPage: "All units of this list",
 }  # fmt: skip
 """What the rows of a page's table are."""
 MADE_BY_SCRIPT: dict[type, dict[str, str]] = {

@@ -34,6 +34,7 @@ from unitscope.web.page_records import (
     LabelShare,
     LabelUnit,
     LayerPage,
+    ListedUnit,
     TableOfUnit,
     UnitEntry,
     UnitPage,
@@ -128,12 +129,13 @@ def block_picture(to: Addresses, layer: str, unit: int, alt: str, is_eager: bool
     )
 
 
-def captioned_block(to: Addresses, layer: str, unit: int, value: str) -> Markup:
-    """A block that leads to its unit, with the unit's name and a value."""
+def captioned_block(to: Addresses, layer: str, unit: int, value: str, name: str | None = None) -> Markup:
+    """A block that leads to its unit, with the unit's layer, number, a value and, where it has one, its name."""
+    name_line = f'<span class="unit-name">{escape(name)}</span>' if name else ""
     picture = block_picture(to, layer, unit, f"Patches of {layer} unit {unit}")
     return Markup(
         f'<a class="block" href="{escape(to.unit(layer, unit))}">{picture}<span class="layer-name">{_escaped(layer)}</span>'
-        f'<span class="unit-number">{unit}</span><span class="value">{escape(value)}</span></a>'
+        f'<span class="unit-number">{unit}</span><span class="value">{escape(value)}</span>{name_line}</a>'
     )
 
 
@@ -164,8 +166,10 @@ def _layer_block(to: Addresses, entry: UnitEntry, is_eager: bool) -> str:
     )
 
 
-def list_caption(unit: ConceptUnit | LabelUnit) -> str:
-    """What stands below a unit in the list of a name or a label."""
+def list_caption(unit: ConceptUnit | LabelUnit | ListedUnit) -> str:
+    """What stands below a unit in the list of a name or a label, or of the network."""
+    if isinstance(unit, ListedUnit):
+        return unit.caption
     if isinstance(unit, LabelUnit):
         return f"{unit.label_peaks} of {unit.peaks}"
     if unit.evidence is None:
@@ -173,10 +177,10 @@ def list_caption(unit: ConceptUnit | LabelUnit) -> str:
     return f"explains {percent(unit.evidence)}" if unit.kind == VISUAL else f"r {number(unit.evidence)}"
 
 
-def listed_units(units: Sequence[ConceptUnit] | Sequence[LabelUnit]) -> Markup:
+def listed_units(units: Sequence[ConceptUnit] | Sequence[LabelUnit] | Sequence[ListedUnit]) -> Markup:
     """All units of a list as JSON for unit-lists.js: the layers, as slug and name, and of each unit the place of its layer there, its number,
     its caption and the values of `columns`, in six digits."""
-    columns = [field.name for field in fields(units[0]) if field.name not in ("layer", "unit")] if units else []
+    columns = [field.name for field in fields(units[0]) if field.name not in ("layer", "unit", "caption")] if units else []
     layers = {layer: place for place, layer in enumerate(dict.fromkeys(unit.layer for unit in units))}
     rows = [
         [layers[unit.layer], unit.unit, list_caption(unit), *(_in_six_digits(getattr(unit, name)) for name in columns)]

@@ -18,11 +18,13 @@ from unitscope.web.page_records import (
     NetworkPage,
     PredictionsPage,
     UnitPage,
+    UnitsPage,
 )
 from unitscope.web.unit_lists import ORDERS, SHOWN
 
 PATHS = {
     "/api/index.json": NetworkPage,
+    "/api/units.json": UnitsPage,
     "/api/layers/{layer}.json": LayerPage,
     "/api/units/{layer}/{unit}.json": UnitPage,
     "/api/images/{image}.json": ImagePage,
@@ -37,6 +39,7 @@ PATHS = {
 TABLES = {
     "/index": "The layers.",
     "/predictions": "The most frequent mistakes of the network and the most certain ones.",
+    "/units": "The units of all layers that the query asks for, with the columns of layers' tables.",
     "/layers/{layer}": "The units of a layer, with names, labels, statistics and the numbers of added tables: all of them by number, or the list that the query asks for.",
     "/units/{layer}/{unit}": "The peaks of a unit, with their images and boxes.",
     "/units/{layer}/{unit}-troughs": "The troughs of a unit, where nothing rectifies its layer, with their images and boxes.",
@@ -77,6 +80,10 @@ LIST: dict[str, tuple[dict[str, Any], str]] = {
     "units": ({"type": "string"}, "Of these units, numbers with commas between."),
 }
 """What a query may ask for of a layer's units, as the addresses of their page have it."""
+NETWORK_LIST = {name: entry for name, entry in LIST.items() if name != "units"} | {
+    "layer": ({"type": "string"}, "Units of layers whose names have these letters.")
+}
+"""Of the units of all layers."""
 
 
 def describe_api(has_comparison: bool) -> dict[str, Any]:
@@ -96,7 +103,10 @@ def describe_api(has_comparison: bool) -> dict[str, Any]:
 
 
 def _describe_path(path: str, page: type) -> dict[str, Any]:
-    return {"get": _describe_get(path, page.__name__, (page.__doc__ or "").strip(), _json_content(page))}
+    described = _describe_get(path, page.__name__, (page.__doc__ or "").strip(), _json_content(page))
+    if page is UnitsPage:
+        described["parameters"] += [_list_parameter(name) for name in NETWORK_LIST]
+    return {"get": described}
 
 
 def _json_content(record: type) -> dict[str, Any]:
@@ -125,11 +135,12 @@ def _describe_files() -> dict[str, Any]:
     described["/layers/{layer}.png"]["get"]["parameters"].append(_list_parameter("units"))
     for kind in TABLE_KINDS:
         described[f"/layers/{{layer}}.{kind}"]["get"]["parameters"] += [_list_parameter(name) for name in LIST]
+        described[f"/units.{kind}"]["get"]["parameters"] += [_list_parameter(name) for name in NETWORK_LIST]
     return described
 
 
 def _list_parameter(name: str) -> dict[str, Any]:
-    schema, text = LIST[name]
+    schema, text = (LIST | NETWORK_LIST)[name]
     return {"name": name, "in": "query", "required": False, "description": text, "schema": schema}
 
 

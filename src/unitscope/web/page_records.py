@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
+from urllib.parse import urlencode
 
 from unitscope.atlas.meaning import NamePiece, UnitMeaning
 from unitscope.atlas.ties import Tie
@@ -235,8 +236,8 @@ class UnitEntry:
     several_facets: bool
 
     def value_of(self, column: str) -> float | None:
-        """What the unit has in the column of a sort key."""
-        value: float | None = self.added[column] if column in self.added else getattr(self.statistics, column)
+        """What the unit has in the column of a sort key; None of an added table that its layer lacks."""
+        value: float | None = self.added.get(column) if "." in column else getattr(self.statistics, column)
         return value
 
 
@@ -441,6 +442,41 @@ class ConceptPage:
 
 
 @dataclass(frozen=True, slots=True)
+class ListedUnit:
+    """A unit in a list of units of all layers, and its value in the column that they are sorted by, its highest value where that is their
+    number. `name` is what the unit is called, `caption` what stands below its block."""
+
+    layer: str
+    unit: int
+    name: str | None
+    dead: bool
+    value: float | None
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnitsPage:
+    """Units of all layers, in one list: the first of the `fitting_units` that are asked for, among `network_units`. `names` and `labels` are
+    what they can be found by."""
+
+    template: ClassVar[str] = "units.html"
+    path: str
+    atlas: AtlasSummary
+    asked: dict[str, str]
+    sort_keys: list[SortKey]
+    network_units: int
+    fitting_units: int
+    units: list[ListedUnit]
+    names: list[str]
+    labels: list[str]
+
+    @property
+    def query(self) -> str:
+        """What is asked for, as addresses have it behind the question mark."""
+        return urlencode(self.asked)
+
+
+@dataclass(frozen=True, slots=True)
 class ClassLink:
     """A class, how many images have its label, and how many of them are taken for it."""
 
@@ -576,6 +612,6 @@ def units_shown_on(page: Page) -> list[tuple[str, int]]:
             return [(unit.layer, unit.unit) for unit in page.units]
         case ImagePage():
             return [(peak.layer, peak.unit) for layer in page.layers for peak in layer.peaks]
-        case LabelPage() | ConceptPage():
+        case LabelPage() | ConceptPage() | UnitsPage():
             return [(unit.layer, unit.unit) for unit in page.units[:LISTED_AT_ONCE]]
     return []

@@ -44,6 +44,7 @@ from unitscope.web.page_records import (
     NotesPage,
     Page,
     PredictionsPage,
+    SortKey,
     TourStop,
     UnitEntry,
     UnitPage,
@@ -325,6 +326,11 @@ class PageBuilder:
         for (position, _), confusion in self.queries.purpose.confusions.items():
             counts[position] += confusion.images
         return counts
+
+    @property
+    def network_sort_keys(self) -> list[SortKey]:
+        """What units of all layers can be sorted by, those of some layers as well."""
+        return [*SORT_KEYS, *self.queries.unit_tables.sort_keys]
 
     def glossary_page(self) -> GlossaryPage:
         return GlossaryPage("glossary.html", self.atlas_summary)

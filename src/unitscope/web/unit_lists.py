@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from unitscope.records import Layer
 from unitscope.web.numbers import sortable
@@ -43,11 +43,15 @@ class UnitList:
     @classmethod
     def of(cls, query: Mapping[str, str], page: LayerPage) -> "UnitList":
         """What a query asks for of that page. Raises `ValueError` for what the page doesn't have."""
+        units = frozenset(units_asked_for(page.layer, query["units"])) if "units" in query else None
+        return replace(cls.asked_for(query, [key.column for key in page.sort_keys]), units=units)
+
+    @classmethod
+    def asked_for(cls, query: Mapping[str, str], columns: Sequence[str]) -> "UnitList":
+        """What a query asks for of units that have these columns to be sorted by. Raises `ValueError` for what they don't have."""
         sort, show, score = query.get("sort", BY_NUMBER), query.get("show", "all"), query.get("score", "0")
-        columns = [BY_NUMBER, *(key.column for key in page.sort_keys)]
         order = query.get("order", "ascending" if sort == BY_NUMBER else "descending")
-        units = units_asked_for(page.layer, query["units"]) if "units" in query else None
-        _check_one_of("sort", sort, columns)
+        _check_one_of("sort", sort, [BY_NUMBER, *columns])
         _check_one_of("order", order, ORDERS)
         _check_one_of("show", show, list(SHOWN))
         if not re.fullmatch(r"[0-9]{0,9}\.?[0-9]{0,20}", score) or not re.search("[0-9]", score):
@@ -55,23 +59,22 @@ class UnitList:
         if float(score) and SCORE not in columns:
             raise ValueError("units have no scores; 'unitscope score' makes them")
         label, name = (query.get(text, "").strip().lower() for text in ("label", "name"))
-        chosen = frozenset(units) if units is not None else None
-        return cls(sort, order == "descending", show, label, name, float(score), chosen)
+        return cls(sort, order == "descending", show, label, name, float(score))
 
     def entries(self, page: LayerPage) -> list[UnitEntry]:
         """The units of the page that are asked for, in order."""
-        chosen = [entry for entry in page.units if self._has(entry)]
+        chosen = [entry for entry in page.units if self.has(entry)]
         if self.sort == BY_NUMBER:
             return sorted(chosen, key=lambda entry: entry.statistics.unit, reverse=self.is_descending)
-        sign = -1 if self.is_descending else 1
+        return sorted(chosen, key=self.place)
 
-        def place(entry: UnitEntry) -> tuple[bool, float, int]:
-            value = None if entry.statistics.dead else _sorted_value(entry, self.sort)
-            return value is None, sign * (value or 0), entry.statistics.unit
+    def place(self, entry: UnitEntry) -> tuple[bool, float, int]:
+        """By what units are sorted, the lowest first, where it isn't their number."""
+        value = None if entry.statistics.dead else _sorted_value(entry, self.sort)
+        return value is None, (-1 if self.is_descending else 1) * (value or 0), entry.statistics.unit
 
-        return sorted(chosen, key=place)
-
-    def _has(self, entry: UnitEntry) -> bool:
+    def has(self, entry: UnitEntry) -> bool:
+        """Whether the unit is asked for."""
         return (
             (self.units is None or entry.statistics.unit in self.units)
             and SHOWN[self.show](entry)
@@ -79,6 +82,11 @@ class UnitList:
             and (not self.name or self.name in (entry.name or "").lower())
             and (not self.score or ((value := _sorted_value(entry, SCORE)) is not None and value >= self.score))
         )
+
+
+def is_usual_order(units: UnitList) -> bool:
+    """True where addresses needn't name the order: the highest values first, and the lowest number."""
+    return units.is_descending == (units.sort != BY_NUMBER)
 
 
 def units_asked_for(layer: Layer, text: str) -> list[int]:

@@ -30,14 +30,15 @@
   // Where the page of a unit lies that belongs to a list.
   function addressOf(slug, unit, mark) {
     const address = window.unitscopeAddress(`units/${slug}/${unit}.html`);
-    return isSite ? `${address}?${mark}` : `${address}${location.search}#${mark}`;
+    const kind = new URLSearchParams(location.search).get("patch"); // where no cookie is allowed
+    return isSite ? `${address}?${mark}` : `${address}${kind ? `?${new URLSearchParams({ patch: kind })}` : ""}#${mark}`;
   }
 
   // A short name of an address of any length: the sum of Fowler, Noll and Vo (FNV-1a, 32 bits), over its letters.
   const shortened = (text) => [...text].reduce((sum, letter) => Math.imul(sum ^ letter.codePointAt(0), 0x01000193) >>> 0, 0x811c9dc5).toString(36);
 
   function markOf(path) {
-    const [page, asked] = path.split("#");
+    const [, page, asked] = path.match(/^([^?#]*)[?#]?(.*)$/s);
     return `from=${page.replace(/\.html$/, "")}${asked ? `-${shortened(asked)}` : ""}`;
   }
 
@@ -103,26 +104,27 @@
     return link;
   };
 
-  // ── the units of a name or a label ────────────────────────────────────────────────────────────────────────────────
+  // ── the units of a name or a label, or of the network ────────────────────────────────────────────────────────────────────────────────
 
   // The page has the first as blocks, and all as data; as many more as it has come when they are asked for. Who comes back sees those again.
   function showList() {
     const list = document.getElementById("unit-list");
     if (!list) return;
-    const { layers, units } = JSON.parse(document.getElementById("listed-units").textContent);
+    const { columns, layers, units } = JSON.parse(document.getElementById("listed-units").textContent);
     const { list: path, title } = list.dataset;
     const kept = { path, title, units: units.map(([layer, unit]) => [layers[layer][0], unit, layers[layer][1]]) };
     const before = read(markOf(path))?.shown ?? 0;
     const mark = keep({ ...kept, shown: before });
     if (mark) markLinks(list.querySelectorAll("a.block"), mark);
-    const piece = list.children.length;
+    const piece = list.children.length, nameColumn = columns.indexOf("name");
 
     function add(count) {
-      const blocks = units.slice(list.children.length, list.children.length + count).map(([layer, unit, caption]) => {
+      const blocks = units.slice(list.children.length, list.children.length + count).map(([layer, unit, caption, ...values]) => {
         const [slug, name] = layers[layer];
         const item = element("li");
         const link = window.unitscopeBlock(list, { slug, name, number: window.unitscopeParts?.layers[slug][0] }, unit);
         link.append(element("span", "value", caption));
+        if (values[nameColumn]) link.append(element("span", "unit-name", values[nameColumn]));
         item.append(link);
         return item;
       });
