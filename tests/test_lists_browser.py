@@ -296,6 +296,22 @@ def test_units_of_all_layers_are_found_by_keyboard_and_go_on_in_their_order(watc
     watched.assert_sound(served)
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_menu_of_files_is_on_the_screen_and_says_where_more_is(browser: Browser, site: str, width: int) -> None:  # noqa: F811
+    watched = WatchedPage(browser, viewport={"width": width, "height": 900})
+    page = watched.open(unit_path(site, "2", 1))
+    if width < 720:
+        page.get_by_role("button", name="Menu").click()
+    page.locator(".downloads summary").click()
+    box = page.locator(".downloads ul").bounding_box()
+    assert box is not None
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= width
+    expect(page.get_by_text("sample are in the served explorer")).to_have_count(1 if site.startswith("file:") else 0)
+    watched.assert_sound(site)
+    watched.context.close()
+
+
 def shown_overlaps(page: Page) -> list[int]:
     return [int(text.partition(" of ")[0]) for text in page.locator("#units .value").all_inner_texts() if " of " in text]
 

@@ -61,6 +61,7 @@
     const count = shownUnits().length;
     const query = window.unitscopeListQuery();
     const rows = count === 1 ? "The unit shown" : `The ${count.toLocaleString("en")} units shown, in their order,`;
+    for (const hint of menu.querySelectorAll(".hint")) hint.hidden = !count;
     for (const link of menu.querySelectorAll('a[href*=".csv"], a[href*=".parquet"], button[data-rows="units"]')) {
       const { dataset } = link;
       link.parentElement.hidden = !count;
