@@ -18,6 +18,9 @@ from test_unit_kinds import atlas_of_kinds
 
 from unitscope.atlas import Atlas
 from unitscope.web import ExplorerOptions, create_explorer, export
+from unitscope.web.pages import PageBuilder
+from unitscope.web.queries import AtlasQueries
+from unitscope.web.rendering import Navigation, render_html
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 BROKEN_WORDS = """cells => cells.flatMap(cell => {
@@ -260,14 +263,15 @@ def test_a_name_of_many_units_shows_and_gives_them_all(watched: WatchedPage, man
         watched.assert_sound(site)
 
 
-def test_a_file_of_a_name_has_all_its_units(many: Atlas, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unitscope.web.pages.PageBuilder.concept_page.__defaults__", (7,))
+def test_a_file_of_a_name_has_all_its_units(many: Atlas) -> None:
     site = TestClient(create_explorer(many, ExplorerOptions()), base_url="http://localhost")
     rows = list(csv.DictReader(io.StringIO(site.get("/concepts/stripes.csv").text, newline="")))
     assert len(rows) == sum(NAMED)
     assert rows[-1] == {"layer": "0", "unit": "0", "kind": "class", "evidence": "0.0"}
     assert pq.read_table(io.BytesIO(site.get("/concepts/stripes.parquet").content)).num_rows == len(rows)
-    assert "This page has the first 7, the atlas all of them." in site.get("/concepts/stripes.html").text
+    page = PageBuilder(AtlasQueries(many)).concept_page("stripes", most=7)
+    assert page is not None
+    assert "This page has the first 7, the atlas all of them." in render_html(page, Navigation())
 
 
 def test_units_of_all_layers_are_found_by_keyboard_and_go_on_in_their_order(watched: WatchedPage, served: str) -> None:
