@@ -167,6 +167,10 @@ def test_a_class_leads_to_its_images_and_its_output_unit(complete: Atlas, tmp_pa
                 assert (shown["prediction"] or {}).get("predicted") == (row["predicted"] if row else None)
             html = site.get(f"/classes/{position}.html").text
             assert f'href="../units/{last}/{position}.html"' in html
+            assert f'href="../../classes/{position}.html"' in site.get(f"/units/{last}/{position}.html").text
+            assert f"page.html#classes/{position}" in parts[f"units/{last}/{position}"][1]
+            first = complete.layers[0].name
+            assert site.get(f"/api/units/{first}/{position}.json").json()["class_position"] is None
             assert f"images/{page['shown_images'][0]['image']['image']}.html" in html
             assert f"page.html#labels/{name}" in parts[f"classes/{position}"][1]
             assert f"class {position}</a> of the network's outputs" in site.get(f"/labels/{name}.html").text

@@ -324,7 +324,7 @@ class UnitPage:
 
     `ceiling` is the most that the activation after the layer passes on, None where that has no bound. `attribution_methods` names the methods that were used on the unit, each with what it does; `heat_methods` those whose strength can be laid over patches, `missing_methods` those that can't; `attribution_errors` those whose
     tables can't be read, each with the reason. `tables` is what added tables of units say of it, `table_errors` why some can't be read.
-    `effects` and `circuit` are None where they weren't looked for.
+    `effects` and `circuit` are None where they weren't looked for; `class_position` is that of the class whose score the unit gives.
     """
 
     template: ClassVar[str] = "unit.html"
@@ -356,6 +356,7 @@ class UnitPage:
     table_errors: dict[str, str]
     effects: UnitEffects | None
     circuit: UnitCircuit | None
+    class_position: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,6 +174,7 @@ class PageBuilder:
             table_errors=dict(queries.layer_tables(name).errors),
             effects=queries.purpose.unit_effects(name, unit),
             circuit=queries.purpose.unit_circuit(name, unit),
+            class_position=queries.purpose.class_of(name, unit),
         )  # fmt: skip
 
     def image_page(self, image: int, most: int | None = IMAGE_UNITS) -> ImagePage | None:

@@ -252,9 +252,17 @@ class PurposeQueries:
 
     def output_units(self, position: int) -> list[OutputUnit]:
         """The units that are the network's output for a class: those of layers of which the scan found that they give the scores."""
-        class_layers = self.atlas.manifest.get("class_layers", ())
-        layers = [layer for layer in self.atlas.layers if layer.name in class_layers and position < layer.units]
+        layers = [layer for layer in self.atlas.layers if layer.name in self._output_layers and position < layer.units]
         return [OutputUnit(layer.name, position) for layer in layers]
+
+    def class_of(self, layer: str, unit: int) -> int | None:
+        """The class whose score a unit gives; None where it gives none, or the class has no page."""
+        return unit if layer in self._output_layers and unit in self._paged_classes else None
+
+    @property
+    def _output_layers(self) -> Sequence[str]:
+        layers: Sequence[str] = self.atlas.manifest.get("class_layers", ())
+        return layers
 
     @cached_property
     def _predictions_by_image(self) -> dict[tuple[int, str], Row]:
