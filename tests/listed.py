@@ -43,7 +43,12 @@ def listed_atlas(folder: Path) -> Atlas:
     for unit in (4, 8, 20):
         scores[unit] = {"predictability": None, "facets": None}
     names = [
-        {"name": None if unit in DEAD else name, "kind": "class", "r_b": None if unit in DEAD else 0.1 * unit - 1}
+        {
+            "name": None if unit in DEAD else name,
+            "kind": "class",
+            "r_b": None if unit in DEAD else 0.1 * unit - 1,
+            "p_value": float(unit % 4 == 1),
+        }
         for unit, name in enumerate((None, "Dog", "dogs & cats", "stripes") * 6)
     ]
     _write(atlas, SCORES, scores)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from listed import ACTIVE, CONSTANT, DEAD, NEARLY_EQUAL, UNITS, listed_atlas
 from starlette.testclient import TestClient
 
 from unitscope.atlas import Atlas
+from unitscope.atlas.meaning import read_meanings
 from unitscope.atlas.tables import ADDED_TABLES
 from unitscope.web import create_explorer
 from unitscope.web.sort_keys import LABELS as COLUMN_LABELS
@@ -134,6 +136,20 @@ def test_rows_are_those_of_the_whole_layer(site: TestClient) -> None:
     rows = pq.read_table(io.BytesIO(answer.content)).to_pylist()
     assert rows == [whole[row["unit"]] for row in rows]
     assert answer.headers["content-disposition"].endswith(f'-{len(rows)}-units.parquet"')
+
+
+def test_names_that_are_doubted_say_so(site: TestClient, atlas: Atlas) -> None:
+    """In the table, in the grid, and in the list of all layers' units, as on the page of each unit."""
+    beliefs = {number: meaning.belief for number, meaning in enumerate(read_meanings(atlas, "1")) if meaning.name}
+    assert set(beliefs.values()) == {None, "perhaps", "weakly"}
+    rows = pq.read_table(io.BytesIO(site.get("/layers/1.parquet").content)).to_pylist()
+    assert {row["unit"]: row["belief"] for row in rows if row["name"]} == beliefs
+    assert {row["belief"] for row in rows if not row["name"]} == {None}
+    blocks = re.findall(r"<li data-unit=.*?</li>", site.get("/layers/1.html").text)
+    for unit, belief in beliefs.items():
+        assert (f'class="unit-name doubted" title="{belief}"' in blocks[unit]) == (belief is not None)
+    listed_units = site.get("/api/units.json", params={"layer": "1"}).json()["units"]
+    assert {entry["unit"]: entry["belief"] for entry in listed_units if entry["name"]} == beliefs
 
 
 def test_a_list_without_units_has_the_columns_of_all(site: TestClient) -> None:

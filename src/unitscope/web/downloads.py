@@ -213,6 +213,7 @@ def _table_of_units(page: LayerPage) -> pa.Table:
     table = _table_of_records(UnitStatistics, [unit.statistics for unit in page.units])
     added: dict[str, pa.Array] = {
         "name": pa.array([unit.name for unit in page.units], pa.string()),
+        "belief": pa.array([unit.belief for unit in page.units], pa.string()),
         "labels": pa.array([unit.labels for unit in page.units], pa.list_(pa.string())),
         "no_preference": pa.array([unit.statistics.tie is not None and unit.statistics.tie.wholly for unit in page.units], pa.bool_()),
     }  # fmt: skip

@@ -129,13 +129,20 @@ def block_picture(to: Addresses, layer: str, unit: int, alt: str, is_eager: bool
     )
 
 
-def captioned_block(to: Addresses, layer: str, unit: int, value: str, name: str | None = None) -> Markup:
+def _unit_name(name: str | None, belief: str | None = None) -> str:
+    """The name below a block; `belief` is how it is said: `perhaps`, `weakly`, or None."""
+    doubted = f' doubted" title="{belief}' if belief else ""
+    return f'<span class="unit-name{doubted}">{_escaped(name)}</span>' if name else ""
+
+
+def captioned_block(
+    to: Addresses, layer: str, unit: int, value: str, name: str | None = None, belief: str | None = None
+) -> Markup:
     """A block that leads to its unit, with the unit's layer, number, a value and, where it has one, its name."""
-    name_line = f'<span class="unit-name">{escape(name)}</span>' if name else ""
     picture = block_picture(to, layer, unit, f"Patches of {layer} unit {unit}")
     return Markup(
         f'<a class="block" href="{escape(to.unit(layer, unit))}">{picture}<span class="layer-name">{_escaped(layer)}</span>'
-        f'<span class="unit-number">{unit}</span><span class="value">{escape(value)}</span>{name_line}</a>'
+        f'<span class="unit-number">{unit}</span><span class="value">{escape(value)}</span>{_unit_name(name, belief)}</a>'
     )
 
 
@@ -156,9 +163,10 @@ def _layer_block(to: Addresses, entry: UnitEntry, is_eager: bool) -> str:
     }
     attributes = "".join([f' data-{name}="1"' for name, is_so in said.items() if is_so])
     attributes += f' data-name="{_escaped(entry.name)}"' if entry.name else ""
+    attributes += f' data-belief="{entry.belief}"' if entry.belief else ""
     alt = f"Patches of unit {unit.unit}, highest value {highest}, activation rate {percent(unit.activation_rate)}"
     alt += f"; no preference: {tie.images:,} images tie" if tie else ""
-    name = f'<span class="unit-name">{_escaped(entry.name)}</span>' if entry.name else ""
+    name = _unit_name(entry.name, entry.belief)
     return (
         f'<li data-unit="{unit.unit}"{attributes}><a class="block{" marked" if unit.dead or tie else ""}" '
         f'href="{escape(to.unit(unit.layer, unit.unit))}">{block_picture(to, unit.layer, unit.unit, alt, is_eager)}'

@@ -116,4 +116,4 @@ def _listed(layer: str, entry: UnitEntry, sort: str) -> ListedUnit:
     column = SORT_KEYS[0].column if sort == BY_NUMBER else sort
     value = entry.value_of(column)
     caption = "dead" if entry.statistics.dead else number(value)
-    return ListedUnit(layer, entry.statistics.unit, entry.name, entry.statistics.dead, value, caption)
+    return ListedUnit(layer, entry.statistics.unit, entry.name, entry.belief, entry.statistics.dead, value, caption)

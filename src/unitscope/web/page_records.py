@@ -226,13 +226,15 @@ class UnitEntry:
     """A unit on the layer page: its statistics, and the labels that its peaks have more often than images have; none where it shows no
     preference.
 
-    `added` has the numbers of added tables of units by `TABLE.COLUMN`, None where the unit has none. `name` is what the unit is called.
+    `added` has the numbers of added tables of units by `TABLE.COLUMN`, None where the unit has none. `name` is what the unit is called,
+    `belief` how that is said: `perhaps`, `weakly`, or None.
     """
 
     statistics: UnitStatistics
     labels: list[str]
     added: dict[str, float | None]
     name: str | None
+    belief: str | None
     several_facets: bool
 
     def value_of(self, column: str) -> float | None:
@@ -445,11 +447,12 @@ class ConceptPage:
 @dataclass(frozen=True, slots=True)
 class ListedUnit:
     """A unit in a list of units of all layers, and its value in the column that they are sorted by, its highest value where that is their
-    number. `name` is what the unit is called, `caption` what stands below its block."""
+    number. `name` is what the unit is called and `belief` how that is said, `caption` what stands below its block."""
 
     layer: str
     unit: int
     name: str | None
+    belief: str | None
     dead: bool
     value: float | None
     caption: str

@@ -123,6 +123,7 @@ class PageBuilder:
                 labels,
                 added.values_of(statistics.unit),
                 meaning.name,
+                meaning.belief,
                 (meaning.facets or 0) > 1,
             )
             for statistics, meaning, labels in zip(

@@ -13,9 +13,9 @@
   function unitRows() {
     const keys = [...document.querySelectorAll('#grid-choice select[name="sort"] option[data-index]')];
     const { layer } = document.getElementById("units").dataset;
-    const names = ["layer", "unit", "name", "labels", "dead", "no_preference", ...keys.map((key) => key.value)];
+    const names = ["layer", "unit", "name", "belief", "labels", "dead", "no_preference", ...keys.map((key) => key.value)];
     const rows = shownUnits().map((block) => [block, block.dataset]).map(([block, dataset]) => [
-      layer, number(dataset.unit), dataset.name ?? "", window.unitscopeLabels(block).join("; "), String("dead" in dataset), String("noPreference" in dataset),
+      layer, number(dataset.unit), dataset.name ?? "", dataset.belief ?? "", window.unitscopeLabels(block).join("; "), String("dead" in dataset), String("noPreference" in dataset),
       ...keys.map((key) => number(window.unitscopeValue(block, key.dataset.index))),
     ]);
     return [`${layer}.csv`, [names, ...rows]];

@@ -124,7 +124,15 @@
         const item = element("li");
         const link = window.unitscopeBlock(list, { slug, name, number: window.unitscopeParts?.layers[slug][0] }, unit);
         link.append(element("span", "value", caption));
-        if (values[nameColumn]) link.append(element("span", "unit-name", values[nameColumn]));
+        if (values[nameColumn]) {
+          const ofUnit = element("span", "unit-name", values[nameColumn]);
+          const belief = values[columns.indexOf("belief")];
+          if (belief) {
+            ofUnit.classList.add("doubted");
+            ofUnit.title = belief;
+          }
+          link.append(ofUnit);
+        }
         item.append(link);
         return item;
       });
