@@ -534,7 +534,7 @@ def site_path(path: str) -> str:
 
 def test_an_exported_site_works_from_a_disk_and_under_a_path(watched: WatchedPage, static: str) -> None:
     for path in PAGES:
-        if path == "image-search.html":
+        if path in ("image-search.html", "units.html"):  # a server alone has them
             continue
         page = watched.open(static + site_path(path))
         loaded = "[...document.images].every(image => image.complete && (image.naturalWidth > 0 || image.loading === 'lazy'))"
