@@ -189,6 +189,7 @@ def test_pages_of_units_go_on_in_the_order_of_the_list(watched: WatchedPage, sit
         page.keyboard.press("ArrowRight")
         expect(page.get_by_role("heading", level=1)).to_have_text(re.compile(f"unit {unit}$"))
         assert page.url.endswith(choice)
+    expect(page.locator('a[rel="prev"]')).to_have_text(re.compile(rf"\b{units[2]}$"))
     page.keyboard.press("ArrowLeft")
     expect(page.get_by_role("heading", level=1)).to_have_text(re.compile(f"unit {units[2]}$"))
     page.locator('a[rel="up"]').click()
