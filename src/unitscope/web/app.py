@@ -233,7 +233,7 @@ class AtlasRoutes:
         if self._comparison is not None:
             routes += self._page_routes("compare/index.html", self._comparison.network_page)
             routes += self._page_routes("compare/{layer_slug}.html", self._comparison.layer_page)
-        return routes + DownloadRoutes(pages).every_route() + self._search_routes()
+        return routes + DownloadRoutes(pages, self._lists, self._listing).every_route() + self._search_routes()
 
     # ── pages ────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -37,9 +37,9 @@ from unitscope.web.unit_lists import UnitList
 class DownloadRoutes:
     """Requests that other sites have a browser send are refused: they would put files into a person's folder unasked."""
 
-    def __init__(self, pages: PageBuilder) -> None:
+    def __init__(self, pages: PageBuilder, lists: NetworkLists, listing: Lock) -> None:
         self._pages, self._drawing = pages, Lock()
-        self._lists, self._listing = NetworkLists(pages), Lock()
+        self._lists, self._listing = lists, listing
 
     def every_route(self) -> list[BaseRoute]:
         pages = self._pages
@@ -89,7 +89,7 @@ class DownloadRoutes:
         return await self._table(lambda: table_of(listed), kind, f"{path}{_count_in_name(len(listed.units), page.layer)}")
 
     async def _answer_network_units(self, kind: str, request: Request) -> Response:
-        """The units of all layers that the query asks for, one list at a time: each takes memory."""
+        """The units of all layers that the query asks for, one list at a time, those of pages among them: each takes memory."""
         _check_asked_here(request)
         async with self._listing:
             try:

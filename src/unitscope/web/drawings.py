@@ -154,14 +154,14 @@ def layer_blocks(to: Addresses, page: LayerPage) -> Markup:
 def _layer_block(to: Addresses, entry: UnitEntry, is_eager: bool) -> str:
     unit, highest = entry.statistics, number(entry.statistics.highest)
     tie = unit.tie if unit.tie and unit.tie.wholly else None
-    said = {
+    flags = {
         "always-active": unit.activation_rate == 1,
         "dead": unit.dead,
         "no-preference": tie is not None,
         "tied": unit.tie is not None,
         "facets": entry.several_facets,
     }
-    attributes = "".join([f' data-{name}="1"' for name, is_so in said.items() if is_so])
+    attributes = "".join([f' data-{name}="1"' for name, is_so in flags.items() if is_so])
     attributes += f' data-name="{_escaped(entry.name)}"' if entry.name else ""
     attributes += f' data-belief="{entry.belief}"' if entry.belief else ""
     alt = f"Patches of unit {unit.unit}, highest value {highest}, activation rate {percent(unit.activation_rate)}"

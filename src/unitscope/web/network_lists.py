@@ -67,11 +67,11 @@ class NetworkLists:
     def asked_for(self, query: Mapping[str, str]) -> NetworkList:
         """What a query asks for; what it leaves empty counts as absent. Raises `ValueError` for what the atlas doesn't have, and for layers
         with too many units."""
-        given = {name: text for name, text in query.items() if text.strip()}
-        if sum(map(len, given.values())) > MAX_QUERY_LENGTH:
+        filled_in = {name: text for name, text in query.items() if text.strip()}
+        if sum(map(len, filled_in.values())) > MAX_QUERY_LENGTH:
             raise ValueError(f"a question has up to {MAX_QUERY_LENGTH:,} letters")
-        units = UnitList.asked_for(given, [key.column for key in self._pages.network_sort_keys])
-        asked = NetworkList(units, given.get("layer", "").strip().lower())
+        units = UnitList.asked_for(filled_in, [key.column for key in self._pages.network_sort_keys])
+        asked = NetworkList(units, filled_in.get("layer", "").strip().lower())
         count = sum(layer.units for layer in self._layers(asked))
         if count > MAX_UNITS:
             raise ValueError(f"these layers have {count:,} units; name layers that have up to {MAX_UNITS:,}")

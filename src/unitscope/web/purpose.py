@@ -308,11 +308,11 @@ class PurposeQueries:
     def most_certain(self, count: int) -> list[CertainMistake]:
         """The images of which the network is most certain and wrong, of those that there are pictures of."""
         images = [(confusion, image) for confusion in self.mistakes for image in confusion.shown]
-        order = sorted(images, key=lambda found: (-found[1].probability, found[1].image))
-        can_be_shown = (found for found in order[: count * 10] if not self._is_missing(found[1]))
+        order = sorted(images, key=lambda pair: (-pair[1].probability, pair[1].image))
+        with_pictures = ((confusion, image) for confusion, image in order[: count * 10] if not self._is_missing(image))
         return [
             CertainMistake(c.label_class, c.predicted, c.label_name, c.predicted_name, image)
-            for c, image in islice(can_be_shown, count)
+            for c, image in islice(with_pictures, count)
         ]
 
     @cached_property

@@ -61,8 +61,8 @@ def kinds_of(queries: AtlasQueries) -> dict[str, KindUnits]:
     """The kinds that units of an atlas have, by the nodes of their pages."""
     concepts = queries.concepts
     of_tour = {kind: passing_units(queries, stage) for kind, stage in ((PARTS, PART), (THINGS, THING))}
-    found = {kind: _units_of(concepts, kind, of_tour) for kind in KINDS}
-    return {kind.node: _kind_units(kind, units, concepts) for kind, units in found.items() if units}
+    units_by_kind = {kind: _units_of(concepts, kind, of_tour) for kind in KINDS}
+    return {kind.node: _kind_units(kind, units, concepts) for kind, units in units_by_kind.items() if units}
 
 
 def _units_of(concepts: NamedUnits, kind: Kind, of_tour: Mapping[Kind, set[tuple[str, int]]]) -> list[tuple[str, ConceptUnit]]:
